@@ -1,0 +1,8 @@
+"""cl-bench: continual learning on pre-trained Vision Transformers, measured so that numbers can be trusted.
+
+This package imports neither torch nor avalanche by itself: reading results and rendering reports stays light.
+"""
+
+from __future__ import annotations
+
+__version__ = "0.1.0"

@@ -1,0 +1,252 @@
+"""The command line: `cl-bench run|report|ls|show|new-method`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from cl_bench import __version__
+from cl_bench.errors import UserError
+
+if TYPE_CHECKING:
+    from cl_bench.method import Found
+
+# torch, timm and avalanche take seconds to import: only the commands that need them do so.
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Continual learning on pre-trained Vision Transformers, measured so that numbers can be trusted.",
+)
+ls = typer.Typer(no_args_is_help=True, help="List what there is.")
+app.add_typer(ls, name="ls")
+out = Console()
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+RESULTS = Path("results/runs")
+MethodFiles = Annotated[
+    list[Path] | None,
+    typer.Option("--method-file", help="A file with a method of your own; its name is the method's.", show_default=False),
+]
+
+
+def main() -> None:
+    """Entry point: bad input ends in one sentence and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        err.print(f"[bold red]error:[/] {_escape(str(error))}")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        err.print("interrupted; finished runs are stored, and the same command goes on from there")
+        sys.exit(130)
+
+
+@app.command(epilog="Example: cl-bench run --methods 'sdlora[rank=4|8],coda' --seeds 0-4")
+def run(
+    methods: Annotated[str, typer.Option(help="Names, with options: 'sdlora[rank=4|8],coda'.")],
+    benchmark: Annotated[str, typer.Option(help="See 'cl-bench ls benchmarks'.")] = "icons-100",
+    backbone: Annotated[
+        str | None, typer.Option(help="See 'cl-bench ls backbones'.", show_default="the benchmark's")
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Each sets class order and training seed: 0-4 or 0,2.")] = "0",
+    order: Annotated[
+        str | None, typer.Option(help="Pin the class order: natural or permutation:K.", show_default="by seed")
+    ] = None,
+    tasks: Annotated[int | None, typer.Option(min=1, help="Number of tasks.", show_default="the benchmark's")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Hyper-parameter: lr=0.1 for all methods, sdlora.rank=8 for one.", show_default=False),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Same as --set epochs=N.", show_default=False)] = None,
+    results: Annotated[Path, typer.Option(help="Folder of the results store.")] = RESULTS,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    method_file: MethodFiles = None,
+    force: Annotated[bool, typer.Option("--force", help="Run again what is already there.")] = False,
+    limit_tasks: Annotated[int | None, typer.Option(min=1, help="Trial: only the first tasks.")] = None,
+    limit_train: Annotated[int | None, typer.Option(min=1, help="Trial: training images per class.")] = None,
+    limit_test: Annotated[int | None, typer.Option(min=1, help="Trial: test images per class.")] = None,
+) -> None:
+    """Run methods on a benchmark; what is already in the results folder is not run again."""
+    from cl_bench.experiment import Limits, parse_methods, parse_seeds, parse_settings
+    from cl_bench.store import Store
+
+    specs = parse_methods(methods)
+    seed_list = parse_seeds(seeds)
+    store = Store(results)
+    store.check_writable()
+    with err.status("loading torch, timm and avalanche ..."):
+        _quiet_imports()
+        from cl_bench import plan
+        from cl_bench.runner import pick_device
+
+    known = _methods([spec.name for spec in specs], method_file or [])
+    settings = [*(settings or []), *([f"epochs={epochs}"] if epochs else [])]
+    common = [setting.split("=")[0].strip() for setting in settings if "." not in setting.split("=")[0]]
+    plan.check_common_settings(common, list(known.values()))
+    options = plan.merge_options(specs, parse_settings(settings, list(known)))
+    planned = plan.plan(
+        [(known[spec.name], chosen) for spec, chosen in zip(specs, options, strict=True)],
+        seed_list,
+        benchmark=benchmark,
+        backbone=backbone,
+        tasks=tasks,
+        order=order,
+        limits=Limits(tasks=limit_tasks, train_per_class=limit_train, test_per_class=limit_test),
+    )
+    from cl_bench.console import run_all
+
+    failures = run_all(planned, store, pick_device(device), out, err, force=force)
+    if failures:
+        sys.exit(1)
+
+
+@app.command(epilog="Example: cl-bench report --results results/reference --out reports")
+def report(
+    results: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folders to read; may be given several times.", show_default="results/runs, results/reference"),
+    ] = None,
+    output: Annotated[Path, typer.Option("--out", help="Folder to write to.")] = Path("reports"),
+) -> None:
+    """Recompute tables, figures and the HTML page from stored results alone."""
+    from cl_bench import report as reports
+    from cl_bench.report.tables import to_rich
+
+    folders = results or [folder for folder in (RESULTS, Path("results/reference")) if folder.is_dir()] or [RESULTS]
+    command = "cl-bench report " + " ".join([*(f"--results {folder}" for folder in folders), f"--out {output}"])
+    with err.status("rendering ..."):
+        rendered = reports.render(folders, output, command)
+    for damaged in rendered.damaged:
+        err.print(f"[yellow]warning:[/] skipped a damaged result: {_escape(damaged)}")
+    for table in rendered.tables:
+        out.print(to_rich(table))
+    out.print(f"report: {output / 'index.html'}", soft_wrap=True, highlight=False)
+
+
+@ls.command("methods")
+def ls_methods(method_file: MethodFiles = None) -> None:
+    """Methods with their papers and facts."""
+    from rich.table import Table
+
+    _quiet_imports()
+    from cl_bench import method
+
+    table = Table("method", "paper", "passes", "stores", "needs T", box=None, header_style="bold")
+    found = [method.find(name) for name in method.names()] + [method.load_file(path) for path in method_file or []]
+    for item in found:
+        cls = item.cls
+        table.add_row(item.name, cls.paper, str(cls.forward_passes), cls.stores, "yes" if cls.needs_num_tasks else "no")
+    out.print(table)
+
+
+@ls.command("benchmarks")
+def ls_benchmarks() -> None:
+    """Benchmarks: data, classes and tasks."""
+    from rich.table import Table
+
+    _quiet_imports()
+    from cl_bench import streams
+
+    table = Table("benchmark", "tasks", "classes", "description", box=None, header_style="bold")
+    for name in streams.names():
+        item = streams.find(name)
+        table.add_row(name, str(item.tasks), str(item.num_classes), item.description)
+    out.print(table)
+
+
+@ls.command("backbones")
+def ls_backbones() -> None:
+    """Backbones: architecture, input and weights."""
+    from rich.table import Table
+
+    _quiet_imports()
+    from cl_bench import backbones
+
+    table = Table("backbone", "input", "weights", "description", box=None, header_style="bold")
+    for name in backbones.names():
+        item = backbones.find(name)
+        table.add_row(name, f"{item.channels}x{item.size}x{item.size}", item.weights[:12], item.description)
+    out.print(table)
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="A method, benchmark, backbone, or the (start of the) key of a run.")],
+    benchmark: Annotated[str, typer.Option(help="Benchmark whose recipe a method is shown with.")] = "icons-100",
+    results: Annotated[Path, typer.Option(help="Results folder in which runs are looked up.")] = RESULTS,
+    method_file: MethodFiles = None,
+) -> None:
+    """Show one method, benchmark, backbone or stored run in full."""
+    from cl_bench.console import show_run
+
+    if show_run(name, results, out, err):
+        return
+    _quiet_imports()
+    from cl_bench.console import show_thing
+
+    show_thing(name, benchmark, method_file or [], out)
+
+
+@app.command("new-method")
+def new_method(
+    name: Annotated[str, typer.Argument(help="Name of the method, a Python identifier.")],
+    folder: Annotated[Path, typer.Option(help="Where to write NAME.py.")] = Path(),
+) -> None:
+    """Write a small working method to start from."""
+    from importlib.resources import files
+    from string import Template
+
+    if not name.isidentifier() or not name.islower():
+        raise UserError(f"'{name}' cannot name a method; expected a lower-case Python identifier such as my_method")
+    path = folder / f"{name}.py"
+    template = Template((files("cl_bench") / "assets" / "new_method.py.txt").read_text())
+    class_name = "".join(part.capitalize() for part in name.split("_"))
+    try:
+        with path.open("x") as file:
+            file.write(template.substitute(name=name, class_name=class_name))
+    except FileExistsError as error:
+        raise UserError(f"'{path}' exists already; remove it or choose another name") from error
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be written ({error.strerror})") from error
+    out.print(f"wrote {path}\ntry it: cl-bench run --method-file {path} --methods {name}", highlight=False)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    out.print(__version__, highlight=False)
+
+
+def _methods(names: Sequence[str], method_files: Sequence[Path]) -> dict[str, Found]:
+    """The listed methods; those of `--method-file` come first."""
+    from cl_bench import method
+
+    own = {found.name: found for found in map(method.load_file, method_files)}
+    return {name: own.get(name) or method.find(name) for name in names}
+
+
+def _quiet_imports() -> None:
+    """Keep third-party noise off the screen: avalanche warns of solvers that nothing here uses."""
+    import warnings
+
+    os.environ.setdefault("WANDB_SILENT", "true")
+    warnings.filterwarnings("ignore", message="no QP solver found")
+
+
+def _escape(text: str) -> Any:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+if __name__ == "__main__":
+    main()

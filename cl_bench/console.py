@@ -1,0 +1,168 @@
+"""What a person sees in the terminal while runs go on, and when looking things up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from cl_bench import metrics
+from cl_bench.errors import UserError
+from cl_bench.store import DamagedRecord, RunRecord, Store
+
+if TYPE_CHECKING:
+    import torch
+
+    from cl_bench.plan import PlannedRun
+
+
+def run_all(
+    planned: Sequence[PlannedRun],
+    store: Store,
+    device: torch.device,
+    out: Console,
+    err: Console,
+    force: bool = False,
+) -> int:
+    """Carry out what is missing, print one table over all of it, and return the number of failed runs."""
+    from cl_bench import report, runner
+    from cl_bench.report.tables import to_rich
+
+    class Display(runner.Progress):
+        """A bar with the time left on a terminal, one plain line per task elsewhere."""
+
+        def __init__(self, bars: Progress, runs: int) -> None:
+            self.bars, self.runs = bars, runs
+            self.name = ""
+            self.number = 0
+            self.bar: TaskID | None = None
+
+        def start(self, run: PlannedRun, images: int) -> None:
+            self.number += 1
+            self.name = f"[{self.number}/{self.runs}] {run.label} seed {run.experiment.seed}"
+            self.bar = self.bars.add_task(escape(self.name), total=images, note="")
+
+        def advance(self, images: int) -> None:
+            assert self.bar is not None
+            self.bars.advance(self.bar, images)
+
+        def stage(self, index: int, stages: int, accuracy: float, seconds: float) -> None:
+            assert self.bar is not None
+            note = f"task {index + 1}/{stages}: {100 * accuracy:.1f} %"
+            self.bars.update(self.bar, note=note)
+            if not err.is_terminal:
+                err.print(escape(f"{self.name} {note} after {seconds:.0f} s"))
+
+    missing = [run for run in planned if force or not _stored(run, store, err)]
+    failures: list[tuple[PlannedRun, str]] = []
+    bars = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=err,
+        disable=not err.is_terminal,
+    )
+    began = time.perf_counter()
+    with bars:
+        display = Display(bars, len(missing))
+        for run in missing:
+            try:
+                runner.run(run, store, device, display)
+            except UserError:
+                raise
+            except Exception as error:
+                failures.append((run, f"{type(error).__name__}: {error}"))
+    records = [record for run in planned if (record := _find(run, store)) is not None]
+    if records:
+        for table in report.tables_of(records, origin=str(store.root)):
+            out.print(to_rich(table))
+    there = len(planned) - len(missing)
+    done = f"{len(missing) - len(failures)} run(s) computed in {(time.perf_counter() - began) / 60:.1f} min"
+    err.print(escape(f"{done}, {there} already there; results: {store.root}"))
+    for run, reason in failures:
+        err.print(f"[bold red]failed:[/] {escape(f'{run.label} seed {run.experiment.seed}: {reason}')}")
+    return len(failures)
+
+
+def _stored(run: PlannedRun, store: Store, err: Console) -> bool:
+    try:
+        return store.find(run.experiment) is not None
+    except DamagedRecord as error:
+        err.print(f"[yellow]warning:[/] computing again, the stored result is damaged: {escape(str(error))}")
+        return False
+
+
+def _find(run: PlannedRun, store: Store) -> RunRecord | None:
+    try:
+        return store.find(run.experiment)
+    except DamagedRecord:
+        return None
+
+
+def show_run(name: str, results: Path, out: Console, err: Console) -> bool:
+    """Show the stored run whose key starts with `name`; False if there is none."""
+    if len(name) < 4 or not all(c in "0123456789abcdef" for c in name):
+        return False
+    store = Store(results)
+    warn = lambda text: err.print(f"[yellow]warning:[/] skipped a damaged result: {escape(text)}")  # noqa: E731
+    fitting = [record for record in store.records(warn) if record.key.startswith(name)]
+    if len(fitting) > 1:
+        raise UserError(f"'{name}' fits {len(fitting)} runs in '{results}'; give more digits of the key")
+    if not fitting:
+        return False
+    record = fitting[0]
+    out.print(f"[bold]{escape(record.label)}[/] seed {record.experiment.seed}, key {record.key}")
+    out.print_json(data=record.experiment.model_dump(mode="json"))
+    table = Table("after", *(f"task {j + 1}" for j in range(len(record.total))), title="accuracy, %")
+    for t, row in enumerate(metrics.accuracy_matrix(record.correct, record.total)):
+        table.add_row(f"stage {t + 1}", *("" if value != value else f"{100 * value:.1f}" for value in row))
+    out.print(table)
+    out.print_json(data=record.environment)
+    return True
+
+
+def show_thing(name: str, benchmark: str, method_files: Sequence[Path], out: Console) -> None:
+    """Show a method (with its recipe), a benchmark or a backbone.
+
+    Raises:
+        UserError: nothing has this name.
+    """
+    import dataclasses
+
+    from cl_bench import backbones, method, plan, streams
+    from cl_bench.errors import unknown_name
+
+    own = {found.name: found for found in map(method.load_file, method_files)}
+    if name in own or name in method.names():
+        found = own.get(name) or method.find(name)
+        resolved, recipe = plan.resolve(found, benchmark, {})
+        out.print(f"[bold]{name}[/] (revision {found.revision}): {escape(found.cls.paper)}")
+        out.print(escape((found.cls.__doc__ or "").strip()))
+        table = Table("hyper-parameter", "default", f"{recipe} on {benchmark}", box=None, header_style="bold")
+        for field in dataclasses.fields(found.cls):
+            table.add_row(field.name, str(found.defaults[field.name]), str(resolved.values()[field.name]))
+        out.print(table)
+    elif name in streams.names():
+        item = streams.find(name)
+        source = item.source()
+        out.print(f"[bold]{name}[/]: {item.description}")
+        out.print(f"{item.num_classes} classes in {item.tasks} tasks; {len(source.train)} training images, "
+                  f"{len(source.test)} test images")
+        out.print(", ".join(source.classes))
+    elif name in backbones.names():
+        backbone = backbones.find(name)
+        out.print(f"[bold]{name}[/]: {backbone.description}")
+        out.print(f"timm {backbone.architecture} {dict(backbone.options)}, mean {backbone.mean}, std {backbone.std}")
+        out.print(f"weights {backbone.weights}", soft_wrap=True)
+    else:
+        everything = [*method.names(), *streams.names(), *backbones.names()]
+        raise unknown_name("method, benchmark, backbone or run", name, everything)

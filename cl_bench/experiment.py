@@ -1,0 +1,187 @@
+"""What a run IS: a frozen, validated description and its content key.
+
+Nothing here imports torch: records are read, compared and reported without it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from cl_bench.errors import UserError, unknown_name
+
+Scalar = bool | int | float | str | None
+Value = Scalar | list[Scalar]
+
+
+class Transforms(BaseModel):
+    """Image transforms of a run, resolved to numbers.
+
+    Attributes:
+        size: side of the square network input, in pixels.
+        crop_scale: area range of the training crop, as a fraction of the image.
+        crop_ratio: aspect-ratio range of the training crop.
+        flip: probability of a horizontal flip in training.
+        mean, std: input normalisation per channel, on the [0, 1] scale.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    size: int
+    crop_scale: tuple[float, float]
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class Limits(BaseModel):
+    """Cuts for quick trials; any of them set makes a different experiment."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tasks: int | None = Field(None, ge=1, description="run only the first tasks of the stream")
+    train_per_class: int | None = Field(None, ge=1)
+    test_per_class: int | None = Field(None, ge=1)
+
+
+class Experiment(BaseModel):
+    """One run, with every choice that changes its numbers and none that does not (no host, position or time).
+
+    Attributes:
+        method, revision: the method's name and the integer raised whenever its results change (for a method file:
+            the hash of the file).
+        hyperparameters: all of them, resolved to numbers; `defaults` holds the method's own defaults, so that only
+            what differs from them enters the key.
+        class_order: `natural` or `permutation:K` (numpy's legacy `RandomState(K).permutation`, as in PILOT).
+        split, weights: SHA-256 of the split and of the backbone's weights.
+        precision: as resolved, not as requested.
+        storage: how the images are kept (`memory`).
+        seed: training seed.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: str
+    revision: int | str
+    hyperparameters: dict[str, Value]
+    defaults: dict[str, Value]
+    benchmark: str
+    scenario: Literal["class-incremental"] = "class-incremental"
+    tasks: int = Field(ge=1)
+    class_order: str = Field(pattern=r"^(natural|permutation:\d+)$")
+    split: str
+    transforms: Transforms
+    backbone: str
+    weights: str
+    precision: Literal["fp32"] = "fp32"
+    storage: Literal["memory"] = "memory"
+    limits: Limits = Limits()
+    seed: int = Field(ge=0)
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that differ from their defaults: what the key is made of.
+
+        A field or hyper-parameter added later with a default that keeps the old behaviour leaves old keys as they are.
+        """
+        fields = self.model_dump(mode="json", exclude={"defaults"}, exclude_defaults=True)
+        fields["hyperparameters"] = {
+            name: value for name, value in fields["hyperparameters"].items() if self.defaults.get(name) != value
+        }
+        return fields
+
+    @property
+    def key(self) -> str:
+        """Content key: the first 16 hex digits of the SHA-256 of the canonical JSON of `identity()`."""
+        canonical = json.dumps(self.identity(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    @property
+    def file_stem(self) -> str:
+        """Readable file name; the key alone decides identity."""
+        return f"{self.method}-{self.benchmark.replace(':', '_').replace('/', '_')}-s{self.seed}-{self.key}"
+
+
+# --- the grammar of --methods ----------------------------------------------------------------------------------
+
+_SPEC = re.compile(r"\s*([A-Za-z_][\w-]*)\s*(?:\[([^\[\]]*)\])?\s*(?:,|$)")
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """One method as the user asked for it, e.g. `sdlora[rank=8]`; values are still strings."""
+
+    name: str
+    options: dict[str, str]
+
+
+def parse_methods(text: str) -> list[MethodSpec]:
+    """Parse `sdlora[rank=4|8,lr=0.1],coda`: alternatives separated by `|` multiply into a grid.
+
+    Raises:
+        UserError: the text does not follow the grammar, or names no method.
+    """
+    specs: list[MethodSpec] = []
+    position = 0
+    while position < len(text):
+        match = _SPEC.match(text, position)
+        if match is None:
+            raise UserError(
+                f"--methods '{text}' cannot be read from '{text[position:]}' on; "
+                "expected NAME or NAME[key=value,key=a|b], separated by commas, e.g. 'sdlora[rank=4|8],coda'"
+            )
+        position = match.end()
+        pairs = [_parse_pair(pair, f"--methods '{text}'") for pair in (match[2] or "").split(",") if pair.strip()]
+        alternatives = [[(name, value) for value in values.split("|")] for name, values in pairs]
+        specs += [MethodSpec(match[1], dict(choice)) for choice in itertools.product(*alternatives)]
+    if not specs:
+        raise UserError("--methods is empty; expected e.g. 'sdlora,coda'")
+    return specs
+
+
+def parse_settings(settings: Sequence[str], methods: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Parse `--set` values into options per method.
+
+    `sdlora.rank=8` is for one method, `lr=0.1` for all of them.
+
+    Raises:
+        UserError: not `key=value`, or a qualified key of a method that is not listed.
+    """
+    options: dict[str, dict[str, str]] = {name: {} for name in methods}
+    for setting in settings:
+        key, value = _parse_pair(setting, f"--set '{setting}'")
+        method, dot, field = key.rpartition(".")
+        if dot and method not in options:
+            raise unknown_name("method in --set", method, methods, "It must be one of --methods.")
+        for name in [method] if dot else methods:
+            options[name][field] = value
+    return options
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Parse `0-4` or `0,2,5` into seeds.
+
+    Raises:
+        UserError: anything else, or an empty range.
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        if match is None or int(match[2] or match[1]) < int(match[1]):
+            raise UserError(f"--seeds '{text}' cannot be read; expected numbers and rising ranges, e.g. 0-4 or 0,2,5")
+        seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
+    return list(dict.fromkeys(seeds))
+
+
+def _parse_pair(text: str, where: str) -> tuple[str, str]:
+    key, equals, value = (part.strip() for part in text.partition("="))
+    if not equals or not key or not value:
+        raise UserError(f"{where}: '{text}' is not of the form key=value")
+    return key, value

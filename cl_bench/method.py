@@ -1,0 +1,334 @@
+"""What a continual-learning method must provide, and how methods are found.
+
+A method is one file with one frozen dataclass: its fields are the hyper-parameters, its four functions the maths.
+It is an Avalanche plugin, but holds no state: everything that outlives a task is a parameter or buffer of the
+module that `build` returns, so that checkpoints, stored-memory columns and audits come for free.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import importlib.util
+import pkgutil
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar, Literal, get_origin, get_type_hints
+
+import torch
+from avalanche.core import SupervisedPlugin
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from cl_bench.data.samples import TaskImages
+from cl_bench.errors import UserError, unknown_name
+from cl_bench.experiment import Scalar, Value
+from cl_bench.randomness import Key, generator
+
+ParameterGroup = dict[str, Any]
+Loss = Callable[[Tensor, Tensor], Tensor]
+ENTRY_POINTS = "cl_bench.methods"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a method may know while it learns a task.
+
+    Attributes:
+        index: 0-based position in the stream.
+        classes: labels of this task.
+        seen: labels of this task and all before it.
+        num_classes: size of the head.
+        num_tasks: length of the stream, or None for methods that do not declare `needs_num_tasks`.
+        model: what `build` returned.
+        key: of all random draws in this task.
+    """
+
+    index: int
+    classes: tuple[int, ...]
+    seen: tuple[int, ...]
+    num_classes: int
+    num_tasks: int | None
+    model: Any
+    key: Key
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """A CPU generator for one purpose in this task, the same whenever and wherever it is asked for."""
+        return generator((*self.key, purpose))
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One optimisation inside a task, with a fresh optimiser.
+
+    Attributes:
+        parameters: what is optimised: torch optimiser groups; a group may set its own `lr` or `weight_decay`.
+        loss: per-sample losses [B] from (output of `forward`, labels [B]).
+        forward: the training forward pass; None: the model itself.
+        optimizer: made from the groups.
+        schedule: factor on every learning rate, from (epoch, epochs).
+        clip_norm: bound on the norm of the whole gradient, or None.
+    """
+
+    parameters: Sequence[ParameterGroup]
+    epochs: int
+    batch_size: int
+    loss: Loss
+    optimizer: Callable[[Sequence[ParameterGroup]], torch.optim.Optimizer]
+    schedule: Callable[[int, int], float]
+    clip_norm: float | None = None
+    forward: Callable[[Tensor], Tensor] | None = None
+
+    def trainable(self) -> list[nn.Parameter]:
+        """All parameters of all groups."""
+        return [parameter for group in self.parameters for parameter in group["params"]]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Method(SupervisedPlugin):  # type: ignore[type-arg]
+    """Base of all methods. Fields of the subclass are its hyper-parameters, validated by their annotations.
+
+    Class attributes:
+        revision: raised whenever the method's results change.
+        paper: name, venue, arXiv id.
+        needs_num_tasks: whether the length of the stream must be known in advance (a fact that tables show).
+        stores: what is kept about old tasks beside the adapters, in words.
+        forward_passes: backbone passes per prediction.
+        trains_on: `task` (one experience after the other) or `stream` (all at once: joint training).
+    """
+
+    revision: ClassVar[int] = 1
+    paper: ClassVar[str] = ""
+    needs_num_tasks: ClassVar[bool] = False
+    stores: ClassVar[str] = "nothing"
+    forward_passes: ClassVar[int] = 1
+    trains_on: ClassVar[Literal["task", "stream"]] = "task"
+
+    def __post_init__(self) -> None:
+        for name, adapter in _adapters(type(self)).items():
+            object.__setattr__(self, name, _validated(type(self), name, adapter, getattr(self, name)))
+
+    def build(self, backbone: VisionTransformer, num_classes: int) -> nn.Module:
+        """The model: adapters and head on the backbone. `model(images)` [B, C, H, W] gives the prediction's logits
+        [B, num_classes], for each sample alone and without task identity; unseen classes are masked by the caller.
+        """
+        raise NotImplementedError
+
+    def phases(self, task: Task) -> list[Phase]:
+        """What is optimised for this task, in order; none for methods without gradients."""
+        return []
+
+    def before_task(self, task: Task, images: TaskImages) -> None:
+        """Gradient-free work before training: growing adapters, designing subspaces. Current images only."""
+
+    def after_task(self, task: Task, images: TaskImages) -> None:
+        """Gradient-free work after training: statistics, prototypes, alignment. Current images only."""
+
+    def traces(self, task: Task) -> dict[str, list[dict[str, Scalar]]]:
+        """Rows for the run record's `traces` after this task, e.g. learned magnitudes."""
+        return {}
+
+    def values(self) -> dict[str, Value]:
+        """The hyper-parameters by name, as JSON values."""
+        found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in found.items()}
+
+
+def _constant(epoch: int, epochs: int) -> float:
+    return 1.0
+
+
+def _cosine(epoch: int, epochs: int) -> float:
+    """Half a cosine from 1 towards 0, by epoch."""
+    return float(0.5 * (1 + torch.cos(torch.tensor(torch.pi * epoch / epochs, dtype=torch.float64))))
+
+
+def _coda(epoch: int, epochs: int) -> float:
+    """cos(99 pi e / (200 (E - 1))): from 1 to about 0.016 (CODA-Prompt's released schedule, stepped by epoch)."""
+    angle = 99 * torch.pi * epoch / (200 * max(epochs - 1, 1))
+    return float(torch.cos(torch.tensor(angle, dtype=torch.float64)))
+
+
+_SCHEDULES = {"constant": _constant, "cosine": _cosine, "coda": _coda}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GradientMethod(Method):
+    """A method that trains by gradient descent: adds the optimiser's hyper-parameters."""
+
+    epochs: PositiveInt = 20
+    batch_size: PositiveInt = 128
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: PositiveFloat = 0.01
+    momentum: NonNegativeFloat = 0.9
+    weight_decay: NonNegativeFloat = 0.0
+    schedule: Literal["constant", "cosine", "coda"] = "constant"
+    clip_norm: PositiveFloat | None = None
+
+    def phase(
+        self,
+        parameters: Sequence[ParameterGroup],
+        loss: Loss,
+        forward: Callable[[Tensor], Tensor] | None = None,
+    ) -> Phase:
+        """A phase with this method's optimiser; a group's `lr` wins over the field."""
+        return Phase(
+            parameters=parameters,
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            loss=loss,
+            optimizer=self._optimizer,
+            schedule=_SCHEDULES[self.schedule],
+            clip_norm=self.clip_norm,
+            forward=forward,
+        )
+
+    def _optimizer(self, groups: Sequence[ParameterGroup]) -> torch.optim.Optimizer:
+        if self.optimizer == "sgd":
+            return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+        kind = torch.optim.Adam if self.optimizer == "adam" else torch.optim.AdamW
+        return kind(groups, lr=self.lr, weight_decay=self.weight_decay)
+
+
+def masked_cross_entropy(classes: Iterable[int], num_classes: int) -> Loss:
+    """Cross-entropy in which only `classes` compete: all other logits are -inf ("local" or "masked" softmax).
+
+    Returns:
+        A loss from (logits [B, num_classes], labels [B]) to per-sample values [B].
+    """
+    outside = torch.ones(num_classes, dtype=torch.bool)
+    outside[list(classes)] = False
+
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        masked = logits.masked_fill(outside.to(logits.device), float("-inf"))
+        return nn.functional.cross_entropy(masked, labels, reduction="none")
+
+    return loss
+
+
+# --- finding methods -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Found:
+    """A method class with the name and revision under which its results are stored."""
+
+    name: str
+    cls: type[Method]
+    revision: int | str
+
+    def create(self, settings: Mapping[str, Any]) -> Method:
+        """The method with these hyper-parameters (strings, as typed by the user, are accepted).
+
+        Raises:
+            UserError: an unknown or ill-typed hyper-parameter.
+        """
+        adapters = _adapters(self.cls)
+        for name in settings:
+            if name not in adapters:
+                raise unknown_name(f"hyper-parameter of '{self.name}'", name, adapters)
+        values = {
+            name: _validated(self.cls, name, adapters[name], value, self.name) for name, value in settings.items()
+        }
+        return self.cls(**values)
+
+    @property
+    def defaults(self) -> dict[str, Value]:
+        return self.cls().values()
+
+
+def names() -> list[str]:
+    """Names of all installed methods: the files of `methods/` and entry points of the group `cl_bench.methods`."""
+    folder = Path(__file__).parent / "methods"
+    shipped = {module.name for module in pkgutil.iter_modules([str(folder)])}
+    return sorted(shipped | {point.name for point in entry_points(group=ENTRY_POINTS)})
+
+
+def find(name: str) -> Found:
+    """The installed method with this name.
+
+    Raises:
+        UserError: there is none; the closest name is suggested.
+    """
+    if name not in names():
+        raise unknown_name("method", name, names(), "'cl-bench ls methods' describes them.")
+    for point in entry_points(group=ENTRY_POINTS):
+        if point.name == name:
+            cls = point.load()
+            return Found(name, cls, cls.revision)
+    module = importlib.import_module(f"cl_bench.methods.{name}")
+    cls = _only_method(module, f"cl_bench/methods/{name}.py")
+    return Found(name, cls, cls.revision)
+
+
+def load_file(path: Path) -> Found:
+    """A method from a user's file; its name is the file's, its revision the hash of the content.
+
+    Raises:
+        UserError: no such file, it does not import, or it does not define exactly one method.
+    """
+    try:
+        source = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"method file '{path}' cannot be read ({error.strerror})") from error
+    if not path.stem.isidentifier():
+        raise UserError(f"method file '{path.name}' must be named like a Python module, e.g. my_method.py")
+    spec = importlib.util.spec_from_file_location(f"cl_bench_method_file_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # dataclasses look their module up by name.
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UserError(f"method file '{path}' has a syntax error in line {error.lineno}: {error.msg}") from error
+    except Exception as error:
+        raise UserError(f"method file '{path}' does not import: {type(error).__name__}: {error}") from error
+    cls = _only_method(module, str(path))
+    return Found(path.stem, cls, "file:" + hashlib.sha256(source).hexdigest()[:16])
+
+
+def _only_method(module: ModuleType, where: str) -> type[Method]:
+    found = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__
+    ]
+    if len(found) != 1:
+        listed = ", ".join(cls.__name__ for cls in found) or "none"
+        raise UserError(
+            f"'{where}' must define exactly one subclass of cl_bench.method.Method, found {listed}; "
+            "'cl-bench new-method NAME' writes a working example"
+        )
+    return found[0]
+
+
+# --- validating hyper-parameters -------------------------------------------------------------------------------
+
+
+@cache
+def _adapters(cls: type[Method]) -> dict[str, TypeAdapter[Any]]:
+    hints = get_type_hints(cls, include_extras=True)
+    return {field.name: TypeAdapter(hints[field.name]) for field in dataclasses.fields(cls)}
+
+
+def _validated(cls: type[Method], name: str, adapter: TypeAdapter[Any], value: Any, shown: str | None = None) -> Any:
+    if isinstance(value, str):
+        if value.lower() in ("none", "null"):
+            value = None
+        elif get_origin(get_type_hints(cls, include_extras=True)[name]) is tuple:
+            value = value.replace("+", ",").split(",")
+    try:
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        message = error.errors()[0]["msg"]
+        raise UserError(
+            f"{shown or cls.__name__}.{name} = {value!r} is not valid: {message[0].lower()}{message[1:]}"
+        ) from error

@@ -1,0 +1,139 @@
+"""From what the user asked for to fully resolved experiments: recipes, overrides, labels."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from cl_bench import backbones, streams
+from cl_bench.errors import UserError, unknown_name
+from cl_bench.experiment import Experiment, Limits, MethodSpec, Transforms, Value
+from cl_bench.method import Found, Method
+from cl_bench.streams.build import split_hash
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """An experiment with the method that carries it out, its row name and the source of its hyper-parameters."""
+
+    experiment: Experiment
+    method: Method
+    label: str
+    recipe: str
+
+
+@cache
+def _recipes() -> dict[str, Any]:
+    return tomllib.loads((files("cl_bench") / "assets" / "recipes.toml").read_text())
+
+
+def recipe_for(method: str, benchmark: str, options: Mapping[str, Value], fields: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """Name and values of the recipe for a method on a benchmark.
+
+    Args:
+        options: the user's own (validated) options, which recipes may depend on (`when`).
+        fields: the method's hyper-parameters; the unified recipe sets those that exist.
+    """
+    fitting = [
+        recipe
+        for recipe in _recipes().get("tuned", [])
+        if recipe["method"] == method
+        and benchmark in recipe["benchmarks"]
+        and all(options.get(name) == value for name, value in recipe.get("when", {}).items())
+    ]
+    if fitting:
+        best = max(fitting, key=lambda recipe: len(recipe.get("when", {})))
+        return "tuned", dict(best["values"])
+    return "unified", {name: value for name, value in _recipes()["unified"].items() if name in fields}
+
+
+def plan(
+    specs: Sequence[tuple[Found, Mapping[str, Any]]],
+    seeds: Sequence[int],
+    *,
+    benchmark: str = "icons-100",
+    backbone: str | None = None,
+    tasks: int | None = None,
+    order: str | None = None,
+    limits: Limits | None = None,
+) -> list[PlannedRun]:
+    """Resolve every method (with its options) for every seed.
+
+    Args:
+        specs: methods with the options that the user set; strings are accepted.
+        seeds: each sets the training seed and, unless `order` pins it, the class order `permutation:seed`.
+        backbone: None: the benchmark's own.
+        tasks: None: the benchmark's own number.
+
+    Raises:
+        UserError: anything unknown, ill-typed or impossible.
+    """
+    data = streams.find(benchmark)
+    vit = backbones.find(backbone or data.backbone)
+    tasks = tasks or data.tasks
+    if data.num_classes % tasks:
+        raise UserError(f"--tasks {tasks} does not divide the {data.num_classes} classes of {benchmark}")
+    split = split_hash(data.source())
+    runs = []
+    for found, options in specs:
+        method, recipe = resolve(found, benchmark, options)
+        shown = {name: method.values()[name] for name in options}
+        listed = ",".join(f"{name}={_shown(value)}" for name, value in sorted(shown.items()))
+        for seed in seeds:
+            experiment = Experiment(
+                method=found.name,
+                revision=found.revision,
+                hyperparameters=method.values(),
+                defaults=found.defaults,
+                benchmark=benchmark,
+                tasks=tasks,
+                class_order=order or f"permutation:{seed}",
+                split=split,
+                transforms=Transforms(size=vit.size, crop_scale=data.crop_scale, mean=vit.mean, std=vit.std),
+                backbone=vit.name,
+                weights=vit.weights,
+                limits=limits or Limits(),
+                seed=seed,
+            )
+            runs.append(PlannedRun(experiment, method, f"{found.name}[{listed}]" if listed else found.name, recipe))
+    return runs
+
+
+def resolve(found: Found, benchmark: str, options: Mapping[str, Any]) -> tuple[Method, str]:
+    """The method with its defaults, then the recipe, then the user's options; and the recipe's name."""
+    asked = found.create(options).values()
+    name, values = recipe_for(found.name, benchmark, {key: asked[key] for key in options}, list(asked))
+    return found.create({**values, **options}), name
+
+
+def merge_options(specs: Sequence[MethodSpec], settings: Mapping[str, Mapping[str, str]]) -> list[dict[str, str]]:
+    """Options of each spec: `--set` first, then its own brackets."""
+    return [{**settings[spec.name], **spec.options} for spec in specs]
+
+
+def check_common_settings(keys: Sequence[str], found: Sequence[Found]) -> None:
+    """An unqualified `--set` key must exist in every listed method.
+
+    Raises:
+        UserError: one of the methods lacks it.
+    """
+    for key in keys:
+        for method in found:
+            if key in method.defaults:
+                continue
+            if any(key in other.defaults for other in found):
+                raise UserError(
+                    f"--set {key}=... is for every listed method, but '{method.name}' has no '{key}'; "
+                    "write METHOD." + key + "=... for the ones that have it"
+                )
+            raise unknown_name(f"hyper-parameter of '{method.name}'", key, method.defaults)
+
+
+def _shown(value: Value) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)

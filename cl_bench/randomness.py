@@ -1,0 +1,62 @@
+"""Counter-based randomness: every draw is a pure function of what it is for.
+
+Keys are tuples such as `(seed, "augment", task, phase, epoch)`. Nothing depends on the global generator or on the
+order of calls, so that resuming, auditing and loading in parallel change no number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+Key = tuple[int | str, ...]
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def seed_of(key: Key) -> int:
+    """A 63-bit seed for a key (SHA-256, so that neighbouring keys give unrelated seeds)."""
+    return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "little") >> 1
+
+
+def generator(key: Key) -> torch.Generator:
+    """A CPU generator for a key. Draw on the CPU and move: the numbers are then the same on every device."""
+    return torch.Generator().manual_seed(seed_of(key))
+
+
+@contextmanager
+def seeded(key: Key) -> Iterator[None]:
+    """Seed the global CPU generator for code that cannot be given one (module constructors), and restore it after."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(key))
+        yield
+
+
+def permutation(key: Key, n: int) -> NDArray[np.int64]:
+    """A random permutation of 0..n-1."""
+    return torch.randperm(n, generator=generator(key)).numpy()
+
+
+def uniform(key: Key, ids: NDArray[np.int64], draws: int) -> torch.Tensor:
+    """Uniform numbers in [0, 1) that belong to samples, not to their place in a batch.
+
+    Args:
+        key: what the draws are for.
+        ids: [n] identities of the samples.
+        draws: numbers wanted per sample.
+
+    Returns:
+        float32 [n, draws], a function of (key, id, draw) alone (SplitMix64; Steele et al. 2014).
+    """
+    with np.errstate(over="ignore"):
+        counter = ids.astype(np.uint64)[:, None] * np.uint64(draws) + np.arange(draws, dtype=np.uint64)
+        z = np.uint64(seed_of(key)) + (counter + np.uint64(1)) * _GOLDEN
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z = z ^ (z >> np.uint64(31))
+    return torch.from_numpy((z >> np.uint64(40)).astype(np.float32) / np.float32(1 << 24))

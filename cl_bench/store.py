@@ -1,0 +1,197 @@
+"""The results store: one JSON and one npz per run, addressed by content key.
+
+Records are written atomically and never locked: writers of the same key end with one valid record. A record holds
+integer counts; every metric, table and figure is derived from them afterwards. A failed run is never stored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from cl_bench import metrics
+from cl_bench.errors import UserError
+from cl_bench.experiment import Experiment, Scalar
+
+SCHEMA_VERSION = 1
+Arrays = dict[str, NDArray[Any]]
+
+
+class RunRecord(BaseModel):
+    """Everything measured in one run.
+
+    Attributes:
+        schema_version: of this record; a reader refuses newer ones.
+        key: content key of `experiment`.
+        label: method and the options that the user set, e.g. `finetune[masked=true]`: the row name in tables.
+        recipe: where the hyper-parameters came from (`tuned`, `unified`, ...); informative, not part of the key.
+        stages: the tasks trained on in each stage: `[[0], [1], ...]`, for joint training one stage with all.
+        correct: class-incremental hits `correct[t][j]`; None for tasks not seen by stage t.
+        correct_task_aware: hits when the argmax is restricted to the classes of the image's own task; all tasks.
+        total: test images per task.
+        classes: original class names in label order.
+        train_seconds, eval_seconds: wall seconds per stage.
+        train_samples, eval_samples: images that passed through training steps and through evaluation, per stage.
+        trainable, stored: numbers trained in, and kept after, each stage (beside the frozen backbone).
+        flops_per_image: multiply-adds times two of one prediction; `forward_passes` of the backbone in it.
+        peak_memory_bytes: of the device (CUDA allocator), or of the process on a CPU.
+        environment: versions and hardware.
+        traces: optional tables that a method fills (magnitudes, residuals, distances), a list of rows each.
+        arrays_sha256: of the npz beside this file.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: int = SCHEMA_VERSION
+    key: str
+    label: str
+    recipe: str
+    experiment: Experiment
+    stages: list[list[int]]
+    correct: list[list[int | None]]
+    correct_task_aware: list[list[int]]
+    total: list[int]
+    classes: list[str]
+    train_seconds: list[float]
+    eval_seconds: list[float]
+    train_samples: list[int]
+    eval_samples: list[int]
+    trainable: list[int]
+    stored: list[int]
+    flops_per_image: int
+    forward_passes: int
+    peak_memory_bytes: int
+    environment: dict[str, Scalar]
+    traces: dict[str, list[dict[str, Scalar]]] = {}
+    arrays_sha256: str = ""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunRecord:
+        if self.schema_version > SCHEMA_VERSION:
+            raise ValueError(f"schema version {self.schema_version} is newer than {SCHEMA_VERSION}; update cl-bench")
+        if self.key != self.experiment.key:
+            raise ValueError(f"key {self.key} does not belong to the experiment in it ({self.experiment.key})")
+        stages, tasks = len(self.stages), len(self.total)
+        for name in ("correct", "correct_task_aware"):
+            rows = getattr(self, name)
+            if len(rows) != stages or any(len(row) != tasks for row in rows):
+                raise ValueError(f"'{name}' is not {stages} stages x {tasks} tasks")
+            metrics.accuracy_matrix(rows, self.total)
+        for name in ("train_seconds", "eval_seconds", "train_samples", "eval_samples", "trainable", "stored"):
+            if len(getattr(self, name)) != stages:
+                raise ValueError(f"'{name}' does not have one entry for each of the {stages} stages")
+        return self
+
+
+class DamagedRecord(Exception):
+    """A result file that cannot be trusted; the message names the file and what is wrong with it."""
+
+
+class Store:
+    """A folder of run records.
+
+    Args:
+        root: the folder; made on the first write.
+    """
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root)
+
+    def json_path(self, experiment: Experiment) -> Path:
+        return self.root / f"{experiment.file_stem}.json"
+
+    def check_writable(self) -> None:
+        """Raise `UserError` now rather than after hours of training."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=self.root, prefix=".probe-"):
+                pass
+        except OSError as error:
+            raise UserError(
+                f"results folder '{self.root}' cannot be written ({error.strerror}); "
+                "name a writable folder with --results"
+            ) from error
+
+    def find(self, experiment: Experiment) -> RunRecord | None:
+        """The record of this experiment, or None.
+
+        Raises:
+            DamagedRecord: there is one, but it cannot be trusted.
+        """
+        path = self.json_path(experiment)
+        return self.load(path) if path.exists() else None
+
+    def write(self, record: RunRecord, arrays: Arrays) -> Path:
+        """Write a record and its arrays (per-sample predictions) atomically; returns the JSON's path."""
+        self.check_writable()
+        path = self.json_path(record.experiment)
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, allow_pickle=False, **arrays)
+        packed = buffer.getvalue()
+        record = record.model_copy(update={"arrays_sha256": hashlib.sha256(packed).hexdigest()})
+        # The JSON names the hash of the npz, so it goes last: a reader never sees it without its arrays.
+        _write_atomically(path.with_suffix(".npz"), packed)
+        text = json.dumps(record.model_dump(mode="json"), indent=1, sort_keys=True)
+        _write_atomically(path, (text + "\n").encode())
+        return path
+
+    def load(self, path: Path) -> RunRecord:
+        """Read and validate one record.
+
+        Raises:
+            DamagedRecord: unreadable, not valid, misnamed, or its npz is missing or altered.
+        """
+        try:
+            record = RunRecord.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise DamagedRecord(f"{path}: {error.strerror}") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise DamagedRecord(f"{path}: {where + ': ' if where else ''}{first['msg']}") from error
+        if path.stem != record.experiment.file_stem:
+            raise DamagedRecord(f"{path}: holds the run {record.experiment.file_stem}")
+        arrays = path.with_suffix(".npz")
+        if not arrays.exists():
+            raise DamagedRecord(f"{arrays}: missing (predictions of {path.name})")
+        if hashlib.sha256(arrays.read_bytes()).hexdigest() != record.arrays_sha256:
+            raise DamagedRecord(f"{arrays}: altered (its SHA-256 is not the one in {path.name})")
+        return record
+
+    def arrays(self, record: RunRecord) -> Arrays:
+        """Per-sample arrays of a record: `label`, `task` [images]; `predicted`, `predicted_task_aware` [stages, images]."""
+        with np.load(self.json_path(record.experiment).with_suffix(".npz"), allow_pickle=False) as data:
+            return {name: data[name] for name in data.files}
+
+    def records(self, on_damaged: Callable[[str], None]) -> Iterator[RunRecord]:
+        """All valid records of the folder, in file order; `on_damaged` is told of each that had to be skipped."""
+        for path in sorted(self.root.glob("*.json")):
+            try:
+                yield self.load(path)
+            except DamagedRecord as error:
+                on_damaged(str(error))
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    """Write a temporary file in the same folder, flush it to disk, rename it into place."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

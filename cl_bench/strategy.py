@@ -1,0 +1,261 @@
+"""The one training loop: an Avalanche strategy that runs a method's phases and counts hits on all tasks in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from avalanche.core import SupervisedPlugin
+from avalanche.training.plugins import EvaluationPlugin
+from avalanche.training.templates import SupervisedTemplate
+from numpy.typing import NDArray
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from cl_bench import backbones
+from cl_bench.data.samples import Concatenated, Samples, TaskImages, TrainingBatches, samples_of
+from cl_bench.method import Method, Phase, Task
+from cl_bench.randomness import permutation, seeded
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Hits of one evaluation over T tasks and n test images.
+
+    Attributes:
+        correct: per task, argmax over all classes seen so far; None for tasks with a class not seen yet.
+        correct_task_aware: per task, argmax over the task's own classes.
+        total: images per task.
+        label, task: int16 [n].
+        predicted, predicted_task_aware: int16 [n]; `predicted` is -1 where `correct` is None.
+    """
+
+    correct: list[int | None]
+    correct_task_aware: list[int]
+    total: list[int]
+    label: NDArray[np.int16]
+    task: NDArray[np.int16]
+    predicted: NDArray[np.int16]
+    predicted_task_aware: NDArray[np.int16]
+
+
+class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
+    """An Avalanche strategy for one `Method` among its plugins.
+
+    `train(experience)` runs the method's phases, each with a fresh optimiser over the method's own parameter groups;
+    `eval(stream)` is Avalanche's, with its metrics and loggers; `count_matrix(stream)` counts all tasks in one pass.
+
+    Args:
+        plugins: exactly one `Method`, and any other Avalanche plugins.
+        backbone: a name known to `cl_bench.backbones`, or a timm ViT without head.
+        num_classes: size of the label set of the whole stream (head and masks never change shape).
+        num_tasks: length of the stream; passed on only to methods that declare to need it.
+        seed: of everything random; draws are keyed, the global generators are left alone.
+        eval_mb_size: images per evaluation batch.
+
+    Raises:
+        ValueError: not exactly one method among the plugins, or a method that needs `num_tasks` without it.
+    """
+
+    PLUGIN_CLASS = Method
+
+    def __init__(
+        self,
+        *,
+        plugins: Sequence[SupervisedPlugin],
+        backbone: str | VisionTransformer,
+        num_classes: int,
+        num_tasks: int | None = None,
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+        eval_mb_size: int = 250,
+        evaluator: EvaluationPlugin | None = None,
+    ) -> None:
+        methods = [plugin for plugin in plugins if isinstance(plugin, Method)]
+        if len(methods) != 1:
+            raise ValueError(f"expected exactly one Method among the plugins, found {len(methods)}")
+        self.method = methods[0]
+        if self.method.needs_num_tasks and num_tasks is None:
+            raise ValueError(f"{type(self.method).__name__} must know the number of tasks: pass num_tasks")
+        vit = backbones.create(backbone) if isinstance(backbone, str) else backbone
+        with seeded((seed, "build")):
+            model = self.method.build(vit, num_classes)
+        super().__init__(
+            model=model,
+            # Replaced at the start of every phase; Avalanche wants one from the beginning.
+            optimizer=torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.0),
+            criterion=nn.CrossEntropyLoss(),
+            eval_mb_size=eval_mb_size,
+            device=torch.device(device),
+            plugins=plugins,
+            evaluator=evaluator,
+        )
+        self.model.to(self.device)
+        self.num_classes = num_classes
+        self.num_tasks = num_tasks
+        self.seed = seed
+        self.seen: tuple[int, ...] = ()
+        self.tasks_learned = 0
+        self.trainable = 0
+        self.task: Task | None = None
+        self.phase: Phase | None = None
+        self.valid = 0
+
+    # --- training ----------------------------------------------------------------------------------------------
+
+    def check_model_and_optimizer(self, **kwargs: Any) -> None:
+        """Nothing to adapt: the head has its full size, and each phase makes its optimiser."""
+
+    def model_adaptation(self, model: nn.Module | None = None) -> nn.Module:
+        return (self.model if model is None else model).to(self.device)
+
+    def make_train_dataloader(self, **kwargs: Any) -> None:
+        """Batches are made per epoch, from a key."""
+
+    def _train_exp(self, experience: Any, eval_streams: Any = None, **kwargs: Any) -> None:
+        samples = samples_of(self.adapted_dataset)
+        classes = tuple(sorted(int(c) for c in set(samples.labels.tolist())))
+        self.seen = tuple(sorted(set(self.seen) | set(classes)))
+        key = (self.seed, "task", self.tasks_learned)
+        self.task = Task(
+            index=self.tasks_learned,
+            classes=classes,
+            seen=self.seen,
+            num_classes=self.num_classes,
+            num_tasks=self.num_tasks if self.method.needs_num_tasks else None,
+            model=self.model,
+            key=key,
+        )
+        images = TaskImages(samples, key, self.device)
+        with torch.no_grad():
+            self.method.before_task(self.task, images)
+        self.model.to(self.device)
+        phases = self.method.phases(self.task)
+        trained = {id(p): p.numel() for phase in phases for p in phase.trainable() if p.requires_grad}
+        self.trainable = sum(trained.values())
+        for number, self.phase in enumerate(phases):
+            self._run_phase(self.phase, samples, (*key, number), **kwargs)
+        self.phase = None
+        self.model.eval()
+        with torch.no_grad():
+            self.method.after_task(self.task, images)
+        self.model.train()
+        self.tasks_learned += 1
+
+    def _run_phase(self, phase: Phase, samples: Samples, key: tuple[int | str, ...], **kwargs: Any) -> None:
+        self.optimizer = phase.optimizer(phase.parameters)
+        base = [group["lr"] for group in self.optimizer.param_groups]
+        for epoch in range(phase.epochs):
+            for group, lr in zip(self.optimizer.param_groups, base, strict=True):
+                group["lr"] = lr * phase.schedule(epoch, phase.epochs)
+            self.dataloader = TrainingBatches(samples, phase.batch_size, (*key, epoch), self.device)
+            self._before_training_epoch(**kwargs)
+            if self._stop_training:
+                self._stop_training = False
+                break
+            self.training_epoch(**kwargs)
+            self._after_training_epoch(**kwargs)
+
+    def _unpack_minibatch(self) -> None:
+        if self.is_training:
+            images, labels, self.valid = self.mbatch
+            self.mbatch = [images, labels]
+        super()._unpack_minibatch()
+
+    def forward(self) -> Tensor:
+        """Logits [B, num_classes]; in evaluation those of unseen classes are -inf."""
+        if self.is_training:
+            assert self.phase is not None
+            return (self.phase.forward or self.model)(self.mb_x)
+        logits = self.model(self.mb_x)
+        return logits.masked_fill(~self._mask(self.seen), float("-inf"))
+
+    def criterion(self) -> Tensor:
+        if not self.is_training:
+            return super().criterion()
+        assert self.phase is not None and self.mbatch is not None
+        losses = self.phase.loss(self.mb_output, self.mb_y)
+        loss = losses.masked_fill(torch.arange(len(losses), device=self.device) >= self.valid, 0).sum() / self.valid
+        # Samples that only fill up the last batch must not reach metrics and other plugins.
+        self.mb_output = self.mb_output[: self.valid]
+        self.mbatch = [tensor[: self.valid] for tensor in self.mbatch]
+        return loss
+
+    def optimizer_step(self) -> None:
+        assert self.phase is not None
+        if self.phase.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.phase.trainable(), self.phase.clip_norm)
+        super().optimizer_step()
+
+    # --- evaluation --------------------------------------------------------------------------------------------
+
+    def make_eval_dataloader(self, **kwargs: Any) -> None:
+        samples = samples_of(self.adapted_dataset)
+        order = np.arange(len(samples.labels))
+        self.dataloader = [
+            [samples.view(chunk, None, self.device), samples.labels[torch.from_numpy(chunk)]]
+            for chunk in _chunks(order, self.eval_mb_size)
+        ]
+
+    @torch.inference_mode()
+    def count_matrix(self, stream: Iterable[Any]) -> Counts:
+        """Evaluate the current model on all tasks of a test stream, in one pass over the mixed images.
+
+        Images of all tasks are shuffled together (by a fixed key), so that no prediction could profit from
+        neighbours of its own task; the device is synchronised once, at the end.
+        """
+        self.model.eval()
+        parts = [samples_of(experience.dataset) for experience in stream]
+        images = Concatenated(parts)
+        total = [len(part.labels) for part in parts]
+        label = images.labels
+        task = torch.repeat_interleave(torch.arange(len(parts)), torch.tensor(total))
+        own = torch.zeros(len(parts), self.num_classes, dtype=torch.bool, device=self.device)
+        for index, part in enumerate(parts):
+            own[index, part.labels.unique().to(self.device)] = True
+        seen = self._mask(self.seen)
+        order = permutation(("evaluation",), len(label))
+        predicted, task_aware = [], []
+        for chunk in _chunks(order, self.eval_mb_size):
+            logits = self.model(images.view(chunk, None, self.device)).float()
+            tasks = task[torch.from_numpy(chunk)].to(self.device)
+            predicted.append(logits.masked_fill(~seen, float("-inf")).argmax(1))
+            task_aware.append(logits.masked_fill(~own[tasks], float("-inf")).argmax(1))
+        self.model.train()
+        inverse = torch.from_numpy(np.argsort(order))
+        prediction = torch.cat(predicted).cpu()[inverse]
+        prediction_task_aware = torch.cat(task_aware).cpu()[inverse]
+        known = [bool((own[index] <= seen).all()) for index in range(len(parts))]
+        prediction = torch.where(torch.tensor(known)[task], prediction, -1)
+        hits = (prediction == label).split(total)
+        hits_task_aware = (prediction_task_aware == label).split(total)
+        return Counts(
+            correct=[int(h.sum()) if k else None for h, k in zip(hits, known, strict=True)],
+            correct_task_aware=[int(h.sum()) for h in hits_task_aware],
+            total=total,
+            label=label.numpy().astype(np.int16),
+            task=task.numpy().astype(np.int16),
+            predicted=prediction.numpy().astype(np.int16),
+            predicted_task_aware=prediction_task_aware.numpy().astype(np.int16),
+        )
+
+    def stored_numbers(self) -> int:
+        """Numbers kept beside the frozen backbone: everything in the model that is not an untouched weight of it."""
+        frozen = {
+            name
+            for name, parameter in self.model.named_parameters()
+            if name.startswith("backbone.") and not parameter.requires_grad
+        }
+        return sum(t.numel() for name, t in self.model.state_dict().items() if name not in frozen)
+
+    def _mask(self, classes: Iterable[int]) -> Tensor:
+        mask = torch.zeros(self.num_classes, dtype=torch.bool, device=self.device)
+        mask[list(classes)] = True
+        return mask
+
+
+def _chunks(order: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
+    return [order[start : start + size] for start in range(0, len(order), size)]

@@ -1,0 +1,104 @@
+"""From a benchmark to Avalanche streams. Split, class order and label mapping are ours: they are the protocol."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from avalanche.benchmarks import benchmark_from_datasets, with_classes_timeline
+from avalanche.benchmarks.utils import as_classification_dataset
+from numpy.typing import NDArray
+
+from cl_bench.data.images import ImageStore
+from cl_bench.data.samples import ImageDataset
+from cl_bench.experiment import Limits, Transforms
+from cl_bench.streams import Source
+
+
+@dataclass(frozen=True)
+class TaskStream:
+    """A class-incremental stream.
+
+    Attributes:
+        train, test: Avalanche streams with one experience per task. Labels are positions in the class order, so that
+            task j owns a run of consecutive labels.
+        joint: a stream with one experience that holds the training images of all tasks.
+        classes: class names in label order.
+        tasks: labels of each task.
+    """
+
+    train: Any
+    test: Any
+    joint: Any
+    classes: tuple[str, ...]
+    tasks: tuple[tuple[int, ...], ...]
+
+
+def split_hash(source: Source) -> str:
+    """SHA-256 over the sorted `class/file` names of the training and the test part."""
+    digest = hashlib.sha256()
+    for part, store in (("train", source.train), ("test", source.test)):
+        digest.update("\n".join([part, *sorted(store.names)]).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def order_classes(class_order: str, num_classes: int) -> NDArray[np.int64]:
+    """Class indices in the order in which they are learned: `natural` or `permutation:K`.
+
+    Permutations come from numpy's legacy `RandomState`, as in PILOT, SD-LoRA and their kin, so that orders agree.
+    """
+    if class_order == "natural":
+        return np.arange(num_classes)
+    return np.random.RandomState(int(class_order.removeprefix("permutation:"))).permutation(num_classes)
+
+
+def build(source: Source, tasks: int, class_order: str, transforms: Transforms, limits: Limits) -> TaskStream:
+    """Cut a data set into tasks.
+
+    Args:
+        tasks: number of tasks; must divide the number of classes.
+        limits: cuts for quick trials; the first images of each class are kept.
+
+    Raises:
+        ValueError: `tasks` does not divide the number of classes.
+    """
+    num_classes = len(source.classes)
+    if num_classes % tasks:
+        raise ValueError(f"{num_classes} classes cannot be cut into {tasks} equal tasks")
+    order = order_classes(class_order, num_classes)
+    label_of_class = np.empty(num_classes, dtype=np.int64)
+    label_of_class[order] = np.arange(num_classes)
+    kept = tuple(
+        tuple(int(label) for label in labels) for labels in np.split(np.arange(num_classes), tasks)[: limits.tasks]
+    )
+    train, train_ids = _by_task(source.train, label_of_class, kept, transforms, limits.train_per_class)
+    test, test_ids = _by_task(source.test, label_of_class, kept, transforms, limits.test_per_class)
+    everything = [int(i) for ids in train_ids for i in ids]
+    scenario = with_classes_timeline(
+        benchmark_from_datasets(
+            train=[train.subset(ids) for ids in train_ids],
+            test=[test.subset(ids) for ids in test_ids],
+            joint=[train.subset(everything)],
+        )
+    )
+    streams = scenario.streams
+    return TaskStream(
+        streams["train"], streams["test"], streams["joint"], tuple(source.classes[c] for c in order), kept
+    )
+
+
+def _by_task(
+    store: ImageStore,
+    label_of_class: NDArray[np.int64],
+    tasks: tuple[tuple[int, ...], ...],
+    transforms: Transforms,
+    per_class: int | None,
+) -> tuple[Any, list[list[int]]]:
+    dataset = ImageDataset(store, label_of_class, transforms)
+    labels = np.array(dataset.targets)
+    ids = [
+        [int(i) for label in task for i in np.flatnonzero(labels == label)[:per_class]] for task in tasks
+    ]
+    return as_classification_dataset(dataset), ids

@@ -1,0 +1,1 @@
+"""The methods: one file each, the maths of one paper and nothing else."""

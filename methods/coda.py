@@ -1,0 +1,145 @@
+"""CODA-Prompt: prompts composed from components by attention (Smith et al., CVPR 2023, arXiv 2211.13218).
+
+Checked against GT-RIPL/CODA-Prompt @ 6417d4f. In each of the first blocks, with the query q(x) (CLS feature of the
+frozen backbone), prompt components P_m, keys K_m and attention vectors A_m:
+
+    p(x) = sum_m cos(q(x) * A_m, K_m) P_m        (Eq. 4-6; no softmax)
+
+split into the prefix of the keys and that of the values. Each task owns its share of the components: earlier ones
+are frozen, later ones do not exist yet. New components are made orthogonal to all earlier ones at the start of
+their task (the released code's change over the paper's start over the whole pool).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from cl_bench.adapters.heads import linear_head
+from cl_bench.adapters.prompts import Prefix, prefix_features
+from cl_bench.data.samples import TaskImages
+from cl_bench.errors import UserError
+from cl_bench.method import GradientMethod, Phase, Task, masked_cross_entropy
+
+
+def orthogonal_to(old: Tensor, raw: Tensor) -> Tensor:
+    """One-pass classical Gram-Schmidt as released: old rows [m, d], raw rows [n, d] -> new unit rows [n, d].
+
+    From each raw row its projections on all earlier rows are subtracted, those of the raw row itself, without
+    re-orthogonalising; trained old rows are not mutually orthogonal, so a small overlap with them remains.
+    """
+    rows = list(old)
+    new = []
+    for v in raw:
+        basis = torch.stack(rows) if rows else raw[:0]
+        v = v - (basis @ v / basis.square().sum(dim=1)) @ basis
+        rows.append(v)
+        new.append(v)
+    return nn.functional.normalize(torch.stack(new), dim=1)
+
+
+class CODAModel(nn.Module):
+    """The frozen backbone with composed prefix prompts in its first blocks, and a linear head.
+
+    `P[t]` [E, m, length, d], `K[t]`, `A[t]` [E, m, d] are task t's components for E prompted blocks.
+    """
+
+    def __init__(self, backbone: VisionTransformer, num_classes: int, blocks: Sequence[int]) -> None:
+        super().__init__()
+        self.backbone = backbone.requires_grad_(False)
+        self.blocks = tuple(blocks)
+        self.P, self.K, self.A = nn.ParameterList(), nn.ParameterList(), nn.ParameterList()
+        self.head = linear_head(backbone.num_features, num_classes)
+
+    def grow(self, components: int, length: int, generator: torch.Generator) -> None:
+        """Freeze all components and add new, trainable ones, orthogonal to them."""
+        dim = self.backbone.embed_dim
+        device = self.head.weight.device
+        for bank, shape in ((self.P, (length, dim)), (self.K, (dim,)), (self.A, (dim,))):
+            bank.requires_grad_(False)
+            width = torch.Size(shape).numel()
+            raw = torch.randn(len(self.blocks), components, width, generator=generator)
+            old = torch.cat([part.flatten(2).cpu() for part in bank], dim=1) if len(bank) else raw[:, :0]
+            new = torch.stack([orthogonal_to(o, r) for o, r in zip(old, raw, strict=True)])
+            bank.append(nn.Parameter(new.unflatten(2, shape).to(device)))
+
+    def prefixes(self, query: Tensor) -> dict[int, Prefix]:
+        """Key and value prefixes [B, length / 2, d] of each prompted block, from queries [B, d]."""
+        P, K, A = (torch.cat(list(bank), dim=1) for bank in (self.P, self.K, self.A))
+        # cos(q * A_m, K_m) for all samples and components as two matrix products.
+        dots = query @ (A * nn.functional.normalize(K, dim=2)).transpose(1, 2)
+        norms = (query.square() @ A.square().transpose(1, 2)).sqrt().clamp_min(1e-12)
+        prompts = torch.einsum("ebm,emld->ebld", dots / norms, P)
+        keys, values = prompts.chunk(2, dim=2)
+        return {block: (keys[e], values[e]) for e, block in enumerate(self.blocks)}
+
+    def orthogonality(self) -> Tensor:
+        """Sum over blocks and over K, A and flattened P of mean((X X^T - I)^2) (Eq. 7)."""
+        penalty = self.head.weight.new_zeros(())
+        for bank in (self.P, self.K, self.A):
+            rows = torch.cat(list(bank), dim=1).flatten(2)
+            gram = rows @ rows.transpose(1, 2)
+            penalty = penalty + (gram - torch.eye(gram.shape[1], device=gram.device)).square().mean((1, 2)).sum()
+        return penalty
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            query = self.backbone(images)
+        return self.head(prefix_features(self.backbone, images, self.prefixes(query)))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CODAPrompt(GradientMethod):
+    """Hyper-parameters; the defaults are the released ones for CIFAR-100.
+
+    Attributes:
+        components: in all; each task owns components / tasks of them.
+        length: prompt rows per component, half for the keys and half for the values.
+        blocks: the first blocks, which get prompts.
+        orthogonality: weight of the penalty (0.1 in the paper, 0 as released since Gram-Schmidt starts).
+    """
+
+    paper: ClassVar[str] = "CODA-Prompt (CVPR 2023, arXiv 2211.13218)"
+    needs_num_tasks: ClassVar[bool] = True
+    forward_passes: ClassVar[int] = 2
+
+    components: PositiveInt = 100
+    length: PositiveInt = 8
+    blocks: PositiveInt = 5
+    orthogonality: NonNegativeFloat = 0.0
+    epochs: PositiveInt = 20
+    batch_size: PositiveInt = 128
+    optimizer: Literal["sgd", "adam", "adamw"] = "adam"
+    lr: PositiveFloat = 1e-3
+    schedule: Literal["constant", "cosine", "coda"] = "coda"
+
+    def build(self, backbone: VisionTransformer, num_classes: int) -> nn.Module:
+        return CODAModel(backbone, num_classes, range(self.blocks))
+
+    def before_task(self, task: Task, images: TaskImages) -> None:
+        assert task.num_tasks is not None
+        share = self.components // task.num_tasks
+        if share == 0:
+            raise UserError(
+                f"coda.components = {self.components} gives none to each of {task.num_tasks} tasks; "
+                f"set at least {task.num_tasks}"
+            )
+        task.model.grow(share, self.length, task.generator("components"))
+
+    def phases(self, task: Task) -> list[Phase]:
+        model = task.model
+        parameters = [bank[-1] for bank in (model.P, model.K, model.A)] + list(model.head.parameters())
+        cross_entropy = masked_cross_entropy(task.classes, task.num_classes)
+
+        def loss(logits: Tensor, labels: Tensor) -> Tensor:
+            if self.orthogonality == 0:
+                return cross_entropy(logits, labels)
+            return cross_entropy(logits, labels) + self.orthogonality * model.orthogonality()
+
+        return [self.phase([{"params": parameters}], loss)]
