@@ -31,10 +31,14 @@ app.add_typer(ls, name="ls")
 out = Console()
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
-RESULTS = Path("results/runs")
+RESULTS, REFERENCE = Path("results/runs"), Path("results/reference")
 MethodFiles = Annotated[
     list[Path] | None,
-    typer.Option("--method-file", help="A file with a method of your own; its name is the method's.", show_default=False),
+    typer.Option(
+        "--method-file",
+        help="A file with a method of your own; its name is the method's.",
+        show_default=False,
+    ),
 ]
 
 
@@ -59,12 +63,17 @@ def run(
     ] = None,
     seeds: Annotated[str, typer.Option(help="Each sets class order and training seed: 0-4 or 0,2.")] = "0",
     order: Annotated[
-        str | None, typer.Option(help="Pin the class order: natural or permutation:K.", show_default="by seed")
+        str | None,
+        typer.Option(help="Pin the class order: natural or permutation:K.", show_default="by seed"),
     ] = None,
     tasks: Annotated[int | None, typer.Option(min=1, help="Number of tasks.", show_default="the benchmark's")] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Hyper-parameter: lr=0.1 for all methods, sdlora.rank=8 for one.", show_default=False),
+        typer.Option(
+            "--set",
+            help="Hyper-parameter: lr=0.1 for all methods, sdlora.rank=8 for one.",
+            show_default=False,
+        ),
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Same as --set epochs=N.", show_default=False)] = None,
     results: Annotated[Path, typer.Option(help="Folder of the results store.")] = RESULTS,
@@ -113,7 +122,10 @@ def run(
 def report(
     results: Annotated[
         list[Path] | None,
-        typer.Option(help="Folders to read; may be given several times.", show_default="results/runs, results/reference"),
+        typer.Option(
+            help="Folders to read; may be given several times.",
+            show_default="results/runs, results/reference",
+        ),
     ] = None,
     output: Annotated[Path, typer.Option("--out", help="Folder to write to.")] = Path("reports"),
 ) -> None:
@@ -121,10 +133,10 @@ def report(
     from cl_bench import report as reports
     from cl_bench.report.tables import to_rich
 
-    folders = results or [folder for folder in (RESULTS, Path("results/reference")) if folder.is_dir()] or [RESULTS]
-    command = "cl-bench report " + " ".join([*(f"--results {folder}" for folder in folders), f"--out {output}"])
+    folders = results or [folder for folder in (RESULTS, REFERENCE) if folder.is_dir()] or [RESULTS]
+    command = " ".join(["cl-bench report", *(f"--results {folder}" for folder in folders), f"--out {output}"])
     with err.status("rendering ..."):
-        rendered = reports.render(folders, output, command)
+        rendered = reports.render([(folder, folder.name) for folder in folders], output, command)
     for damaged in rendered.damaged:
         err.print(f"[yellow]warning:[/] skipped a damaged result: {_escape(damaged)}")
     for table in rendered.tables:

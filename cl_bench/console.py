@@ -155,8 +155,10 @@ def show_thing(name: str, benchmark: str, method_files: Sequence[Path], out: Con
         item = streams.find(name)
         source = item.source()
         out.print(f"[bold]{name}[/]: {item.description}")
-        out.print(f"{item.num_classes} classes in {item.tasks} tasks; {len(source.train)} training images, "
-                  f"{len(source.test)} test images")
+        out.print(
+            f"{item.num_classes} classes in {item.tasks} tasks; {len(source.train)} training images, "
+            f"{len(source.test)} test images"
+        )
         out.print(", ".join(source.classes))
     elif name in backbones.names():
         backbone = backbones.find(name)

@@ -43,21 +43,26 @@ class Transforms(BaseModel):
 
 
 class Limits(BaseModel):
-    """Cuts for quick trials; any of them set makes a different experiment."""
+    """Cuts for quick trials; any of them set makes a different experiment.
+
+    Attributes:
+        tasks: run only the first tasks of the stream.
+        train_per_class, test_per_class: keep only the first images of each class.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    tasks: int | None = Field(None, ge=1, description="run only the first tasks of the stream")
-    train_per_class: int | None = Field(None, ge=1)
-    test_per_class: int | None = Field(None, ge=1)
+    tasks: int | None = Field(default=None, ge=1)
+    train_per_class: int | None = Field(default=None, ge=1)
+    test_per_class: int | None = Field(default=None, ge=1)
 
 
 class Experiment(BaseModel):
     """One run, with every choice that changes its numbers and none that does not (no host, position or time).
 
     Attributes:
-        method, revision: the method's name and the integer raised whenever its results change (for a method file:
-            the hash of the file).
+        method, revision: the method's name and the integer raised whenever its results change, a changed default
+            included (for a method file: the hash of the file).
         hyperparameters: all of them, resolved to numbers; `defaults` holds the method's own defaults, so that only
             what differs from them enters the key.
         class_order: `natural` or `permutation:K` (numpy's legacy `RandomState(K).permutation`, as in PILOT).
@@ -93,7 +98,9 @@ class Experiment(BaseModel):
         """
         fields = self.model_dump(mode="json", exclude={"defaults"}, exclude_defaults=True)
         fields["hyperparameters"] = {
-            name: value for name, value in fields["hyperparameters"].items() if self.defaults.get(name) != value
+            name: value
+            for name, value in fields["hyperparameters"].items()
+            if name not in self.defaults or self.defaults[name] != value
         }
         return fields
 

@@ -92,7 +92,7 @@ class Phase:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Method(SupervisedPlugin):  # type: ignore[type-arg]
+class Method(SupervisedPlugin):  # type: ignore[misc]
     """Base of all methods. Fields of the subclass are its hyper-parameters, validated by their annotations.
 
     Class attributes:
@@ -112,7 +112,7 @@ class Method(SupervisedPlugin):  # type: ignore[type-arg]
     trains_on: ClassVar[Literal["task", "stream"]] = "task"
 
     def __post_init__(self) -> None:
-        for name, adapter in _adapters(type(self)).items():
+        for name, adapter in _adapters(type(self)).items():  # type: ignore[arg-type]
             object.__setattr__(self, name, _validated(type(self), name, adapter, getattr(self, name)))
 
     def build(self, backbone: VisionTransformer, num_classes: int) -> nn.Module:
@@ -230,7 +230,7 @@ class Found:
         Raises:
             UserError: an unknown or ill-typed hyper-parameter.
         """
-        adapters = _adapters(self.cls)
+        adapters = _adapters(self.cls)  # type: ignore[arg-type]
         for name in settings:
             if name not in adapters:
                 raise unknown_name(f"hyper-parameter of '{self.name}'", name, adapters)

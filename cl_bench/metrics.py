@@ -1,8 +1,9 @@
 """Published continual-learning metrics as pure functions of the count matrices.
 
-All of them take `correct`, the integer matrix of hits, and `total`, the test-set sizes. Row t is the state after
-training stage t, column j is task j; `correct[t][j]` may be None where task j was not evaluated at stage t. Results
-are fractions in [0, 1] (forgetting and transfer in [-1, 1]).
+All of them take `correct`, the integer matrix of class-incremental hits, and `total`, the test-set sizes. Row t is
+the state after training stage t, column j is task j; `correct[t][j]` is None where stage t has not seen task j yet (a
+full, task-aware matrix is not accepted: its upper triangle would enter the averages). Results are fractions in
+[0, 1], forgetting and transfer in [-1, 1].
 
 Two averages are in use and often mixed up: *sample-weighted* (all test images of the seen classes pooled; PILOT,
 InfLoRA and the SD-LoRA code) and *over tasks* (mean of the per-task accuracies; Lopez-Paz & Ranzato 2017, L2P,
@@ -100,13 +101,8 @@ def forgetting(correct: Counts, total: Totals) -> float:
 
 def forgetting_curve(correct: Counts, total: Totals) -> NDArray[np.float64]:
     """`forgetting` after each stage k = 0..T-1 (0 at the first), over the tasks learned before k. Shape [stages]."""
-    rows = [[c for c in row] for row in correct]
-    return np.array(
-        [
-            forgetting([row[: k + 1] for row in rows[: k + 1]], list(total)[: k + 1])
-            for k in range(len(rows))
-        ]
-    )
+    stages = range(1, len(correct) + 1)
+    return np.array([forgetting([row[:k] for row in correct[:k]], total[:k]) for k in stages])
 
 
 def forgetting_rwalk(correct: Counts, total: Totals) -> float:

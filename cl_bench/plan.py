@@ -31,7 +31,9 @@ def _recipes() -> dict[str, Any]:
     return tomllib.loads((files("cl_bench") / "assets" / "recipes.toml").read_text())
 
 
-def recipe_for(method: str, benchmark: str, options: Mapping[str, Value], fields: Sequence[str]) -> tuple[str, dict[str, Any]]:
+def recipe_for(
+    method: str, benchmark: str, options: Mapping[str, Value], fields: Sequence[str]
+) -> tuple[str, dict[str, Any]]:
     """Name and values of the recipe for a method on a benchmark.
 
     Args:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,7 +56,7 @@ def uniform(key: Key, ids: NDArray[np.int64], draws: int) -> torch.Tensor:
     """
     with np.errstate(over="ignore"):
         counter = ids.astype(np.uint64)[:, None] * np.uint64(draws) + np.arange(draws, dtype=np.uint64)
-        z = np.uint64(seed_of(key)) + (counter + np.uint64(1)) * _GOLDEN
+        z: Any = np.uint64(seed_of(key)) + (counter + np.uint64(1)) * _GOLDEN
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         z = z ^ (z >> np.uint64(31))

@@ -37,7 +37,7 @@ class Progress:
         """A training stage is over: accuracy so far (fraction) and seconds since the run began."""
 
 
-class _Advance(SupervisedPlugin):  # type: ignore[type-arg]
+class _Advance(SupervisedPlugin):  # type: ignore[misc]
     """Reports images as they are trained on."""
 
     def __init__(self, progress: Progress) -> None:

@@ -39,9 +39,10 @@ class Summary:
 
 
 def summarise(values: ArrayLike, level: float = LEVEL) -> Summary:
-    """Mean with its Student-t interval: mean +- t_{(1 + level) / 2, n - 1} s / sqrt(n), s with n - 1 in the denominator.
+    """Mean with its Student-t interval: mean +- t_{(1 + level) / 2, n - 1} s / sqrt(n).
 
-    Source: Student 1908; assumes independent, roughly normal values (here: one per seed). With n = 1 no interval.
+    s is the sample standard deviation (n - 1 in the denominator). Source: Student 1908; assumes independent,
+    roughly normal values, here one per seed. With n = 1 there is no interval.
 
     Args:
         values: shape [n], n >= 1, finite.
@@ -52,9 +53,7 @@ def summarise(values: ArrayLike, level: float = LEVEL) -> Summary:
     """
     sample = np.asarray(values, dtype=np.float64)
     if sample.ndim != 1 or sample.size == 0 or not np.isfinite(sample).all():
-        raise ValueError(
-            f"cannot summarise {sample.size} values of shape {sample.shape}: not finite, or none"
-        )
+        raise ValueError(f"cannot summarise {sample.size} values of shape {sample.shape}: not finite, or none")
     n, mean = sample.size, float(sample.mean())
     if n == 1:
         return Summary(1, mean, None)

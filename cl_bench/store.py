@@ -39,7 +39,7 @@ class RunRecord(BaseModel):
         correct: class-incremental hits `correct[t][j]`; None for tasks not seen by stage t.
         correct_task_aware: hits when the argmax is restricted to the classes of the image's own task; all tasks.
         total: test images per task.
-        classes: original class names in label order.
+        classes: names of all classes of the stream in label order, also those that `limits` cut off.
         train_seconds, eval_seconds: wall seconds per stage.
         train_samples, eval_samples: images that passed through training steps and through evaluation, per stage.
         trainable, stored: numbers trained in, and kept after, each stage (beside the frozen backbone).
@@ -82,6 +82,8 @@ class RunRecord(BaseModel):
         if self.key != self.experiment.key:
             raise ValueError(f"key {self.key} does not belong to the experiment in it ({self.experiment.key})")
         stages, tasks = len(self.stages), len(self.total)
+        if tasks != (self.experiment.limits.tasks or self.experiment.tasks) or min(self.total) < 1:
+            raise ValueError(f"{tasks} test sets of sizes {self.total} do not fit the experiment's tasks")
         for name in ("correct", "correct_task_aware"):
             rows = getattr(self, name)
             if len(rows) != stages or any(len(row) != tasks for row in rows):
@@ -162,14 +164,16 @@ class Store:
         if path.stem != record.experiment.file_stem:
             raise DamagedRecord(f"{path}: holds the run {record.experiment.file_stem}")
         arrays = path.with_suffix(".npz")
-        if not arrays.exists():
-            raise DamagedRecord(f"{arrays}: missing (predictions of {path.name})")
-        if hashlib.sha256(arrays.read_bytes()).hexdigest() != record.arrays_sha256:
+        try:
+            packed = arrays.read_bytes()
+        except OSError as error:
+            raise DamagedRecord(f"{arrays}: {error.strerror} (predictions of {path.name})") from error
+        if hashlib.sha256(packed).hexdigest() != record.arrays_sha256:
             raise DamagedRecord(f"{arrays}: altered (its SHA-256 is not the one in {path.name})")
         return record
 
     def arrays(self, record: RunRecord) -> Arrays:
-        """Per-sample arrays of a record: `label`, `task` [images]; `predicted`, `predicted_task_aware` [stages, images]."""
+        """Per-sample arrays: `label`, `task` [images]; `predicted`, `predicted_task_aware` [stages, images]."""
         with np.load(self.json_path(record.experiment).with_suffix(".npz"), allow_pickle=False) as data:
             return {name: data[name] for name in data.files}
 
@@ -190,8 +194,8 @@ def _write_atomically(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from avalanche.core import SupervisedPlugin
+from avalanche.logging import BaseLogger
 from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.templates import SupervisedTemplate
 from numpy.typing import NDArray
@@ -62,6 +63,11 @@ class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
 
     PLUGIN_CLASS = Method
 
+    dataloader: Any
+    mbatch: Any
+    mb_output: Any
+    _stop_training: bool
+
     def __init__(
         self,
         *,
@@ -91,7 +97,7 @@ class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
             eval_mb_size=eval_mb_size,
             device=torch.device(device),
             plugins=plugins,
-            evaluator=evaluator,
+            evaluator=evaluator or EvaluationPlugin(loggers=[BaseLogger()]),
         )
         self.model.to(self.device)
         self.num_classes = num_classes

@@ -36,9 +36,6 @@ class Finetune(GradientMethod):
         return Classifier(backbone, num_classes)
 
     def phases(self, task: Task) -> list[Phase]:
-        groups = [
-            {"params": list(task.model.backbone.parameters()), "lr": self.lr * self.backbone_lr_scale},
-            {"params": list(task.model.head.parameters())},
-        ]
+        groups = task.model.parameter_groups(self.lr, self.backbone_lr_scale)
         competing = task.classes if self.masked else task.seen
         return [self.phase(groups, masked_cross_entropy(competing, task.num_classes))]

@@ -31,8 +31,5 @@ class Joint(GradientMethod):
         return Classifier(backbone, num_classes)
 
     def phases(self, task: Task) -> list[Phase]:
-        groups = [
-            {"params": list(task.model.backbone.parameters()), "lr": self.lr * self.backbone_lr_scale},
-            {"params": list(task.model.head.parameters())},
-        ]
+        groups = task.model.parameter_groups(self.lr, self.backbone_lr_scale)
         return [self.phase(groups, masked_cross_entropy(task.seen, task.num_classes))]

@@ -88,5 +88,5 @@ class SDLoRA(GradientMethod):
 
     def traces(self, task: Task) -> dict[str, list[dict[str, Scalar]]]:
         """The learned magnitudes (Figures 3 and 6 of the paper)."""
-        values = enumerate(float(value) for value in task.model.magnitudes)
+        values = enumerate(float(value.detach()) for value in task.model.magnitudes)
         return {"magnitudes": [{"stage": task.index, "direction": k, "value": value} for k, value in values]}

@@ -66,7 +66,9 @@ class Case:
             if case == "init":
                 self.model.directions.B[t].zero_()
             else:
-                for k, value in enumerate([*np.atleast_1d(DATA[self.key + "alpha_prev"]), DATA[self.key + "alpha_cur"]]):
+                for k, value in enumerate(
+                    [*np.atleast_1d(DATA[self.key + "alpha_prev"]), DATA[self.key + "alpha_cur"]]
+                ):
                     self.model.magnitudes[k].fill_(float(value))
         self.images = golden.normal(f"{path}/t{t}/images", (cfg["bs"], 3, 32, 32), 0.5)
         self.labels = torch.from_numpy(DATA[self.key + "labels"]).long()

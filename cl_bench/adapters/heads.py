@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -28,6 +29,13 @@ class Classifier(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.head = linear_head(backbone.num_features, num_classes)
+
+    def parameter_groups(self, lr: float, backbone_lr_scale: float) -> list[dict[str, Any]]:
+        """Optimiser groups of the backbone and the head, each with its learning rate."""
+        return [
+            {"params": list(self.backbone.parameters()), "lr": lr * backbone_lr_scale},
+            {"params": list(self.head.parameters()), "lr": lr},
+        ]
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.backbone(images))

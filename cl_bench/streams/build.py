@@ -98,7 +98,5 @@ def _by_task(
 ) -> tuple[Any, list[list[int]]]:
     dataset = ImageDataset(store, label_of_class, transforms)
     labels = np.array(dataset.targets)
-    ids = [
-        [int(i) for label in task for i in np.flatnonzero(labels == label)[:per_class]] for task in tasks
-    ]
+    ids = [[int(i) for label in task for i in np.flatnonzero(labels == label)[:per_class]] for task in tasks]
     return as_classification_dataset(dataset), ids

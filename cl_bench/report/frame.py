@@ -1,0 +1,256 @@
+"""Which runs may stand in one table, and which of them are repeats of one row.
+
+A *protocol* is everything that must agree for two numbers to be comparable; different protocols never share a
+table. Within a protocol a *row* is a method with its hyper-parameters and revision; its runs differ in seed
+and class order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from cl_bench import metrics
+from cl_bench.experiment import Limits, Transforms, Value
+from cl_bench.store import RunRecord, Store
+
+
+class Folder(NamedTuple):
+    """A results folder and the name under which its runs are reported (`runs`, `reference`)."""
+
+    path: Path
+    origin: str
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What must agree for two runs to be compared. `classes` (in the whole stream) follows from the rest."""
+
+    benchmark: str
+    scenario: str
+    tasks: int
+    split: str
+    transforms: Transforms
+    backbone: str
+    weights: str
+    precision: str
+    limits: Limits
+    classes: int = field(compare=False)
+
+    @classmethod
+    def of(cls, record: RunRecord) -> Protocol:
+        shared = {name: getattr(record.experiment, name) for name in _PROTOCOL_FIELDS}
+        return cls(**shared, classes=len(record.classes))
+
+    @property
+    def digest(self) -> str:
+        """First 8 hex digits of the SHA-256 of all compared fields."""
+        fields = {name: getattr(self, name) for name in _PROTOCOL_FIELDS}
+        fields |= {name: fields[name].model_dump(mode="json") for name in ("transforms", "limits")}
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8]
+
+    @property
+    def shape(self) -> str:
+        """Tasks and classes in words, e.g. `10 tasks x 10 classes` with a multiplication sign."""
+        return f"{self.tasks} tasks \N{MULTIPLICATION SIGN} {self.classes / self.tasks:g} classes"
+
+    @property
+    def name(self) -> str:
+        """Readable part of file names; not necessarily unique (see `sections`)."""
+        parts = [re.sub(r"[^A-Za-z0-9._-]+", "_", part).strip("._")[:60] for part in (self.benchmark, self.backbone)]
+        return f"{parts[0]}-{self.tasks}x{self.classes / self.tasks:g}-{parts[1]}"
+
+    def limits_text(self) -> str:
+        """The limits in words; empty where there are none."""
+        words = {
+            "tasks": f"first {self.limits.tasks} of {self.tasks} tasks only",
+            "train_per_class": f"at most {self.limits.train_per_class} training images per class",
+            "test_per_class": f"at most {self.limits.test_per_class} test images per class",
+        }
+        return ", ".join(words[name] for name in words if getattr(self.limits, name) is not None)
+
+
+_PROTOCOL_FIELDS = (
+    "benchmark", "scenario", "tasks", "split", "transforms", "backbone", "weights", "precision", "limits",
+)  # fmt: skip
+_REPEAT_FIELDS = ("seed", "class_order")
+_Identity = frozenset[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One stored run with its place in the report.
+
+    Attributes:
+        label: the row's name, unique within the protocol.
+        origin: name of the folder that it was read from.
+    """
+
+    record: RunRecord
+    origin: str
+    protocol: Protocol
+    label: str
+
+    @property
+    def sequential(self) -> bool:
+        """Whether the tasks were learned one after the other; otherwise only final accuracy is defined."""
+        return metrics.is_sequential(self.record.correct, self.record.total)
+
+
+@dataclass(frozen=True)
+class Section:
+    """All runs of one protocol, by row label; `slug` names its files."""
+
+    protocol: Protocol
+    slug: str
+    rows: dict[str, list[Run]]
+
+    @property
+    def runs(self) -> list[Run]:
+        return [run for runs in self.rows.values() for run in runs]
+
+
+def collect(folders: Iterable[tuple[Path, str]], on_damaged: Callable[[str], None]) -> list[Run]:
+    """All runs of the folders, each once, with labels that are unique among the rows of their protocol.
+
+    A run stored in two folders (same row, seed and class order) is taken from the first of them.
+
+    Args:
+        folders: pairs of path and origin name; a folder that does not exist holds no runs.
+        on_damaged: told of each file that had to be skipped, with the reason.
+    """
+    return named((record, origin) for path, origin in folders for record in Store(path).records(on_damaged=on_damaged))
+
+
+def named(records: Iterable[tuple[RunRecord, str]]) -> list[Run]:
+    """Records with their origins as runs, each once, with labels that are unique within their protocol."""
+    found = list(records)
+    known: defaultdict[tuple[str, int | str], dict[str, Value]] = defaultdict(dict)
+    for record, _ in found:
+        known[record.experiment.method, record.experiment.revision].update(record.experiment.defaults)
+    unique: dict[tuple[Protocol, _Identity, int, str], tuple[RunRecord, str]] = {}
+    for record, origin in found:
+        identity = _identity(record, known[record.experiment.method, record.experiment.revision])
+        place = (Protocol.of(record), identity, record.experiment.seed, record.experiment.class_order)
+        unique.setdefault(place, (record, origin))
+    labels: defaultdict[Protocol, dict[_Identity, str]] = defaultdict(dict)
+    for (protocol, identity, _, _), (record, _) in unique.items():
+        # Equal hyper-parameters can be written in two ways; the shortest label says all that is needed.
+        candidates = [record.label, labels[protocol].get(identity, record.label)]
+        labels[protocol][identity] = min(candidates, key=lambda label: (len(label), label))
+    distinct = {protocol: _distinct(rows) for protocol, rows in labels.items()}
+    return [
+        Run(record, origin, protocol, distinct[protocol][identity])
+        for (protocol, identity, _, _), (record, origin) in unique.items()
+    ]
+
+
+def sections(runs: Iterable[Run]) -> list[Section]:
+    """Runs grouped by protocol, then row, in the order of file names; runs of a row by seed and class order.
+
+    The slug is readable; protocols whose readable names agree get a short hash each.
+    """
+    grouped: defaultdict[Protocol, list[Run]] = defaultdict(list)
+    for run in runs:
+        grouped[run.protocol].append(run)
+    uses = Counter(protocol.name.casefold() for protocol in grouped)
+    result = []
+    for protocol, members in grouped.items():
+        unique = uses[protocol.name.casefold()] == 1
+        rows: defaultdict[str, list[Run]] = defaultdict(list)
+        members.sort(key=lambda run: (run.label, run.record.experiment.seed, run.record.experiment.class_order))
+        for run in members:
+            rows[run.label].append(run)
+        slug = protocol.name if unique else f"{protocol.name}-{protocol.digest}"
+        result.append(Section(protocol, slug, dict(rows)))
+    return sorted(result, key=lambda section: section.slug)
+
+
+def tidy(runs: Sequence[Run]) -> pd.DataFrame:
+    """One row per run, in the given order.
+
+    Columns: the protocol's fields; `label`, `method`, `revision`, `recipe`, `origin`, `key`, `seed`,
+    `class_order`; `acc`, `aaa`, `forgetting` as fractions, NaN where undefined; `minutes` of training and
+    evaluation together; `trainable`, the most numbers trained in any stage.
+    """
+    return pd.DataFrame([_flat(run) for run in runs])
+
+
+def _flat(run: Run) -> dict[str, Any]:
+    record, experiment, protocol = run.record, run.record.experiment, run.protocol
+    counts = (record.correct, record.total)
+    return {
+        "benchmark": protocol.benchmark,
+        "scenario": protocol.scenario,
+        "tasks": protocol.tasks,
+        "classes": protocol.classes,
+        "split": protocol.split,
+        "transforms": protocol.transforms.model_dump_json(),
+        "backbone": protocol.backbone,
+        "weights": protocol.weights,
+        "precision": protocol.precision,
+        "limits": protocol.limits.model_dump_json(exclude_none=True),
+        "label": run.label,
+        "method": experiment.method,
+        "revision": experiment.revision,
+        "recipe": record.recipe,
+        "origin": run.origin,
+        "key": record.key,
+        "seed": experiment.seed,
+        "class_order": experiment.class_order,
+        "acc": metrics.acc(*counts),
+        "aaa": metrics.aaa(*counts) if run.sequential else float("nan"),
+        "forgetting": metrics.forgetting(*counts) if run.sequential else float("nan"),
+        "minutes": (sum(record.train_seconds) + sum(record.eval_seconds)) / 60,
+        "trainable": max(record.trainable, default=0),
+    }
+
+
+def _identity(record: RunRecord, defaults: dict[str, Value]) -> _Identity:
+    """What makes a row, as (name, JSON value) pairs: the experiment without protocol, seed and class order.
+
+    Hyper-parameters are compared resolved, so that a changed default cannot merge two different runs; one
+    that an older record does not know counts as its default, as in the content key.
+    """
+    excluded = {*_PROTOCOL_FIELDS, *_REPEAT_FIELDS, "defaults", "hyperparameters"}
+    fields = record.experiment.model_dump(mode="json", exclude=excluded)
+    resolved = defaults | record.experiment.hyperparameters
+    return frozenset((name, json.dumps(value)) for name, value in [*fields.items(), *resolved.items()])
+
+
+def _distinct(labels: dict[_Identity, str]) -> dict[_Identity, str]:
+    """Labels of the rows of a protocol, told apart by the options in which rows of the same label differ."""
+    result = dict(labels)
+    for _ in range(2):  # the second time for a new label that another row had from the start
+        by_label: defaultdict[str, list[_Identity]] = defaultdict(list)
+        for identity, label in result.items():
+            by_label[label].append(identity)
+        for label, rows in by_label.items():
+            common = frozenset.intersection(*rows)
+            for identity in rows:
+                result[identity] = _with_options(label, sorted(identity - common))
+    # Only labels that contradict their own hyper-parameters can still clash.
+    uses: Counter[str] = Counter()
+    for identity in sorted(result, key=sorted):
+        label = result[identity]
+        uses[label] += 1
+        result[identity] = label if uses[label] == 1 else f"{label} ({uses[label]})"
+    return result
+
+
+def _with_options(label: str, options: list[tuple[str, str]]) -> str:
+    """`label` with more options in its brackets: `sdlora` and epochs 5 give `sdlora[epochs=5]`."""
+    if not options:
+        return label
+    # A method file's revision is a long hash; its start is enough for people.
+    texts = [re.sub(r"^([0-9a-f]{8})[0-9a-f]{8,}$", r"\1", value.strip('"')) for _, value in options]
+    words = ",".join(f"{name}={text}" for (name, _), text in zip(options, texts, strict=True))
+    return f"{label[:-1]},{words}]" if label.endswith("]") else f"{label}[{words}]"

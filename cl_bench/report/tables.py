@@ -1,0 +1,321 @@
+"""The result table of a protocol: built once as data, written as Markdown, CSV, LaTeX or for the terminal."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from cl_bench.experiment import Value
+from cl_bench.report.frame import Protocol, Run, Section, tidy
+from cl_bench.stats import Summary, summarise
+
+HEADER = ("method", "acc, %", "aaa, %", "forgetting, %", "seeds", "minutes", "trainable")
+TIMES = "\N{MULTIPLICATION SIGN}"
+DASH = "\N{EN DASH}"
+"""Stands for a value that is not defined, and between the ends of a range."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method in one configuration, over its seeds.
+
+    Attributes:
+        acc, aaa, forgetting: fractions; None where undefined (tasks not learned in turn).
+        minutes: wall minutes of training and evaluation of one run.
+        trainable: the most numbers trained in any stage.
+        seeds, class_orders: of the runs, in the same order.
+        origins: names of the folders that the runs come from.
+        recipes: where the hyper-parameters came from.
+        sequential: whether the tasks were learned one after the other.
+    """
+
+    label: str
+    acc: Summary
+    aaa: Summary | None
+    forgetting: Summary | None
+    minutes: Summary
+    trainable: int
+    seeds: tuple[int, ...]
+    class_orders: tuple[str, ...]
+    origins: tuple[str, ...]
+    recipes: tuple[str, ...]
+    method: str
+    revision: int | str
+    hyperparameters: dict[str, Value]
+    sequential: bool
+
+    @property
+    def varied(self) -> str:
+        """Which seeds and class orders the runs have, in words."""
+        distinct = sorted(set(self.seeds))
+        seeds = f"seed{'s' if len(distinct) > 1 else ''} {_ranges(distinct)}"
+        orders = sorted(set(self.class_orders))
+        if all(order == f"permutation:{seed}" for seed, order in zip(self.seeds, self.class_orders, strict=True)):
+            return f"{seeds}, each of which also sets the class order" if len(distinct) > 1 else f"{seeds}, {orders[0]}"
+        return f"{seeds}, class order{'s' if len(orders) > 1 else ''} {', '.join(orders)}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of one protocol, best final accuracy first, and what a reader must know to read them.
+
+    Attributes:
+        slug: name of the protocol's files.
+        caption: the protocol in one sentence.
+        notes: sentences: definitions, what +- means, what varied.
+    """
+
+    protocol: Protocol
+    slug: str
+    rows: tuple[Row, ...]
+    caption: str
+    notes: tuple[str, ...]
+
+
+def build(section: Section) -> Table:
+    """The table of one protocol, sorted by final accuracy."""
+    rows = [_row(label, runs) for label, runs in section.rows.items()]
+    rows.sort(key=lambda row: (-row.acc.mean, row.label))
+    return Table(section.protocol, section.slug, tuple(rows), _caption(section.protocol), tuple(_notes(rows)))
+
+
+def to_csv(table: Table) -> str:
+    """Raw numbers: fractions in full precision, one column per statistic, empty where undefined."""
+    return _wide(table).to_csv(index=False, lineterminator="\n")
+
+
+def to_markdown(table: Table) -> str:
+    """A pipe table with its caption above and its notes below."""
+    header = [_markdown(cell) for cell in HEADER]
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    lines = [header, rule, *([_markdown(cell) for cell in cells(row)] for row in table.rows)]
+    body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    notes = "\n".join(f"- {_markdown(note)}" for note in table.notes)
+    return f"**{_markdown(table.caption)}**\n\n{body}\n\n{notes}\n"
+
+
+def to_latex(table: Table) -> str:
+    """A `table` environment; needs the package `booktabs`."""
+    lines = [" & ".join(_latex(cell) for cell in line) + r" \\" for line in (HEADER, *map(cells, table.rows))]
+    caption = " ".join(_latex(sentence) for sentence in (table.caption, *table.notes))
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{caption}}}",
+            rf"\label{{tab:{table.slug}}}",
+            rf"\begin{{tabular}}{{l{'r' * (len(HEADER) - 1)}}}",
+            r"\toprule",
+            lines[0],
+            r"\midrule",
+            *lines[1:],
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def to_rich(table: Table) -> RichTable:
+    """For the terminal: the caption as title, the notes below."""
+    # Text, not str: rich would take `finetune[masked=true]` for markup.
+    view = RichTable(
+        title=Text(table.caption),
+        caption=Text("\n".join(table.notes)),
+        title_justify="left",
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+    )
+    for name in HEADER:
+        view.add_column(Text(name), justify="left" if name == HEADER[0] else "right", no_wrap=name == HEADER[0])
+    for row in table.rows:
+        view.add_row(*map(Text, cells(row)))
+    return view
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """The texts of a row under `HEADER`, e.g. `77.12 ± 0.31` in percent."""
+    return (
+        row.label,
+        percent(row.acc),
+        percent(row.aaa),
+        percent(row.forgetting),
+        str(len(set(row.seeds))),
+        _minutes(row.minutes.mean),
+        human_count(row.trainable),
+    )
+
+
+def percent(summary: Summary | None) -> str:
+    """A fraction as percent with the half-width of its interval, two decimals each."""
+    if summary is None:
+        return DASH
+    mean = f"{100 * summary.mean:.2f}"
+    return mean if summary.half_width is None else f"{mean} ± {100 * summary.half_width:.2f}"
+
+
+def human_count(number: int) -> str:
+    """A count in units that people read: `0.37 M`, `7.7 k`, `512`."""
+    for unit, size, least, decimals in (
+        ("G", 10**9, 10**9, 2),
+        ("M", 10**6, 10**5, 2),
+        ("k", 10**3, 10**3, 1),
+    ):
+        if number >= least:
+            return f"{number / size:.{decimals}f} {unit}"
+    return str(number)
+
+
+def _minutes(value: float) -> str:
+    return f"{value:.2f}" if value < 1 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
+
+
+def _row(label: str, runs: Sequence[Run]) -> Row:
+    frame, first = tidy(runs), runs[0].record.experiment
+    return Row(
+        label=label,
+        acc=summarise(frame["acc"]),
+        aaa=_defined(frame["aaa"]),
+        forgetting=_defined(frame["forgetting"]),
+        minutes=summarise(frame["minutes"]),
+        trainable=int(frame["trainable"].max()),
+        seeds=tuple(int(seed) for seed in frame["seed"]),
+        class_orders=tuple(frame["class_order"]),
+        origins=tuple(sorted(set(frame["origin"]))),
+        recipes=tuple(sorted(set(frame["recipe"]))),
+        method=first.method,
+        revision=first.revision,
+        hyperparameters=first.hyperparameters,
+        sequential=runs[0].sequential,
+    )
+
+
+def _defined(values: pd.Series[float]) -> Summary | None:
+    present = values.dropna()
+    return None if present.empty else summarise(present)
+
+
+def _wide(table: Table) -> pd.DataFrame:
+    protocol = table.protocol
+    rows = []
+    for row in table.rows:
+        flat: dict[str, object] = {"label": row.label}
+        for name in ("acc", "aaa", "forgetting", "minutes"):
+            summary: Summary | None = getattr(row, name)
+            flat |= {f"{name}_{part}": getattr(summary, part, None) for part in ("mean", "low", "high", "n")}
+        flat |= {
+            "trainable": row.trainable,
+            "seeds": " ".join(map(str, row.seeds)),
+            "class_orders": " ".join(row.class_orders),
+            "origins": " ".join(row.origins),
+            "recipes": " ".join(row.recipes),
+            "method": row.method,
+            "revision": row.revision,
+            "hyperparameters": json.dumps(row.hyperparameters, sort_keys=True),
+            "benchmark": protocol.benchmark,
+            "scenario": protocol.scenario,
+            "tasks": protocol.tasks,
+            "classes": protocol.classes,
+            "backbone": protocol.backbone,
+            "weights": protocol.weights,
+            "split": protocol.split,
+            "precision": protocol.precision,
+            "transforms": protocol.transforms.model_dump_json(),
+            "limits": protocol.limits.model_dump_json(exclude_none=True),
+        }
+        rows.append(flat)
+    frame = pd.DataFrame(rows)
+    counts = [name for name in frame.columns if name.endswith("_n")]
+    return frame.astype(dict.fromkeys(counts, "Int64"))
+
+
+def _caption(protocol: Protocol) -> str:
+    size = protocol.transforms.size
+    limits = protocol.limits_text()
+    return (
+        f"{protocol.benchmark}, {protocol.scenario}, {protocol.shape}; "
+        f"backbone {protocol.backbone} at {size} {TIMES} {size} (weights {protocol.weights[:8]}), "
+        f"split {protocol.split[:8]}, {protocol.precision} (protocol {protocol.digest})."
+        + (f" A cut-down trial: {limits}." if limits else "")
+    )
+
+
+def _notes(rows: Sequence[Row]) -> list[str]:
+    repeats = {row.acc.n for row in rows}
+    spread = "Mean ± half-width of the 95 % Student-t interval of the mean over " + (
+        f"{repeats.pop()} runs per row" if len(repeats) == 1 else "the runs of the row"
+    )
+    single = [row.label for row in rows if row.acc.n == 1]
+    notes = [
+        "acc: top-1 accuracy over all classes after the last task; aaa: top-1 accuracy over the classes "
+        "seen so far, averaged over the tasks; forgetting: best minus last accuracy, averaged over all tasks "
+        "but the last.",
+        "One run per row: no intervals." if len(single) == len(rows) else f"{spread}.",
+    ]
+    if single and len(single) < len(rows):
+        notes.append(f"One run only, no interval: {', '.join(single)}.")
+    notes.append(_by_row("Runs", [(row.label, row.varied) for row in rows]))
+    joint = [row.label for row in rows if not row.sequential]
+    if joint:
+        notes.append(f"{', '.join(joint)}: trained on all tasks at once, so aaa and forgetting are not defined.")
+    notes.append(
+        "minutes: wall time of training and evaluation of one run, comparable on the same hardware only; "
+        "trainable: the most numbers trained in any stage."
+    )
+    notes.append(_by_row("Origin", [(row.label, ", ".join(row.origins)) for row in rows]))
+    return notes
+
+
+def _by_row(what: str, texts: Sequence[tuple[str, str]]) -> str:
+    """One sentence where all rows agree, otherwise one clause per group of rows."""
+    groups: dict[str, list[str]] = {}
+    for label, text in texts:
+        groups.setdefault(text, []).append(label)
+    if len(groups) == 1:
+        return f"{what}: {texts[0][1]}."
+    return f"{what}: " + "; ".join(f"{text} ({', '.join(labels)})" for text, labels in groups.items()) + "."
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Sorted distinct integers as ranges: `0-4, 7` with a dash."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}{DASH}{run[-1]}" for run in runs)
+
+
+def _markdown(text: str) -> str:
+    """Escape what would end a cell or start markup."""
+    return re.sub(r"([\\|*_`<>$\[\]])", r"\\\1", " ".join(text.split()))
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "±": r"$\pm$",
+    TIMES: r"$\times$",
+    DASH: "--",
+    # After the end of a row LaTeX would take brackets for an argument.
+    "[": "{[}",
+    "]": "{]}",
+}
+
+
+def _latex(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cl_bench import metrics
+
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "metrics.json").read_text())
+ATOL = 1e-12
+Run = tuple[list[list[int | None]], list[int]]
+
+
+def lower(hits: list[list[int]]) -> list[list[int | None]]:
+    """Class-incremental counts: None for tasks that are not learned yet."""
+    return [[hit if j <= t else None for j, hit in enumerate(row)] for t, row in enumerate(hits)]
+
+
+@st.composite
+def sequential_runs(draw: st.DrawFn, min_tasks: int = 1) -> Run:
+    total = draw(st.lists(st.integers(1, 200), min_size=min_tasks, max_size=8))
+    hits = [[draw(st.integers(0, total[j])) for j in range(len(total))] for _ in total]
+    return lower(hits), total
+
+
+@pytest.mark.parametrize("case", GOLDEN["cases"].values(), ids=GOLDEN["cases"].keys())
+@pytest.mark.parametrize(
+    ("function", "key", "sign"),
+    [
+        (metrics.acc, "last_sample_weighted", 1),
+        (metrics.acc_task, "last_mean_of_tasks", 1),
+        (metrics.accuracy_curve, "curve_sample_weighted", 1),
+        (metrics.accuracy_curve_task, "curve_mean_of_tasks", 1),
+        (metrics.aaa, "aaa_sample_weighted", 1),
+        (metrics.aaa_task, "aaa_mean_of_tasks", 1),
+        (metrics.forgetting, "forgetting_max_incl_last_minus_last", 1),
+        (metrics.forgetting_rwalk, "forgetting_max_before_last_minus_last", 1),
+        (metrics.bwt, "bwt", 1),
+        (metrics.bwt, "forgetting_first_minus_last", -1),
+    ],
+)
+def test_golden(case: dict[str, Any], function: Any, key: str, sign: int) -> None:
+    actual = function(lower(case["hits"]), case["counts"])
+    np.testing.assert_allclose(sign * np.asarray(actual), case["expected"][key], rtol=0, atol=ATOL)
+
+
+@pytest.mark.parametrize("case", GOLDEN["cases"].values(), ids=GOLDEN["cases"].keys())
+def test_golden_accuracy_matrix_and_learning_accuracy(case: dict[str, Any]) -> None:
+    matrix = metrics.accuracy_matrix(case["hits"], case["counts"])
+    np.testing.assert_allclose(matrix, np.array(case["hits"]) / np.array(case["counts"]), rtol=0, atol=ATOL)
+    assert np.diag(matrix).mean() == pytest.approx(case["expected"]["learning_accuracy"], abs=ATOL)
+
+
+@pytest.mark.parametrize("case", GOLDEN["cases"].values(), ids=GOLDEN["cases"].keys())
+def test_golden_rwalk_after_every_task(case: dict[str, Any]) -> None:
+    counts, total = lower(case["hits"]), case["counts"]
+    prefixes = [
+        metrics.forgetting_rwalk([row[: k + 1] for row in counts[: k + 1]], total[: k + 1])
+        for k in range(1, len(total))
+    ]
+    np.testing.assert_allclose(prefixes, case["expected"]["forgetting_curve_max_before"], rtol=0, atol=ATOL)
+
+
+@given(sequential_runs())
+def test_ranges(run: Run) -> None:
+    assert metrics.is_sequential(*run)
+    for value in (metrics.acc(*run), metrics.aaa(*run), metrics.acc_task(*run), metrics.aaa_task(*run)):
+        assert 0 <= value <= 1
+    assert 0 <= metrics.forgetting(*run) <= 1
+    assert np.all(metrics.forgetting_per_task(*run) >= 0)
+    assert -1 <= metrics.bwt(*run) <= 1
+    # The best including the last stage, the best before it, and the first value are in this order.
+    assert metrics.forgetting(*run) >= metrics.forgetting_rwalk(*run) - ATOL >= -metrics.bwt(*run) - 2 * ATOL
+
+
+@given(sequential_runs())
+def test_curves_end_in_the_final_values(run: Run) -> None:
+    assert metrics.accuracy_curve(*run)[-1] == metrics.acc(*run)
+    assert metrics.accuracy_curve_task(*run)[-1] == metrics.acc_task(*run)
+    assert metrics.forgetting_curve(*run)[-1] == metrics.forgetting(*run)
+    assert metrics.forgetting_curve(*run)[0] == 0
+
+
+@given(sequential_runs(), st.randoms(use_true_random=False))
+def test_final_accuracy_does_not_depend_on_the_order_of_tasks(run: Run, random: Any) -> None:
+    counts, total = run
+    order = random.sample(range(len(total)), len(total))
+    last = [[counts[-1][j] for j in order]]
+    for metric in (metrics.acc, metrics.acc_task):
+        assert metric(last, [total[j] for j in order]) == pytest.approx(metric(counts, total), abs=ATOL)
+
+
+@given(sequential_runs(min_tasks=2))
+def test_weighted_and_plain_means_agree_for_test_sets_of_one_size(run: Run) -> None:
+    counts, total = run
+    even = [[None if c is None else c * 1000 // total[j] for j, c in enumerate(row)] for row in counts]
+    sizes = [1000] * len(total)
+    assert metrics.acc(even, sizes) == pytest.approx(metrics.acc_task(even, sizes), abs=ATOL)
+    assert metrics.aaa(even, sizes) == pytest.approx(metrics.aaa_task(even, sizes), abs=ATOL)
+
+
+@given(sequential_runs(), st.integers(2, 5))
+def test_only_the_ratio_of_counts_matters(run: Run, factor: int) -> None:
+    counts, total = run
+    more = [[None if c is None else factor * c for c in row] for row in counts]
+    for metric in (
+        metrics.acc,
+        metrics.aaa,
+        metrics.acc_task,
+        metrics.aaa_task,
+        metrics.forgetting,
+        metrics.bwt,
+    ):
+        assert metric(more, [factor * n for n in total]) == pytest.approx(metric(counts, total), abs=ATOL)
+
+
+def test_joint_training_is_not_sequential() -> None:
+    assert not metrics.is_sequential([[9, 8]], [10, 10])
+    assert metrics.acc([[9, 8]], [10, 10]) == pytest.approx(0.85)
+
+
+def test_a_cut_off_run_is_not_sequential() -> None:
+    assert not metrics.is_sequential([[9, None]], [10, 10])
+
+
+def test_a_single_task_forgets_nothing() -> None:
+    run: Run = ([[7]], [10])
+    assert metrics.forgetting(*run) == metrics.forgetting_rwalk(*run) == metrics.bwt(*run) == 0
+
+
+@pytest.mark.parametrize(("counts", "total"), [([[11]], [10]), ([[-1]], [10]), ([[1, 2]], [10]), ([], [10])])
+def test_impossible_counts_are_refused(counts: list[list[int | None]], total: list[int]) -> None:
+    with pytest.raises(ValueError, match=r"count|shape"):
+        metrics.accuracy_matrix(counts, total)
