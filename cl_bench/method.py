@@ -118,6 +118,9 @@ class Method(SupervisedPlugin):  # type: ignore[misc]
     def build(self, backbone: VisionTransformer, num_classes: int) -> nn.Module:
         """The model: adapters and head on the backbone. `model(images)` [B, C, H, W] gives the prediction's logits
         [B, num_classes], for each sample alone and without task identity; unseen classes are masked by the caller.
+
+        A model whose prediction starts from a frozen feature of the image may define `query(images)` [B, d] and
+        accept it as `model(images, query)`: it is then computed once per test image and stream, not once per task.
         """
         raise NotImplementedError
 

@@ -88,9 +88,13 @@ class CODAModel(nn.Module):
             penalty = penalty + (gram - torch.eye(gram.shape[1], device=gram.device)).square().mean((1, 2)).sum()
         return penalty
 
-    def forward(self, images: Tensor) -> Tensor:
-        with torch.no_grad():
-            query = self.backbone(images)
+    @torch.no_grad()
+    def query(self, images: Tensor) -> Tensor:
+        """q(x) [B, d]: the CLS feature of the frozen backbone without prompts."""
+        return self.backbone(images)
+
+    def forward(self, images: Tensor, query: Tensor | None = None) -> Tensor:
+        query = self.query(images) if query is None else query
         return self.head(prefix_features(self.backbone, images, self.prefixes(query)))
 
 
