@@ -20,7 +20,10 @@ Steps:
    icons become inverted luminance over white, at full contrast. There are 16 grey levels, multiples of 17.
 3. Split by designer group: test designers are never seen in any training image of any part.
 4. Drop near-duplicates in each split, then each test image close to a training candidate of its class.
-5. Select at most the cap of images, round-robin over designer groups; assign classes to parts by hash.
+5. Assign the classes to parts by hash.
+6. Enlarge the pre-training part by a rule: other icon names that enough training designers use, without those
+   related to a stream or tune class by a word, and without images that nearly are one of such a class.
+7. Select at most the cap of images, round-robin over designer groups.
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ import time
 import tomllib
 import zipfile
 from collections import defaultdict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from multiprocessing import Pool
@@ -129,6 +133,35 @@ class Namer:
         return self._classes.get(self.base(name))
 
 
+def singular(word: str) -> str:
+    """Return a word without a plural s."""
+    plural = len(word) > 3 and word.endswith("s") and not word.endswith("ss")
+    return word[:-1] if plural else word
+
+
+class PretrainNamer:
+    """Accepts icon names as classes by rule; refuses what is related to one of the protected classes."""
+
+    def __init__(self, curation: dict[str, Any], namer: Namer, protected: Iterable[str]) -> None:
+        rules = curation["pretrain"]
+        self._namer = namer
+        self._names = frozenset(rules["names"])
+        words = set(rules["brands"]) | set(rules["glyphs"]) | set(rules["mirrored"])
+        for cls in protected:
+            for name in (cls, *curation["classes"][cls], *rules["related"].get(cls, [])):
+                words.update(singular(word) for word in name.split("-") if word not in rules["generic"])
+        self._words = frozenset(words)
+
+    def __call__(self, name: str) -> str | None:
+        """Return the class of an icon name, which is its base name, or None."""
+        base = self._namer.base(name)
+        if self._namer(name) is not None or base in self._names:
+            return None
+        words = base.split("-")
+        refused = any(len(w) < 2 or w.isdigit() or self._words & {w, singular(w)} for w in words)
+        return None if refused else base
+
+
 def permitted_sets(collections: dict[str, Any], curation: dict[str, Any]) -> list[str]:
     """Return the prefixes of the sets whose licence, category and name are permitted."""
     rules = curation["sets"]
@@ -141,23 +174,33 @@ def permitted_sets(collections: dict[str, Any], curation: dict[str, Any]) -> lis
     )
 
 
-def collect(package: Path, curation: dict[str, Any], collections: dict[str, Any]) -> list[Source]:
-    """Find every icon of a permitted set that belongs to a class."""
+def collect(
+    package: Path,
+    curation: dict[str, Any],
+    collections: dict[str, Any],
+    namer: Callable[[str], str | None],
+    *,
+    aliases: bool,
+    known: Iterable[Source] = (),
+) -> list[Source]:
+    """Find every icon of a permitted set that belongs to a class and is not known yet."""
     group_of = {p: g for g, prefixes in curation["groups"].items() for p in prefixes}
     excluded = list(curation["excluded_icons"])
-    namer = Namer(curation)
+    known_bodies: dict[str, set[str]] = defaultdict(set)
+    for source in known:
+        known_bodies[source.prefix].add(source.body)
     sources: list[Source] = []
     for prefix in permitted_sets(collections, curation):
         data = json.loads((package / "json" / f"{prefix}.json").read_text(encoding="utf-8"))
         icons: dict[str, dict[str, Any]] = data["icons"]
         found = {name: (namer(name), icon) for name, icon in icons.items()}
-        for name, alias in data.get("aliases", {}).items():
+        for name, alias in data.get("aliases", {}).items() if aliases else ():
             # An alias only helps where its parent's own name says nothing; turned copies are other drawings.
             parent = alias["parent"]
             turned = alias.keys() & {"rotate", "hFlip", "vFlip"}
             if not turned and parent in icons and found[parent][0] is None:
                 found[name] = (namer(name), icons[parent])
-        bodies: set[str] = set()
+        bodies = known_bodies[prefix]
         for name, (cls, icon) in sorted(found.items()):
             body = icon["body"]
             if cls is None or body in bodies or "<animate" in body:
@@ -224,6 +267,15 @@ def rasterise(source: Source) -> bytes | None:
     return (levels * 17).astype(np.uint8).tobytes()
 
 
+def often_used(sources: list[Source], test_groups: frozenset[str], least: int) -> list[Source]:
+    """Keep the classes that have icons of at least so many training designers."""
+    groups: dict[str, set[str]] = defaultdict(set)
+    for source in sources:
+        if source.group not in test_groups:
+            groups[source.cls].add(source.group)
+    return [source for source in sources if len(groups[source.cls]) >= least]
+
+
 def render_all(sources: list[Source], processes: int) -> list[Icon]:
     """Render all icons, in order; unreadable ones are left out."""
     with Pool(processes) as pool:
@@ -235,10 +287,10 @@ def render_all(sources: list[Source], processes: int) -> list[Icon]:
     ]
 
 
-def drop_ambiguous(icons: list[Icon]) -> list[Icon]:
+def drop_ambiguous(icons: list[Icon], known: Iterable[Icon] = ()) -> list[Icon]:
     """Leave out drawings that occur, pixel for pixel, under two classes: their label is not reliable."""
     classes: dict[bytes, set[str]] = defaultdict(set)
-    for icon in icons:
+    for icon in (*icons, *known):
         classes[icon.pixels.tobytes()].add(icon.source.cls)
     return [icon for icon in icons if len(classes[icon.pixels.tobytes()]) == 1]
 
@@ -307,6 +359,24 @@ def thin_out(icons: list[Icon], threshold: float) -> list[Icon]:
     return [icons[i] for i in kept]
 
 
+def drop_alike(icons: list[Icon], protected: list[Icon], threshold: float) -> list[Icon]:
+    """Leave out the icons that are near-duplicates of a protected one."""
+    kept: list[Icon] = []
+    for start in range(0, len(icons), 2048):
+        block = icons[start : start + 2048]
+        near = similarity(block, protected).max(axis=1) >= threshold
+        kept += [icon for icon, drop in zip(block, near, strict=True) if not drop]
+    return kept
+
+
+def clean_classes(icons: list[Icon], test_groups: frozenset[str], curation: dict[str, Any]) -> dict[str, ClassImages]:
+    """Split and clean the images of every class."""
+    members: dict[str, list[Icon]] = defaultdict(list)
+    for icon in icons:
+        members[icon.source.cls].append(icon)
+    return {cls: clean_class(m, test_groups, curation) for cls, m in sorted(members.items())}
+
+
 def clean_class(icons: list[Icon], test_groups: frozenset[str], curation: dict[str, Any]) -> ClassImages:
     """Split one class by designer, remove near-duplicates and order what remains for selection."""
     rules = curation["duplicates"]
@@ -339,6 +409,19 @@ def assign_parts(classes: dict[str, ClassImages], curation: dict[str, Any]) -> d
         "tune": sorted(eligible[n_stream : n_stream + n_tune]),
         "pretrain": sorted(eligible[n_stream + n_tune :] + rest),
     }
+
+
+def add_to_pretrain(
+    parts: dict[str, list[str]], classes: dict[str, ClassImages], limits: dict[str, int]
+) -> dict[str, list[str]]:
+    """Add to the pre-training part every class that has enough images and is in no part."""
+    taken = {name for names in parts.values() for name in names}
+    new = [
+        name
+        for name, images in classes.items()
+        if name not in taken and len(images.capped(limits["per_group_cap"]).train) >= limits["pretrain_train_min"]
+    ]
+    return parts | {"pretrain": sorted([*parts["pretrain"], *new])}
 
 
 @dataclass(frozen=True)
@@ -483,14 +566,33 @@ def main() -> None:
         parser.error(f"the curation is for version {curation['source']['version']}, not {version}")
     collections = json.loads((arguments.package / "collections.json").read_text(encoding="utf-8"))
 
-    icons = drop_ambiguous(render_all(collect(arguments.package, curation, collections), arguments.processes))
+    namer = Namer(curation)
+    sources = collect(arguments.package, curation, collections, namer, aliases=True)
+    rendered = render_all(sources, arguments.processes)
+    icons = drop_ambiguous(rendered)
     limits = curation["limits"]
     test_groups = choose_test_groups(icons, limits["test_fraction"], limits["per_group_cap"])
-    members: dict[str, list[Icon]] = defaultdict(list)
-    for icon in icons:
-        members[icon.source.cls].append(icon)
-    cleaned = {c: clean_class(m, frozenset(test_groups), curation) for c, m in sorted(members.items())}
+    cleaned = clean_classes(icons, frozenset(test_groups), curation)
     parts = assign_parts(cleaned, curation)
+
+    protected = [*parts["stream"], *parts["tune"]]
+    by_rule = collect(
+        arguments.package,
+        curation,
+        collections,
+        PretrainNamer(curation, namer, protected),
+        aliases=False,  # an alias would give a name to an icon whose own name was refused
+        known=sources,
+    )
+    by_rule = often_used(by_rule, frozenset(test_groups), curation["pretrain"]["min_train_groups"])
+    more = drop_ambiguous(render_all(by_rule, arguments.processes), rendered)
+    more = drop_alike(
+        more,
+        [icon for name in protected for split in (cleaned[name].train, cleaned[name].test) for icon in split],
+        curation["duplicates"]["test_to_train"],
+    )
+    cleaned |= clean_classes(more, frozenset(test_groups), curation)
+    parts = add_to_pretrain(parts, cleaned, limits)
     left_out = sorted(cleaned.keys() - {name for names in parts.values() for name in names})
     rows = select(cleaned, parts, limits)
 

@@ -1,0 +1,31 @@
+# Two commands do everything: `make demo` and `make test`. Both make .venv and install with constraints.txt.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check reference clean
+
+demo: .venv/demo
+	$(BIN)/cl-bench run --methods sdlora,coda
+	$(BIN)/cl-bench report --results results/runs
+
+test: .venv/test
+	$(BIN)/python -m pytest
+
+check: .venv/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/demo: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+.venv/test: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@ .venv/demo
+
+clean:
+	rm -rf .venv results/runs reports/index.html reports/tables reports/figures
