@@ -82,7 +82,7 @@ def main() -> None:
 
 
 def _run(item: tuple[Trial, int, str, argparse.Namespace]) -> float:
-    """Final accuracy of one trial (fraction), computed or from the store; 0 if the training diverged."""
+    """Final accuracy of one trial (fraction), computed or from the store."""
     import torch
 
     from cl_bench import method, metrics, plan, runner

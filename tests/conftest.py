@@ -1,0 +1,60 @@
+"""Shared fixtures: the real command line, in this process or in one of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from cl_bench import cli
+
+TRIAL = ["--limit-tasks", "2", "--limit-train", "3", "--limit-test", "2"]
+"""Cuts a run down to about a second."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left behind: exit code and both streams."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def cl_bench(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., Outcome]:
+    """`cl_bench("run", "--methods", "sdlora")` in an empty folder, through the entry point, without a new process."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments: str) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["cl-bench", *arguments])
+        capfd.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        out, err = capfd.readouterr()
+        return Outcome(code, out, err)
+
+    return call
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`process("run", ...)`: the same in a process of its own, for what only a real one shows."""
+
+    def call(*arguments: str, pythonpath: Path | None = None) -> subprocess.CompletedProcess[str]:
+        env = os.environ | {"COLUMNS": "200"} | ({"PYTHONPATH": str(pythonpath)} if pythonpath else {})
+        command = [sys.executable, "-m", "cl_bench.cli", *arguments]
+        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240)
+
+    return call
