@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from cl_bench import metrics
 from cl_bench.errors import UserError
 from cl_bench.experiment import Experiment, Scalar
+from cl_bench.files import write_atomically
 
 SCHEMA_VERSION = 1
 Arrays = dict[str, NDArray[Any]]
@@ -142,9 +142,9 @@ class Store:
         packed = buffer.getvalue()
         record = record.model_copy(update={"arrays_sha256": hashlib.sha256(packed).hexdigest()})
         # The JSON names the hash of the npz, so it goes last: a reader never sees it without its arrays.
-        _write_atomically(path.with_suffix(".npz"), packed)
+        write_atomically(path.with_suffix(".npz"), packed)
         text = json.dumps(record.model_dump(mode="json"), indent=1, sort_keys=True)
-        _write_atomically(path, (text + "\n").encode())
+        write_atomically(path, (text + "\n").encode())
         return path
 
     def load(self, path: Path) -> RunRecord:
@@ -184,18 +184,3 @@ class Store:
                 yield self.load(path)
             except DamagedRecord as error:
                 on_damaged(str(error))
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    """Write a temporary file in the same folder, flush it to disk, rename it into place."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -50,6 +50,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cl_bench.backbones import weights_hash
+from cl_bench.files import write_atomically
+
 MAX_BYTES = 11 * 2**20
 """Largest permitted size of the weights file, in bytes."""
 EVAL_BATCH = 1024
@@ -517,16 +520,6 @@ def backbone_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: state[name].detach().cpu() for name in sorted(state) if not name.startswith("head.")}
 
 
-def weights_hash(state: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of the names, shapes and float32 values of the weights without the head."""
-    h = hashlib.sha256()
-    for name, tensor in backbone_state(state).items():
-        h.update(name.encode())
-        h.update(repr(tuple(tensor.shape)).encode())
-        h.update(tensor.float().contiguous().numpy().astype("<f4").tobytes())
-    return h.hexdigest()
-
-
 @torch.no_grad()
 def forward(model: nn.Module, pixels: Tensor, normalise: Normaliser) -> Tensor:
     """Return the model's float32 output for uint8 images [N, C, H, W], in evaluation mode.
@@ -726,13 +719,6 @@ def as_json(recipe: Recipe) -> dict[str, Any]:
     table: dict[str, Any] = json.loads(json.dumps(asdict(recipe)))
     table["data"]["file"] = Path(recipe.data.file).name
     return table
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it is either complete or unchanged."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
 
 
 def train(trainer: Trainer, folder: Path, stop_after: int | None) -> bool:
