@@ -56,7 +56,7 @@ _BACKBONES = {
             channels=1,
             mean=(0.5,),
             std=(0.5,),
-            weights="78c212928ff12ca3d49b8f58952f4fe54c405aeaebc687081b03cb14c590614b",
+            weights="98be114ee73155033131610ba261fb184dd95c48ac7176ddb3b1b151c9c2aeca",
             asset="vit_tiny_patch8_32.icons.safetensors",
         ),
     )

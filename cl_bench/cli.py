@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 from cl_bench import __version__
 from cl_bench.errors import UserError
@@ -19,7 +20,21 @@ if TYPE_CHECKING:
 
 # torch, timm and avalanche take seconds to import: only the commands that need them do so.
 
+
+class _Interrupted(Exception):
+    """Ctrl-C under another name: typer swallows `KeyboardInterrupt`, and says nothing or "Aborted."."""
+
+
+class _Commands(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise _Interrupted from error
+
+
 app = typer.Typer(
+    cls=_Commands,
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -49,7 +64,7 @@ def main() -> None:
     except UserError as error:
         err.print(f"[bold red]error:[/] {_escape(str(error))}")
         sys.exit(2)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, _Interrupted):
         err.print("interrupted; finished runs are stored, and the same command goes on from there")
         sys.exit(130)
 
@@ -99,9 +114,9 @@ def run(
 
     known = _methods([spec.name for spec in specs], method_file or [])
     settings = [*(settings or []), *([f"epochs={epochs}"] if epochs else [])]
+    options = plan.merge_options(specs, parse_settings(settings, list(known)))
     common = [setting.split("=")[0].strip() for setting in settings if "." not in setting.split("=")[0]]
     plan.check_common_settings(common, list(known.values()))
-    options = plan.merge_options(specs, parse_settings(settings, list(known)))
     planned = plan.plan(
         [(known[spec.name], chosen) for spec, chosen in zip(specs, options, strict=True)],
         seed_list,
@@ -214,11 +229,15 @@ def new_method(
     folder: Annotated[Path, typer.Option(help="Where to write NAME.py.")] = Path(),
 ) -> None:
     """Write a small working method to start from."""
+    import re
     from importlib.resources import files
     from string import Template
 
-    if not name.isidentifier() or not name.islower():
-        raise UserError(f"'{name}' cannot name a method; expected a lower-case Python identifier such as my_method")
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise UserError(
+            f"'{name}' cannot name a method; expected a letter, then letters, digits and _, all lower-case ASCII, "
+            "such as my_method"
+        )
     path = folder / f"{name}.py"
     template = Template((files("cl_bench") / "assets" / "new_method.py.txt").read_text())
     class_name = "".join(part.capitalize() for part in name.split("_"))

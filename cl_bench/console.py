@@ -144,6 +144,7 @@ def show_thing(name: str, benchmark: str, method_files: Sequence[Path], out: Con
     own = {found.name: found for found in map(method.load_file, method_files)}
     if name in own or name in method.names():
         found = own.get(name) or method.find(name)
+        streams.find(benchmark)
         resolved, recipe = plan.resolve(found, benchmark, {})
         out.print(f"[bold]{name}[/] (revision {found.revision}): {escape(found.cls.paper)}")
         out.print(escape((found.cls.__doc__ or "").strip()))

@@ -19,6 +19,8 @@ from cl_bench.errors import UserError, unknown_name
 
 Scalar = bool | int | float | str | None
 Value = Scalar | list[Scalar]
+MAX_SEED = 2**32 - 1
+"""The largest seed that numpy's `RandomState`, which makes the class orders, takes."""
 
 
 class Transforms(BaseModel):
@@ -156,14 +158,14 @@ def parse_methods(text: str) -> list[MethodSpec]:
 def parse_settings(settings: Sequence[str], methods: Sequence[str]) -> dict[str, dict[str, str]]:
     """Parse `--set` values into options per method.
 
-    `sdlora.rank=8` is for one method, `lr=0.1` for all of them.
+    `sdlora.rank=8` is for one method, `lr=0.1` for all of them; the first kind wins, wherever it stands.
 
     Raises:
         UserError: not `key=value`, or a qualified key of a method that is not listed.
     """
     options: dict[str, dict[str, str]] = {name: {} for name in methods}
-    for setting in settings:
-        key, value = _parse_pair(setting, f"--set '{setting}'")
+    pairs = [_parse_pair(setting, f"--set '{setting}'") for setting in settings]
+    for key, value in sorted(pairs, key=lambda pair: "." in pair[0]):
         method, dot, field = key.rpartition(".")
         if dot and method not in options:
             raise unknown_name("method in --set", method, methods, "It must be one of --methods.")
@@ -183,8 +185,22 @@ def parse_seeds(text: str) -> list[int]:
         match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
         if match is None or int(match[2] or match[1]) < int(match[1]):
             raise UserError(f"--seeds '{text}' cannot be read; expected numbers and rising ranges, e.g. 0-4 or 0,2,5")
+        if int(match[2] or match[1]) > MAX_SEED:
+            raise UserError(f"--seeds '{text}' is out of range; seeds are at most {MAX_SEED}")
         seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
     return list(dict.fromkeys(seeds))
+
+
+def parse_order(text: str) -> str:
+    """Check a class order: `natural` or `permutation:K`.
+
+    Raises:
+        UserError: anything else.
+    """
+    match = re.fullmatch(r"natural|permutation:([0-9]+)", text)
+    if match is None or int(match[1] or 0) > MAX_SEED:
+        raise UserError(f"--order '{text}' is no class order; expected natural or permutation:K, K at most {MAX_SEED}")
+    return text
 
 
 def _parse_pair(text: str, where: str) -> tuple[str, str]:

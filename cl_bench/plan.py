@@ -11,7 +11,7 @@ from typing import Any
 
 from cl_bench import backbones, streams
 from cl_bench.errors import UserError, unknown_name
-from cl_bench.experiment import Experiment, Limits, MethodSpec, Transforms, Value
+from cl_bench.experiment import Experiment, Limits, MethodSpec, Transforms, Value, parse_order
 from cl_bench.method import Found, Method
 from cl_bench.streams.build import split_hash
 
@@ -63,7 +63,7 @@ def plan(
     order: str | None = None,
     limits: Limits | None = None,
 ) -> list[PlannedRun]:
-    """Resolve every method (with its options) for every seed.
+    """Resolve every method (with its options) for every seed; what comes out the same is planned once.
 
     Args:
         specs: methods with the options that the user set; strings are accepted.
@@ -79,8 +79,13 @@ def plan(
     tasks = tasks or data.tasks
     if data.num_classes % tasks:
         raise UserError(f"--tasks {tasks} does not divide the {data.num_classes} classes of {benchmark}")
+    limits = limits or Limits()
+    if limits.tasks and limits.tasks > tasks:
+        raise UserError(f"--limit-tasks {limits.tasks} is more than the {tasks} tasks there are; leave it out for all")
+    if order is not None:
+        parse_order(order)
     split = split_hash(data.source())
-    runs = []
+    runs: dict[str, PlannedRun] = {}
     for found, options in specs:
         method, recipe = resolve(found, benchmark, options)
         shown = {name: method.values()[name] for name in options}
@@ -93,16 +98,17 @@ def plan(
                 defaults=found.defaults,
                 benchmark=benchmark,
                 tasks=tasks,
-                class_order=order or f"permutation:{seed}",
+                class_order=f"permutation:{seed}" if order is None else order,
                 split=split,
                 transforms=Transforms(size=vit.size, crop_scale=data.crop_scale, mean=vit.mean, std=vit.std),
                 backbone=vit.name,
                 weights=vit.weights,
-                limits=limits or Limits(),
+                limits=limits,
                 seed=seed,
             )
-            runs.append(PlannedRun(experiment, method, f"{found.name}[{listed}]" if listed else found.name, recipe))
-    return runs
+            label = f"{found.name}[{listed}]" if listed else found.name
+            runs.setdefault(experiment.key, PlannedRun(experiment, method, label, recipe))
+    return list(runs.values())
 
 
 def resolve(found: Found, benchmark: str, options: Mapping[str, Any]) -> tuple[Method, str]:

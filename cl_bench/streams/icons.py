@@ -18,7 +18,7 @@ from cl_bench.errors import UserError
 Part = Literal["stream", "tune", "pretrain"]
 PARTS: tuple[Part, ...] = ("stream", "tune", "pretrain")
 ASSET = "icons.npz.xz"
-SHA256 = "d631964b6235d45ca1a97edcb61b809f27d5605c7ecc48c65f7578a6ea3b696d"
+SHA256 = "c5317387a937470af90bd4712b45da81542a9c6e42bc179853b718d5204a4a66"
 
 
 @cache

@@ -1,0 +1,276 @@
+"""Views and batches: what a network is shown depends on the sample and its key alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from avalanche.benchmarks.utils import as_classification_dataset, concat_datasets
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import TensorDataset
+
+from cl_bench.data import views
+from cl_bench.data.images import ImageStore
+from cl_bench.data.samples import (
+    Concatenated,
+    DatasetSamples,
+    ImageDataset,
+    StoreSamples,
+    TaskImages,
+    TrainingBatches,
+    samples_of,
+)
+from cl_bench.experiment import Transforms
+
+CPU = torch.device("cpu")
+PLAIN = Transforms(size=32, crop_scale=(1, 1), crop_ratio=(1, 1), flip=0, mean=(0,), std=(1,))
+CROPS = Transforms(size=32, crop_scale=(0.3, 0.8), flip=0.5, mean=(0.5,), std=(0.25,))
+
+
+def random_images(n: int, size: int = 32, channels: int = 1) -> Tensor:
+    generator = torch.Generator().manual_seed(n)
+    return torch.randint(0, 256, (n, channels, size, size), generator=generator, dtype=torch.uint8)
+
+
+@cache
+def store(n: int = 40, classes: int = 4) -> ImageStore:
+    images = np.random.default_rng(0).integers(0, 256, (n, 32, 32, 1), dtype=np.uint8)
+    return ImageStore(images, np.arange(n) % classes, tuple(f"c{i % classes}/{i}" for i in range(n)))
+
+
+def samples(ids: list[int], transforms: Transforms = CROPS) -> StoreSamples:
+    return StoreSamples(ImageDataset(store(), np.array([2, 0, 3, 1]), transforms), np.array(ids, dtype=np.int64))
+
+
+# --- views -----------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, 19), min_size=1, max_size=12), st.integers(0, 5))
+def test_a_training_view_does_not_depend_on_its_batch(picked: list[int], epoch: int) -> None:
+    images, ids = random_images(20), np.arange(100, 120)
+    whole = views.training_view(images, ids, (0, epoch), CROPS)
+    part = views.training_view(images[picked], ids[picked], (0, epoch), CROPS)
+    torch.testing.assert_close(part, whole[picked], atol=1e-6, rtol=0)
+
+
+def test_views_differ_between_keys_and_samples() -> None:
+    image = random_images(1).expand(10, -1, -1, -1)
+    one, other = (views.training_view(image, np.arange(10), (epoch,), CROPS) for epoch in (0, 1))
+    for pair in (one, other):
+        assert len({tuple(view.flatten().tolist()) for view in pair}) == 10
+    assert bool(((one - other).abs().amax(dim=(1, 2, 3)) > 0.1).all())
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_without_crop_and_flip_the_training_view_is_the_test_view(channels: int) -> None:
+    images = random_images(6, channels=channels)
+    ids = np.arange(6)
+    found = views.training_view(images, ids, (0,), PLAIN)
+    torch.testing.assert_close(found, views.test_view(images, PLAIN), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found, images.float() / 255, atol=1e-5, rtol=0)
+
+
+def test_flip_mirrors_left_and_right() -> None:
+    images = random_images(6)
+    found = views.training_view(images, np.arange(6), (0,), PLAIN.model_copy(update={"flip": 1.0}))
+    torch.testing.assert_close(found, images.flip(3).float() / 255, atol=1e-5, rtol=0)
+
+
+def boxes(transforms: Transforms, n: int) -> np.ndarray:
+    """Left, right, top, bottom [4, n] of crops in pixels, read off the views of two ramps; left > right: mirrored."""
+    ramp = (torch.arange(32, dtype=torch.uint8) * 8).expand(n, 1, 32, 32)
+    edges = []
+    for images, dim in ((ramp, 3), (ramp.transpose(2, 3), 2)):
+        view = views.training_view(images.contiguous(), np.arange(n), ("boxes",), transforms) * 255 / 8
+        line = view.mean(dim=5 - dim).squeeze(1).double()
+        # The middle, away from the rim where a half pixel is repeated, is exactly linear.
+        step = (line[:, 24] - line[:, 8]) / 16
+        edges += [line[:, 16] - 16.5 * step, line[:, 16] + 15.5 * step]
+    return torch.stack(edges).numpy() + 0.5
+
+
+@pytest.mark.parametrize(
+    ("scale", "ratio"), [((0.3, 0.8), (3 / 4, 4 / 3)), ((0.05, 1.0), (0.5, 2.0)), ((0.6, 1), (1, 1))]
+)
+def test_crops_stay_inside_and_have_the_promised_size(scale: tuple[float, float], ratio: tuple[float, float]) -> None:
+    n = 600
+    transforms = Transforms(size=32, crop_scale=scale, crop_ratio=ratio, flip=0.3, mean=(0,), std=(1,))
+    left, right, top, bottom = boxes(transforms, n)
+    flipped = left > right
+    left, right = np.minimum(left, right), np.maximum(left, right)
+    for edge in (left, right, top, bottom):
+        assert edge.min() > -0.01 and edge.max() < 32.01
+    width, height = (right - left) / 32, (bottom - top) / 32
+    whole = (width < 0.999) & (height < 0.999)
+    area, aspect = (width * height)[whole], (width / height)[whole]
+    assert width.max() < 1.001 and height.max() < 1.001
+    assert area.min() > scale[0] - 0.01 and area.max() < scale[1] + 0.01
+    assert aspect.min() > ratio[0] - 0.02 and aspect.max() < ratio[1] + 0.02
+    assert 0.22 < flipped.mean() < 0.38
+    # Random in every respect, not only legal: positions reach both sides, areas both ends.
+    assert area.max() - area.min() > 0.7 * (scale[1] - scale[0]) - 0.05 * (ratio[0] < 1)
+    assert left.min() < 1 and right.max() > 31 and top.min() < 1 and bottom.max() > 31
+    if ratio[0] < 1:
+        assert aspect.min() < 0.9 and aspect.max() > 1.1
+
+
+def test_areas_are_uniform_and_ratios_log_uniform() -> None:
+    left, right, top, bottom = boxes(Transforms(size=32, crop_scale=(0.2, 0.6), flip=0, mean=(0,), std=(1,)), 4000)
+    width, height = (right - left) / 32, (bottom - top) / 32
+    area, aspect = width * height, np.log(width / height)
+    assert np.quantile(area, [0.25, 0.5, 0.75]) == pytest.approx([0.3, 0.4, 0.5], abs=0.02)
+    limit = np.log(4 / 3)
+    assert np.quantile(aspect, [0.25, 0.5, 0.75]) == pytest.approx([-limit / 2, 0, limit / 2], abs=0.03)
+    place = left / (32 - (right - left))
+    assert np.quantile(place, [0.25, 0.5, 0.75]) == pytest.approx([0.25, 0.5, 0.75], abs=0.03)
+    assert abs(np.corrcoef(place, area)[0, 1]) < 0.06
+
+
+@pytest.mark.parametrize(("from_size", "to_size"), [(48, 32), (20, 32), (64, 16)])
+def test_the_test_view_resizes_as_pillow_does(from_size: int, to_size: int) -> None:
+    y, x = np.mgrid[:from_size, :from_size] / from_size
+    pixels = (127 + 100 * np.sin(5 * x + 3 * y) * np.cos(4 * y)).astype(np.uint8)
+    transforms = Transforms(size=to_size, crop_scale=(1, 1), mean=(0,), std=(1,))
+    found = views.test_view(torch.from_numpy(pixels)[None, None], transforms)
+    reference = np.asarray(Image.fromarray(pixels).resize((to_size, to_size), Image.Resampling.BICUBIC)) / 255
+    assert found.shape == (1, 1, to_size, to_size)
+    assert np.abs(found[0, 0].numpy() - reference).max() < 1.5 / 255
+
+
+def test_resizing_does_not_leave_the_range_of_pixels() -> None:
+    stripes = torch.zeros(1, 1, 20, 20, dtype=torch.uint8)
+    stripes[..., ::5] = 255
+    found = views.test_view(stripes, PLAIN)
+    assert found.min() == 0 and found.max() <= 1
+
+
+def test_normalisation_is_per_channel_and_repeats_grey_images_for_colour_networks() -> None:
+    colour = Transforms(
+        size=32, crop_scale=(1, 1), crop_ratio=(1, 1), flip=0, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 1.0)
+    )
+    grey = random_images(4)
+    for images in (grey, random_images(4, channels=3)):
+        pixels = (images.float() / 255).expand(-1, 3, -1, -1)
+        expected = torch.stack([(pixels[:, c] - colour.mean[c]) / colour.std[c] for c in range(3)], dim=1)
+        torch.testing.assert_close(views.test_view(images, colour), expected)
+        torch.testing.assert_close(views.training_view(images, np.arange(4), (0,), colour), expected, atol=1e-4, rtol=0)
+
+
+# --- samples ---------------------------------------------------------------------------------------------------
+
+
+def test_labels_and_items_follow_the_class_order() -> None:
+    chosen = samples([5, 0, 39])
+    assert chosen.labels.tolist() == [[2, 0, 3, 1][i % 4] for i in (5, 0, 39)]
+    for position, index in enumerate((5, 0, 39)):
+        view, label = chosen.dataset[index]
+        assert label == chosen.labels[position]
+        assert torch.equal(chosen.view(np.array([position]), None, CPU)[0], view)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 50), st.integers(0, 3))
+def test_training_batches_cover_each_sample_once_in_fixed_shapes(n: int, batch_size: int, epoch: int) -> None:
+    chosen = samples(list(range(40))[-n:], PLAIN)
+    batches = TrainingBatches(chosen, batch_size, (0, epoch), CPU)
+    seen: Counter[bytes] = Counter()
+    total = 0
+    for images, labels, valid in batches:
+        assert images.shape == (batch_size, 1, 32, 32) and labels.shape == (batch_size,)
+        assert 1 <= valid <= batch_size
+        total += 1
+        for image, label in zip(images[:valid], labels[:valid], strict=True):
+            seen[(image * 255).round().to(torch.uint8).numpy().tobytes() + bytes([int(label)])] += 1
+    assert total == len(batches) == -(-n // batch_size)
+    expected = Counter(
+        store().images[i].tobytes() + bytes([int(label)]) for i, label in zip(chosen.ids, chosen.labels, strict=True)
+    )
+    assert seen == expected
+
+
+def test_training_batches_are_the_same_when_made_again_and_others_in_the_next_epoch() -> None:
+    chosen = samples(list(range(20)))
+
+    def epoch(key: int) -> tuple[Tensor, Tensor]:
+        images, labels, _ = zip(*TrainingBatches(chosen, 8, (key,), CPU), strict=True)
+        return torch.cat(images), torch.cat(labels)
+
+    one, again, other = epoch(0), epoch(0), epoch(1)
+    assert torch.equal(one[0], again[0]) and torch.equal(one[1], again[1])
+    assert not torch.equal(one[1], other[1])
+
+
+def test_a_sample_has_the_same_view_in_every_batch_size() -> None:
+    chosen = samples(list(range(20)))
+    found = []
+    for batch_size in (1, 7, 20):
+        parts = [
+            (images[:valid], labels[:valid]) for images, labels, valid in TrainingBatches(chosen, batch_size, (0,), CPU)
+        ]
+        images, labels = (torch.cat(part) for part in zip(*parts, strict=True))
+        found.append((images, labels))
+    for images, labels in found[1:]:
+        assert torch.equal(labels, found[0][1])
+        torch.testing.assert_close(images, found[0][0], atol=1e-6, rtol=0)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 39), min_size=1, max_size=6), min_size=1, max_size=4), st.data())
+def test_concatenated_equals_its_parts(ids: list[list[int]], data: st.DataObject) -> None:
+    parts = [samples(chosen) for chosen in ids]
+    whole = Concatenated(parts)
+    flat = [(part, position) for part, chosen in enumerate(ids) for position in range(len(chosen))]
+    assert whole.labels.tolist() == [int(parts[part].labels[position]) for part, position in flat]
+    positions = data.draw(st.lists(st.integers(0, len(flat) - 1), min_size=1, max_size=12))
+    for key in (None, (0, "view")):
+        found = whole.view(np.array(positions), key, CPU)
+        expected = [parts[part].view(np.array([at]), key, CPU)[0] for part, at in (flat[p] for p in positions)]
+        torch.testing.assert_close(found, torch.stack(expected), atol=1e-6, rtol=0)
+
+
+def test_task_images_pass_over_all_in_order() -> None:
+    chosen = samples([3, 1, 4, 15, 9, 2, 6])
+    images = TaskImages(chosen, (0,), CPU, batch_size=3)
+    for augmented in (False, True):
+        parts = list(images.batches(augmented))
+        assert [len(labels) for _, labels in parts] == [3, 3, 1]
+        assert torch.equal(torch.cat([labels for _, labels in parts]), chosen.labels)
+        found = torch.cat([view for view, _ in parts])
+        plain = chosen.view(np.arange(7), None, CPU)
+        assert torch.equal(found, plain) is not augmented
+    assert len(images) == 7
+
+
+# --- from Avalanche's data sets --------------------------------------------------------------------------------
+
+
+def test_subsets_of_our_store_are_gathered_with_their_own_views() -> None:
+    dataset = as_classification_dataset(ImageDataset(store(), np.arange(4), CROPS))
+    for chosen, ids in (
+        (dataset, list(range(40))),
+        (dataset.subset([7, 3, 20]), [7, 3, 20]),
+        (dataset.subset([7, 3, 20]).subset([2, 0]), [20, 7]),
+        (concat_datasets([dataset.subset([7, 3]), dataset.subset([20])]), [7, 3, 20]),
+    ):
+        found = samples_of(chosen)
+        assert isinstance(found, StoreSamples)
+        assert found.ids.tolist() == ids
+        assert found.labels.tolist() == [int(target) for target in chosen.targets]
+
+
+def test_any_other_data_set_is_taken_item_by_item() -> None:
+    pixels, labels = torch.rand(9, 1, 8, 8), torch.arange(9) % 3
+    data = TensorDataset(pixels, labels)
+    data.targets = labels.tolist()  # type: ignore[attr-defined]
+    found = samples_of(as_classification_dataset(data).subset([8, 2, 5, 1]))
+    assert isinstance(found, DatasetSamples)
+    assert found.labels.tolist() == labels[[8, 2, 5, 1]].tolist()
+    for key in (None, (0,)):
+        assert torch.equal(found.view(np.array([3, 0]), key, CPU), pixels[[1, 8]])
