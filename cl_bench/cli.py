@@ -128,9 +128,7 @@ def run(
     )
     from cl_bench.console import run_all
 
-    failures = run_all(planned, store, pick_device(device), out, err, force=force)
-    if failures:
-        sys.exit(1)
+    sys.exit(run_all(planned, store, pick_device(device), out, err, force=force))
 
 
 @app.command(epilog="Example: cl-bench report --results results/reference --out reports")

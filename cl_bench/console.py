@@ -30,7 +30,11 @@ def run_all(
     err: Console,
     force: bool = False,
 ) -> int:
-    """Carry out what is missing, print one table over all of it, and return the number of failed runs."""
+    """Carry out what is missing and print one table over all of it.
+
+    Returns:
+        The exit code: 0, 2 if a run failed for its input, 1 if one failed for another reason.
+    """
     from cl_bench import report, runner
     from cl_bench.report.tables import to_rich
 
@@ -61,6 +65,7 @@ def run_all(
 
     missing = [run for run in planned if force or not _stored(run, store, err)]
     failures: list[tuple[PlannedRun, str]] = []
+    code = 0
     bars = Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
@@ -77,9 +82,11 @@ def run_all(
         for run in missing:
             try:
                 runner.run(run, store, device, display)
-            except UserError:
-                raise
+            except UserError as error:
+                code = 2
+                failures.append((run, str(error)))
             except Exception as error:
+                code = max(code, 1)
                 failures.append((run, f"{type(error).__name__}: {error}"))
     records = [record for run in planned if (record := _find(run, store)) is not None]
     if records:
@@ -89,8 +96,8 @@ def run_all(
     done = f"{len(missing) - len(failures)} run(s) computed in {(time.perf_counter() - began) / 60:.1f} min"
     err.print(escape(f"{done}, {there} already there; results: {store.root}"))
     for run, reason in failures:
-        err.print(f"[bold red]failed:[/] {escape(f'{run.label} seed {run.experiment.seed}: {reason}')}")
-    return len(failures)
+        err.print(f"[bold red]error:[/] {escape(f'{run.label} seed {run.experiment.seed} failed: {reason}')}")
+    return code
 
 
 def _stored(run: PlannedRun, store: Store, err: Console) -> bool:

@@ -22,4 +22,5 @@ def unknown_name(kind: str, name: str, known: Iterable[str], hint: str = "") -> 
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
     guess = f" Did you mean '{close[0]}'?" if close else ""
-    return UserError(f"unknown {kind} '{name}'; known: {', '.join(names)}.{guess}{' ' + hint if hint else ''}")
+    known_names = ", ".join(names) or "none"
+    return UserError(f"unknown {kind} '{name}'; known: {known_names}.{guess}{' ' + hint if hint else ''}")

@@ -148,7 +148,11 @@ def parse_methods(text: str) -> list[MethodSpec]:
             )
         position = match.end()
         pairs = [_parse_pair(pair, f"--methods '{text}'") for pair in (match[2] or "").split(",") if pair.strip()]
-        alternatives = [[(name, value) for value in values.split("|")] for name, values in pairs]
+        alternatives = [[(name, value.strip()) for value in values.split("|")] for name, values in pairs]
+        if len({name for name, _ in pairs}) < len(pairs) or not all(v for values in alternatives for _, v in values):
+            raise UserError(
+                f"--methods '{text}': '{match[2]}' sets an option twice or to nothing; write key=a|b,other=c"
+            )
         specs += [MethodSpec(match[1], dict(choice)) for choice in itertools.product(*alternatives)]
     if not specs:
         raise UserError("--methods is empty; expected e.g. 'sdlora,coda'")
@@ -187,6 +191,8 @@ def parse_seeds(text: str) -> list[int]:
             raise UserError(f"--seeds '{text}' cannot be read; expected numbers and rising ranges, e.g. 0-4 or 0,2,5")
         if int(match[2] or match[1]) > MAX_SEED:
             raise UserError(f"--seeds '{text}' is out of range; seeds are at most {MAX_SEED}")
+        if int(match[2] or match[1]) - int(match[1]) >= 10_000:
+            raise UserError(f"--seeds '{text}' asks for more than 10,000 seeds; name fewer")
         seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
     return list(dict.fromkeys(seeds))
 

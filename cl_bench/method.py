@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import importlib
 import importlib.util
+import math
 import pkgutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -244,6 +245,14 @@ class Found:
 
     @property
     def defaults(self) -> dict[str, Value]:
+        """The hyper-parameters that the method has if nothing is set.
+
+        Raises:
+            UserError: a field of the method has no default.
+        """
+        for field in dataclasses.fields(self.cls):
+            if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+                raise UserError(f"hyper-parameter '{field.name}' of method '{self.name}' has no default; give it one")
         return self.cls().values()
 
 
@@ -264,7 +273,18 @@ def find(name: str) -> Found:
         raise unknown_name("method", name, names(), "'cl-bench ls methods' describes them.")
     for point in entry_points(group=ENTRY_POINTS):
         if point.name == name:
-            cls = point.load()
+            try:
+                cls = point.load()
+            except Exception as error:
+                raise UserError(
+                    f"method '{name}' (entry point {point.value}) does not import: {type(error).__name__}: {error}; "
+                    "repair or uninstall its package"
+                ) from error
+            if not (isinstance(cls, type) and issubclass(cls, Method)):
+                raise UserError(
+                    f"method '{name}' (entry point {point.value}) is not a subclass of cl_bench.method.Method; "
+                    "repair or uninstall its package"
+                )
             return Found(name, cls, cls.revision)
     module = importlib.import_module(f"cl_bench.methods.{name}")
     cls = _only_method(module, f"cl_bench/methods/{name}.py")
@@ -329,9 +349,12 @@ def _validated(cls: type[Method], name: str, adapter: TypeAdapter[Any], value: A
         elif get_origin(get_type_hints(cls, include_extras=True)[name]) is tuple:
             value = value.replace("+", ",").split(",")
     try:
-        return adapter.validate_python(value)
+        valid = adapter.validate_python(value)
     except ValidationError as error:
         message = error.errors()[0]["msg"]
         raise UserError(
             f"{shown or cls.__name__}.{name} = {value!r} is not valid: {message[0].lower()}{message[1:]}"
         ) from error
+    if isinstance(valid, float) and not math.isfinite(valid):
+        raise UserError(f"{shown or cls.__name__}.{name} = {value!r} is not valid: input should be a finite number")
+    return valid

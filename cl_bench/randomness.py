@@ -7,6 +7,7 @@ order of calls, so that resuming, auditing and loading in parallel change no num
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,7 +23,8 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 def seed_of(key: Key) -> int:
     """A 63-bit seed for a key (SHA-256, so that neighbouring keys give unrelated seeds)."""
-    return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "little") >> 1
+    plain = tuple(part if isinstance(part, str) else operator.index(part) for part in key)
+    return int.from_bytes(hashlib.sha256(repr(plain).encode()).digest()[:8], "little") >> 1
 
 
 def generator(key: Key) -> torch.Generator:
@@ -52,7 +54,7 @@ def uniform(key: Key, ids: NDArray[np.int64], draws: int) -> torch.Tensor:
         draws: numbers wanted per sample.
 
     Returns:
-        float32 [n, draws], a function of (key, id, draw) alone (SplitMix64; Steele et al. 2014).
+        float32 [n, draws], a function of (key, draws, id, draw) alone (SplitMix64; Steele et al. 2014).
     """
     with np.errstate(over="ignore"):
         counter = ids.astype(np.uint64)[:, None] * np.uint64(draws) + np.arange(draws, dtype=np.uint64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import resource
 import sys
 import time
@@ -58,13 +59,14 @@ def pick_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise UserError(f"--device '{name}' is unknown; expected auto, cpu, cuda or cuda:N")
     try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"--device '{name}' cannot be used ({reason}); expected auto, cpu, cuda or cuda:N") from error
-    return device
+        raise UserError(f"--device '{name}' cannot be used here ({reason}); try auto or cpu") from error
+    return torch.device(name)
 
 
 def run(planned: PlannedRun, store: Store, device: torch.device, progress: Progress | None = None) -> RunRecord:

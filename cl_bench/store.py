@@ -47,7 +47,8 @@ class RunRecord(BaseModel):
         peak_memory_bytes: of the device (CUDA allocator), or of the process on a CPU.
         environment: versions and hardware.
         traces: optional tables that a method fills (magnitudes, residuals, distances), a list of rows each.
-        arrays_sha256: of the npz beside this file.
+        arrays_sha256: of the npz beside this file, which carries its first digits in its name.
+        checksum: SHA-256 of the rest of the record, so that an edited number is noticed.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -74,11 +75,22 @@ class RunRecord(BaseModel):
     environment: dict[str, Scalar]
     traces: dict[str, list[dict[str, Scalar]]] = {}
     arrays_sha256: str = ""
+    checksum: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _not_newer(cls, data: Any) -> Any:
+        if isinstance(data, dict) and (data.get("schema_version") or 0) > SCHEMA_VERSION:
+            raise ValueError(f"schema version {data['schema_version']} is newer than {SCHEMA_VERSION}; update cl-bench")
+        return data
+
+    def content_hash(self) -> str:
+        """SHA-256 of the canonical JSON without `checksum`."""
+        fields = self.model_dump(mode="json", exclude={"checksum"})
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
     @model_validator(mode="after")
     def _consistent(self) -> RunRecord:
-        if self.schema_version > SCHEMA_VERSION:
-            raise ValueError(f"schema version {self.schema_version} is newer than {SCHEMA_VERSION}; update cl-bench")
         if self.key != self.experiment.key:
             raise ValueError(f"key {self.key} does not belong to the experiment in it ({self.experiment.key})")
         stages, tasks = len(self.stages), len(self.total)
@@ -112,6 +124,9 @@ class Store:
     def json_path(self, experiment: Experiment) -> Path:
         return self.root / f"{experiment.file_stem}.json"
 
+    def arrays_path(self, record: RunRecord) -> Path:
+        return self.root / f"{record.experiment.file_stem}-{record.arrays_sha256[:8]}.npz"
+
     def check_writable(self) -> None:
         """Raise `UserError` now rather than after hours of training."""
         try:
@@ -134,17 +149,26 @@ class Store:
         return self.load(path) if path.exists() else None
 
     def write(self, record: RunRecord, arrays: Arrays) -> Path:
-        """Write a record and its arrays (per-sample predictions) atomically; returns the JSON's path."""
+        """Write a record and its arrays (per-sample predictions) atomically; returns the JSON's path.
+
+        The npz is named by its content and written first, so that a JSON never points to another writer's arrays.
+        """
         self.check_writable()
         path = self.json_path(record.experiment)
         buffer = io.BytesIO()
         np.savez_compressed(buffer, allow_pickle=False, **arrays)
         packed = buffer.getvalue()
         record = record.model_copy(update={"arrays_sha256": hashlib.sha256(packed).hexdigest()})
-        # The JSON names the hash of the npz, so it goes last: a reader never sees it without its arrays.
-        write_atomically(path.with_suffix(".npz"), packed)
+        record = record.model_copy(update={"checksum": record.content_hash()})
+        write_atomically(self.arrays_path(record), packed)
+        try:
+            replaced = self.arrays_path(self._read(path))
+        except DamagedRecord:
+            replaced = None
         text = json.dumps(record.model_dump(mode="json"), indent=1, sort_keys=True)
         write_atomically(path, (text + "\n").encode())
+        if replaced is not None and replaced != self.arrays_path(record):
+            replaced.unlink(missing_ok=True)
         return path
 
     def load(self, path: Path) -> RunRecord:
@@ -153,6 +177,21 @@ class Store:
         Raises:
             DamagedRecord: unreadable, not valid, misnamed, or its npz is missing or altered.
         """
+        record = self._read(path)
+        if not self.arrays_path(record).exists():
+            # Perhaps the record has just been replaced, and its arrays with it.
+            record = self._read(path)
+        arrays = self.arrays_path(record)
+        try:
+            packed = arrays.read_bytes()
+        except OSError as error:
+            raise DamagedRecord(f"{arrays}: {error.strerror} (predictions of {path.name})") from error
+        if hashlib.sha256(packed).hexdigest() != record.arrays_sha256:
+            raise DamagedRecord(f"{arrays}: altered (its SHA-256 is not the one in {path.name})")
+        return record
+
+    def _read(self, path: Path) -> RunRecord:
+        """The JSON alone."""
         try:
             record = RunRecord.model_validate_json(path.read_bytes())
         except OSError as error:
@@ -163,18 +202,13 @@ class Store:
             raise DamagedRecord(f"{path}: {where + ': ' if where else ''}{first['msg']}") from error
         if path.stem != record.experiment.file_stem:
             raise DamagedRecord(f"{path}: holds the run {record.experiment.file_stem}")
-        arrays = path.with_suffix(".npz")
-        try:
-            packed = arrays.read_bytes()
-        except OSError as error:
-            raise DamagedRecord(f"{arrays}: {error.strerror} (predictions of {path.name})") from error
-        if hashlib.sha256(packed).hexdigest() != record.arrays_sha256:
-            raise DamagedRecord(f"{arrays}: altered (its SHA-256 is not the one in {path.name})")
+        if record.checksum != record.content_hash():
+            raise DamagedRecord(f"{path}: altered (its checksum does not fit its content)")
         return record
 
     def arrays(self, record: RunRecord) -> Arrays:
         """Per-sample arrays: `label`, `task` [images]; `predicted`, `predicted_task_aware` [stages, images]."""
-        with np.load(self.json_path(record.experiment).with_suffix(".npz"), allow_pickle=False) as data:
+        with np.load(self.arrays_path(record), allow_pickle=False) as data:
             return {name: data[name] for name in data.files}
 
     def records(self, on_damaged: Callable[[str], None]) -> Iterator[RunRecord]:

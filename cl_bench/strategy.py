@@ -202,11 +202,7 @@ class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
 
     def make_eval_dataloader(self, **kwargs: Any) -> None:
         samples = samples_of(self.adapted_dataset)
-        order = np.arange(len(samples.labels))
-        self.dataloader = [
-            [samples.view(chunk, None, self.device), samples.labels[torch.from_numpy(chunk)]]
-            for chunk in _chunks(order, self.eval_mb_size)
-        ]
+        self.dataloader = TaskImages(samples, (), self.device, self.eval_mb_size).batches()
 
     @torch.inference_mode()
     def count_matrix(self, stream: Iterable[Any]) -> Counts:

@@ -71,6 +71,8 @@ class CODAModel(nn.Module):
 
     def prefixes(self, query: Tensor) -> dict[int, Prefix]:
         """Key and value prefixes [B, length / 2, d] of each prompted block, from queries [B, d]."""
+        if not len(self.P):
+            return {}
         P, K, A = (torch.cat(list(bank), dim=1) for bank in (self.P, self.K, self.A))
         # cos(q * A_m, K_m) for all samples and components as two matrix products.
         dots = query @ (A * nn.functional.normalize(K, dim=2)).transpose(1, 2)
@@ -124,6 +126,8 @@ class CODAPrompt(GradientMethod):
     schedule: Literal["constant", "cosine", "coda"] = "coda"
 
     def build(self, backbone: VisionTransformer, num_classes: int) -> nn.Module:
+        if self.blocks > len(backbone.blocks):
+            raise UserError(f"coda.blocks = {self.blocks}, but the backbone has only {len(backbone.blocks)} blocks")
         return CODAModel(backbone, num_classes, range(self.blocks))
 
     def before_task(self, task: Task, images: TaskImages) -> None:

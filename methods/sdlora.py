@@ -53,6 +53,8 @@ class SDLoRAModel(nn.Module):
         return self.directions.update(magnitudes[:, None, None] / norms)
 
     def forward(self, images: Tensor) -> Tensor:
+        if not len(self.magnitudes):
+            return self.head(self.backbone(images))
         return self.head(self.directions.features(self.backbone, self.update(), images))
 
 

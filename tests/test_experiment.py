@@ -171,7 +171,7 @@ def test_impossible_experiments_are_refused(change: dict[str, Any]) -> None:
 
 def test_experiments_are_frozen() -> None:
     with pytest.raises(ValidationError):
-        experiment().seed = 3  # type: ignore[misc]
+        experiment().seed = 3
 
 
 # --- the grammar -----------------------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ def test_the_method_on_the_fixtures_stream() -> None:
     rows = [np.flatnonzero(np.isin(labels, own)) for own in TASKS]
     test = [dataset(features[chosen], labels[chosen]) for chosen in rows]
     benchmark = benchmark_from_datasets(train=train, test=test)
-    strategy = ContinualStrategy(plugins=[SimpleCIL()], backbone=Features(), num_classes=CLASSES)  # type: ignore[arg-type]
+    strategy = ContinualStrategy(plugins=[SimpleCIL()], backbone=Features(), num_classes=CLASSES)
     for t, experience in enumerate(benchmark.streams["train"]):
         strategy.train(experience, eval_streams=[])
         prototypes, logits = DATA[f"simplecil.proto.t{t}"], DATA[f"simplecil.logits.t{t}"]

@@ -643,7 +643,7 @@ def test_methods_are_frozen_and_hold_no_state(name: str) -> None:
     fields = {field.name for field in dataclasses.fields(plugin)}
     copied, values = copy.deepcopy(plugin), plugin.values()
     with pytest.raises(dataclasses.FrozenInstanceError):
-        plugin.epochs = 3  # type: ignore[attr-defined]
+        plugin.epochs = 3
     states = []
     for instance in (plugin, plugin, copied):
         states.append(snapshot(train(strategy_of(instance), cut()).model))

@@ -28,7 +28,7 @@ epochs = {epochs}
 batch_size = {batch_size}
 
 # Written by tools/tune_recipes.py from tools/recipes/tuning.toml: for every row the best of {trials} settings
-# ({search}) by final accuracy on {benchmark}, mean of seeds {seeds}.
+# ({search}) by average anytime accuracy on {benchmark}, mean of seeds {seeds}.
 """
 
 Trial = tuple[str, dict[str, Any], dict[str, Any]]
@@ -82,7 +82,7 @@ def main() -> None:
 
 
 def _run(item: tuple[Trial, int, str, argparse.Namespace]) -> float:
-    """Final accuracy of one trial (fraction), computed or from the store."""
+    """Average anytime accuracy of one trial (fraction), computed or from the store."""
     import torch
 
     from cl_bench import method, metrics, plan, runner
@@ -93,7 +93,7 @@ def _run(item: tuple[Trial, int, str, argparse.Namespace]) -> float:
     (planned,) = plan.plan([(method.find(name), {**values, **options})], [seed], benchmark=benchmark)
     store = Store(args.results)
     record = store.find(planned.experiment) or runner.run(planned, store, runner.pick_device(args.device))
-    return metrics.acc(record.correct, record.total)
+    return metrics.aaa(record.correct, record.total)
 
 
 def _recipe(

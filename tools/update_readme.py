@@ -1,6 +1,6 @@
 """Put the table of `results/reference` between the README's `results` markers.
 
-    python tools/update_readme.py            # rewrite the README
+python tools/update_readme.py            # rewrite the README
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 def linear_head(dim: int, num_classes: int) -> nn.Linear:
     """A linear head with bias, as PILOT and SD-LoRA start it: weights U(-sqrt(3/dim), sqrt(3/dim)), bias 0.
 
-    It has its full size from the start (classes not seen yet are masked by the caller): a row that never gets a
-    gradient is the same as one that is added later.
+    It has its full size from the start (classes not seen yet are masked by the caller): without weight decay, a row
+    that never gets a gradient is the same as one that is added later.
     """
     head = nn.Linear(dim, num_classes)
     nn.init.uniform_(head.weight, -math.sqrt(3 / dim), math.sqrt(3 / dim))

@@ -144,7 +144,7 @@ class TrainingBatches:
 
 @dataclass
 class TaskImages:
-    """The current task's images, for passes without gradients before and after its training."""
+    """Images in their order, for passes without gradients: the current task's, or those of an evaluation."""
 
     samples: Samples
     key: Key
