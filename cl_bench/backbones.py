@@ -95,6 +95,11 @@ def weights_hash(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def verify(name: str) -> None:
+    """Raise `UserError` now if the weights are not the published ones (see `create`)."""
+    _weights(name)
+
+
 def create(name: str) -> VisionTransformer:
     """A fresh timm ViT without head, in fp32, with the pre-trained weights, all of them trainable.
 

@@ -166,7 +166,12 @@ def ls_methods(method_file: MethodFiles = None) -> None:
     from cl_bench import method
 
     table = Table("method", "paper", "passes", "stores", "needs T", box=None, header_style="bold")
-    found = [method.find(name) for name in method.names()] + [method.load_file(path) for path in method_file or []]
+    found = [method.load_file(path) for path in method_file or []]
+    for name in method.names():
+        try:
+            found.append(method.find(name))
+        except UserError as error:
+            err.print(f"[yellow]warning:[/] {_escape(str(error))}")
     for item in found:
         cls = item.cls
         table.add_row(item.name, cls.paper, str(cls.forward_passes), cls.stores, "yes" if cls.needs_num_tasks else "no")

@@ -191,7 +191,7 @@ def parse_seeds(text: str) -> list[int]:
             raise UserError(f"--seeds '{text}' cannot be read; expected numbers and rising ranges, e.g. 0-4 or 0,2,5")
         if int(match[2] or match[1]) > MAX_SEED:
             raise UserError(f"--seeds '{text}' is out of range; seeds are at most {MAX_SEED}")
-        if int(match[2] or match[1]) - int(match[1]) >= 10_000:
+        if len(seeds) + int(match[2] or match[1]) - int(match[1]) >= 10_000:
             raise UserError(f"--seeds '{text}' asks for more than 10,000 seeds; name fewer")
         seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
     return list(dict.fromkeys(seeds))

@@ -116,6 +116,9 @@ class Method(SupervisedPlugin):  # type: ignore[misc]
         for name, adapter in _adapters(type(self)).items():  # type: ignore[arg-type]
             object.__setattr__(self, name, _validated(type(self), name, adapter, getattr(self, name)))
 
+    def check(self, num_tasks: int) -> None:
+        """Raise `UserError` if the hyper-parameters do not fit a stream of this length; called before any run."""
+
     def build(self, backbone: VisionTransformer, num_classes: int) -> nn.Module:
         """The model: adapters and head on the backbone. `model(images)` [B, C, H, W] gives the prediction's logits
         [B, num_classes], for each sample alone and without task identity; unseen classes are masked by the caller.

@@ -85,9 +85,11 @@ def plan(
     if order is not None:
         parse_order(order)
     split = split_hash(data.source())
+    backbones.verify(vit.name)
     runs: dict[str, PlannedRun] = {}
     for found, options in specs:
         method, recipe = resolve(found, benchmark, options)
+        method.check(tasks)
         shown = {name: method.values()[name] for name in options}
         listed = ",".join(f"{name}={_shown(value)}" for name, value in sorted(shown.items()))
         for seed in seeds:
@@ -113,8 +115,9 @@ def plan(
 
 def resolve(found: Found, benchmark: str, options: Mapping[str, Any]) -> tuple[Method, str]:
     """The method with its defaults, then the recipe, then the user's options; and the recipe's name."""
+    fields = found.defaults
     asked = found.create(options).values()
-    name, values = recipe_for(found.name, benchmark, {key: asked[key] for key in options}, list(asked))
+    name, values = recipe_for(found.name, benchmark, {key: asked[key] for key in options}, list(fields))
     return found.create({**values, **options}), name
 
 

@@ -23,7 +23,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 def seed_of(key: Key) -> int:
     """A 63-bit seed for a key (SHA-256, so that neighbouring keys give unrelated seeds)."""
-    plain = tuple(part if isinstance(part, str) else operator.index(part) for part in key)
+    plain = tuple(str(part) if isinstance(part, str) else operator.index(part) for part in key)
     return int.from_bytes(hashlib.sha256(repr(plain).encode()).digest()[:8], "little") >> 1
 
 

@@ -10,13 +10,13 @@ import hashlib
 import io
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cl_bench import metrics
 from cl_bench.errors import UserError
@@ -47,13 +47,13 @@ class RunRecord(BaseModel):
         peak_memory_bytes: of the device (CUDA allocator), or of the process on a CPU.
         environment: versions and hardware.
         traces: optional tables that a method fills (magnitudes, residuals, distances), a list of rows each.
-        arrays_sha256: of the npz beside this file, which carries its first digits in its name.
-        checksum: SHA-256 of the rest of the record, so that an edited number is noticed.
+        arrays_sha256: of the npz beside this file.
+        checksum: `content_hash` of the record, so that an edited number is noticed; the npz has its start in its name.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = Field(default=SCHEMA_VERSION, strict=True)
     key: str
     label: str
     recipe: str
@@ -80,14 +80,14 @@ class RunRecord(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _not_newer(cls, data: Any) -> Any:
-        if isinstance(data, dict) and (data.get("schema_version") or 0) > SCHEMA_VERSION:
-            raise ValueError(f"schema version {data['schema_version']} is newer than {SCHEMA_VERSION}; update cl-bench")
+        version = data.get("schema_version") if isinstance(data, dict) else None
+        if isinstance(version, int) and version > SCHEMA_VERSION:
+            raise ValueError(f"schema version {version} is newer than {SCHEMA_VERSION}; update cl-bench")
         return data
 
-    def content_hash(self) -> str:
-        """SHA-256 of the canonical JSON without `checksum`."""
-        fields = self.model_dump(mode="json", exclude={"checksum"})
-        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+    def sealed(self) -> RunRecord:
+        """The record with its checksum."""
+        return self.model_copy(update={"checksum": content_hash(self.model_dump(mode="json"))})
 
     @model_validator(mode="after")
     def _consistent(self) -> RunRecord:
@@ -105,6 +105,12 @@ class RunRecord(BaseModel):
             if len(getattr(self, name)) != stages:
                 raise ValueError(f"'{name}' does not have one entry for each of the {stages} stages")
         return self
+
+
+def content_hash(fields: Mapping[str, Any]) -> str:
+    """SHA-256 of the canonical JSON of a record as it is stored, without its `checksum`."""
+    rest = {name: value for name, value in fields.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 class DamagedRecord(Exception):
@@ -125,7 +131,7 @@ class Store:
         return self.root / f"{experiment.file_stem}.json"
 
     def arrays_path(self, record: RunRecord) -> Path:
-        return self.root / f"{record.experiment.file_stem}-{record.arrays_sha256[:8]}.npz"
+        return self.root / f"{record.experiment.file_stem}-{record.checksum[:8]}.npz"
 
     def check_writable(self) -> None:
         """Raise `UserError` now rather than after hours of training."""
@@ -151,15 +157,15 @@ class Store:
     def write(self, record: RunRecord, arrays: Arrays) -> Path:
         """Write a record and its arrays (per-sample predictions) atomically; returns the JSON's path.
 
-        The npz is named by its content and written first, so that a JSON never points to another writer's arrays.
+        Each write gives the npz a name of its own and makes it before the JSON, so that a JSON never points to another
+        writer's arrays; the npz of a replaced record is removed.
         """
         self.check_writable()
         path = self.json_path(record.experiment)
         buffer = io.BytesIO()
         np.savez_compressed(buffer, allow_pickle=False, **arrays)
         packed = buffer.getvalue()
-        record = record.model_copy(update={"arrays_sha256": hashlib.sha256(packed).hexdigest()})
-        record = record.model_copy(update={"checksum": record.content_hash()})
+        record = record.model_copy(update={"arrays_sha256": hashlib.sha256(packed).hexdigest()}).sealed()
         write_atomically(self.arrays_path(record), packed)
         try:
             replaced = self.arrays_path(self._read(path))
@@ -177,23 +183,30 @@ class Store:
         Raises:
             DamagedRecord: unreadable, not valid, misnamed, or its npz is missing or altered.
         """
+        return self._load(path)[0]
+
+    def _load(self, path: Path) -> tuple[RunRecord, bytes]:
+        """A record and its packed arrays."""
         record = self._read(path)
-        if not self.arrays_path(record).exists():
-            # Perhaps the record has just been replaced, and its arrays with it.
-            record = self._read(path)
-        arrays = self.arrays_path(record)
-        try:
-            packed = arrays.read_bytes()
-        except OSError as error:
-            raise DamagedRecord(f"{arrays}: {error.strerror} (predictions of {path.name})") from error
+        while True:
+            arrays = self.arrays_path(record)
+            try:
+                packed = arrays.read_bytes()
+                break
+            except OSError as error:
+                # Perhaps the record has just been replaced, and its arrays with it.
+                previous, record = record, self._read(path)
+                if record == previous:
+                    raise DamagedRecord(f"{arrays}: {error.strerror} (predictions of {path.name})") from error
         if hashlib.sha256(packed).hexdigest() != record.arrays_sha256:
             raise DamagedRecord(f"{arrays}: altered (its SHA-256 is not the one in {path.name})")
-        return record
+        return record, packed
 
     def _read(self, path: Path) -> RunRecord:
         """The JSON alone."""
         try:
-            record = RunRecord.model_validate_json(path.read_bytes())
+            content = path.read_bytes()
+            record = RunRecord.model_validate_json(content)
         except OSError as error:
             raise DamagedRecord(f"{path}: {error.strerror}") from error
         except ValidationError as error:
@@ -202,13 +215,18 @@ class Store:
             raise DamagedRecord(f"{path}: {where + ': ' if where else ''}{first['msg']}") from error
         if path.stem != record.experiment.file_stem:
             raise DamagedRecord(f"{path}: holds the run {record.experiment.file_stem}")
-        if record.checksum != record.content_hash():
+        if record.checksum != content_hash(json.loads(content)):
             raise DamagedRecord(f"{path}: altered (its checksum does not fit its content)")
         return record
 
     def arrays(self, record: RunRecord) -> Arrays:
-        """Per-sample arrays: `label`, `task` [images]; `predicted`, `predicted_task_aware` [stages, images]."""
-        with np.load(self.arrays_path(record), allow_pickle=False) as data:
+        """Per-sample arrays: `label`, `task` [images]; `predicted`, `predicted_task_aware` [stages, images].
+
+        Raises:
+            DamagedRecord: the record as it is stored now cannot be trusted.
+        """
+        _, packed = self._load(self.json_path(record.experiment))
+        with np.load(io.BytesIO(packed), allow_pickle=False) as data:
             return {name: data[name] for name in data.files}
 
     def records(self, on_damaged: Callable[[str], None]) -> Iterator[RunRecord]:

@@ -78,8 +78,8 @@ class CODAModel(nn.Module):
         dots = query @ (A * nn.functional.normalize(K, dim=2)).transpose(1, 2)
         norms = (query.square() @ A.square().transpose(1, 2)).sqrt().clamp_min(1e-12)
         prompts = torch.einsum("ebm,emld->ebld", dots / norms, P)
-        keys, values = prompts.chunk(2, dim=2)
-        return {block: (keys[e], values[e]) for e, block in enumerate(self.blocks)}
+        keys, values = (half.unbind() for half in prompts.chunk(2, dim=2))
+        return dict(zip(self.blocks, zip(keys, values, strict=True), strict=True))
 
     def orthogonality(self) -> Tensor:
         """Sum over blocks and over K, A and flattened P of mean((X X^T - I)^2) (Eq. 7)."""
@@ -125,6 +125,12 @@ class CODAPrompt(GradientMethod):
     lr: PositiveFloat = 1e-3
     schedule: Literal["constant", "cosine", "coda"] = "coda"
 
+    def check(self, num_tasks: int) -> None:
+        if self.components < num_tasks:
+            raise UserError(
+                f"coda.components = {self.components} gives none to each of {num_tasks} tasks; set at least {num_tasks}"
+            )
+
     def build(self, backbone: VisionTransformer, num_classes: int) -> nn.Module:
         if self.blocks > len(backbone.blocks):
             raise UserError(f"coda.blocks = {self.blocks}, but the backbone has only {len(backbone.blocks)} blocks")
@@ -132,13 +138,7 @@ class CODAPrompt(GradientMethod):
 
     def before_task(self, task: Task, images: TaskImages) -> None:
         assert task.num_tasks is not None
-        share = self.components // task.num_tasks
-        if share == 0:
-            raise UserError(
-                f"coda.components = {self.components} gives none to each of {task.num_tasks} tasks; "
-                f"set at least {task.num_tasks}"
-            )
-        task.model.grow(share, self.length, task.generator("components"))
+        task.model.grow(self.components // task.num_tasks, self.length, task.generator("components"))
 
     def phases(self, task: Task) -> list[Phase]:
         model = task.model

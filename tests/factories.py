@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -125,3 +128,21 @@ def arrays(run: RunRecord) -> Arrays:
 def write(folder: Path, *runs: RunRecord) -> list[Path]:
     """Store the runs in `folder`; returns the paths of their JSON files."""
     return [Store(folder).write(run, arrays(run)) for run in runs]
+
+
+def npz(path: Path) -> Path:
+    """The one file of arrays beside a JSON that was just written."""
+    (found,) = path.parent.glob(f"{path.stem}-*.npz")
+    return found
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], object], *, sealed: bool) -> None:
+    """Change the fields of a stored JSON in place; `sealed` makes its checksum (and the npz's name) fit, as a forger would."""
+    data = json.loads(path.read_text())
+    change(data)
+    if sealed:
+        rest = {name: value for name, value in data.items() if name != "checksum"}
+        old = path.with_name(f"{path.stem}-{data['checksum'][:8]}.npz")
+        data["checksum"] = hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+        old.rename(path.with_name(f"{path.stem}-{data['checksum'][:8]}.npz"))
+    path.write_text(json.dumps(data))

@@ -191,7 +191,7 @@ GRIDS = st.lists(
 @given(GRIDS, SPACE, SPACE, SPACE)
 def test_methods_round_trip(grids: list[tuple[str, dict[str, list[str]]]], a: str, b: str, c: str) -> None:
     text = f"{a},{b}".join(
-        f"{name}{c}[{f'{a},{b}'.join(f'{key}{b}={c}' + '|'.join(values) for key, values in options.items())}]"
+        f"{name}{c}[{f'{a},{b}'.join(f'{key}{b}={c}' + f'{a}|{c}'.join(values) for key, values in options.items())}]"
         if options
         else name
         for name, options in grids
@@ -217,11 +217,18 @@ def test_a_grid_is_the_product_of_its_alternatives() -> None:
 @pytest.mark.parametrize(
     "text",
     ["", " ", ",", ",a", "a,,b", "a b", "a[rank=4", "a]", "a[rank=4]]", "a[b[c=1]]", "a[rank]", "a[=4]", "a[rank=]"]
+    + ["a[rank=|]", "a[rank=4|]", "a[rank=|4]", "a[rank=4||8]", "a[rank= | 4]", "a[rank=4,lr=]"]
+    + ["a[rank=4,rank=8]", "a[rank=4,rank=4]", "a[rank=4, rank =8]", "a[rank=4,lr=1,rank=4]", "b,a[rank=4,rank=8]"]
     + ["4a", "a[rank=4]b", "a;b", "a.b", "a|b", "-a"],
 )
 def test_methods_that_cannot_be_read(text: str) -> None:
     with pytest.raises(UserError, match="--methods"):
         parse_methods(text)
+
+
+def test_spaces_around_alternatives_do_not_count() -> None:
+    assert parse_methods("a[ rank = 4 | 8 , lr = 0.1 ]") == parse_methods("a[rank=4|8,lr=0.1]")
+    assert parse_methods("a[rank=4],a[rank=8]") == parse_methods("a[rank=4|8]"), "twice a method, not twice an option"
 
 
 @settings(deadline=None)
@@ -277,6 +284,23 @@ def test_seeds_are_those_that_numpy_takes() -> None:
     assert parse_seeds(f"{2**32 - 1}") == [2**32 - 1]
     with pytest.raises(UserError, match="--seeds .* at most 4294967295"):
         parse_seeds(f"0,{2**32}")
+
+
+@pytest.mark.parametrize("low", [0, 5, 2**32 - 10_000])
+def test_ten_thousand_seeds_are_the_most(low: int) -> None:
+    assert parse_seeds(f"{low}-{low + 9_999}") == list(range(low, low + 10_000))
+    with pytest.raises(UserError, match="--seeds"):
+        parse_seeds(f"{low}-{low + 10_000}")
+
+
+def test_a_range_of_all_seeds_is_refused_at_once() -> None:
+    with pytest.raises(UserError, match="more than 10,000 seeds"):
+        parse_seeds(f"0-{2**32 - 1}")
+
+
+def test_ten_thousand_seeds_are_the_most_in_several_ranges_too() -> None:
+    with pytest.raises(UserError, match="more than 10,000 seeds"):
+        parse_seeds("0-9999,20000-29999")
 
 
 @pytest.mark.parametrize("text", ["natural", "permutation:0", "permutation:1993", f"permutation:{2**32 - 1}"])

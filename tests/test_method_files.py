@@ -148,13 +148,11 @@ def test_a_method_file_that_is_none_ends_in_one_sentence(cl_bench: Cli, path: st
     assert_refused(cl_bench("ls", "methods", "--method-file", path), f"'{path}'", "cannot be read")
 
 
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="Found.defaults calls the class without arguments")
 def test_a_hyperparameter_without_default_ends_in_one_sentence(cl_bench: Cli, source: str) -> None:
     Path("mine.py").write_text(source.replace("lr: PositiveFloat = 0.005", "margin: PositiveFloat"))
     assert_refused(cl_bench("run", "--method-file", "mine.py", "--methods", "mine", *TRIAL), "margin")
 
 
-@pytest.mark.xfail(strict=True, raises=(ImportError, AttributeError), reason="method.find loads entry points unguarded")
 @pytest.mark.parametrize("text", ["import no_such_module\n", "Plugged = int\n", "other = 1\n"])
 @pytest.mark.parametrize("command", [["run", "--methods", "crooked"], ["show", "crooked"]])
 def test_a_broken_entry_point_ends_in_one_sentence(
@@ -166,7 +164,6 @@ def test_a_broken_entry_point_ends_in_one_sentence(
     assert_refused(cl_bench(*command[:-1], name), name)
 
 
-@pytest.mark.xfail(strict=True, raises=ImportError, reason="ls methods loads every entry point unguarded")
 def test_a_broken_entry_point_does_not_hide_the_other_methods(
     cl_bench: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -141,7 +141,12 @@ def test_every_hyper_parameter_but_the_common_ones_is_documented(name: str) -> N
 
 
 @pytest.mark.parametrize(("name", "field"), FIELDS)
-@pytest.mark.parametrize("value", ["not-a-value", "-1", "", [["nested"]], {"a": 1}])
+@pytest.mark.parametrize(
+    "value",
+    ["not-a-value", "-1", "", [["nested"]], {"a": 1}]
+    + ["nan", "inf", "-inf", "1e999", float("nan"), float("inf"), -float("inf")],
+    ids=repr,
+)
 def test_ill_typed_values_name_method_and_field(name: str, field: str, value: Any) -> None:
     found = method.find(name)
     with pytest.raises(UserError, match=rf"^{name}\.{field} = .* is not valid: "):
@@ -362,4 +367,12 @@ def test_joint_trains_on_everything_at_once() -> None:
 def test_coda_needs_a_component_for_each_task() -> None:
     plugin = small("coda", components=TASKS - 1)
     with pytest.raises(UserError, match=f"coda.components = {TASKS - 1}.*at least {TASKS}"):
-        train(strategy_of(plugin), cut(), stages=1)
+        plugin.check(TASKS)
+    small("coda", components=TASKS).check(TASKS)
+
+
+@pytest.mark.skipif("coda" not in NAMES, reason="about coda")
+def test_coda_prompts_no_more_blocks_than_there_are() -> None:
+    small("coda", blocks=DEPTH).build(tiny_vit(), CLASSES)
+    with pytest.raises(UserError, match=f"coda.blocks = {DEPTH + 1}.*only {DEPTH} blocks"):
+        small("coda", blocks=DEPTH + 1).build(tiny_vit(), CLASSES)

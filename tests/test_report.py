@@ -18,7 +18,7 @@ from cl_bench.experiment import Limits
 from cl_bench.report import Report, figures, load, render, tables
 from cl_bench.report.frame import collect, tidy
 from cl_bench.store import RunRecord
-from tests.factories import WEIGHTS, arrays, record, write
+from tests.factories import WEIGHTS, arrays, edit, npz, record, write
 
 SLUG = "icons-100-10x10-vit_tiny_patch8_32.icons"
 COMMAND = "cl-bench report --out reports"
@@ -224,14 +224,23 @@ def test_frame_has_one_row_per_run(runs: Path) -> None:
 def test_damaged_files_are_named_and_skipped(runs: Path) -> None:
     paths = write(runs, *(record("alpha", s) for s in range(4)))
     paths[1].write_text(paths[1].read_text()[:500])
-    paths[2].with_suffix(".npz").write_bytes(b"not an archive")
+    predictions = npz(paths[2])
+    predictions.write_bytes(b"not an archive")
     made = report(runs)
     assert made.tables[0].rows[0].seeds == (0, 3)
     assert len(made.damaged) == 2
     page = made.paths[0].read_text()
-    for path, sentence in zip((paths[1], paths[2].with_suffix(".npz")), sorted(made.damaged), strict=True):
+    for path, sentence in zip((paths[1], predictions), sorted(made.damaged), strict=True):
         assert path.name in " ".join(made.damaged)
         assert sentence.split(": ")[0] in page
+
+
+def test_edited_numbers_are_named_and_left_out(runs: Path) -> None:
+    paths = write(runs, *(record("alpha", s) for s in range(3)))
+    edit(paths[1], lambda data: data["correct"][9].__setitem__(0, 0), sealed=False)
+    made = report(runs)
+    assert made.tables[0].rows[0].seeds == (0, 2)
+    assert [paths[1].name in sentence and "checksum" in sentence for sentence in made.damaged] == [True]
 
 
 def test_no_results_is_one_clear_sentence(tmp_path: Path) -> None:

@@ -284,18 +284,34 @@ def test_counts_are_the_hits_of_the_predictions() -> None:
             assert counts.correct[task] is None and set(counts.predicted[rows]) == {-1}
 
 
-GROWING = pytest.mark.xfail(
-    strict=True, reason="sdlora and coda cannot predict before their first task", raises=Exception
-)
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=GROWING if name in ("coda", "sdlora") else ()) for name in NAMES]
-)
+@pytest.mark.parametrize("name", NAMES)
 def test_evaluating_before_any_training_counts_nothing_but_task_aware(name: str) -> None:
-    counts = strategy_of(small(name)).count_matrix(cut().test)
+    strategy = strategy_of(small(name))
+    before = snapshot(strategy.model)
+    counts = strategy.count_matrix(cut().test)
     assert counts.correct == [None] * TASKS and set(counts.predicted) == {-1}
     assert all(0 <= hits <= n for hits, n in zip(counts.correct_task_aware, counts.total, strict=True))
+    for task, own in enumerate(cut().tasks):
+        assert set(counts.predicted_task_aware[counts.task == task]) <= set(own)
+    assert same(before, strategy.model.state_dict())
+    again = strategy.count_matrix(cut().test)
+    np.testing.assert_array_equal(again.predicted_task_aware, counts.predicted_task_aware)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name in ("coda", "sdlora")])
+def test_what_grows_starts_as_its_head_on_the_plain_backbone(name: str) -> None:
+    model = strategy_of(small(name)).model.eval()
+    images, _ = images_of(cut().test[0])
+    with torch.no_grad():
+        assert torch.allclose(model(images), model.head(model.backbone(images)), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name in ("coda", "sdlora")])
+def test_evaluating_before_training_leaves_the_training_as_it_is(name: str) -> None:
+    evaluated = strategy_of(small(name, epochs=1))
+    evaluated.count_matrix(cut().test)
+    trained = [train(strategy, cut(), stages=1) for strategy in (evaluated, strategy_of(small(name, epochs=1)))]
+    assert same(trained[0].model.state_dict(), trained[1].model.state_dict())
 
 
 # --- leak audit ------------------------------------------------------------------------------------------------

@@ -27,8 +27,9 @@ HEADER = """\
 epochs = {epochs}
 batch_size = {batch_size}
 
-# Written by tools/tune_recipes.py from tools/recipes/tuning.toml: for every row the best of {trials} settings
-# ({search}) by average anytime accuracy on {benchmark}, mean of seeds {seeds}.
+# Written by tools/tune_recipes.py from tools/recipes/tuning.toml: for every row the best by average anytime accuracy on
+# {benchmark} (behind each row, mean of seeds {seeds}) of {trials} settings:
+{search}
 """
 
 Trial = tuple[str, dict[str, Any], dict[str, Any]]
@@ -62,7 +63,7 @@ def main() -> None:
     text = HEADER.format(
         **declared["budget"],
         trials=len(values),
-        search=", ".join(f"{name} in {options}" for name, options in declared["search"].items()),
+        search="\n".join(f"#   {name} in {options}" for name, options in declared["search"].items()),
         benchmark=declared["benchmark"],
         seeds=declared["seeds"],
     )

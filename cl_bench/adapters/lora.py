@@ -71,9 +71,10 @@ class LoRABank(nn.Module):
         the same for any number of directions.
         """
         weights = {}
-        for number, block in enumerate(backbone.blocks):
+        # Unbound once: an index per block would cost a full-size gradient buffer each.
+        for number, (block, changes) in enumerate(zip(backbone.blocks, update.unbind(), strict=True)):
             rows = list(block.attn.qkv.weight.view(3, self.dim, self.dim))
-            for position, projection in enumerate(self.projections):
-                rows[_ROWS[projection]] = rows[_ROWS[projection]] + update[number, position]
+            for projection, change in zip(self.projections, changes.unbind(), strict=True):
+                rows[_ROWS[projection]] = rows[_ROWS[projection]] + change
             weights[f"blocks.{number}.attn.qkv.weight"] = torch.cat(rows)
         return functional_call(backbone, weights, (images,))

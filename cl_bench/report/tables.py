@@ -135,7 +135,10 @@ def to_rich(table: Table) -> RichTable:
         box=SIMPLE_HEAD,
     )
     for name in HEADER:
-        view.add_column(Text(name), justify="left" if name == HEADER[0] else "right", no_wrap=name == HEADER[0])
+        if name == HEADER[0]:
+            view.add_column(Text(name), overflow="fold", min_width=12)
+        else:
+            view.add_column(Text(name), justify="right", no_wrap=True)
     for row in table.rows:
         view.add_row(*map(Text, cells(row)))
     return view

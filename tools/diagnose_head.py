@@ -1,0 +1,73 @@
+"""Is a method's loss in its features or in its head? Nearest class means on the features that it ends with.
+
+    python tools/diagnose_head.py --methods sdlora,coda --benchmark icons-tune --seeds 100-102
+
+Trains as `cl-bench run` does. Then all training images of the stream pass once more through the final model, and the
+test images are classified by the nearest class mean (cosine) of its features: what a perfect head of this kind could
+do. It looks at old images again, so it is a diagnosis and no method.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cl_bench import method, plan, streams
+from cl_bench.data.samples import Concatenated, samples_of
+from cl_bench.experiment import parse_methods, parse_seeds
+from cl_bench.strategy import ContinualStrategy
+from cl_bench.streams.build import build
+
+
+def head_inputs(model: nn.Module, stream: Any) -> tuple[Tensor, Tensor]:
+    """What reaches the model's `head` for all images of a stream [n, d], and their labels [n]."""
+    images = Concatenated([samples_of(experience.dataset) for experience in stream])
+    seen: list[Tensor] = []
+    hook = model.head.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+    with torch.no_grad():
+        for chunk in np.array_split(np.arange(len(images.labels)), max(1, len(images.labels) // 250)):
+            model(images.view(chunk, None, torch.device("cpu")))
+    hook.remove()
+    return torch.cat(seen), images.labels
+
+
+def main() -> None:
+    """Print one line per method and seed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--methods", default="sdlora,coda")
+    parser.add_argument("--benchmark", default="icons-tune")
+    parser.add_argument("--seeds", default="100-102")
+    args = parser.parse_args()
+    specs = [(method.find(spec.name), spec.options) for spec in parse_methods(args.methods)]
+    for run in plan.plan(specs, parse_seeds(args.seeds), benchmark=args.benchmark):
+        e = run.experiment
+        stream = build(streams.find(e.benchmark).source(), e.tasks, e.class_order, e.transforms, e.limits)
+        strategy = ContinualStrategy(
+            plugins=[run.method],
+            backbone=e.backbone,
+            num_classes=len(stream.classes),
+            num_tasks=len(stream.tasks),
+            seed=e.seed,
+        )
+        for experience in stream.train:
+            strategy.train(experience, eval_streams=[])
+        counts = strategy.count_matrix(stream.test)
+        model = strategy.model.eval()
+        (x, y), (x_test, y_test) = head_inputs(model, stream.train), head_inputs(model, stream.test)
+        means = torch.stack([x[y == label].mean(dim=0) for label in range(len(stream.classes))])
+        nearest = (nn.functional.normalize(x_test) @ nn.functional.normalize(means).T).argmax(1)
+        total = sum(counts.total)
+        print(
+            f"{run.label} seed {e.seed}: own head {100 * sum(h or 0 for h in counts.correct) / total:.1f}, "
+            f"nearest mean of its features {100 * float((nearest == y_test).float().mean()):.1f}, "
+            f"own head told the task {100 * sum(counts.correct_task_aware) / total:.1f}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
