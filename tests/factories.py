@@ -137,7 +137,7 @@ def npz(path: Path) -> Path:
 
 
 def edit(path: Path, change: Callable[[dict[str, Any]], object], *, sealed: bool) -> None:
-    """Change the fields of a stored JSON in place; `sealed` makes its checksum (and the npz's name) fit, as a forger would."""
+    """Change the fields of a stored JSON in place; `sealed` mends checksum and npz name, as a forger would."""
     data = json.loads(path.read_text())
     change(data)
     if sealed:
