@@ -158,7 +158,7 @@ class Store:
         """Write a record and its arrays (per-sample predictions) atomically; returns the JSON's path.
 
         Each write gives the npz a name of its own and makes it before the JSON, so that a JSON never points to another
-        writer's arrays; the npz of a replaced record is removed.
+        writer's arrays; the npz of a replaced record is removed, unless that record was too damaged to name it.
         """
         self.check_writable()
         path = self.json_path(record.experiment)
