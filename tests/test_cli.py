@@ -109,18 +109,19 @@ def test_run_computes_nothing_twice_unless_forced(cl_bench: Cli) -> None:
     command = ["run", "--methods", "sdlora,simplecil", *TRIAL]
     set_epochs = ["--set", "sdlora.epochs=1"]
     first = cl_bench(*command, *set_epochs)
-    before = tree(RUNS)
     files = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in RUNS.iterdir()}
     again = cl_bench(*command, *set_epochs)
     assert computed(again) == (0, 2) and "task" not in again.err
     assert {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in RUNS.iterdir()} == files
     assert rows(again.out) == rows(first.out)
 
-    counts = [(run["key"], run["correct"], run["correct_task_aware"]) for run in stored()]
+    same = ("key", "correct", "correct_task_aware", "arrays_sha256")
+    results = [[run[field] for field in same] for run in stored()]
     forced = cl_bench(*command, *set_epochs, "--force")
     assert computed(forced) == (2, 0)
-    assert [(run["key"], run["correct"], run["correct_task_aware"]) for run in stored()] == counts
-    assert set(tree(RUNS)) == set(before)
+    assert [[run[field] for field in same] for run in stored()] == results
+    records = sorted(RUNS.glob("*.json"))
+    assert len(records) == 2 and set(RUNS.iterdir()) == {*records, *map(arrays_of, records)}
     assert all(path.stat().st_mtime_ns > files[path][1] for path in RUNS.glob("*.json"))
 
 
