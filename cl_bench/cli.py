@@ -16,7 +16,7 @@ from cl_bench import __version__
 from cl_bench.errors import UserError
 
 if TYPE_CHECKING:
-    from cl_bench.method import Found
+    from cl_bench.registry import Found
 
 # torch, timm and avalanche take seconds to import: only the commands that need them do so.
 
@@ -163,13 +163,13 @@ def ls_methods(method_file: MethodFiles = None) -> None:
     from rich.table import Table
 
     _quiet_imports()
-    from cl_bench import method
+    from cl_bench import registry
 
     table = Table("method", "paper", "passes", "stores", "needs T", box=None, header_style="bold")
-    found = [method.load_file(path) for path in method_file or []]
-    for name in method.names():
+    found = [registry.load_file(path) for path in method_file or []]
+    for name in registry.names():
         try:
-            found.append(method.find(name))
+            found.append(registry.find(name))
         except UserError as error:
             err.print(f"[yellow]warning:[/] {_escape(str(error))}")
     for item in found:
@@ -262,10 +262,10 @@ def version() -> None:
 
 def _methods(names: Sequence[str], method_files: Sequence[Path]) -> dict[str, Found]:
     """The listed methods; those of `--method-file` come first."""
-    from cl_bench import method
+    from cl_bench import registry
 
-    own = {found.name: found for found in map(method.load_file, method_files)}
-    return {name: own.get(name) or method.find(name) for name in names}
+    own = {found.name: found for found in map(registry.load_file, method_files)}
+    return {name: own.get(name) or registry.find(name) for name in names}
 
 
 def _quiet_imports() -> None:

@@ -145,12 +145,12 @@ def show_thing(name: str, benchmark: str, method_files: Sequence[Path], out: Con
     """
     import dataclasses
 
-    from cl_bench import backbones, method, plan, streams
+    from cl_bench import backbones, plan, registry, streams
     from cl_bench.errors import unknown_name
 
-    own = {found.name: found for found in map(method.load_file, method_files)}
-    if name in own or name in method.names():
-        found = own.get(name) or method.find(name)
+    own = {found.name: found for found in map(registry.load_file, method_files)}
+    if name in own or name in registry.names():
+        found = own.get(name) or registry.find(name)
         streams.find(benchmark)
         resolved, recipe = plan.resolve(found, benchmark, {})
         out.print(f"[bold]{name}[/] (revision {found.revision}): {escape(found.cls.paper)}")
@@ -174,5 +174,5 @@ def show_thing(name: str, benchmark: str, method_files: Sequence[Path], out: Con
         out.print(f"timm {backbone.architecture} {dict(backbone.options)}, mean {backbone.mean}, std {backbone.std}")
         out.print(f"weights {backbone.weights}", soft_wrap=True)
     else:
-        everything = [*method.names(), *streams.names(), *backbones.names()]
+        everything = [*registry.names(), *streams.names(), *backbones.names()]
         raise unknown_name("method, benchmark, backbone or run", name, everything)

@@ -1,4 +1,4 @@
-"""What a continual-learning method must provide, and how methods are found.
+"""What a continual-learning method must provide.
 
 A method is one file with one frozen dataclass: its fields are the hyper-parameters, its four functions the maths.
 It is an Avalanche plugin, but holds no state: everything that outlives a task is a parameter or buffer of the
@@ -8,18 +8,10 @@ module that `build` returns, so that checkpoints, stored-memory columns and audi
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import importlib
-import importlib.util
 import math
-import pkgutil
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import entry_points
-from pathlib import Path
-from types import ModuleType
 from typing import Any, ClassVar, Literal, get_origin, get_type_hints
 
 import torch
@@ -29,13 +21,12 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from cl_bench.data.samples import TaskImages
-from cl_bench.errors import UserError, unknown_name
+from cl_bench.errors import UserError
 from cl_bench.experiment import Scalar, Value
 from cl_bench.randomness import Key, generator
 
 ParameterGroup = dict[str, Any]
 Loss = Callable[[Tensor, Tensor], Tensor]
-ENTRY_POINTS = "cl_bench.methods"
 
 
 @dataclass(frozen=True)
@@ -113,8 +104,8 @@ class Method(SupervisedPlugin):  # type: ignore[misc]
     trains_on: ClassVar[Literal["task", "stream"]] = "task"
 
     def __post_init__(self) -> None:
-        for name, adapter in _adapters(type(self)).items():  # type: ignore[arg-type]
-            object.__setattr__(self, name, _validated(type(self), name, adapter, getattr(self, name)))
+        for name in validators(type(self)):
+            object.__setattr__(self, name, validated(type(self), name, getattr(self, name)))
 
     def check(self, num_tasks: int) -> None:
         """Raise `UserError` if the hyper-parameters do not fit a stream of this length; called before any run."""
@@ -220,139 +211,29 @@ def masked_cross_entropy(classes: Iterable[int], num_classes: int) -> Loss:
     return loss
 
 
-# --- finding methods -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Found:
-    """A method class with the name and revision under which its results are stored."""
-
-    name: str
-    cls: type[Method]
-    revision: int | str
-
-    def create(self, settings: Mapping[str, Any]) -> Method:
-        """The method with these hyper-parameters (strings, as typed by the user, are accepted).
-
-        Raises:
-            UserError: an unknown or ill-typed hyper-parameter.
-        """
-        adapters = _adapters(self.cls)  # type: ignore[arg-type]
-        for name in settings:
-            if name not in adapters:
-                raise unknown_name(f"hyper-parameter of '{self.name}'", name, adapters)
-        values = {
-            name: _validated(self.cls, name, adapters[name], value, self.name) for name, value in settings.items()
-        }
-        return self.cls(**values)
-
-    @property
-    def defaults(self) -> dict[str, Value]:
-        """The hyper-parameters that the method has if nothing is set.
-
-        Raises:
-            UserError: a field of the method has no default.
-        """
-        for field in dataclasses.fields(self.cls):
-            if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-                raise UserError(f"hyper-parameter '{field.name}' of method '{self.name}' has no default; give it one")
-        return self.cls().values()
-
-
-def names() -> list[str]:
-    """Names of all installed methods: the files of `methods/` and entry points of the group `cl_bench.methods`."""
-    folder = Path(__file__).parent / "methods"
-    shipped = {module.name for module in pkgutil.iter_modules([str(folder)])}
-    return sorted(shipped | {point.name for point in entry_points(group=ENTRY_POINTS)})
-
-
-def find(name: str) -> Found:
-    """The installed method with this name.
-
-    Raises:
-        UserError: there is none; the closest name is suggested.
-    """
-    if name not in names():
-        raise unknown_name("method", name, names(), "'cl-bench ls methods' describes them.")
-    for point in entry_points(group=ENTRY_POINTS):
-        if point.name == name:
-            try:
-                cls = point.load()
-            except Exception as error:
-                raise UserError(
-                    f"method '{name}' (entry point {point.value}) does not import: {type(error).__name__}: {error}; "
-                    "repair or uninstall its package"
-                ) from error
-            if not (isinstance(cls, type) and issubclass(cls, Method)):
-                raise UserError(
-                    f"method '{name}' (entry point {point.value}) is not a subclass of cl_bench.method.Method; "
-                    "repair or uninstall its package"
-                )
-            return Found(name, cls, cls.revision)
-    module = importlib.import_module(f"cl_bench.methods.{name}")
-    cls = _only_method(module, f"cl_bench/methods/{name}.py")
-    return Found(name, cls, cls.revision)
-
-
-def load_file(path: Path) -> Found:
-    """A method from a user's file; its name is the file's, its revision the hash of the content.
-
-    Raises:
-        UserError: no such file, it does not import, or it does not define exactly one method.
-    """
-    try:
-        source = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"method file '{path}' cannot be read ({error.strerror})") from error
-    if not path.stem.isidentifier():
-        raise UserError(f"method file '{path.name}' must be named like a Python module, e.g. my_method.py")
-    spec = importlib.util.spec_from_file_location(f"cl_bench_method_file_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # dataclasses look their module up by name.
-    sys.modules[spec.name] = module
-    try:
-        spec.loader.exec_module(module)
-    except SyntaxError as error:
-        raise UserError(f"method file '{path}' has a syntax error in line {error.lineno}: {error.msg}") from error
-    except Exception as error:
-        raise UserError(f"method file '{path}' does not import: {type(error).__name__}: {error}") from error
-    cls = _only_method(module, str(path))
-    return Found(path.stem, cls, "file:" + hashlib.sha256(source).hexdigest()[:16])
-
-
-def _only_method(module: ModuleType, where: str) -> type[Method]:
-    found = [
-        value
-        for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__
-    ]
-    if len(found) != 1:
-        listed = ", ".join(cls.__name__ for cls in found) or "none"
-        raise UserError(
-            f"'{where}' must define exactly one subclass of cl_bench.method.Method, found {listed}; "
-            "'cl-bench new-method NAME' writes a working example"
-        )
-    return found[0]
-
-
 # --- validating hyper-parameters -------------------------------------------------------------------------------
 
 
 @cache
-def _adapters(cls: type[Method]) -> dict[str, TypeAdapter[Any]]:
+def validators(cls: type[Method]) -> dict[str, TypeAdapter[Any]]:
+    """What checks each hyper-parameter, by name."""
     hints = get_type_hints(cls, include_extras=True)
     return {field.name: TypeAdapter(hints[field.name]) for field in dataclasses.fields(cls)}
 
 
-def _validated(cls: type[Method], name: str, adapter: TypeAdapter[Any], value: Any, shown: str | None = None) -> Any:
+def validated(cls: type[Method], name: str, value: Any, shown: str | None = None) -> Any:
+    """A hyper-parameter's value, checked and converted; strings, as the user typed them, are accepted.
+
+    Raises:
+        UserError: not a value of the field's type; the message names the method as `shown`.
+    """
     if isinstance(value, str):
         if value.lower() in ("none", "null"):
             value = None
         elif get_origin(get_type_hints(cls, include_extras=True)[name]) is tuple:
             value = value.replace("+", ",").split(",")
     try:
-        valid = adapter.validate_python(value)
+        valid = validators(cls)[name].validate_python(value)
     except ValidationError as error:
         message = error.errors()[0]["msg"]
         raise UserError(

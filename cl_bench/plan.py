@@ -12,7 +12,8 @@ from typing import Any
 from cl_bench import backbones, streams
 from cl_bench.errors import UserError, unknown_name
 from cl_bench.experiment import Experiment, Limits, MethodSpec, Transforms, Value, parse_order
-from cl_bench.method import Found, Method
+from cl_bench.method import Method
+from cl_bench.registry import Found
 from cl_bench.streams.build import split_hash
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cl_bench import method
+from cl_bench import method, registry
 from cl_bench.data.samples import TaskImages, samples_of
 from cl_bench.errors import UserError
 from cl_bench.method import GradientMethod, Method, Task
@@ -34,7 +34,7 @@ from tests.test_strategy import (
 )
 
 DIM, DEPTH = 32, 2
-FIELDS = [(name, field) for name in NAMES for field in method.find(name).defaults]
+FIELDS = [(name, field) for name in NAMES for field in registry.find(name).defaults]
 
 # (revision, defaults) of every method. Stored results are compared with new ones of the same revision: whoever changes
 # a default raises `revision` in the method's file and then replaces the row here (the failing test prints it).
@@ -126,7 +126,7 @@ def test_shipped_methods_are_found() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_facts_that_tables_show(name: str) -> None:
-    cls = method.find(name).cls
+    cls = registry.find(name).cls
     assert cls.paper and cls.stores and cls.__doc__
     assert cls.trains_on in ("task", "stream")
     assert cls.forward_passes >= 1
@@ -135,9 +135,9 @@ def test_facts_that_tables_show(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_hyper_parameter_but_the_common_ones_is_documented(name: str) -> None:
-    common = set(method.Found("common", GradientMethod, 1).defaults)
-    own = set(method.find(name).defaults) - common
-    assert all(field in str(method.find(name).cls.__doc__) for field in own)
+    common = set(registry.Found("common", GradientMethod, 1).defaults)
+    own = set(registry.find(name).defaults) - common
+    assert all(field in str(registry.find(name).cls.__doc__) for field in own)
 
 
 @pytest.mark.parametrize(("name", "field"), FIELDS)
@@ -148,7 +148,7 @@ def test_every_hyper_parameter_but_the_common_ones_is_documented(name: str) -> N
     ids=repr,
 )
 def test_ill_typed_values_name_method_and_field(name: str, field: str, value: Any) -> None:
-    found = method.find(name)
+    found = registry.find(name)
     with pytest.raises(UserError, match=rf"^{name}\.{field} = .* is not valid: "):
         found.create({field: value})
     with pytest.raises(UserError, match=rf"^{found.cls.__name__}\.{field} = .* is not valid: "):
@@ -157,7 +157,7 @@ def test_ill_typed_values_name_method_and_field(name: str, field: str, value: An
 
 @pytest.mark.parametrize("name", NAMES)
 def test_unknown_hyper_parameters_are_refused_with_a_guess(name: str) -> None:
-    found = method.find(name)
+    found = registry.find(name)
     for field in found.defaults:
         with pytest.raises(UserError, match=f"'{name}' '{field}x'; .*Did you mean"):
             found.create({f"{field}x": 1})
@@ -167,12 +167,12 @@ def test_unknown_hyper_parameters_are_refused_with_a_guess(name: str) -> None:
 
 def test_unknown_methods_are_refused_with_a_guess() -> None:
     with pytest.raises(UserError, match="unknown method 'sd-lora'.*Did you mean 'sdlora'"):
-        method.find("sd-lora")
+        registry.find("sd-lora")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_defaults_survive_json_and_the_command_line(name: str) -> None:
-    found = method.find(name)
+    found = registry.find(name)
     stored = json.loads(json.dumps(found.defaults, allow_nan=False))
     assert stored == found.defaults
     values = found.create(stored).values()
@@ -188,7 +188,7 @@ def test_defaults_survive_json_and_the_command_line(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_changed_default_needs_a_new_revision(name: str) -> None:
-    found = method.find(name)
+    found = registry.find(name)
     row = f'"{name}": ({found.revision!r}, {found.defaults!r}),'
     assert name in PINNED, f"new method: add this row to PINNED in {__file__}: {row}"
     revision, defaults = PINNED[name]
@@ -206,17 +206,17 @@ def test_a_method_file_takes_its_hash_as_revision(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     source = Path(str(method.__file__)).with_name("methods").joinpath("finetune.py").read_text()
     path.write_text(source)
-    found = method.load_file(path)
+    found = registry.load_file(path)
     path.write_text(source + "\n")
     assert found.name == "mine"
-    assert str(found.revision).startswith("file:") and method.load_file(path).revision != found.revision
-    assert method.load_file(path).defaults == method.find("finetune").defaults
+    assert str(found.revision).startswith("file:") and registry.load_file(path).revision != found.revision
+    assert registry.load_file(path).defaults == registry.find("finetune").defaults
     for text, message in (("x = (", "syntax error in line 1"), ("1 / 0", "ZeroDivisionError"), ("x = 1", "found none")):
         path.write_text(text)
         with pytest.raises(UserError, match=message):
-            method.load_file(path)
+            registry.load_file(path)
     with pytest.raises(UserError, match="cannot be read"):
-        method.load_file(tmp_path / "absent.py")
+        registry.load_file(tmp_path / "absent.py")
 
 
 # --- models ----------------------------------------------------------------------------------------------------
@@ -353,7 +353,7 @@ def test_a_slow_backbone_gets_its_own_learning_rate(name: str) -> None:
 
 
 def test_joint_trains_on_everything_at_once() -> None:
-    kind: Literal["task", "stream"] = method.find("joint").cls.trains_on
+    kind: Literal["task", "stream"] = registry.find("joint").cls.trains_on
     assert kind == "stream"
     strategy = strategy_of(small("joint", epochs=1))
     head = snapshot(strategy.model.head)

@@ -25,7 +25,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from cl_bench import method, streams
+from cl_bench import registry, streams
 from cl_bench.adapters.heads import Classifier
 from cl_bench.experiment import Limits, Transforms
 from cl_bench.method import GradientMethod, Method, Phase, Task, masked_cross_entropy
@@ -33,8 +33,8 @@ from cl_bench.randomness import seeded
 from cl_bench.strategy import ContinualStrategy, Counts
 from cl_bench.streams.build import TaskStream, build
 
-NAMES = method.names()
-GRADIENT = [name for name in NAMES if issubclass(method.find(name).cls, GradientMethod)]
+NAMES = registry.names()
+GRADIENT = [name for name in NAMES if issubclass(registry.find(name).cls, GradientMethod)]
 FROZEN_BACKBONE = [name for name in ("coda", "sdlora", "simplecil") if name in NAMES]
 TRANSFORMS = Transforms(size=32, crop_scale=(0.6, 1.0), mean=(0.5,), std=(0.5,))
 TASKS, CLASSES = 3, 40
@@ -73,7 +73,7 @@ def cut(benchmark: str = "icons-tune", order: str = "permutation:3", train: int 
 
 def small(name: str, **changes: Any) -> Method:
     """An installed method, sized for the tiny ViT; `changes` that it has no field for are left out."""
-    found = method.find(name)
+    found = registry.find(name)
     wanted = SMALL.get(name, {}) | QUICK | changes
     return found.create({field: value for field, value in wanted.items() if field in found.defaults})
 

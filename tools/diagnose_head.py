@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cl_bench import method, plan, streams
+from cl_bench import plan, registry, streams
 from cl_bench.data.samples import Concatenated, samples_of
 from cl_bench.experiment import parse_methods, parse_seeds
 from cl_bench.strategy import ContinualStrategy
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--benchmark", default="icons-tune")
     parser.add_argument("--seeds", default="100-102")
     args = parser.parse_args()
-    specs = [(method.find(spec.name), spec.options) for spec in parse_methods(args.methods)]
+    specs = [(registry.find(spec.name), spec.options) for spec in parse_methods(args.methods)]
     for run in plan.plan(specs, parse_seeds(args.seeds), benchmark=args.benchmark):
         e = run.experiment
         stream = build(streams.find(e.benchmark).source(), e.tasks, e.class_order, e.transforms, e.limits)

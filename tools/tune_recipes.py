@@ -86,12 +86,12 @@ def _run(item: tuple[Trial, int, str, argparse.Namespace]) -> float:
     """Average anytime accuracy of one trial (fraction), computed or from the store."""
     import torch
 
-    from cl_bench import method, metrics, plan, runner
+    from cl_bench import metrics, plan, registry, runner
     from cl_bench.store import Store
 
     (name, options, values), seed, benchmark, args = item
     torch.set_num_threads(1)
-    (planned,) = plan.plan([(method.find(name), {**values, **options})], [seed], benchmark=benchmark)
+    (planned,) = plan.plan([(registry.find(name), {**values, **options})], [seed], benchmark=benchmark)
     store = Store(args.results)
     record = store.find(planned.experiment) or runner.run(planned, store, runner.pick_device(args.device))
     return metrics.aaa(record.correct, record.total)
