@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar, Literal, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from avalanche.core import SupervisedPlugin
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -24,9 +24,11 @@ from cl_bench.data.samples import TaskImages
 from cl_bench.errors import UserError
 from cl_bench.experiment import Scalar, Value
 from cl_bench.randomness import Key, generator
+from cl_bench.space import Choice, LogUniform, Range
 
 ParameterGroup = dict[str, Any]
 Loss = Callable[[Tensor, Tensor], Tensor]
+Schedule = Literal["constant", "cosine", "coda", "inflora", "steps"]
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,9 @@ class Method(SupervisedPlugin):  # type: ignore[misc]
         stores: what is kept about old tasks beside the adapters, in words.
         forward_passes: backbone passes per prediction.
         trains_on: `task` (one experience after the other) or `stream` (all at once: joint training).
+        published: recipes of the literature, hyper-parameters by paper benchmark (`imagenet-r`, `cifar100`, ...); where
+            a paper's text differs from its code, the text is `imagenet-r.paper`.
+        space: what `cl-bench tune` searches, by hyper-parameter.
     """
 
     revision: ClassVar[int] = 1
@@ -102,9 +107,11 @@ class Method(SupervisedPlugin):  # type: ignore[misc]
     stores: ClassVar[str] = "nothing"
     forward_passes: ClassVar[int] = 1
     trains_on: ClassVar[Literal["task", "stream"]] = "task"
+    published: ClassVar[Mapping[str, Mapping[str, Value]]] = {}
+    space: ClassVar[Mapping[str, Range]] = {}
 
     def __post_init__(self) -> None:
-        for name in validators(type(self)):
+        for name in validators(type(self)):  # type: ignore[arg-type]
             object.__setattr__(self, name, validated(type(self), name, getattr(self, name)))
 
     def check(self, num_tasks: int) -> None:
@@ -116,6 +123,7 @@ class Method(SupervisedPlugin):  # type: ignore[misc]
 
         A model whose prediction starts from a frozen feature of the image may define `query(images)` [B, d] and
         accept it as `model(images, query)`: it is then computed once per test image and stream, not once per task.
+        One whose adapters can be folded into weights may define `merged()`, a module that predicts the same for less.
         """
         raise NotImplementedError
 
@@ -154,12 +162,25 @@ def _coda(epoch: int, epochs: int) -> float:
     return float(torch.cos(torch.tensor(angle, dtype=torch.float64)))
 
 
-_SCHEDULES = {"constant": _constant, "cosine": _cosine, "coda": _coda}
+def _inflora(epoch: int, epochs: int) -> float:
+    """`_coda` one epoch late: the first two epochs are at the base rate (InfLoRA's released schedule)."""
+    return _coda(max(epoch - 1, 0), epochs)
+
+
+_SCHEDULES = {"constant": _constant, "cosine": _cosine, "coda": _coda, "inflora": _inflora}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GradientMethod(Method):
-    """A method that trains by gradient descent: adds the optimiser's hyper-parameters."""
+    """A method that trains by gradient descent: adds the optimiser's hyper-parameters and the classes that compete.
+
+    Attributes:
+        schedule: of the learning rate, by epoch; `steps` multiplies it by `decay` at each of the `milestones` (epochs).
+        clip_norm: bound on the norm of the whole gradient.
+        loss: cross-entropy over the current task's classes only (`masked`), or over `all` classes seen so far.
+    """
+
+    space: ClassVar[Mapping[str, Range]] = {"lr": LogUniform(3e-4, 0.3), "schedule": Choice("constant", "cosine")}
 
     epochs: PositiveInt = 20
     batch_size: PositiveInt = 128
@@ -167,8 +188,15 @@ class GradientMethod(Method):
     lr: PositiveFloat = 0.01
     momentum: NonNegativeFloat = 0.9
     weight_decay: NonNegativeFloat = 0.0
-    schedule: Literal["constant", "cosine", "coda"] = "constant"
+    schedule: Schedule = "constant"
+    milestones: tuple[NonNegativeInt, ...] | None = None
+    decay: PositiveFloat = 0.1
     clip_norm: PositiveFloat | None = None
+    loss: Literal["masked", "all"] = "masked"
+
+    def cross_entropy(self, task: Task) -> Loss:
+        """Cross-entropy over the classes that `loss` lets compete."""
+        return masked_cross_entropy(task.classes if self.loss == "masked" else task.seen, task.num_classes)
 
     def phase(
         self,
@@ -183,10 +211,13 @@ class GradientMethod(Method):
             batch_size=self.batch_size,
             loss=loss,
             optimizer=self._optimizer,
-            schedule=_SCHEDULES[self.schedule],
+            schedule=self._steps if self.schedule == "steps" else _SCHEDULES[self.schedule],
             clip_norm=self.clip_norm,
             forward=forward,
         )
+
+    def _steps(self, epoch: int, epochs: int) -> float:
+        return float(self.decay ** sum(epoch >= milestone for milestone in self.milestones or ()))
 
     def _optimizer(self, groups: Sequence[ParameterGroup]) -> torch.optim.Optimizer:
         if self.optimizer == "sgd":
@@ -221,6 +252,11 @@ def validators(cls: type[Method]) -> dict[str, TypeAdapter[Any]]:
     return {field.name: TypeAdapter(hints[field.name]) for field in dataclasses.fields(cls)}
 
 
+def _is_tuple(hint: Any) -> bool:
+    """Whether a type is a tuple, or a tuple or None."""
+    return any(get_origin(part) is tuple for part in (hint, *get_args(hint)))
+
+
 def validated(cls: type[Method], name: str, value: Any, shown: str | None = None) -> Any:
     """A hyper-parameter's value, checked and converted; strings, as the user typed them, are accepted.
 
@@ -230,10 +266,10 @@ def validated(cls: type[Method], name: str, value: Any, shown: str | None = None
     if isinstance(value, str):
         if value.lower() in ("none", "null"):
             value = None
-        elif get_origin(get_type_hints(cls, include_extras=True)[name]) is tuple:
+        elif _is_tuple(get_type_hints(cls, include_extras=True)[name]):
             value = value.replace("+", ",").split(",")
     try:
-        valid = validators(cls)[name].validate_python(value)
+        valid = validators(cls)[name].validate_python(value)  # type: ignore[arg-type]
     except ValidationError as error:
         message = error.errors()[0]["msg"]
         raise UserError(

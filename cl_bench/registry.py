@@ -36,7 +36,7 @@ class Found:
         Raises:
             UserError: an unknown or ill-typed hyper-parameter.
         """
-        known = validators(self.cls)
+        known = validators(self.cls)  # type: ignore[arg-type]
         for name in settings:
             if name not in known:
                 raise unknown_name(f"hyper-parameter of '{self.name}'", name, known)

@@ -183,9 +183,9 @@ def _wait(device: torch.device) -> None:
 def _flops(strategy: ContinualStrategy, stream: TaskStream) -> int:
     """Floating-point operations of one prediction, two per multiply-add (attention included)."""
     image = stream.test[0].dataset[0][0][None].to(strategy.device)
-    strategy.model.eval()
+    model = strategy.predictor()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        strategy.model(image)
+        model(image)
     return int(counter.get_total_flops())
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from cl_bench import backbones
 from cl_bench.data.samples import Concatenated, Samples, TaskImages, TrainingBatches, samples_of
+from cl_bench.errors import UserError
 from cl_bench.method import Method, Phase, Task
 from cl_bench.randomness import permutation, seeded
 
@@ -59,6 +60,7 @@ class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
 
     Raises:
         ValueError: not exactly one method among the plugins, or a method that needs `num_tasks` without it.
+        UserError: a backbone that is no timm ViT, or that the method does not fit.
     """
 
     PLUGIN_CLASS = Method
@@ -87,6 +89,11 @@ class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
         if self.method.needs_num_tasks and num_tasks is None:
             raise ValueError(f"{type(self.method).__name__} must know the number of tasks: pass num_tasks")
         vit = backbones.create(backbone) if isinstance(backbone, str) else backbone
+        if not isinstance(vit, VisionTransformer):
+            raise UserError(
+                f"backbone {type(vit).__name__} is no timm VisionTransformer; create one with timm.create_model, "
+                "e.g. vit_base_patch16_224, and num_classes=0"
+            )
         with seeded((seed, "build")):
             model = self.method.build(vit, num_classes)
         super().__init__(
@@ -125,6 +132,8 @@ class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
 
     def _train_exp(self, experience: Any, eval_streams: Any = None, **kwargs: Any) -> None:
         samples = samples_of(self.adapted_dataset)
+        if not len(samples.labels):
+            raise UserError(f"task {self.tasks_learned} has no training images; leave it out of the stream")
         classes = tuple(sorted(int(c) for c in set(samples.labels.tolist())))
         self.seen = tuple(sorted(set(self.seen) | set(classes)))
         key = (self.seed, "task", self.tasks_learned)
@@ -142,7 +151,7 @@ class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
             self.method.before_task(self.task, images)
         self.model.to(self.device)
         phases = self.method.phases(self.task)
-        trained = {id(p): p.numel() for phase in phases for p in phase.trainable() if p.requires_grad}
+        trained = {id(p): p.numel() for phase in phases for p in phase.trainable()}
         self.trainable = sum(trained.values())
         for number, self.phase in enumerate(phases):
             self._run_phase(self.phase, samples, (*key, number), **kwargs)
@@ -154,6 +163,10 @@ class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
         self.tasks_learned += 1
 
     def _run_phase(self, phase: Phase, samples: Samples, key: tuple[int | str, ...], **kwargs: Any) -> None:
+        # A phase trains what it lists and nothing else.
+        self.model.requires_grad_(False)
+        for parameter in phase.trainable():
+            parameter.requires_grad_(True)
         self.optimizer = phase.optimizer(phase.parameters)
         base = [group["lr"] for group in self.optimizer.param_groups]
         for epoch in range(phase.epochs):
@@ -226,8 +239,9 @@ class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
         seen = self._mask(self.seen)
         order = permutation(("evaluation",), len(label))
         predicted, task_aware = [], []
+        model = self.predictor()
         for chunk in _chunks(order, self.eval_mb_size):
-            logits = self._predict(images.view(chunk, None, self.device), chunk.tobytes()).float()
+            logits = self._predict(model, images.view(chunk, None, self.device), chunk.tobytes()).float()
             tasks = task[torch.from_numpy(chunk)].to(self.device)
             predicted.append(logits.masked_fill(~seen, float("-inf")).argmax(1))
             task_aware.append(logits.masked_fill(~own[tasks], float("-inf")).argmax(1))
@@ -249,16 +263,21 @@ class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
             predicted_task_aware=prediction_task_aware.numpy().astype(np.int16),
         )
 
-    def _predict(self, images: Tensor, chunk: bytes) -> Tensor:
+    def predictor(self) -> nn.Module:
+        """What predicts for the current model: itself, or its cheaper equal if it can be merged."""
+        model: Any = self.model
+        return model.merged() if hasattr(model, "merged") else model.eval()
+
+    def _predict(self, model: Any, images: Tensor, chunk: bytes) -> Tensor:
         """Logits of a chunk of the test images; frozen queries are remembered from the first pass on.
 
         Exact: the test view is deterministic, the backbone frozen, and the chunks are the same in every pass.
         """
-        if not hasattr(self.model, "query"):
-            return self.model(images)
+        if not hasattr(model, "query"):
+            return model(images)
         if chunk not in self._queries:
-            self._queries[chunk] = self.model.query(images)
-        return self.model(images, self._queries[chunk])
+            self._queries[chunk] = model.query(images)
+        return model(images, self._queries[chunk])
 
     def stored_numbers(self) -> int:
         """Numbers kept beside the frozen backbone: everything in the model that is not an untouched weight of it."""

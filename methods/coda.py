@@ -12,7 +12,7 @@ their task (the released code's change over the paper's start over the whole poo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -21,11 +21,14 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from cl_bench.adapters.growing import Growing
 from cl_bench.adapters.heads import linear_head
 from cl_bench.adapters.prompts import Prefix, prefix_features
 from cl_bench.data.samples import TaskImages
 from cl_bench.errors import UserError
-from cl_bench.method import GradientMethod, Phase, Task, masked_cross_entropy
+from cl_bench.experiment import Value
+from cl_bench.method import GradientMethod, Phase, Schedule, Task
+from cl_bench.space import Choice, LogUniform, Range
 
 
 def orthogonal_to(old: Tensor, raw: Tensor) -> Tensor:
@@ -44,7 +47,7 @@ def orthogonal_to(old: Tensor, raw: Tensor) -> Tensor:
     return nn.functional.normalize(torch.stack(new), dim=1)
 
 
-class CODAModel(nn.Module):
+class CODAModel(Growing):
     """The frozen backbone with composed prefix prompts in its first blocks, and a linear head.
 
     `P[t]` [E, m, length, d], `K[t]`, `A[t]` [E, m, d] are task t's components for E prompted blocks.
@@ -100,6 +103,9 @@ class CODAModel(nn.Module):
         return self.head(prefix_features(self.backbone, images, self.prefixes(query)))
 
 
+_RELEASED: Mapping[str, Value] = {"batch_size": 128, "optimizer": "adam", "lr": 1e-3, "schedule": "coda"}
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CODAPrompt(GradientMethod):
     """Hyper-parameters; the defaults are the released ones for CIFAR-100.
@@ -114,6 +120,12 @@ class CODAPrompt(GradientMethod):
     paper: ClassVar[str] = "CODA-Prompt (CVPR 2023, arXiv 2211.13218)"
     needs_num_tasks: ClassVar[bool] = True
     forward_passes: ClassVar[int] = 2
+    published: ClassVar[Mapping[str, Mapping[str, Value]]] = {
+        "cifar100": {**_RELEASED, "epochs": 20},
+        "imagenet-r": {**_RELEASED, "epochs": 50},
+        "domainnet": {**_RELEASED, "epochs": 5},
+    }
+    space: ClassVar[Mapping[str, Range]] = {"lr": LogUniform(1e-4, 0.1), "schedule": Choice("constant", "cosine")}
 
     components: PositiveInt = 100
     length: PositiveInt = 8
@@ -123,7 +135,7 @@ class CODAPrompt(GradientMethod):
     batch_size: PositiveInt = 128
     optimizer: Literal["sgd", "adam", "adamw"] = "adam"
     lr: PositiveFloat = 1e-3
-    schedule: Literal["constant", "cosine", "coda"] = "coda"
+    schedule: Schedule = "coda"
 
     def check(self, num_tasks: int) -> None:
         if self.components < num_tasks:
@@ -143,7 +155,7 @@ class CODAPrompt(GradientMethod):
     def phases(self, task: Task) -> list[Phase]:
         model = task.model
         parameters = [bank[-1] for bank in (model.P, model.K, model.A)] + list(model.head.parameters())
-        cross_entropy = masked_cross_entropy(task.classes, task.num_classes)
+        cross_entropy = self.cross_entropy(task)
 
         def loss(logits: Tensor, labels: Tensor) -> Tensor:
             if self.orthogonality == 0:

@@ -1,21 +1,29 @@
 """Sequential fine-tuning: the whole model, task after task, with nothing against forgetting.
 
-Three rows of the literature are options of it: plain cross-entropy over all classes seen so far; `masked`: only the
-current task's classes compete (CODA-Prompt's FT++, the "local CE" trick); and a slow backbone
+Three rows of the literature are options of it: plain cross-entropy over all classes seen so far; `loss=masked`: only
+the current task's classes compete (CODA-Prompt's FT++, the "local CE" trick); and masked with a slow backbone
 (`backbone_lr_scale` < 1; SLCA, Zhang et al., ICCV 2023, without its classifier alignment).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import PositiveFloat
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from cl_bench.adapters.heads import Classifier
-from cl_bench.method import GradientMethod, Phase, Task, masked_cross_entropy
+from cl_bench.experiment import Value
+from cl_bench.method import GradientMethod, Phase, Task
+
+# The slow learner of SLCA (GengDavid/SLCA @ 169d4e6), without its alignment.
+_SLCA: Mapping[str, Value] = {
+    "loss": "masked", "backbone_lr_scale": 0.01, "lr": 0.01, "weight_decay": 5e-4, "batch_size": 128,
+    "schedule": "steps", "decay": 0.1,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -23,13 +31,18 @@ class Finetune(GradientMethod):
     """Hyper-parameters.
 
     Attributes:
-        masked: cross-entropy over the current task's classes only.
         backbone_lr_scale: learning rate of the backbone relative to the head's.
     """
 
+    revision: ClassVar[int] = 2
     paper: ClassVar[str] = "sequential fine-tuning (floor)"
+    published: ClassVar[Mapping[str, Mapping[str, Value]]] = {
+        "cifar100": {**_SLCA, "epochs": 20, "milestones": [18]},
+        "imagenet-r": {**_SLCA, "epochs": 50, "milestones": [40]},
+        "cub200": {**_SLCA, "epochs": 50, "milestones": [40]},
+    }
 
-    masked: bool = False
+    loss: Literal["masked", "all"] = "all"
     backbone_lr_scale: PositiveFloat = 1.0
 
     def build(self, backbone: VisionTransformer, num_classes: int) -> nn.Module:
@@ -37,5 +50,4 @@ class Finetune(GradientMethod):
 
     def phases(self, task: Task) -> list[Phase]:
         groups = task.model.parameter_groups(self.lr, self.backbone_lr_scale)
-        competing = task.classes if self.masked else task.seen
-        return [self.phase(groups, masked_cross_entropy(competing, task.num_classes))]
+        return [self.phase(groups, self.cross_entropy(task))]

@@ -1,16 +1,22 @@
-"""Joint training: the whole model on all classes at once, the ceiling of what sequential training can reach."""
+"""Joint training on all classes at once, the ceiling of what sequential training can reach."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from pydantic import PositiveFloat
+from pydantic import PositiveFloat, PositiveInt
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from cl_bench.adapters.heads import Classifier
-from cl_bench.method import GradientMethod, Phase, Task, masked_cross_entropy
+from cl_bench.adapters.lora import LoRAModel, Target
+from cl_bench.data.samples import TaskImages
+from cl_bench.experiment import Value
+from cl_bench.method import GradientMethod, Phase, Task
+
+_RANPAC: Mapping[str, Value] = {"epochs": 30, "batch_size": 128, "lr": 0.01, "backbone_lr_scale": 0.01}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -18,18 +24,38 @@ class Joint(GradientMethod):
     """Hyper-parameters.
 
     Attributes:
-        backbone_lr_scale: learning rate of the backbone relative to the head's.
+        train: the whole model (`full`), a low-rank update and the head (`lora`), or the head alone (`linear`).
+        backbone_lr_scale: learning rate of the backbone relative to the head's (`full`).
+        rank, targets: of the low-rank update (`lora`).
     """
 
+    revision: ClassVar[int] = 2
     paper: ClassVar[str] = "joint training (ceiling)"
     stores: ClassVar[str] = "all images"
     trains_on: ClassVar[Literal["task", "stream"]] = "stream"
+    # RanPAC's rows (McDonnell et al., NeurIPS 2023).
+    published: ClassVar[Mapping[str, Mapping[str, Value]]] = dict.fromkeys(
+        ("cifar100", "imagenet-r", "imagenet-a", "cub200"), _RANPAC
+    )
 
+    train: Literal["full", "lora", "linear"] = "full"
     backbone_lr_scale: PositiveFloat = 1.0
+    rank: PositiveInt = 10
+    targets: tuple[Target, ...] = ("q", "v")
 
     def build(self, backbone: VisionTransformer, num_classes: int) -> nn.Module:
-        return Classifier(backbone, num_classes)
+        if self.train == "lora":
+            return LoRAModel(backbone, num_classes, self.targets, self.rank)
+        return Classifier(backbone.requires_grad_(self.train == "full"), num_classes)
+
+    def before_task(self, task: Task, images: TaskImages) -> None:
+        if self.train == "lora":
+            task.model.grow(self.rank, task.generator("direction"))
 
     def phases(self, task: Task) -> list[Phase]:
-        groups = task.model.parameter_groups(self.lr, self.backbone_lr_scale)
-        return [self.phase(groups, masked_cross_entropy(task.seen, task.num_classes))]
+        groups = [{"params": list(task.model.head.parameters())}]
+        if self.train == "full":
+            groups = task.model.parameter_groups(self.lr, self.backbone_lr_scale)
+        elif self.train == "lora":
+            groups.append({"params": task.model.bank.direction(-1)})
+        return [self.phase(groups, self.cross_entropy(task))]

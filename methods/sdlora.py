@@ -1,17 +1,19 @@
 """SD-LoRA: scalable decoupled low-rank adaptation (Wu et al., ICLR 2025, arXiv 2501.13198).
 
-The released semantics, checked against WuYichen-97/SD-Lora-CL @ 8bacded. With A_k [r, d], B_k [d, r] on q and v of
-every block, the weights at task t are
+The defaults are the released semantics, checked against WuYichen-97/SD-Lora-CL @ 8bacded. With A_k [r, d], B_k [d, r]
+on q and v of every block, the weights at task t are
 
     W = W_0 + sum_{k<t} a_k B_k A_k / (||B_k||_F ||A_k||_F) + a_t B_t A_t
 
 where the paper (Eq. 4) divides every direction, the current one included, by ||B_k A_k||_F. One magnitude a_k per
 task is shared by all projections; all magnitudes start anew with each task and are trained with the current
-direction and the head; earlier directions are frozen. Only the current task's classes compete in the loss.
+direction and the head; earlier directions are frozen. Only the current task's classes compete in the loss. The
+released code stops at 20 earlier tasks; here there is no limit.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -20,73 +22,155 @@ from pydantic import PositiveFloat, PositiveInt
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from cl_bench.adapters.heads import linear_head
-from cl_bench.adapters.lora import LoRABank
+from cl_bench.adapters.lora import LoRAModel, Norm, Target
 from cl_bench.data.samples import TaskImages
-from cl_bench.experiment import Scalar
-from cl_bench.method import GradientMethod, Phase, Task, masked_cross_entropy
+from cl_bench.experiment import Scalar, Value
+from cl_bench.method import GradientMethod, Phase, Task
 
 
-class SDLoRAModel(nn.Module):
-    """The backbone with magnitudes times directions on q and v, and a linear head."""
+class SDLoRAModel(LoRAModel):
+    """Magnitudes times directions: direction k has the coefficient a_k / n_k.
 
-    def __init__(self, backbone: VisionTransformer, num_classes: int) -> None:
-        super().__init__()
-        self.backbone = backbone.requires_grad_(False)
-        self.directions = LoRABank(backbone, ("q", "v"))
+    `normalisers` [K, L, P] holds n_k: the norm of each frozen direction, and 1 for the current one unless
+    `normalise_current`, which recomputes it in every step.
+    """
+
+    normalisers: Tensor
+
+    def __init__(
+        self,
+        backbone: VisionTransformer,
+        num_classes: int,
+        targets: tuple[Target, ...] = ("q", "v"),
+        rank: int = 1,
+        norm: Norm = "product",
+        normalise_current: bool = False,
+        norm_gradient: Literal["through", "detach"] = "through",
+    ) -> None:
+        super().__init__(backbone, num_classes, targets, rank)
+        self.norm, self.normalise_current, self.norm_gradient = norm, normalise_current, norm_gradient
         self.magnitudes = nn.ParameterList()
-        self.head = linear_head(backbone.num_features, num_classes)
+        self.register_buffer("normalisers", torch.zeros(0, len(backbone.blocks), len(targets)))
 
-    def grow(self, rank: int, magnitude: float, generator: torch.Generator) -> None:
-        """Start a task: a new direction, and all magnitudes back at their initial value."""
-        self.directions.grow(rank, generator)
-        device = self.head.weight.device
-        count = len(self.directions.A)
-        self.magnitudes = nn.ParameterList(nn.Parameter(torch.tensor(magnitude, device=device)) for _ in range(count))
+    @torch.no_grad()
+    def freeze(self) -> None:
+        """End the training of the last direction: from now on it has a fixed norm."""
+        if len(self.bank):
+            # A direction that got no gradient (a task with one class) is still 0: keep it so.
+            self.normalisers[-1] = self.bank.norm(-1, self.norm).clamp_min(1e-12)
 
-    def update(self) -> Tensor:
-        """The change of the weights, [blocks, 2, d, d]: raw for the current direction, normalised for the others."""
-        with torch.no_grad():
-            norms = self.directions.factor_norms()
-            norms[-1] = 1
-        magnitudes = torch.stack(list(self.magnitudes))
-        return self.directions.update(magnitudes[:, None, None] / norms)
+    def grow(self, rank: int, generator: torch.Generator) -> None:
+        """Freeze the last direction and start a new one. Where it is normalised it starts at random: Eq. 4 at B = 0
+        would be 0 / 0."""
+        self.freeze()
+        self.bank.grow(rank, generator, self.device, zero=not self.normalise_current)
+        self.normalisers = nn.functional.pad(self.normalisers, (0, 0, 0, 0, 0, 1), value=1.0)
 
-    def forward(self, images: Tensor) -> Tensor:
-        if not len(self.magnitudes):
-            return self.head(self.backbone(images))
-        return self.head(self.directions.features(self.backbone, self.update(), images))
+    def set_magnitudes(self, values: list[float]) -> None:
+        """Give every direction its magnitude, as a new parameter."""
+        self.magnitudes = nn.ParameterList(nn.Parameter(torch.tensor(value, device=self.device)) for value in values)
+
+    def coefficients(self) -> Tensor:
+        norms = self.normalisers
+        if self.normalise_current:
+            current = self.bank.norm(-1, self.norm)
+            current = current.detach() if self.norm_gradient == "detach" else current
+            norms = torch.cat([norms[:-1], current[None]])
+        return torch.stack(list(self.magnitudes))[:, None, None] / norms
+
+
+_CODE: Mapping[str, Value] = {"epochs": 20, "batch_size": 128, "optimizer": "sgd", "schedule": "constant"}
+_PAPER: Mapping[str, Value] = {
+    "batch_size": 128,
+    "optimizer": "adam",
+    "lr": 0.008,
+    "schedule": "constant",
+    "norm": "frobenius",
+    "normalise_current": True,
+    "alpha_init": 1.0,
+}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SDLoRA(GradientMethod):
     """Hyper-parameters; the defaults are the released ones for ImageNet-R.
 
+    The ablations of the paper's Table 4 are `directions=first`, `directions=shared` and `magnitudes=current`.
+
     Attributes:
         rank: r of every direction.
-        magnitude: a_k at the start of each task (the paper says 1, the released code 0.8).
+        targets: updated projections.
+        norm: what a frozen direction is divided by: `product` ||B||_F ||A||_F (code) or `frobenius` ||B A||_F (paper).
+        normalise_current: also divide the current direction (paper), which then starts at random instead of B = 0.
+        norm_gradient: whether the current direction's norm is differentiated `through` or a constant (`detach`); the
+            paper leaves it open.
+        alpha_init: a_k at its start (0.8 in the code, 1 in the paper).
+        alpha_carry: at the start of a task all magnitudes `reset` (code; Algorithm 1), or old ones `carry` on.
+        directions: `per-task`; `first`: only the first task learns a direction, later ones only its magnitude;
+            `shared`: one direction and magnitude are trained through all tasks (nothing is frozen or reset).
+        magnitudes: `all` are trained in every task, or only the `current` one, the old ones being 1.
     """
 
+    revision: ClassVar[int] = 2
     paper: ClassVar[str] = "SD-LoRA (ICLR 2025, arXiv 2501.13198)"
+    published: ClassVar[Mapping[str, Mapping[str, Value]]] = {
+        # The released configurations; those of ImageNet-A and DomainNet decay, the log of ImageNet-A does not.
+        "imagenet-r": {**_CODE, "lr": 0.01},
+        "imagenet-a": {**_CODE, "lr": 0.01},
+        "cifar100": {**_CODE, "lr": 0.008},
+        "domainnet": {**_CODE, "lr": 0.02, "epochs": 10, "schedule": "steps", "milestones": [4, 6, 8], "decay": 0.005},
+        # The paper's text.
+        "imagenet-r.paper": {**_PAPER, "epochs": 30},
+        "imagenet-a.paper": {**_PAPER, "epochs": 20},
+        "cifar100.paper": {**_PAPER, "epochs": 20},
+        "cub200.paper": {**_PAPER, "epochs": 20},
+        "domainnet.paper": {**_PAPER, "epochs": 10},
+    }
 
     rank: PositiveInt = 10
-    magnitude: PositiveFloat = 0.8
+    targets: tuple[Target, ...] = ("q", "v")
+    norm: Norm = "product"
+    normalise_current: bool = False
+    norm_gradient: Literal["through", "detach"] = "through"
+    alpha_init: PositiveFloat = 0.8
+    alpha_carry: Literal["reset", "carry"] = "reset"
+    directions: Literal["per-task", "first", "shared"] = "per-task"
+    magnitudes: Literal["all", "current"] = "all"
     epochs: PositiveInt = 20
     batch_size: PositiveInt = 128
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     lr: PositiveFloat = 0.01
 
+    model_class: ClassVar[type[SDLoRAModel]] = SDLoRAModel
+
     def build(self, backbone: VisionTransformer, num_classes: int) -> nn.Module:
-        return SDLoRAModel(backbone, num_classes)
+        kind = self.norm, self.normalise_current, self.norm_gradient
+        return self.model_class(backbone, num_classes, self.targets, self.rank, *kind)
+
+    def rank_of(self, task: Task) -> int:
+        """Rank of this task's direction; never above `rank`."""
+        return self.rank
 
     def before_task(self, task: Task, images: TaskImages) -> None:
-        task.model.grow(self.rank, self.magnitude, task.generator("direction"))
+        model = task.model
+        started = len(model.bank) > 0
+        if started and self.directions == "shared":
+            return
+        if started and self.directions == "first":
+            model.freeze()
+        else:
+            model.grow(self.rank_of(task), task.generator("direction"))
+        old = [float(value) if self.alpha_carry == "carry" else self.alpha_init for value in model.magnitudes]
+        if self.magnitudes == "current":
+            old = [1.0] * len(old)
+        model.set_magnitudes(old + [self.alpha_init] * (len(model.bank) - len(old)))
 
     def phases(self, task: Task) -> list[Phase]:
         model = task.model
-        current = [model.directions.A[-1], model.directions.B[-1]]
-        parameters = [*current, *model.magnitudes, *model.head.parameters()]
-        return [self.phase([{"params": parameters}], masked_cross_entropy(task.classes, task.num_classes))]
+        trained = [*(model.magnitudes if self.magnitudes == "all" else model.magnitudes[-1:]), *model.head.parameters()]
+        if self.directions != "first" or task.index == 0:
+            trained += model.bank.direction(-1)
+        return [self.phase([{"params": trained}], self.cross_entropy(task))]
 
     def traces(self, task: Task) -> dict[str, list[dict[str, Scalar]]]:
         """The learned magnitudes (Figures 3 and 6 of the paper)."""

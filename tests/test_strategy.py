@@ -39,7 +39,17 @@ FROZEN_BACKBONE = [name for name in ("coda", "sdlora", "simplecil") if name in N
 TRANSFORMS = Transforms(size=32, crop_scale=(0.6, 1.0), mean=(0.5,), std=(0.5,))
 TASKS, CLASSES = 3, 40
 # What a ViT of two blocks needs; everything else stays at the method's defaults.
-SMALL: dict[str, dict[str, Any]] = {"coda": {"blocks": 2, "components": 12, "length": 4}, "sdlora": {"rank": 3}}
+SMALL: dict[str, dict[str, Any]] = {
+    "coda": {"blocks": 2, "components": 12, "length": 4},
+    "inflora": {"rank": 3},
+    "joint": {"rank": 3},
+    "nlora": {"rank": 3},
+    "olora": {"rank": 3},
+    "sdlora": {"rank": 3},
+    "sdlora-kd": {"rank": 3},
+    "sdlora-rr": {"rank": 3, "rank_mu": 2, "rank_nu": 1, "mu": 2, "nu": 3},
+    "seqlora": {"rank": 3},
+}
 QUICK = {"epochs": 2, "batch_size": 16}
 
 

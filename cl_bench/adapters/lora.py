@@ -1,9 +1,10 @@
-"""Low-rank updates of a ViT's attention projections: one bank for every LoRA method."""
+"""Low-rank updates of a ViT's attention projections: one bank and one model for every LoRA method."""
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
@@ -11,43 +12,91 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.func import functional_call
 
-Projection = Literal["q", "k", "v"]
-_ROWS = {"q": 0, "k": 1, "v": 2}
+from cl_bench.adapters.growing import Growing
+from cl_bench.adapters.heads import linear_head
+from cl_bench.errors import UserError
+
+Target = Literal["q", "k", "v", "proj"]
+Norm = Literal["product", "frobenius"]
+_QKV = ("q", "k", "v")
 
 
-class LoRABank(nn.Module):
-    """Low-rank directions B_k A_k for chosen projections of every block, one more with each `grow`.
+class LoRABank(Growing):
+    """Low-rank directions B_k A_k for chosen projections of every block.
 
     All blocks and projections of one direction are stacked: `A[k]` is [L, P, r, d], `B[k]` is [L, P, d, r] with L
-    blocks and P projections. In x W^T convention an update acts as x -> (B A) x.
+    blocks and P projections; ranks may differ. In x W^T convention an update acts as x -> (B A) x.
 
     Args:
         backbone: the ViT whose shape the bank follows.
-        projections: which of q, k, v are updated, in this order.
+        targets: which projections are updated, in this order: q, k, v (rows of the fused qkv), proj (the output).
+        rank: of the largest direction that will be added.
+
+    Raises:
+        UserError: no such projections in this backbone, a target named twice, or a rank above their width.
     """
 
-    def __init__(self, backbone: VisionTransformer, projections: Sequence[Projection] = ("q", "v")) -> None:
+    def __init__(self, backbone: VisionTransformer, targets: Sequence[Target] = ("q", "v"), rank: int = 1) -> None:
         super().__init__()
         self.blocks = len(backbone.blocks)
         self.dim = backbone.embed_dim
-        self.projections = tuple(projections)
+        self.targets = tuple(targets)
+        for block in backbone.blocks:
+            attention = getattr(block, "attn", None)
+            shapes = {"qkv": (3 * self.dim, self.dim), "proj": (self.dim, self.dim)}
+            for target in self.targets:
+                layer = getattr(attention, "proj" if target == "proj" else "qkv", None)
+                if not isinstance(layer, nn.Linear) or layer.weight.shape != shapes.get(target, shapes["qkv"]):
+                    raise UserError(
+                        f"LoRA target '{target}' does not exist in this backbone ({type(block).__name__} has no "
+                        f"attn.{'proj' if target == 'proj' else 'qkv'} layer of width {self.dim}); "
+                        "take a ViT with timm's standard attention"
+                    )
+        if not self.targets or len(set(self.targets)) < len(self.targets):
+            raise UserError(f"LoRA targets {'+'.join(targets) or 'none'}: name each projection once, e.g. q+v")
+        if rank > self.dim:
+            raise UserError(f"LoRA rank {rank} is more than the backbone's width {self.dim}; choose at most {self.dim}")
         self.A = nn.ParameterList()
         self.B = nn.ParameterList()
 
-    def grow(self, rank: int, generator: torch.Generator) -> None:
-        """Freeze all directions and add a trainable one: A ~ U(-1/sqrt(d), 1/sqrt(d)) (LoRA's own start), B = 0."""
-        self.requires_grad_(False)
-        shape = (self.blocks, len(self.projections), rank, self.dim)
-        bound = 1 / math.sqrt(self.dim)
-        device = self.A[0].device if len(self.A) else None
-        start = (torch.rand(shape, generator=generator) * 2 - 1) * bound
-        self.A.append(nn.Parameter(start.to(device)))
-        self.B.append(nn.Parameter(torch.zeros(self.blocks, len(self.projections), self.dim, rank, device=device)))
+    def __len__(self) -> int:
+        """Number of directions."""
+        return len(self.A)
 
-    def factor_norms(self) -> Tensor:
-        """||B_k||_F ||A_k||_F per direction, block and projection: [K, L, P]."""
-        norms = [a.flatten(2).norm(dim=2) * b.flatten(2).norm(dim=2) for a, b in zip(self.A, self.B, strict=True)]
-        return torch.stack(norms)
+    def append(self, A: Tensor, B: Tensor) -> None:
+        """Add a direction: A [L, P, r, d], B [L, P, d, r]."""
+        self.A.append(nn.Parameter(A))
+        self.B.append(nn.Parameter(B))
+
+    def grow(self, rank: int, generator: torch.Generator, device: torch.device, zero: bool = True) -> None:
+        """Add a direction with A ~ U(-1/sqrt(d), 1/sqrt(d)) and B = 0 (LoRA's own start), or B drawn as A."""
+
+        def uniform(*shape: int) -> Tensor:
+            drawn = torch.rand(self.blocks, len(self.targets), *shape, generator=generator, device="cpu")
+            return ((drawn * 2 - 1) / math.sqrt(self.dim)).to(device)
+
+        down, up = uniform(rank, self.dim), uniform(self.dim, rank)
+        self.append(down, torch.zeros_like(up) if zero else up)
+
+    def drop(self) -> None:
+        """Remove the last direction."""
+        self.A, self.B = nn.ParameterList(list(self.A)[:-1]), nn.ParameterList(list(self.B)[:-1])
+
+    def direction(self, k: int) -> list[nn.Parameter]:
+        """Both factors of a direction."""
+        return [self.A[k], self.B[k]]
+
+    def norm(self, k: int, kind: Norm) -> Tensor:
+        """||B_k||_F ||A_k||_F (`product`) or ||B_k A_k||_F (`frobenius`) per block and projection: [L, P]."""
+        if kind == "product":
+            return self.A[k].flatten(2).norm(dim=2) * self.B[k].flatten(2).norm(dim=2)
+        return self.inner(k, k).clamp_min(0).sqrt()
+
+    def inner(self, k: int, other: int, dtype: torch.dtype | None = None) -> Tensor:
+        """<B_k A_k, B_j A_j>_F = tr(B_k^T B_j A_j A_k^T) per block and projection [L, P], from r x r products."""
+        up = self.B[k].to(dtype).transpose(2, 3) @ self.B[other].to(dtype)
+        down = self.A[k].to(dtype) @ self.A[other].to(dtype).transpose(2, 3)
+        return (up * down).sum(dim=(2, 3))
 
     def update(self, coefficients: Tensor) -> Tensor:
         """sum_k c_k B_k A_k as one pair of concatenated factors.
@@ -58,23 +107,100 @@ class LoRABank(nn.Module):
         Returns:
             [L, P, d, d]; its cost hardly depends on the number of directions.
         """
-        ranks = torch.tensor([a.shape[2] for a in self.A], device=coefficients.device)
-        scale = coefficients.repeat_interleave(ranks, dim=0).permute(1, 2, 0)
-        down = torch.cat(list(self.A), dim=2)
-        up = torch.cat(list(self.B), dim=3)
-        return (up * scale.unsqueeze(2)) @ down
+        up = torch.cat([b * c[..., None, None] for b, c in zip(self.B, coefficients, strict=True)], dim=3)
+        return up @ torch.cat(list(self.A), dim=2)
 
-    def features(self, backbone: VisionTransformer, update: Tensor, images: Tensor) -> Tensor:
-        """CLS features [B, d] of the backbone with the update [L, P, d, d] added to its projections.
-
-        The effective weights are built in fp32 outside the network and passed in, so that the network's graph is
-        the same for any number of directions.
-        """
+    def weights(self, backbone: VisionTransformer, update: Tensor) -> dict[str, Tensor]:
+        """The backbone's weights that an update [L, P, d, d] changes, changed, by parameter name."""
         weights = {}
         # Unbound once: an index per block would cost a full-size gradient buffer each.
         for number, (block, changes) in enumerate(zip(backbone.blocks, update.unbind(), strict=True)):
-            rows = list(block.attn.qkv.weight.view(3, self.dim, self.dim))
-            for projection, change in zip(self.projections, changes.unbind(), strict=True):
-                rows[_ROWS[projection]] = rows[_ROWS[projection]] + change
-            weights[f"blocks.{number}.attn.qkv.weight"] = torch.cat(rows)
-        return functional_call(backbone, weights, (images,))
+            of = dict(zip(self.targets, changes.unbind(), strict=True))
+            if "proj" in of:
+                weights[f"blocks.{number}.attn.proj.weight"] = block.attn.proj.weight + of.pop("proj")
+            if of:
+                rows = zip(_QKV, block.attn.qkv.weight.view(3, self.dim, self.dim), strict=True)
+                changed = [row + of[target] if target in of else row for target, row in rows]
+                weights[f"blocks.{number}.attn.qkv.weight"] = torch.cat(changed)
+        return weights
+
+
+class LoRAModel(Growing):
+    """A frozen backbone with the sum of a bank's directions on its projections, and a linear head.
+
+    The effective weights are built in fp32 outside the network and passed in, so that the network's graph is the same
+    for any number of directions. Subclasses weight the directions by overriding `coefficients`.
+    """
+
+    def __init__(self, backbone: VisionTransformer, num_classes: int, targets: Sequence[Target], rank: int) -> None:
+        super().__init__()
+        self.backbone = backbone.requires_grad_(False)
+        self.bank = LoRABank(backbone, targets, rank)
+        self.head = linear_head(backbone.num_features, num_classes)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies."""
+        return self.head.weight.device
+
+    def grow(self, rank: int, generator: torch.Generator) -> None:
+        """Add a direction at LoRA's own start, where it changes nothing."""
+        self.bank.grow(rank, generator, self.device)
+
+    def coefficients(self) -> Tensor:
+        """Factor of each direction, [K, L, P]: 1."""
+        return torch.ones(len(self.bank), self.bank.blocks, len(self.bank.targets), device=self.device)
+
+    def update(self) -> Tensor:
+        """The change of the weights, [L, P, d, d]."""
+        return self.bank.update(self.coefficients())
+
+    def features(self, images: Tensor) -> Tensor:
+        """CLS features [B, d] with the update applied."""
+        if not len(self.bank):
+            return self.backbone(images)
+        return functional_call(self.backbone, self.bank.weights(self.backbone, self.update()), (images,))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.features(images))
+
+    @torch.no_grad()
+    def merged(self) -> nn.Module:
+        """A plain ViT with the update in its weights, and the head: the same predictions at a plain ViT's cost."""
+        vit = copy.deepcopy(self.backbone)
+        if len(self.bank):
+            vit.load_state_dict(self.bank.weights(self.backbone, self.update()), strict=False)
+        return nn.Sequential(vit, self.head).eval()
+
+
+@torch.no_grad()
+def attention_covariances(model: LoRAModel, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, int]:
+    """Uncentred second moments of the inputs of every block's attention, over all tokens of all images.
+
+    Args:
+        batches: (images, labels); labels are ignored.
+
+    Returns:
+        E[x x^T] with x the output of the block's first norm, float64 [L, d, d]; and the number of tokens.
+    """
+    dim = model.bank.dim
+    sums = torch.zeros(model.bank.blocks, dim, dim, dtype=torch.float64, device=model.device)
+    tokens = 0
+
+    def collect(number: int, x: Tensor) -> None:
+        nonlocal tokens
+        flat = x.flatten(0, 1)
+        sums[number] += (flat.T @ flat).double()
+        tokens += len(flat) if number == 0 else 0
+
+    hooks = [
+        block.attn.register_forward_pre_hook(lambda _, inputs, number=number: collect(number, inputs[0]))
+        for number, block in enumerate(model.backbone.blocks)
+    ]
+    try:
+        for images, _ in batches:
+            model.features(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sums / tokens, tokens

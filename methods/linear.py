@@ -1,0 +1,31 @@
+"""Linear probe: the frozen backbone with a linear head, trained task after task.
+
+The floor of every method that adapts features. The masked loss is the default, as in the methods it is the floor of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from cl_bench.adapters.heads import Classifier
+from cl_bench.method import GradientMethod, Phase, Task
+from cl_bench.space import Choice, LogUniform, Range
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LinearProbe(GradientMethod):
+    """The optimiser's hyper-parameters only."""
+
+    paper: ClassVar[str] = "linear probe (floor)"
+    space: ClassVar[Mapping[str, Range]] = {"lr": LogUniform(3e-3, 3.0), "schedule": Choice("constant", "cosine")}
+
+    def build(self, backbone: VisionTransformer, num_classes: int) -> nn.Module:
+        return Classifier(backbone.requires_grad_(False), num_classes)
+
+    def phases(self, task: Task) -> list[Phase]:
+        return [self.phase([{"params": list(task.model.head.parameters())}], self.cross_entropy(task))]

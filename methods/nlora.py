@@ -1,0 +1,67 @@
+"""N-LoRA: non-colliding parameters by sparsity (Yang et al., COLING 2025, arXiv 2410.10179).
+
+Checked against PKU-YuanGroup/N-LoRA @ 7301afe, which trains language models; this is its loss on a ViT. As O-LoRA,
+but instead of orthogonality the new direction is kept sparse: cross-entropy + lambda ||Delta W_t||_1. The paper's
+Delta W is B A [d, d]; the released code takes the norm of A B [r, r], which is another matrix. Both are there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from cl_bench.adapters.lora import LoRABank, LoRAModel, Target
+from cl_bench.data.samples import TaskImages
+from cl_bench.method import GradientMethod, Phase, Task
+from cl_bench.space import Choice, LogUniform, Range
+
+
+def absolute_sum(bank: LoRABank, product: Literal["AB", "BA"]) -> Tensor:
+    """||A B||_1 or ||B A||_1 of the last direction, summed over blocks and projections."""
+    A, B = bank.direction(-1)
+    return (A @ B if product == "AB" else B @ A).abs().sum()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class NLoRA(GradientMethod):
+    """Hyper-parameters; rank, learning rate and weight are those released for T5.
+
+    Attributes:
+        rank: r of every direction.
+        targets: updated projections.
+        sparsity: lambda (0.4 to 1.8 in the released scripts).
+        product: whose absolute sum is penalised: `AB` (code) or `BA` (paper).
+    """
+
+    paper: ClassVar[str] = "N-LoRA (COLING 2025, arXiv 2410.10179)"
+    space: ClassVar[Mapping[str, Range]] = {
+        "lr": LogUniform(1e-4, 0.1),
+        "schedule": Choice("constant", "cosine"),
+        "sparsity": LogUniform(1e-4, 1.0),
+    }
+
+    rank: PositiveInt = 8
+    targets: tuple[Target, ...] = ("q", "v")
+    sparsity: NonNegativeFloat = 0.4
+    product: Literal["AB", "BA"] = "AB"
+    optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
+    lr: PositiveFloat = 1e-3
+
+    def build(self, backbone: VisionTransformer, num_classes: int) -> nn.Module:
+        return LoRAModel(backbone, num_classes, self.targets, self.rank)
+
+    def before_task(self, task: Task, images: TaskImages) -> None:
+        task.model.grow(self.rank, task.generator("direction"))
+
+    def phases(self, task: Task) -> list[Phase]:
+        bank, cross_entropy = task.model.bank, self.cross_entropy(task)
+
+        def loss(logits: Tensor, labels: Tensor) -> Tensor:
+            return cross_entropy(logits, labels) + self.sparsity * absolute_sum(bank, self.product)
+
+        return [self.phase([{"params": [*bank.direction(-1), *task.model.head.parameters()]}], loss)]

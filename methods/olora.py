@@ -1,0 +1,81 @@
+"""O-LoRA: orthogonal subspace learning (Wang et al., Findings of EMNLP 2023, arXiv 2310.14152).
+
+Checked against cmnfriend/O-LoRA @ 07117e1, which trains language models; this is its loss on a ViT. Every task adds a
+direction to the frozen sum of the earlier ones, all with coefficient 1, and the loss
+
+    cross-entropy + lambda_1 sum_{k<t} sum |A_k A_t^T| + lambda_2 (sum ||A_t||_F + sum ||B_t||_F)
+
+with the sums over entries, blocks and projections. LoRA's own scaling alpha / r and dropout are left out, as for every
+method here. In the original all answers compete (`loss=all`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from cl_bench.adapters.lora import LoRABank, LoRAModel, Target
+from cl_bench.data.samples import TaskImages
+from cl_bench.method import GradientMethod, Phase, Task
+from cl_bench.space import Choice, LogUniform, Range
+
+
+def overlap(bank: LoRABank) -> Tensor:
+    """sum |A_k A_t^T| of the last direction t with all others."""
+    if len(bank) < 2:
+        return bank.A[-1].new_zeros(())
+    return (torch.cat(list(bank.A)[:-1], dim=2) @ bank.A[-1].transpose(2, 3)).abs().sum()
+
+
+def size(bank: LoRABank) -> Tensor:
+    """sum ||A_t||_F + sum ||B_t||_F of the last direction."""
+    return torch.stack([factor.flatten(2).norm(dim=2).sum() for factor in bank.direction(-1)]).sum()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OLoRA(GradientMethod):
+    """Hyper-parameters; rank, learning rate and weights are those released for T5.
+
+    Attributes:
+        rank: r of every direction.
+        targets: updated projections.
+        orthogonality: lambda_1 (0.5 or 5 in the released scripts).
+        shrinkage: lambda_2 (0 to 0.3 there).
+    """
+
+    paper: ClassVar[str] = "O-LoRA (EMNLP Findings 2023, arXiv 2310.14152)"
+    space: ClassVar[Mapping[str, Range]] = {
+        "lr": LogUniform(1e-4, 0.1),
+        "schedule": Choice("constant", "cosine"),
+        "orthogonality": LogUniform(1e-3, 5.0),
+    }
+
+    rank: PositiveInt = 8
+    targets: tuple[Target, ...] = ("q", "v")
+    orthogonality: NonNegativeFloat = 0.5
+    shrinkage: NonNegativeFloat = 0.0
+    optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
+    lr: PositiveFloat = 1e-3
+
+    def build(self, backbone: VisionTransformer, num_classes: int) -> nn.Module:
+        return LoRAModel(backbone, num_classes, self.targets, self.rank)
+
+    def before_task(self, task: Task, images: TaskImages) -> None:
+        task.model.grow(self.rank, task.generator("direction"))
+
+    def phases(self, task: Task) -> list[Phase]:
+        bank, cross_entropy = task.model.bank, self.cross_entropy(task)
+
+        def loss(logits: Tensor, labels: Tensor) -> Tensor:
+            penalty = self.orthogonality * overlap(bank)
+            if self.shrinkage:
+                penalty = penalty + self.shrinkage * size(bank)
+            return cross_entropy(logits, labels) + penalty
+
+        return [self.phase([{"params": [*bank.direction(-1), *task.model.head.parameters()]}], loss)]
