@@ -113,6 +113,13 @@ def create(name: str) -> VisionTransformer:
     return vit
 
 
+def skeleton(name: str) -> VisionTransformer:
+    """The ViT without storage, on torch's meta device: enough to build a method's model and see whether it fits."""
+    backbone = find(name)
+    with torch.device("meta"):
+        return timm.create_model(backbone.architecture, pretrained=False, num_classes=0, **backbone.options)
+
+
 @cache
 def _weights(name: str) -> dict[str, Tensor]:
     backbone = find(name)

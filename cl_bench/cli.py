@@ -1,12 +1,11 @@
-"""The command line: `cl-bench run|report|ls|show|new-method`."""
+"""The command line: `cl-bench run|tune|report|ls|show|new-method`."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -14,9 +13,6 @@ from typer.core import TyperGroup
 
 from cl_bench import __version__
 from cl_bench.errors import UserError
-
-if TYPE_CHECKING:
-    from cl_bench.registry import Found
 
 # torch, timm and avalanche take seconds to import: only the commands that need them do so.
 
@@ -46,7 +42,7 @@ app.add_typer(ls, name="ls")
 out = Console()
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
-RESULTS, REFERENCE = Path("results/runs"), Path("results/reference")
+RESULTS, REFERENCE, TRIALS = Path("results/runs"), Path("results/reference"), Path("results/tuning")
 MethodFiles = Annotated[
     list[Path] | None,
     typer.Option(
@@ -91,6 +87,13 @@ def run(
         ),
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Same as --set epochs=N.", show_default=False)] = None,
+    recipe: Annotated[
+        str,
+        typer.Option(help="Hyper-parameters: auto, tuned, published, published:imagenet-r, unified."),
+    ] = "auto",
+    recipe_file: Annotated[
+        Path | None, typer.Option("--recipes", help="Tuned recipes of your own.", show_default=False)
+    ] = None,
     results: Annotated[Path, typer.Option(help="Folder of the results store.")] = RESULTS,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     method_file: MethodFiles = None,
@@ -109,10 +112,10 @@ def run(
     store.check_writable()
     with err.status("loading torch, timm and avalanche ..."):
         _quiet_imports()
-        from cl_bench import plan
+        from cl_bench import plan, recipes, registry
         from cl_bench.runner import pick_device
 
-    known = _methods([spec.name for spec in specs], method_file or [])
+    known = registry.lookup([spec.name for spec in specs], method_file or [])
     settings = [*(settings or []), *([f"epochs={epochs}"] if epochs else [])]
     options = plan.merge_options(specs, parse_settings(settings, list(known)))
     common = [setting.split("=")[0].strip() for setting in settings if "." not in setting.split("=")[0]]
@@ -125,10 +128,51 @@ def run(
         tasks=tasks,
         order=order,
         limits=Limits(tasks=limit_tasks, train_per_class=limit_train, test_per_class=limit_test),
+        recipe=recipe,
+        tuned=recipes.read(recipe_file) if recipe_file else (),
     )
     from cl_bench.console import run_all
 
     sys.exit(run_all(planned, store, pick_device(device), out, err, force=force))
+
+
+@app.command(epilog="Example: cl-bench tune --methods 'sdlora,finetune[loss=masked]' --budget 16")
+def tune(
+    methods: Annotated[str, typer.Option(help="Names, with options that are not searched: 'sdlora[rank=4],coda'.")],
+    stream: Annotated[str, typer.Option(help="Benchmark on whose training images the search runs.")] = "icons-tune",
+    budget: Annotated[int, typer.Option(min=1, help="Settings tried per method.")] = 16,
+    seeds: Annotated[str, typer.Option(help="Runs per setting.")] = "100-101",
+    validation: Annotated[float, typer.Option(min=0.01, max=0.9, help="Share of training images held out.")] = 0.2,
+    output: Annotated[Path, typer.Option("--out", help="Recipes file; other entries in it stay.")] = Path(
+        "recipes.toml"
+    ),
+    results: Annotated[Path, typer.Option(help="Folder of the trials' records.")] = TRIALS,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    jobs: Annotated[int, typer.Option(min=1, help="Processes side by side.")] = 1,
+    method_file: MethodFiles = None,
+) -> None:
+    """Search hyper-parameters, with the same budget for every method, and write them as recipes."""
+    from cl_bench.experiment import parse_methods, parse_seeds
+    from cl_bench.store import Store
+
+    specs = parse_methods(methods)
+    seed_list = parse_seeds(seeds)
+    Store(results).check_writable()
+    with err.status("loading torch, timm and avalanche ..."):
+        _quiet_imports()
+        from cl_bench import recipes, registry, streams
+        from cl_bench.console import tune_all
+        from cl_bench.runner import pick_device
+        from cl_bench.tune import Row, Search
+
+    streams.find(stream)
+    pick_device(device)
+    if output.exists():
+        recipes.read(output)
+    known = registry.lookup([spec.name for spec in specs], method_file or [])
+    rows = [Row.of(known[spec.name], spec.options) for spec in specs]
+    how = Search(stream, budget, seed_list, validation, results, device, jobs, tuple(method_file or ()))
+    tune_all(rows, how, output, out, err)
 
 
 @app.command(epilog="Example: cl-bench report --results results/reference --out reports")
@@ -260,20 +304,14 @@ def version() -> None:
     out.print(__version__, highlight=False)
 
 
-def _methods(names: Sequence[str], method_files: Sequence[Path]) -> dict[str, Found]:
-    """The listed methods; those of `--method-file` come first."""
-    from cl_bench import registry
-
-    own = {found.name: found for found in map(registry.load_file, method_files)}
-    return {name: own.get(name) or registry.find(name) for name in names}
-
-
 def _quiet_imports() -> None:
     """Keep third-party noise off the screen: avalanche warns of solvers that nothing here uses."""
     import warnings
 
     os.environ.setdefault("WANDB_SILENT", "true")
     warnings.filterwarnings("ignore", message="no QP solver found")
+    # For processes that this one starts.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:no QP solver found")
 
 
 def _escape(text: str) -> Any:

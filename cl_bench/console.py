@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from cl_bench import metrics
 from cl_bench.errors import UserError
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from cl_bench.plan import PlannedRun
+    from cl_bench.tune import Row, Search
 
 
 def run_all(
@@ -100,6 +103,45 @@ def run_all(
     return code
 
 
+def tune_all(rows: Sequence[Row], how: Search, output: Path, out: Console, err: Console) -> None:
+    """Carry out a search, print every trial, and write the recipes.
+
+    Raises:
+        UserError: a row has nothing to search, or all its trials failed.
+    """
+    from cl_bench import recipes, tune
+
+    total = len(rows) * how.budget * len(how.seeds)
+    bars = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.completed}/{task.total} runs"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=err,
+        disable=not err.is_terminal,
+    )
+    with bars:
+        bar = bars.add_task(f"tuning on {escape(how.stream)}", total=total)
+        trials = tune.search(rows, how, lambda: bars.advance(bar))
+    found = []
+    for row, tried in zip(rows, trials, strict=True):
+        table = Table("validation aaa, %", "setting", title=Text(row.label), title_justify="left", box=SIMPLE_HEAD)
+        for trial in sorted(tried, key=lambda trial: -(trial.score or 0.0)):
+            score = escape(trial.failure) if trial.score is None else f"{100 * trial.score:.2f}"
+            table.add_row(score, escape(" ".join(f"{name}={value}" for name, value in trial.values.items())))
+        out.print(table)
+        found.append(tune.best(row, tried, how))
+    recipes.write(output, found)
+    minutes = sum(entry.minutes for entry in found)
+    out.print(
+        f"{len(found)} recipe(s) from {total} runs ({minutes:.1f} min of training and evaluation): {output}",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
 def _stored(run: PlannedRun, store: Store, err: Console) -> bool:
     try:
         return store.find(run.experiment) is not None
@@ -137,6 +179,10 @@ def show_run(name: str, results: Path, out: Console, err: Console) -> bool:
     return True
 
 
+def _published(name: str) -> str:
+    return f"published:{name}"
+
+
 def show_thing(name: str, benchmark: str, method_files: Sequence[Path], out: Console) -> None:
     """Show a method (with its recipe), a benchmark or a backbone.
 
@@ -151,13 +197,15 @@ def show_thing(name: str, benchmark: str, method_files: Sequence[Path], out: Con
     own = {found.name: found for found in map(registry.load_file, method_files)}
     if name in own or name in registry.names():
         found = own.get(name) or registry.find(name)
-        streams.find(benchmark)
-        resolved, recipe = plan.resolve(found, benchmark, {})
+        resolved, recipe = plan.resolve(found, streams.find(benchmark), {})
         out.print(f"[bold]{name}[/] (revision {found.revision}): {escape(found.cls.paper)}")
         out.print(escape((found.cls.__doc__ or "").strip()))
-        table = Table("hyper-parameter", "default", f"{recipe} on {benchmark}", box=None, header_style="bold")
+        published = found.cls.published
+        columns = ["hyper-parameter", "default", f"{recipe.name} on {benchmark}", *map(_published, published)]
+        table = Table(*columns, box=None, header_style="bold")
         for field in dataclasses.fields(found.cls):
-            table.add_row(field.name, str(found.defaults[field.name]), str(resolved.values()[field.name]))
+            literature = [escape(str(values.get(field.name, ""))) for values in published.values()]
+            table.add_row(field.name, str(found.defaults[field.name]), str(resolved.values()[field.name]), *literature)
         out.print(table)
     elif name in streams.names():
         item = streams.find(name)

@@ -45,11 +45,12 @@ class Transforms(BaseModel):
 
 
 class Limits(BaseModel):
-    """Cuts for quick trials; any of them set makes a different experiment.
+    """Other data than the whole: cuts for quick trials, validation. Any of them set makes a different experiment.
 
     Attributes:
         tasks: run only the first tasks of the stream.
         train_per_class, test_per_class: keep only the first images of each class.
+        validation: leave the test images alone; evaluate on this share of the training images, which is held out.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -57,6 +58,7 @@ class Limits(BaseModel):
     tasks: int | None = Field(default=None, ge=1)
     train_per_class: int | None = Field(default=None, ge=1)
     test_per_class: int | None = Field(default=None, ge=1)
+    validation: float | None = Field(default=None, gt=0, lt=1)
 
 
 class Experiment(BaseModel):

@@ -1,19 +1,18 @@
-"""From what the user asked for to fully resolved experiments: recipes, overrides, labels."""
+"""From what the user asked for to fully resolved experiments: recipes, overrides, labels, early checks."""
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
 from typing import Any
 
-from cl_bench import backbones, streams
+from cl_bench import backbones, recipes, streams
 from cl_bench.errors import UserError, unknown_name
 from cl_bench.experiment import Experiment, Limits, MethodSpec, Transforms, Value, parse_order
 from cl_bench.method import Method
+from cl_bench.recipes import Recipe, Tuned
 from cl_bench.registry import Found
+from cl_bench.streams import Benchmark
 from cl_bench.streams.build import split_hash
 
 
@@ -24,34 +23,7 @@ class PlannedRun:
     experiment: Experiment
     method: Method
     label: str
-    recipe: str
-
-
-@cache
-def _recipes() -> dict[str, Any]:
-    return tomllib.loads((files("cl_bench") / "assets" / "recipes.toml").read_text())
-
-
-def recipe_for(
-    method: str, benchmark: str, options: Mapping[str, Value], fields: Sequence[str]
-) -> tuple[str, dict[str, Any]]:
-    """Name and values of the recipe for a method on a benchmark.
-
-    Args:
-        options: the user's own (validated) options, which recipes may depend on (`when`).
-        fields: the method's hyper-parameters; the unified recipe sets those that exist.
-    """
-    fitting = [
-        recipe
-        for recipe in _recipes().get("tuned", [])
-        if recipe["method"] == method
-        and benchmark in recipe["benchmarks"]
-        and all(options.get(name) == value for name, value in recipe.get("when", {}).items())
-    ]
-    if fitting:
-        best = max(fitting, key=lambda recipe: len(recipe.get("when", {})))
-        return "tuned", dict(best["values"])
-    return "unified", {name: value for name, value in _recipes()["unified"].items() if name in fields}
+    recipe: Recipe
 
 
 def plan(
@@ -63,6 +35,8 @@ def plan(
     tasks: int | None = None,
     order: str | None = None,
     limits: Limits | None = None,
+    recipe: str = "auto",
+    tuned: Sequence[Tuned] = (),
 ) -> list[PlannedRun]:
     """Resolve every method (with its options) for every seed; what comes out the same is planned once.
 
@@ -71,6 +45,7 @@ def plan(
         seeds: each sets the training seed and, unless `order` pins it, the class order `permutation:seed`.
         backbone: None: the benchmark's own.
         tasks: None: the benchmark's own number.
+        recipe, tuned: which recipe, and recipes of the user's own (see `recipes.choose`).
 
     Raises:
         UserError: anything unknown, ill-typed or impossible.
@@ -89,8 +64,9 @@ def plan(
     backbones.verify(vit.name)
     runs: dict[str, PlannedRun] = {}
     for found, options in specs:
-        method, recipe = resolve(found, benchmark, options)
+        method, chosen = resolve(found, data, options, recipe, tuned)
         method.check(tasks)
+        method.build(backbones.skeleton(vit.name), data.num_classes)
         shown = {name: method.values()[name] for name in options}
         listed = ",".join(f"{name}={_shown(value)}" for name, value in sorted(shown.items()))
         for seed in seeds:
@@ -110,16 +86,17 @@ def plan(
                 seed=seed,
             )
             label = f"{found.name}[{listed}]" if listed else found.name
-            runs.setdefault(experiment.key, PlannedRun(experiment, method, label, recipe))
+            runs.setdefault(experiment.key, PlannedRun(experiment, method, label, chosen))
     return list(runs.values())
 
 
-def resolve(found: Found, benchmark: str, options: Mapping[str, Any]) -> tuple[Method, str]:
-    """The method with its defaults, then the recipe, then the user's options; and the recipe's name."""
-    fields = found.defaults
+def resolve(
+    found: Found, benchmark: Benchmark, options: Mapping[str, Any], recipe: str = "auto", tuned: Sequence[Tuned] = ()
+) -> tuple[Method, Recipe]:
+    """The method with its defaults, then the recipe, then the user's options; and the recipe."""
     asked = found.create(options).values()
-    name, values = recipe_for(found.name, benchmark, {key: asked[key] for key in options}, list(fields))
-    return found.create({**values, **options}), name
+    chosen = recipes.choose(found, benchmark, {key: asked[key] for key in options}, recipe, tuned)
+    return found.create({**chosen.values, **options}), chosen
 
 
 def merge_options(specs: Sequence[MethodSpec], settings: Mapping[str, Mapping[str, str]]) -> list[dict[str, str]]:

@@ -8,7 +8,7 @@ import importlib
 import importlib.util
 import pkgutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -88,6 +88,16 @@ def find(name: str) -> Found:
     stem = name.replace("-", "_")
     cls = _only_method(importlib.import_module(f"cl_bench.methods.{stem}"), f"cl_bench/methods/{stem}.py")
     return Found(name, cls, cls.revision)
+
+
+def lookup(wanted: Iterable[str], method_files: Iterable[Path] = ()) -> dict[str, Found]:
+    """Methods by name; those of the user's files come first.
+
+    Raises:
+        UserError: see `find` and `load_file`.
+    """
+    own = {found.name: found for found in map(load_file, method_files)}
+    return {name: own.get(name) or find(name) for name in wanted}
 
 
 def load_file(path: Path) -> Found:

@@ -130,7 +130,9 @@ def execute(planned: PlannedRun, device: torch.device, progress: Progress) -> tu
     record = RunRecord(
         key=experiment.key,
         label=planned.label,
-        recipe=planned.recipe,
+        recipe=planned.recipe.name,
+        tuning_trials=planned.recipe.trials,
+        tuning_minutes=planned.recipe.minutes,
         experiment=experiment,
         stages=stages,
         correct=[c.correct for c in counts],

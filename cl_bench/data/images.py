@@ -17,11 +17,13 @@ class ImageStore:
         images: uint8 [N, H, W, C], in memory or memory-mapped.
         targets: int64 [N], indices into the class names of the data set.
         names: [N] identities `class/file`, as they enter the split hash.
+        groups: [N] images of one origin (a designer, a photographer) share a group; None where that is unknown.
     """
 
     images: NDArray[np.uint8]
     targets: NDArray[np.int64]
     names: tuple[str, ...]
+    groups: NDArray[np.str_] | None = None
 
     def __len__(self) -> int:
         return len(self.targets)

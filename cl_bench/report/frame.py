@@ -74,6 +74,7 @@ class Protocol:
             "tasks": f"first {self.limits.tasks} of {self.tasks} tasks only",
             "train_per_class": f"at most {self.limits.train_per_class} training images per class",
             "test_per_class": f"at most {self.limits.test_per_class} test images per class",
+            "validation": f"validated on {self.limits.validation or 0:.0%} of the training images, not tested",
         }
         return ", ".join(words[name] for name in words if getattr(self.limits, name) is not None)
 
@@ -179,7 +180,8 @@ def tidy(runs: Sequence[Run]) -> pd.DataFrame:
 
     Columns: the protocol's fields; `label`, `method`, `revision`, `recipe`, `origin`, `key`, `seed`,
     `class_order`; `acc`, `aaa`, `forgetting` as fractions, NaN where undefined; `minutes` of training and
-    evaluation together; `trainable`, the most numbers trained in any stage.
+    evaluation together; `trainable`, the most numbers trained in any stage; `tuning_trials` and `tuning_minutes`, what
+    the search for the hyper-parameters has cost.
     """
     return pd.DataFrame([_flat(run) for run in runs])
 
@@ -211,6 +213,8 @@ def _flat(run: Run) -> dict[str, Any]:
         "forgetting": metrics.forgetting(*counts) if run.sequential else float("nan"),
         "minutes": (sum(record.train_seconds) + sum(record.eval_seconds)) / 60,
         "trainable": max(record.trainable, default=0),
+        "tuning_trials": record.tuning_trials,
+        "tuning_minutes": record.tuning_minutes,
     }
 
 

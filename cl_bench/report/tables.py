@@ -16,7 +16,7 @@ from cl_bench.experiment import Value
 from cl_bench.report.frame import Protocol, Run, Section, tidy
 from cl_bench.stats import Summary, summarise
 
-HEADER = ("method", "acc, %", "aaa, %", "forgetting, %", "seeds", "minutes", "trainable")
+HEADER = ("method", "acc, %", "aaa, %", "forgetting, %", "seeds", "minutes", "trainable", "tuning")
 TIMES = "\N{MULTIPLICATION SIGN}"
 DASH = "\N{EN DASH}"
 """Stands for a value that is not defined, and between the ends of a range."""
@@ -30,6 +30,7 @@ class Row:
         acc, aaa, forgetting: fractions; None where undefined (tasks not learned in turn).
         minutes: wall minutes of training and evaluation of one run.
         trainable: the most numbers trained in any stage.
+        tuning_trials, tuning_minutes: settings tried to find the hyper-parameters, and minutes of all their runs.
         seeds, class_orders: of the runs, in the same order.
         origins: names of the folders that the runs come from.
         recipes: where the hyper-parameters came from.
@@ -42,6 +43,8 @@ class Row:
     forgetting: Summary | None
     minutes: Summary
     trainable: int
+    tuning_trials: int
+    tuning_minutes: float
     seeds: tuple[int, ...]
     class_orders: tuple[str, ...]
     origins: tuple[str, ...]
@@ -154,6 +157,7 @@ def cells(row: Row) -> tuple[str, ...]:
         str(len(set(row.seeds))),
         _minutes(row.minutes.mean),
         human_count(row.trainable),
+        _minutes(row.tuning_minutes) if row.tuning_trials else DASH,
     )
 
 
@@ -190,6 +194,8 @@ def _row(label: str, runs: Sequence[Run]) -> Row:
         forgetting=_defined(frame["forgetting"]),
         minutes=summarise(frame["minutes"]),
         trainable=int(frame["trainable"].max()),
+        tuning_trials=int(frame["tuning_trials"].max()),
+        tuning_minutes=float(frame["tuning_minutes"].max()),
         seeds=tuple(int(seed) for seed in frame["seed"]),
         class_orders=tuple(frame["class_order"]),
         origins=tuple(sorted(set(frame["origin"]))),
@@ -216,6 +222,8 @@ def _wide(table: Table) -> pd.DataFrame:
             flat |= {f"{name}_{part}": getattr(summary, part, None) for part in ("mean", "low", "high", "n")}
         flat |= {
             "trainable": row.trainable,
+            "tuning_trials": row.tuning_trials,
+            "tuning_minutes": row.tuning_minutes,
             "seeds": " ".join(map(str, row.seeds)),
             "class_orders": " ".join(row.class_orders),
             "origins": " ".join(row.origins),
@@ -271,10 +279,20 @@ def _notes(rows: Sequence[Row]) -> list[str]:
         notes.append(f"{', '.join(joint)}: trained on all tasks at once, so aaa and forgetting are not defined.")
     notes.append(
         "minutes: wall time of training and evaluation of one run, comparable on the same hardware only; "
-        "trainable: the most numbers trained in any stage."
+        "trainable: the most numbers trained in any stage; tuning: minutes of all runs of the search for the "
+        "hyper-parameters."
     )
+    notes.append(_by_row("Hyper-parameters", [(row.label, _provenance(row)) for row in rows]))
     notes.append(_by_row("Origin", [(row.label, ", ".join(row.origins)) for row in rows]))
     return notes
+
+
+def _provenance(row: Row) -> str:
+    """Where a row's hyper-parameters came from, in words."""
+    if not row.hyperparameters:
+        return "none"
+    trials = f", best of {row.tuning_trials} settings" if row.tuning_trials else ""
+    return f"{', '.join(row.recipes)}{trials}"
 
 
 def _by_row(what: str, texts: Sequence[tuple[str, str]]) -> str:

@@ -31,6 +31,7 @@ class Benchmark:
         crop_scale: area range of the training crop: part of the protocol, the same for every method.
         backbone: used when the user names none.
         load: reads the data.
+        tuned_on: the stream on which hyper-parameters for it are searched, so that it is not itself.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Benchmark:
     crop_scale: tuple[float, float]
     backbone: str
     load: Callable[[], tuple[ImageStore, ImageStore, tuple[str, ...]]]
+    tuned_on: str | None = None
 
     def source(self) -> Source:
         """The data, read and checked once per process."""
@@ -60,6 +62,7 @@ _BENCHMARKS = {
             _ICON_CROP,
             _ICONS,
             lambda: icons.load("stream"),
+            tuned_on="icons-tune",
         ),
         Benchmark(
             "icons-tune",

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from cl_bench.data.images import ImageStore
 from cl_bench.data.samples import ImageDataset
 from cl_bench.experiment import Limits, Transforms
+from cl_bench.randomness import permutation
 from cl_bench.streams import Source
 
 
@@ -54,12 +55,31 @@ def order_classes(class_order: str, num_classes: int) -> NDArray[np.int64]:
     return np.random.RandomState(int(class_order.removeprefix("permutation:"))).permutation(num_classes)
 
 
+def held_out(store: ImageStore, share: float) -> NDArray[np.bool_]:
+    """Which images form the validation part, [N]: the same for every run.
+
+    Whole groups where they are known (validation then asks for what testing asks for: other designers), otherwise the
+    same share of every class.
+    """
+    if store.groups is not None:
+        _, group = np.unique(store.groups, return_inverse=True)
+        order = permutation(("validation",), int(group.max()) + 1)
+        size = np.bincount(group)[order].cumsum()
+        return np.isin(group, order[size <= share * len(store)])
+    order = permutation(("validation",), len(store))
+    chosen = np.zeros(len(store), dtype=bool)
+    for label in np.unique(store.targets):
+        mine = order[store.targets[order] == label]
+        chosen[mine[: min(max(round(share * len(mine)), 1), len(mine) - 1)]] = True
+    return chosen
+
+
 def build(source: Source, tasks: int, class_order: str, transforms: Transforms, limits: Limits) -> TaskStream:
     """Cut a data set into tasks.
 
     Args:
         tasks: number of tasks; must divide the number of classes.
-        limits: cuts for quick trials; the first images of each class are kept.
+        limits: cuts, the first images of each class being kept; or a validation part in place of the test images.
 
     Raises:
         ValueError: `tasks` does not divide the number of classes.
@@ -73,8 +93,20 @@ def build(source: Source, tasks: int, class_order: str, transforms: Transforms, 
     kept = tuple(
         tuple(int(label) for label in labels) for labels in np.split(np.arange(num_classes), tasks)[: limits.tasks]
     )
-    train, train_ids = _by_task(source.train, label_of_class, kept, transforms, limits.train_per_class)
-    test, test_ids = _by_task(source.test, label_of_class, kept, transforms, limits.test_per_class)
+
+    def part(store: ImageStore, per_class: int | None, chosen: NDArray[np.bool_] | None) -> tuple[Any, list[list[int]]]:
+        dataset = ImageDataset(store, label_of_class, transforms)
+        labels = np.array(dataset.targets) if chosen is None else np.where(chosen, dataset.targets, -1)
+        ids = [[int(i) for label in task for i in np.flatnonzero(labels == label)[:per_class]] for task in kept]
+        return as_classification_dataset(dataset), ids
+
+    if limits.validation is None:
+        train, train_ids = part(source.train, limits.train_per_class, None)
+        test, test_ids = part(source.test, limits.test_per_class, None)
+    else:
+        validation = held_out(source.train, limits.validation)
+        train, train_ids = part(source.train, limits.train_per_class, ~validation)
+        test, test_ids = part(source.train, limits.test_per_class, validation)
     everything = [int(i) for ids in train_ids for i in ids]
     scenario = with_classes_timeline(
         benchmark_from_datasets(
@@ -87,16 +119,3 @@ def build(source: Source, tasks: int, class_order: str, transforms: Transforms, 
     return TaskStream(
         streams["train"], streams["test"], streams["joint"], tuple(source.classes[c] for c in order), kept
     )
-
-
-def _by_task(
-    store: ImageStore,
-    label_of_class: NDArray[np.int64],
-    tasks: tuple[tuple[int, ...], ...],
-    transforms: Transforms,
-    per_class: int | None,
-) -> tuple[Any, list[list[int]]]:
-    dataset = ImageDataset(store, label_of_class, transforms)
-    labels = np.array(dataset.targets)
-    ids = [[int(i) for label in task for i in np.flatnonzero(labels == label)[:per_class]] for task in tasks]
-    return as_classification_dataset(dataset), ids

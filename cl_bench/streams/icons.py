@@ -49,6 +49,6 @@ def load(part: Part) -> tuple[ImageStore, ImageStore, tuple[str, ...]]:
         targets = data["label"][rows].astype(np.int64)
         sets = data["sets"][data["set"][rows]]
         files = tuple(f"{names[c]}/{s}:{row}" for c, s, row in zip(targets, sets, rows, strict=True))
-        return ImageStore(data["images"][rows][..., None], targets, files)
+        return ImageStore(data["images"][rows][..., None], targets, files, groups=sets)
 
     return store(0), store(1), tuple(str(name) for name in names)

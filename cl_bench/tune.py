@@ -1,0 +1,252 @@
+"""The search for hyper-parameters: the same budget for every method, on a stream that is not evaluated on.
+
+Every row (a method with the options that name it) is an optuna study over the method's declared `space`. A setting is
+scored by average anytime accuracy on a validation part of the training images, averaged over the seeds: final accuracy
+alone would prefer a plain finetune so slow that it hardly learns anything. Runs are stored as any others, so an
+interrupted search goes on where it was.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cl_bench import metrics, recipes, registry
+from cl_bench.errors import UserError
+from cl_bench.experiment import Limits, Value
+from cl_bench.recipes import Tuned
+from cl_bench.registry import Found
+from cl_bench.space import Choice, LogUniform
+from cl_bench.store import DamagedRecord, Store
+
+if TYPE_CHECKING:
+    import optuna
+
+ROUND = 4
+"""Settings that a study asks for before it is told how they did: fixed, so that `jobs` changes no result."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is tuned: a method with the options that the user set, which are not searched."""
+
+    found: Found
+    options: Mapping[str, Value]
+
+    @classmethod
+    def of(cls, found: Found, options: Mapping[str, Any]) -> Row:
+        """A row from options as the user typed them.
+
+        Raises:
+            UserError: an unknown or ill-typed option.
+        """
+        asked = found.create(options).values()
+        return cls(found, {name: asked[name] for name in options})
+
+    @property
+    def label(self) -> str:
+        """As in tables."""
+        listed = ",".join(f"{name}={value}" for name, value in self.options.items())
+        return f"{self.found.name}[{listed}]" if listed else self.found.name
+
+
+@dataclass(frozen=True)
+class Search:
+    """How the search is done.
+
+    Attributes:
+        stream: benchmark whose training images are split into a training and a validation part.
+        budget: settings per row.
+        seeds: each setting is run once with each.
+        validation: share of the training images held out.
+        store: folder of the runs.
+        device: as in `--device`.
+        jobs: processes side by side; 1: in this one.
+        method_files: files that define some of the methods.
+    """
+
+    stream: str
+    budget: int
+    seeds: Sequence[int]
+    validation: float
+    store: Path
+    device: str = "auto"
+    jobs: int = 1
+    method_files: Sequence[Path] = ()
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting of a row, and how it did.
+
+    Attributes:
+        values: all hyper-parameters that the search sets, budget included.
+        score: mean average anytime accuracy (fraction), or None if a run failed.
+        seconds: of all its runs.
+        failure: why it failed.
+    """
+
+    values: Mapping[str, Value]
+    score: float | None
+    seconds: float
+    failure: str = ""
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    score: float
+    seconds: float
+    failure: str = ""
+
+
+def search(rows: Sequence[Row], how: Search, on_run: Callable[[], None] = lambda: None) -> list[list[Trial]]:
+    """Carry out the search; for each row its trials in order.
+
+    Args:
+        on_run: called after every run.
+
+    Raises:
+        UserError: a row with nothing to search, or one whose options leave nothing.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    for row in rows:
+        if not set(row.found.cls.space) - set(row.options):
+            raise UserError(f"'{row.label}' has nothing to tune; leave it out (its search space: none)")
+    studies = [_study(row) for row in rows]
+    trials: list[list[Trial]] = [[] for _ in rows]
+    with _Workers(how) as workers:
+        for start in range(0, how.budget, ROUND):
+            asked = []
+            for row, study in zip(rows, studies, strict=True):
+                for _ in range(min(ROUND, how.budget - start)):
+                    trial = study.ask()
+                    values = {**recipes.budget(row.found), **_suggest(trial, row)}
+                    runs = [workers.submit(row, values, seed, on_run) for seed in how.seeds]
+                    asked.append((study, trial, values, runs, trials[rows.index(row)]))
+            for study, trial, values, runs, done in asked:
+                outcomes = [run.result() for run in runs]
+                failure = next((outcome.failure for outcome in outcomes if outcome.failure), "")
+                score = None if failure else sum(outcome.score for outcome in outcomes) / len(outcomes)
+                done.append(Trial(values, score, sum(outcome.seconds for outcome in outcomes), failure))
+                study.tell(trial, score, state=optuna.trial.TrialState.FAIL if score is None else None)
+    return trials
+
+
+def best(row: Row, trials: Sequence[Trial], how: Search) -> Tuned:
+    """The recipe that a row's trials give.
+
+    Raises:
+        UserError: every trial failed.
+    """
+    scored = [trial for trial in trials if trial.score is not None]
+    if not scored:
+        raise UserError(f"every trial of '{row.label}' failed, the last one with: {trials[-1].failure}")
+    chosen = max(scored, key=lambda trial: trial.score or 0.0)
+    return Tuned(
+        method=row.found.name,
+        stream=how.stream,
+        when=dict(row.options),
+        values={name: _rounded(value) for name, value in chosen.values.items()},
+        score=round(chosen.score or 0.0, 5),
+        trials=len(trials),
+        seeds=list(how.seeds),
+        minutes=round(sum(trial.seconds for trial in trials) / 60, 2),
+        revision=row.found.revision,
+    )
+
+
+def _study(row: Row) -> optuna.Study:
+    import optuna
+
+    seed = zlib.crc32(row.label.encode())
+    sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=2 * ROUND, constant_liar=True)
+    return optuna.create_study(direction="maximize", sampler=sampler)
+
+
+def _suggest(trial: optuna.Trial, row: Row) -> dict[str, Value]:
+    values: dict[str, Value] = {}
+    for name, space in row.found.cls.space.items():
+        if name in row.options:
+            continue
+        if isinstance(space, Choice):
+            values[name] = trial.suggest_categorical(name, space.values)
+        else:
+            log = isinstance(space, LogUniform)
+            # Rounded before it is used, so that the recipe is what was run.
+            values[name] = _rounded(trial.suggest_float(name, space.low, space.high, log=log))
+    return values
+
+
+def _rounded(value: Any) -> Any:
+    """Three significant digits: nobody can tell finer learning rates apart."""
+    return float(f"{value:.3g}") if isinstance(value, float) else value
+
+
+class _Workers:
+    """Runs in processes of their own, or one after the other in this one."""
+
+    def __init__(self, how: Search) -> None:
+        self.how = how
+        self.pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> _Workers:
+        if self.how.jobs > 1:
+            context = multiprocessing.get_context("spawn")
+            self.pool = ProcessPoolExecutor(self.how.jobs, mp_context=context, initializer=_prepare_worker)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.pool is None:
+            return
+        if exception[0] is not None:
+            for child in multiprocessing.active_children():
+                child.terminate()
+        self.pool.shutdown(cancel_futures=True)
+
+    def submit(self, row: Row, values: Mapping[str, Value], seed: int, on_run: Callable[[], None]) -> Future[_Outcome]:
+        options = {**row.options, **values}
+        if self.pool is not None:
+            future = self.pool.submit(_run, row.found.name, options, seed, self.how)
+        else:
+            future = Future()
+            future.set_result(_run(row.found.name, options, seed, self.how))
+        future.add_done_callback(lambda _: on_run())
+        return future
+
+
+def _prepare_worker() -> None:
+    """One thread each, and Ctrl-C is the parent's business."""
+    import torch
+
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _run(name: str, options: Mapping[str, Value], seed: int, how: Search) -> _Outcome:
+    """One run, computed or from the store."""
+    from cl_bench import plan, runner
+
+    found = registry.lookup([name], how.method_files)[name]
+    limits = Limits(validation=how.validation)
+    (planned,) = plan.plan([(found, options)], [seed], benchmark=how.stream, limits=limits)
+    store = Store(how.store)
+    try:
+        record = store.find(planned.experiment)
+    except DamagedRecord:
+        record = None
+    try:
+        record = record or runner.run(planned, store, runner.pick_device(how.device))
+    except UserError:
+        raise
+    except Exception as error:
+        return _Outcome(0.0, 0.0, f"{type(error).__name__}: {error}")
+    seconds = sum(record.train_seconds) + sum(record.eval_seconds)
+    return _Outcome(metrics.aaa(record.correct, record.total), seconds)
