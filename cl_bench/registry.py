@@ -34,8 +34,9 @@ class Found:
         """The method with these hyper-parameters (strings, as typed by the user, are accepted).
 
         Raises:
-            UserError: an unknown or ill-typed hyper-parameter.
+            UserError: an unknown or ill-typed hyper-parameter, or one without default.
         """
+        self._check_defaults()
         known = validators(self.cls)  # type: ignore[arg-type]
         for name in settings:
             if name not in known:
@@ -49,10 +50,13 @@ class Found:
         Raises:
             UserError: a field of the method has no default.
         """
+        self._check_defaults()
+        return self.cls().values()
+
+    def _check_defaults(self) -> None:
         for field in dataclasses.fields(self.cls):
             if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
                 raise UserError(f"hyper-parameter '{field.name}' of method '{self.name}' has no default; give it one")
-        return self.cls().values()
 
 
 def names() -> list[str]:

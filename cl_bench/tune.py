@@ -49,6 +49,10 @@ class Row:
         asked = found.create(options).values()
         return cls(found, {name: asked[name] for name in options})
 
+    def budget(self) -> dict[str, Value]:
+        """The unified budget, as far as the user has not set it."""
+        return {name: value for name, value in recipes.budget(self.found).items() if name not in self.options}
+
     @property
     def label(self) -> str:
         """As in tables."""
@@ -128,7 +132,7 @@ def search(rows: Sequence[Row], how: Search, on_run: Callable[[], None] = lambda
             for row, study in zip(rows, studies, strict=True):
                 for _ in range(min(ROUND, how.budget - start)):
                     trial = study.ask()
-                    values = {**recipes.budget(row.found), **_suggest(trial, row)}
+                    values = {**row.budget(), **_suggest(trial, row)}
                     runs = [workers.submit(row, values, seed, on_run) for seed in how.seeds]
                     asked.append((study, trial, values, runs, trials[rows.index(row)]))
             for study, trial, values, runs, done in asked:

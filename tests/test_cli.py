@@ -54,9 +54,9 @@ def tree(folder: Path = Path()) -> dict[str, bytes | None]:
 
 
 def rows(out: str) -> dict[str, list[str]]:
-    """The printed result table: label -> acc, aaa, forgetting, seeds, minutes, trainable."""
+    """The printed result table: label -> acc, aaa, forgetting, seeds, minutes, trainable, tuning."""
     split = [re.split(r"\s{2,}", line.strip()) for line in out.splitlines()]
-    return {cells[0]: cells[1:] for cells in split if len(cells) == 7 and cells[0] != "method"}
+    return {cells[0]: cells[1:] for cells in split if len(cells) == 8 and cells[0] != "method"}
 
 
 def recomputed(run: dict[str, Any]) -> tuple[float, float, float]:
@@ -569,7 +569,7 @@ def test_listings_name_the_facts(cl_bench: Cli) -> None:
 def test_show_prints_methods_benchmarks_and_backbones(cl_bench: Cli) -> None:
     method = cl_bench("show", "sdlora")
     assert method.code == 0 and "2501.13198" in method.out and "revision" in method.out
-    assert re.search(r"^ *magnitude +0\.8 ", method.out, re.MULTILINE)
+    assert re.search(r"^ *alpha_init +0\.8 ", method.out, re.MULTILINE)
     benchmark = cl_bench("show", "icons-100").out
     assert "100 classes in 10 tasks" in benchmark and re.search(r"[1-9]\d* training images", benchmark)
     cl_bench("run", "--methods", "simplecil", "--order", "natural", *TRIAL)

@@ -1,0 +1,209 @@
+"""`cl-bench tune` and the recipes it writes, through the real command line and real processes."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cl_bench import recipes, registry, streams
+from cl_bench.data.images import ImageStore
+from cl_bench.errors import UserError
+from cl_bench.experiment import Limits, Transforms
+from cl_bench.streams.build import build, held_out
+from tests.conftest import TRIAL, Outcome
+
+CLI = Callable[..., Outcome]
+QUICK = "linear[epochs=1,batch_size=128]"
+TUNE = ["tune", "--methods", QUICK, "--budget", "2", "--seeds", "100", "--out", "found.toml"]
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+
+
+def entries(path: Path) -> list[dict[str, Any]]:
+    return list(tomllib.loads(path.read_text())["tuned"])
+
+
+# --- the search ------------------------------------------------------------------------------------------------
+
+
+def test_a_search_is_stored_repeated_for_free_and_the_same_with_more_processes(cl_bench: CLI, tmp_path: Path) -> None:
+    first = cl_bench(*TUNE)
+    assert first.code == 0, first.err
+    trials = records(tmp_path / "results/tuning")
+    (entry,) = entries(tmp_path / "found.toml")
+    assert len(trials) == entry["trials"] == 2
+    assert entry["when"] == {"epochs": 1, "batch_size": 128} and entry["method"] == "linear"
+    assert set(entry["values"]) == {"lr", "schedule"}
+
+    def aaa(run: dict[str, Any]) -> float:
+        curve = [sum(row[: t + 1]) / sum(run["total"][: t + 1]) for t, row in enumerate(run["correct"])]
+        return sum(curve) / len(curve)
+
+    best = max(trials, key=aaa)
+    assert entry["score"] == pytest.approx(aaa(best), abs=1e-5)
+    assert {name: best["experiment"]["hyperparameters"][name] for name in entry["values"]} == entry["values"]
+    seconds = sum(sum(run["train_seconds"]) + sum(run["eval_seconds"]) for run in trials)
+    assert entry["minutes"] == pytest.approx(seconds / 60, abs=0.01)
+
+    written = (tmp_path / "found.toml").read_text()
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "results/tuning").iterdir()}
+    assert cl_bench(*TUNE).code == 0
+    assert (tmp_path / "found.toml").read_text() == written
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "results/tuning").iterdir()} == stamps
+
+    other = cl_bench(*TUNE[:-1], "other.toml", "--jobs", "2", "--results", "elsewhere")
+    assert other.code == 0, other.err
+    (parallel,) = entries(tmp_path / "other.toml")
+    assert parallel | {"minutes": 0, "score": 0} == entry | {"minutes": 0, "score": 0}
+
+
+def test_trials_never_see_the_test_images(cl_bench: CLI, tmp_path: Path) -> None:
+    assert cl_bench(*TUNE, "--budget", "1", "--validation", "0.3").code == 0
+    (run,) = records(tmp_path / "results/tuning")
+    source = streams.find("icons-tune").source()
+    held = held_out(source.train, 0.3)
+    assert run["experiment"]["limits"]["validation"] == 0.3
+    assert sum(run["total"]) == int(held.sum())
+    transforms = Transforms(size=32, crop_scale=(0.6, 1.0), mean=(0.5,), std=(0.5,))
+    stream = build(source, 10, "natural", transforms, Limits(validation=0.3))
+    sizes = [sum(len(experience.dataset) for experience in part) for part in (stream.train, stream.test, stream.joint)]
+    assert sizes == [int((~held).sum()), int(held.sum()), int((~held).sum())]
+
+
+def test_validation_holds_out_whole_groups_or_a_share_of_each_class() -> None:
+    source = streams.find("icons-tune").source()
+    held = held_out(source.train, 0.2)
+    assert source.train.groups is not None
+    assert not set(source.train.groups[held]) & set(source.train.groups[~held])
+    assert 0.15 < held.mean() <= 0.2
+    assert np.array_equal(held, held_out(source.train, 0.2))
+    targets = np.repeat(np.arange(3), [2, 10, 50])
+    names = tuple(f"c{t}/{i}" for i, t in enumerate(targets))
+    plain = held_out(ImageStore(np.zeros((62, 4, 4, 1), dtype=np.uint8), targets, names), 0.2)
+    assert np.bincount(targets[plain]).tolist() == [1, 2, 10]
+
+
+def test_a_failing_setting_does_not_end_the_search(cl_bench: CLI, tmp_path: Path) -> None:
+    source = tmp_path / "fragile.py"
+    assert cl_bench("new-method", "fragile").code == 0
+    text = source.read_text().replace(
+        "        loss = masked_cross_entropy(",
+        '        if self.schedule == "cosine":\n            raise ArithmeticError("too wavy")\n'
+        "        loss = masked_cross_entropy(",
+    )
+    source.write_text(text)
+    arguments = ["--methods", "fragile[epochs=1,batch_size=128]", "--method-file", "fragile.py"]
+    done = cl_bench(*TUNE[:1], *arguments, *TUNE[3:], "--budget", "4")
+    assert done.code == 0, done.err
+    assert "too wavy" in done.out
+    (entry,) = entries(tmp_path / "found.toml")
+    assert entry["values"]["schedule"] == "constant" and entry["trials"] == 4
+    nothing = cl_bench("tune", "--methods", "fragile[schedule=cosine]", "--method-file", "fragile.py", *TUNE[3:])
+    assert nothing.code == 2 and "every trial of 'fragile[schedule=cosine]' failed" in nothing.err
+    assert entries(tmp_path / "found.toml") == [entry]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--methods", "simplecil"], "'simplecil' has nothing to tune"),
+        (["--methods", "linear[lr=0.1,schedule=cosine]"], "has nothing to tune"),
+        (["--methods", "linear", "--stream", "icons-tun"], "unknown benchmark 'icons-tun'"),
+        (["--methods", "linear[rank=3]"], "hyper-parameter of 'linear' 'rank'"),
+        (["--methods", "linear", "--budget", "0"], "budget"),
+        (["--methods", "linear", "--device", "tpu"], "--device 'tpu' is unknown"),
+        (["--methods", "linear", "--out", "broken.toml"], "recipes file 'broken.toml' is no TOML"),
+        (["--methods", "linear", "--out", "other.toml"], "is not one that 'cl-bench tune' writes"),
+    ],
+)
+def test_bad_input_ends_in_a_sentence(cl_bench: CLI, tmp_path: Path, arguments: list[str], sentence: str) -> None:
+    (tmp_path / "broken.toml").write_text("[[tuned")
+    (tmp_path / "other.toml").write_text("[tool.other]\nx = 1\n")
+    done = cl_bench("tune", *arguments)
+    assert done.code == 2 and sentence in done.err.replace("\n", " ")
+    assert "Traceback" not in done.err and not (tmp_path / "recipes.toml").exists()
+    assert (tmp_path / "broken.toml").read_text() == "[[tuned"
+
+
+# --- recipes ---------------------------------------------------------------------------------------------------
+
+
+def tuned(method: str = "linear", **changes: Any) -> recipes.Tuned:
+    fields: dict[str, Any] = {
+        "method": method, "stream": "icons-tune", "values": {"lr": 0.25}, "score": 0.5, "trials": 16, "seeds": [1, 2],
+        "minutes": 3.5, "revision": 1,
+    }  # fmt: skip
+    return recipes.Tuned(**fields | changes)
+
+
+def test_recipes_of_the_users_own_are_used_and_their_cost_is_shown(cl_bench: CLI, tmp_path: Path) -> None:
+    recipes.write(tmp_path / "mine.toml", [tuned(), tuned("seqlora")])
+    done = cl_bench("run", "--methods", "linear", "--recipes", "mine.toml", "--epochs", "1", *TRIAL)
+    assert done.code == 0, done.err
+    (run,) = records(tmp_path / "results/runs")
+    assert run["experiment"]["hyperparameters"]["lr"] == 0.25
+    assert (run["recipe"], run["tuning_trials"], run["tuning_minutes"]) == ("tuned", 16, 3.5)
+    assert "tuned, best of 16 settings" in " ".join(done.out.split())
+    assert any(line.rstrip().endswith("3.5") for line in done.out.splitlines() if "linear" in line)
+
+
+def test_published_recipes_are_those_of_the_methods_file(cl_bench: CLI, tmp_path: Path) -> None:
+    run = ["run", "--methods", "sdlora[rank=2,epochs=1,batch_size=8]", *TRIAL]
+    assert cl_bench(*run, "--recipe", "published:imagenet-r.paper").code == 0
+    (stored,) = records(tmp_path / "results/runs")
+    values = stored["experiment"]["hyperparameters"]
+    assert stored["recipe"] == "published:imagenet-r.paper"
+    assert (values["norm"], values["optimizer"], values["lr"], values["alpha_init"]) == ("frobenius", "adam", 0.008, 1)
+    assert (values["rank"], values["epochs"]) == (2, 1)
+    for asked, sentence in (
+        ("published", "unknown published recipe of 'sdlora' 'icons-100'"),
+        ("published:imagenetr", "Did you mean 'imagenet-r'"),
+        ("best", "--recipe 'best' is unknown; expected auto, tuned, published"),
+        ("tuned:x", "--recipe 'tuned:x' is unknown"),
+    ):
+        done = cl_bench(*run, "--recipe", asked)
+        assert done.code == 2 and sentence in done.err.replace("\n", " "), done.err
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_every_published_recipe_fits_its_method(name: str) -> None:
+    found = registry.find(name)
+    for values in found.cls.published.values():
+        stored = found.create(values).values()
+        assert all(stored[key] == value for key, value in values.items())
+    assert set(found.cls.space) <= set(found.defaults)
+
+
+def test_which_recipe_wins() -> None:
+    found, icons = registry.find("linear"), streams.find("icons-100")
+    general, special = tuned(values={"lr": 0.1}), tuned(values={"lr": 0.2}, when={"epochs": 3})
+    exact = tuned(values={"lr": 0.3}, stream="icons-100")
+    chosen = [
+        recipes.choose(found, icons, options, "auto", [general, special, exact]).values["lr"]
+        for options in ({}, {"epochs": 3}, {"epochs": 4})
+    ]
+    assert chosen == [0.3, 0.2, 0.3]
+    assert recipes.choose(found, icons, {}, "unified", [general]).name == "unified"
+    unknown = registry.Found("mine", found.cls, 1)
+    assert recipes.choose(unknown, icons, {}).name == "unified"
+    with pytest.raises(
+        UserError, match="no tuned recipe for 'mine' on icons-100; 'cl-bench tune --methods mine"
+    ):
+        recipes.choose(unknown, icons, {}, "tuned")
+
+
+def test_an_existing_file_keeps_its_other_recipes(tmp_path: Path) -> None:
+    path = tmp_path / "recipes.toml"
+    recipes.write(path, [tuned(), tuned("seqlora"), tuned(when={"epochs": 3})])
+    recipes.write(path, [tuned(score=0.75)])
+    assert {(entry.method, len(entry.when), entry.score) for entry in recipes.read(path)} == {
+        ("linear", 0, 0.75), ("linear", 1, 0.5), ("seqlora", 0, 0.5),
+    }  # fmt: skip
