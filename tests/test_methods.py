@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from functools import cache
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,42 +14,58 @@ import torch
 from torch import Tensor, nn
 
 from cl_bench import method, registry
-from cl_bench.data.samples import TaskImages, samples_of
 from cl_bench.errors import UserError
 from cl_bench.method import GradientMethod, Method, Task
-from cl_bench.strategy import ContinualStrategy
 from tests.test_strategy import (
     CLASSES,
+    GRADIENT,
+    GROWING,
     NAMES,
+    ROWS,
     TASKS,
+    banks,
     cut,
     experiences,
+    fresh,
     images_of,
     one_thread,  # noqa: F401  (autouse)
+    same,
     small,
     snapshot,
     strategy_of,
     tiny_vit,
     train,
+    trained,
 )
 
 DIM, DEPTH = 32, 2
 FIELDS = [(name, field) for name in NAMES for field in registry.find(name).defaults]
+
+# What `GradientMethod` gives to all of its subclasses: whoever changes it raises the revision of each of them.
+COMMON: dict[str, Any] = {
+    "epochs": 20,
+    "batch_size": 128,
+    "optimizer": "sgd",
+    "lr": 0.01,
+    "momentum": 0.9,
+    "weight_decay": 0.0,
+    "schedule": "constant",
+    "milestones": None,
+    "decay": 0.1,
+    "clip_norm": None,
+    "loss": "masked",
+}
 
 # (revision, defaults) of every method. Stored results are compared with new ones of the same revision: whoever changes
 # a default raises `revision` in the method's file and then replaces the row here (the failing test prints it).
 PINNED: dict[str, tuple[int, dict[str, Any]]] = {
     "coda": (
         1,
-        {
-            "epochs": 20,
-            "batch_size": 128,
+        COMMON
+        | {
             "optimizer": "adam",
             "lr": 0.001,
-            "momentum": 0.9,
-            "weight_decay": 0.0,
             "schedule": "coda",
-            "clip_norm": None,
             "components": 100,
             "length": 8,
             "blocks": 5,
@@ -57,57 +73,126 @@ PINNED: dict[str, tuple[int, dict[str, Any]]] = {
         },
     ),
     "finetune": (
-        1,
-        {
-            "epochs": 20,
-            "batch_size": 128,
-            "optimizer": "sgd",
-            "lr": 0.01,
-            "momentum": 0.9,
-            "weight_decay": 0.0,
-            "schedule": "constant",
-            "clip_norm": None,
-            "masked": False,
+        2,
+        COMMON
+        | {
+            "loss": "all",
             "backbone_lr_scale": 1.0,
+        },
+    ),
+    "inflora": (
+        1,
+        COMMON
+        | {
+            "optimizer": "adam",
+            "lr": 0.0005,
+            "schedule": "inflora",
+            "rank": 10,
+            "targets": ["k", "v"],
+            "lamb": 0.95,
+            "lame": 1.0,
+            "memory": "dual",
+            "head_lr": None,
         },
     ),
     "joint": (
-        1,
-        {
-            "epochs": 20,
-            "batch_size": 128,
-            "optimizer": "sgd",
-            "lr": 0.01,
-            "momentum": 0.9,
-            "weight_decay": 0.0,
-            "schedule": "constant",
-            "clip_norm": None,
+        2,
+        COMMON
+        | {
+            "train": "full",
             "backbone_lr_scale": 1.0,
+            "rank": 10,
+            "targets": ["q", "v"],
+        },
+    ),
+    "linear": (1, COMMON),
+    "nlora": (
+        1,
+        COMMON
+        | {
+            "optimizer": "adamw",
+            "lr": 0.001,
+            "rank": 8,
+            "targets": ["q", "v"],
+            "sparsity": 0.4,
+            "product": "AB",
+        },
+    ),
+    "olora": (
+        1,
+        COMMON
+        | {
+            "optimizer": "adamw",
+            "lr": 0.001,
+            "rank": 8,
+            "targets": ["q", "v"],
+            "orthogonality": 0.5,
+            "shrinkage": 0.0,
         },
     ),
     "sdlora": (
-        1,
-        {
-            "epochs": 20,
-            "batch_size": 128,
-            "optimizer": "sgd",
-            "lr": 0.01,
-            "momentum": 0.9,
-            "weight_decay": 0.0,
-            "schedule": "constant",
-            "clip_norm": None,
+        2,
+        COMMON
+        | {
             "rank": 10,
-            "magnitude": 0.8,
+            "targets": ["q", "v"],
+            "norm": "product",
+            "normalise_current": False,
+            "norm_gradient": "through",
+            "alpha_init": 0.8,
+            "alpha_carry": "reset",
+            "directions": "per-task",
+            "magnitudes": "all",
+        },
+    ),
+    "sdlora-kd": (
+        1,
+        COMMON
+        | {
+            "rank": 10,
+            "targets": ["q", "v"],
+            "norm": "product",
+            "normalise_current": False,
+            "norm_gradient": "through",
+            "alpha_init": 0.8,
+            "alpha_carry": "reset",
+            "directions": "per-task",
+            "magnitudes": "all",
+            "tau": 0.0009,
+            "residual": "rms",
+            "scope": "joint",
+        },
+    ),
+    "sdlora-rr": (
+        1,
+        COMMON
+        | {
+            "rank": 10,
+            "targets": ["q", "v"],
+            "norm": "product",
+            "normalise_current": False,
+            "norm_gradient": "through",
+            "alpha_init": 0.8,
+            "alpha_carry": "reset",
+            "directions": "per-task",
+            "magnitudes": "all",
+            "rank_mu": 8,
+            "rank_nu": 6,
+            "mu": 4,
+            "nu": 8,
+            "index": "paper",
+        },
+    ),
+    "seqlora": (
+        1,
+        COMMON
+        | {
+            "rank": 10,
+            "targets": ["q", "v"],
         },
     ),
     "simplecil": (1, {}),
 }
-
-
-@cache
-def trained(name: str) -> ContinualStrategy:
-    """A strategy after its last task; tests leave it as it is."""
-    return train(strategy_of(small(name, lr=0.01)), cut())
 
 
 def task_of(model: nn.Module, plugin: Method, index: int, classes: Sequence[int], seen: Sequence[int]) -> Task:
@@ -120,7 +205,7 @@ def task_of(model: nn.Module, plugin: Method, index: int, classes: Sequence[int]
 
 
 def test_shipped_methods_are_found() -> None:
-    assert {"coda", "finetune", "joint", "sdlora", "simplecil"} <= set(NAMES)
+    assert set(PINNED) <= set(NAMES)
     assert sorted(NAMES) == NAMES
 
 
@@ -135,24 +220,22 @@ def test_facts_that_tables_show(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_hyper_parameter_but_the_common_ones_is_documented(name: str) -> None:
-    common = set(registry.Found("common", GradientMethod, 1).defaults)
-    own = set(registry.find(name).defaults) - common
-    assert all(field in str(registry.find(name).cls.__doc__) for field in own)
+    """In the class itself, or where it inherits them from."""
+    cls = registry.find(name).cls
+    docs = " ".join(str(base.__doc__) for base in cls.__mro__ if issubclass(base, Method) and base is not Method)
+    own = set(registry.find(name).defaults) - set(COMMON)
+    assert [field for field in sorted(own) if not re.search(rf"\b{field}\b", docs)] == []
 
 
 @pytest.mark.parametrize(("name", "field"), FIELDS)
-@pytest.mark.parametrize(
-    "value",
-    ["not-a-value", "-1", "", [["nested"]], {"a": 1}]
-    + ["nan", "inf", "-inf", "1e999", float("nan"), float("inf"), -float("inf")],
-    ids=repr,
-)
-def test_ill_typed_values_name_method_and_field(name: str, field: str, value: Any) -> None:
+def test_ill_typed_values_name_method_and_field(name: str, field: str) -> None:
     found = registry.find(name)
-    with pytest.raises(UserError, match=rf"^{name}\.{field} = .* is not valid: "):
-        found.create({field: value})
-    with pytest.raises(UserError, match=rf"^{found.cls.__name__}\.{field} = .* is not valid: "):
-        found.cls(**{field: value})
+    texts = ["not-a-value", "-1", "", "nan", "inf", "-inf", "1e999"]
+    for value in [*texts, [["nested"]], {"a": 1}, float("nan"), float("inf"), -float("inf")]:
+        with pytest.raises(UserError, match=rf"^{name}\.{field} = .* is not valid: "):
+            found.create({field: value})
+        with pytest.raises(UserError, match=rf"^{found.cls.__name__}\.{field} = .* is not valid: "):
+            found.cls(**{field: value})
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -222,14 +305,14 @@ def test_a_method_file_takes_its_hash_as_revision(tmp_path: Path) -> None:
 # --- models ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ROWS)
 def test_the_model_is_built_on_the_backbone_it_is_given(name: str) -> None:
     vit = tiny_vit()
     model = small(name).build(vit, CLASSES)
     assert model.backbone is vit
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ROWS)
 def test_forward_passes_are_counted_right(name: str) -> None:
     strategy = trained(name)
     passes: list[int] = []
@@ -244,18 +327,52 @@ def test_forward_passes_are_counted_right(name: str) -> None:
 
 
 HEAD = CLASSES * (DIM + 1)
-STORED = {
-    "simplecil": lambda t: CLASSES * DIM,
-    "finetune": lambda t: sum(p.numel() for p in tiny_vit().parameters()) + HEAD,
-    "joint": lambda t: sum(p.numel() for p in tiny_vit().parameters()) + HEAD,
-    # A [blocks, 2, rank, d], B [blocks, 2, d, rank] and a magnitude per task; rank 3.
-    "sdlora": lambda t: HEAD + t * (2 * DEPTH * 2 * 3 * DIM + 1),
+WHOLE = sum(p.numel() for p in tiny_vit().parameters()) + HEAD
+# One number per block and projection, of which LoRA has two; a direction of rank r: A [.., r, d] and B [.., d, r].
+PLACES = DEPTH * 2
+
+
+def direction(rank: int = 3) -> int:
+    return PLACES * 2 * rank * DIM
+
+
+def inflora(t: int, traces: dict[str, list[dict[str, Any]]]) -> int:
+    """Directions, a basis of as many columns as the traces tell and a flag per block."""
+    return HEAD + t * direction() + DIM * sum(row["dim"] for row in traces["memory"]) + DEPTH
+
+
+# Numbers kept beside the frozen backbone after t tasks.
+STORED: dict[str, Callable[[int, dict[str, Any]], int]] = {
     # 12 / 3 components per task: P [blocks, 4, length 4, d], K and A [blocks, 4, d].
-    "coda": lambda t: HEAD + t * DEPTH * 4 * DIM * (4 + 1 + 1),
+    "coda": lambda t, traces: HEAD + t * DEPTH * 4 * DIM * (4 + 1 + 1),
+    "finetune": lambda t, traces: WHOLE,
+    "finetune[loss=masked]": lambda t, traces: WHOLE,
+    "inflora": inflora,
+    "inflora[memory=plain]": inflora,
+    "joint": lambda t, traces: WHOLE,
+    "joint[train=linear]": lambda t, traces: HEAD,
+    "joint[train=lora]": lambda t, traces: HEAD + direction(),
+    "linear": lambda t, traces: HEAD,
+    "nlora": lambda t, traces: HEAD + t * direction(),
+    "nlora[product=BA]": lambda t, traces: HEAD + t * direction(),
+    "olora": lambda t, traces: HEAD + t * direction(),
+    # Besides the direction a magnitude, and norms.
+    "sdlora": lambda t, traces: HEAD + t * (direction() + 1 + PLACES),
+    "sdlora[directions=first]": lambda t, traces: HEAD + direction() + 1 + PLACES,
+    "sdlora[directions=shared]": lambda t, traces: HEAD + direction() + 1 + PLACES,
+    "sdlora[magnitudes=current]": lambda t, traces: HEAD + t * (direction() + 1 + PLACES),
+    "sdlora[normalise_current=true,norm=frobenius]": lambda t, traces: HEAD + t * (direction() + 1 + PLACES),
+    # Besides these offsets, and the residual of each task but the first.
+    "sdlora-kd": lambda t, traces: HEAD + t * (direction() + 1 + 2 * PLACES) + t - 1,
+    "sdlora-kd[residual=relative,tau=2]": lambda t, traces: HEAD + direction() + 1 + 2 * PLACES + t - 1,
+    # Ranks 3, 2, 1.
+    "sdlora-rr": lambda t, traces: HEAD + sum(direction(4 - task) + 1 + PLACES for task in range(1, t + 1)),
+    "seqlora": lambda t, traces: HEAD + direction(),
+    "simplecil": lambda t, traces: CLASSES * DIM,
 }
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ROWS)
 def test_stored_and_trainable_numbers(name: str) -> None:
     plugin = small(name, epochs=1)
     strategy = strategy_of(plugin)
@@ -269,32 +386,76 @@ def test_stored_and_trainable_numbers(name: str) -> None:
         assert strategy.trainable <= stored[-1], "trained numbers that are not kept"
         assert (strategy.trainable == 0) is not isinstance(plugin, GradientMethod)
         if name in STORED:
-            assert stored[-1] == STORED[name](stage)
-    assert stored == sorted(stored)
+            assert strategy.task is not None
+            assert stored[-1] == STORED[name](stage, plugin.traces(strategy.task))
+    if name != "inflora":  # its dual memory of old inputs may turn into a smaller one of the complement
+        assert stored == sorted(stored)
 
 
-@pytest.mark.parametrize("name", NAMES)
+def test_stored_numbers_are_known_of_every_shipped_method() -> None:
+    assert {row for row in ROWS if row.partition("[")[0] in PINNED} == set(STORED)
+
+
+@pytest.mark.parametrize("name", ROWS)
 def test_all_that_outlives_a_task_is_in_the_state_dict(name: str) -> None:
-    """A second model that went through the same growth predicts the same once it has the first one's weights."""
+    """A fresh model, which has seen no task, predicts the same once it has the weights."""
     strategy = trained(name)
-    plugin, stream = small(name, lr=0.01), cut()
-    model = plugin.build(tiny_vit(seed=1), CLASSES)
-    seen: list[int] = []
-    for index, experience in enumerate(experiences(plugin, stream)):
-        own = sorted(experience.classes_in_this_experience)
-        seen += own
-        images = TaskImages(samples_of(experience.dataset), ("elsewhere", index), torch.device("cpu"))
-        with torch.no_grad():
-            plugin.before_task(task_of(model, plugin, index, own, seen), images)
-    images, _ = images_of(stream.test[1])
+    model = fresh(name, seed=1)
+    images, _ = images_of(cut().test[1])
     with torch.no_grad():
         expected = strategy.model.eval()(images)
         assert not torch.allclose(model.eval()(images), expected, atol=1e-3)
         model.load_state_dict(strategy.model.state_dict(), strict=True)
         assert torch.equal(model.eval()(images), expected)
+    assert same(model.state_dict(), strategy.model.state_dict())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [row for row in ROWS if small(row).trains_on == "task"])
+def test_training_goes_on_from_the_state_dict(name: str) -> None:
+    """The last task, learned by a fresh model with the weights after the others, ends in the same bits."""
+    plugin, stream = small(name, epochs=1), cut()
+    through = train(strategy_of(plugin), stream, stages=TASKS - 1)
+    resumed = strategy_of(plugin, backbone=tiny_vit(seed=1))
+    resumed.model.load_state_dict(through.model.state_dict(), strict=True)
+    resumed.seen, resumed.tasks_learned = through.seen, through.tasks_learned
+    before = snapshot(through.model)
+    for strategy in (through, resumed):
+        strategy.train(stream.train[TASKS - 1], eval_streams=[])
+    assert same(through.model.state_dict(), resumed.model.state_dict())
+    assert not same(before, through.model.state_dict())
+
+
+@pytest.mark.parametrize("name", GROWING)
+def test_a_model_shrinks_to_a_smaller_state_dict(name: str) -> None:
+    start, model = fresh(name), fresh(name, seed=1)
+    model.load_state_dict(trained(name).model.state_dict(), strict=True)
+    assert any(len(bank) for bank in banks(model))
+    model.load_state_dict(start.state_dict(), strict=True)
+    assert not any(len(bank) for bank in banks(model))
+    images, _ = images_of(cut().test[1])
+    with torch.no_grad():
+        assert torch.equal(model.eval()(images), start.eval()(images))
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_names_in_a_state_dict_are_checked(name: str) -> None:
+    state = trained(name).model.state_dict()
+    with pytest.raises(RuntimeError, match='Unexpected key.*"surplus"'):
+        fresh(name).load_state_dict(state | {"surplus": torch.zeros(1)}, strict=True)
+    firm = [key for key in state if not re.search(r"\.\d+$", key)]
+    own = [key for key in firm if not key.startswith("backbone.")]
+    for missing in ("backbone.cls_token", *own):
+        rest = {key: value for key, value in state.items() if key != missing}
+        with pytest.raises(RuntimeError, match=f'Missing key.*"{missing}"'):
+            fresh(name).load_state_dict(rest, strict=True)
+    for key in set(state) - set(firm):
+        if key.endswith(".0") and f"{key[:-1]}1" in state:
+            rest = {other: value for other, value in state.items() if other != key}
+            with pytest.raises(RuntimeError, match=f'Unexpected key.*"{key[:-1]}1"'):
+                fresh(name).load_state_dict(rest, strict=True)
+
+
+@pytest.mark.parametrize("name", ROWS)
 def test_traces_are_tables_of_plain_values(name: str) -> None:
     strategy = trained(name)
     assert strategy.task is not None
@@ -306,9 +467,9 @@ def test_traces_are_tables_of_plain_values(name: str) -> None:
 # --- who competes in the loss ----------------------------------------------------------------------------------
 
 
-def rows_with_gradient(plugin: Method, classes: Sequence[int], seen: Sequence[int]) -> set[int]:
+def rows_with_gradient(row: str, classes: Sequence[int], seen: Sequence[int], **changes: Any) -> set[int]:
     """Classes whose logits get a gradient from the method's own loss in its only phase."""
-    model = plugin.build(tiny_vit(), CLASSES)
+    plugin, model = small(row, **changes), trained(row).model
     (phase,) = plugin.phases(task_of(model, plugin, 1, classes, seen))
     logits = torch.zeros(len(classes), CLASSES).requires_grad_()
     losses = phase.loss(logits, torch.tensor(list(classes)))
@@ -318,24 +479,26 @@ def rows_with_gradient(plugin: Method, classes: Sequence[int], seen: Sequence[in
     return set(np.flatnonzero(logits.grad.abs().sum(dim=0).numpy() > 0).tolist())
 
 
-def test_finetune_lets_all_classes_seen_compete_and_masked_only_the_task() -> None:
+@pytest.mark.parametrize("name", [name for name in GRADIENT if name in NAMES])
+def test_who_competes_in_the_loss(name: str) -> None:
     own, seen = [4, 5, 6, 7], list(range(8))
-    assert rows_with_gradient(small("finetune"), own, seen) == set(seen)
-    assert rows_with_gradient(small("finetune", masked=True), own, seen) == set(own)
-    assert rows_with_gradient(small("joint"), seen, seen) == set(seen)
+    competing = {"masked": set(own), "all": set(seen)}
+    for loss, expected in competing.items():
+        assert rows_with_gradient(name, own, seen, loss=loss) == expected
+    assert rows_with_gradient(name, own, seen) == competing["all" if name == "finetune" else "masked"]
 
 
 def changed_rows(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[int]:
     return set(np.flatnonzero((before["weight"] != after["weight"]).any(dim=1).numpy()).tolist())
 
 
-@pytest.mark.parametrize("masked", [False, True])
-def test_finetune_trains_the_backbone_and_the_head_rows_that_compete(masked: bool) -> None:
-    strategy = strategy_of(small("finetune", masked=masked))
+@pytest.mark.parametrize("loss", ["all", "masked"])
+def test_finetune_trains_the_backbone_and_the_head_rows_that_compete(loss: str) -> None:
+    strategy = strategy_of(small("finetune", loss=loss))
     for experience, own in zip(cut().train, cut().tasks, strict=True):
         head, vit = snapshot(strategy.model.head), snapshot(strategy.model.backbone)
         strategy.train(experience, eval_streams=[])
-        expected = set(own) if masked else set(strategy.seen)
+        expected = set(own) if loss == "masked" else set(strategy.seen)
         assert changed_rows(head, strategy.model.head.state_dict()) == expected
         moved = strategy.model.backbone.state_dict()
         assert all(not torch.equal(vit[key], moved[key]) for key in vit if key.endswith("weight"))

@@ -7,6 +7,7 @@ import dataclasses
 import io
 import math
 import random
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from avalanche.benchmarks import benchmark_from_datasets
 from avalanche.benchmarks.utils import as_classification_dataset
@@ -21,21 +23,36 @@ from avalanche.core import SupervisedPlugin
 from avalanche.evaluation.metrics import accuracy_metrics, forgetting_metrics, loss_metrics
 from avalanche.logging import BaseLogger, TextLogger
 from avalanche.training.plugins import EvaluationPlugin
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import Block, ParallelScalingBlock, VisionTransformer
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from cl_bench import registry, streams
+from cl_bench.adapters.growing import Growing
 from cl_bench.adapters.heads import Classifier
-from cl_bench.experiment import Limits, Transforms
+from cl_bench.adapters.lora import LoRAModel
+from cl_bench.errors import UserError
+from cl_bench.experiment import Limits, Transforms, parse_methods
 from cl_bench.method import GradientMethod, Method, Phase, Task, masked_cross_entropy
 from cl_bench.randomness import seeded
 from cl_bench.strategy import ContinualStrategy, Counts
 from cl_bench.streams.build import TaskStream, build
 
 NAMES = registry.names()
-GRADIENT = [name for name in NAMES if issubclass(registry.find(name).cls, GradientMethod)]
-FROZEN_BACKBONE = [name for name in ("coda", "sdlora", "simplecil") if name in NAMES]
+# Options under which a method works in another way, as a user writes them. A row is a name or one of these.
+VARIANTS = [
+    "finetune[loss=masked]",
+    "inflora[memory=plain]",
+    "joint[train=lora]",
+    "joint[train=linear]",
+    "nlora[product=BA]",
+    "sdlora[directions=first]",
+    "sdlora[directions=shared]",
+    "sdlora[magnitudes=current]",
+    "sdlora[normalise_current=true,norm=frobenius]",
+    "sdlora-kd[residual=relative,tau=2]",  # every direction but the first is dropped
+]
+ROWS = NAMES + VARIANTS
 TRANSFORMS = Transforms(size=32, crop_scale=(0.6, 1.0), mean=(0.5,), std=(0.5,))
 TASKS, CLASSES = 3, 40
 # What a ViT of two blocks needs; everything else stays at the method's defaults.
@@ -62,11 +79,11 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def tiny_vit(seed: int = 0) -> VisionTransformer:
+def tiny_vit(seed: int = 0, block_fn: type[nn.Module] = Block) -> VisionTransformer:
     """Two blocks of width 32 on 32x32 grey images, with weights under which features of images differ widely."""
     with seeded(("tiny vit", seed)):
         vit = VisionTransformer(
-            img_size=32, patch_size=8, in_chans=1, embed_dim=32, depth=2, num_heads=2, num_classes=0
+            img_size=32, patch_size=8, in_chans=1, embed_dim=32, depth=2, num_heads=2, num_classes=0, block_fn=block_fn
         )
         for name, parameter in vit.named_parameters():
             if parameter.ndim > 1:
@@ -81,11 +98,32 @@ def cut(benchmark: str = "icons-tune", order: str = "permutation:3", train: int 
     return build(streams.find(benchmark).source(), 10, order, TRANSFORMS, limits)
 
 
-def small(name: str, **changes: Any) -> Method:
+def small(row: str, **changes: Any) -> Method:
     """An installed method, sized for the tiny ViT; `changes` that it has no field for are left out."""
-    found = registry.find(name)
-    wanted = SMALL.get(name, {}) | QUICK | changes
-    return found.create({field: value for field, value in wanted.items() if field in found.defaults})
+    (spec,) = parse_methods(row)
+    found = registry.find(spec.name)
+    wanted = SMALL.get(spec.name, {}) | QUICK | changes
+    return found.create({field: value for field, value in wanted.items() if field in found.defaults} | spec.options)
+
+
+def fresh(row: str, seed: int = 0) -> Any:
+    """The model of a row before any task."""
+    with seeded(("fresh", seed)):
+        return small(row).build(tiny_vit(seed), CLASSES)
+
+
+GRADIENT = [row for row in ROWS if isinstance(small(row), GradientMethod)]
+LORA = [row for row in ROWS if isinstance(fresh(row), LoRAModel)]
+GROWING = [row for row in ROWS if isinstance(fresh(row), Growing)]
+FROZEN_BACKBONE = [row for row in ROWS if not any(p.requires_grad for p in fresh(row).backbone.parameters())]
+# Rows whose tasks share a direction, or drop theirs.
+ONE_DIRECTION = [
+    "joint[train=lora]",
+    "sdlora-kd[residual=relative,tau=2]",
+    "sdlora[directions=first]",
+    "sdlora[directions=shared]",
+    "seqlora",
+]
 
 
 def strategy_of(plugin: Method, *others: SupervisedPlugin, **arguments: Any) -> ContinualStrategy:
@@ -123,6 +161,15 @@ def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
 def images_of(experience: Any) -> tuple[Tensor, Tensor]:
     items = [experience.dataset[i] for i in range(len(experience.dataset))]
     return torch.stack([item[0] for item in items]), torch.tensor([item[1] for item in items])
+
+
+def foreign(labels: Sequence[int], generator: torch.Generator) -> Any:
+    """An Avalanche data set that knows nothing of our image store: one noisy image per label."""
+    target = torch.tensor(labels, dtype=torch.int64)
+    means = (target / 2.5 - 1).view(-1, 1, 1, 1)
+    data = TensorDataset(means + 0.3 * torch.randn(len(target), 1, 32, 32, generator=generator), target)
+    data.targets = target.tolist()  # type: ignore[attr-defined]
+    return as_classification_dataset(data)
 
 
 def assert_same_counts(left: Counts, right: Counts) -> None:
@@ -202,7 +249,7 @@ def avalanche_accuracies(results: dict[str, Any], stream: str) -> list[float]:
     return [float(results[name]) for name in names]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ROWS)
 def test_avalanche_metrics_agree_with_the_counts(name: str) -> None:
     stream, text = cut(), io.StringIO()
     evaluator = EvaluationPlugin(
@@ -237,22 +284,17 @@ def test_training_on_the_whole_stream_at_once_is_the_same_as_one_experience_afte
     assert one.tasks_learned == other.tasks_learned == TASKS
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ROWS)
 def test_foreign_stream(name: str) -> None:
     """An Avalanche benchmark that knows nothing of our image store."""
     plugin = small(name, lr=0.01)
     generator = torch.Generator().manual_seed(5)
 
-    def tensors(count: int, classes: Sequence[int]) -> Any:
-        labels = torch.tensor(classes).repeat(count)
-        means = torch.linspace(-1, 1, 6)[labels].view(-1, 1, 1, 1)
-        data = TensorDataset(means + 0.3 * torch.randn(len(labels), 1, 32, 32, generator=generator), labels)
-        data.targets = labels.tolist()  # type: ignore[attr-defined]
-        return as_classification_dataset(data)
-
     tasks = [[0, 1], [2, 3], [4, 5]]
     parts = [list(range(6))] if plugin.trains_on == "stream" else tasks
-    benchmark = benchmark_from_datasets(train=[tensors(5, t) for t in parts], test=[tensors(4, t) for t in tasks])
+    benchmark = benchmark_from_datasets(
+        train=[foreign(part * 5, generator) for part in parts], test=[foreign(task * 4, generator) for task in tasks]
+    )
     evaluator = EvaluationPlugin(accuracy_metrics(stream=True, experience=True, epoch=True), loggers=[BaseLogger()])
     strategy = strategy_of(plugin, num_classes=6, evaluator=evaluator)
     strategy.train(benchmark.train_stream)
@@ -294,7 +336,7 @@ def test_counts_are_the_hits_of_the_predictions() -> None:
             assert counts.correct[task] is None and set(counts.predicted[rows]) == {-1}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ROWS)
 def test_evaluating_before_any_training_counts_nothing_but_task_aware(name: str) -> None:
     strategy = strategy_of(small(name))
     before = snapshot(strategy.model)
@@ -308,7 +350,7 @@ def test_evaluating_before_any_training_counts_nothing_but_task_aware(name: str)
     np.testing.assert_array_equal(again.predicted_task_aware, counts.predicted_task_aware)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name in ("coda", "sdlora")])
+@pytest.mark.parametrize("name", GROWING)
 def test_what_grows_starts_as_its_head_on_the_plain_backbone(name: str) -> None:
     model = strategy_of(small(name)).model.eval()
     images, _ = images_of(cut().test[0])
@@ -316,7 +358,7 @@ def test_what_grows_starts_as_its_head_on_the_plain_backbone(name: str) -> None:
         assert torch.allclose(model(images), model.head(model.backbone(images)), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name in ("coda", "sdlora")])
+@pytest.mark.parametrize("name", ROWS)
 def test_evaluating_before_training_leaves_the_training_as_it_is(name: str) -> None:
     evaluated = strategy_of(small(name, epochs=1))
     evaluated.count_matrix(cut().test)
@@ -362,7 +404,7 @@ def audit(strategy: ContinualStrategy) -> None:
             assert float((company - alone).abs().max()) < 1e-4 * scale
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ROWS)
 def test_predictions_depend_on_the_image_alone(name: str) -> None:
     strategy = trained(name)
     audit(strategy)
@@ -409,7 +451,7 @@ def disturb(strategy: Any = None) -> None:
     random.random()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ROWS)
 def test_the_seed_alone_decides(name: str) -> None:
     stream = cut()
     results = []
@@ -452,7 +494,7 @@ def test_every_choice_of_a_seed_reaches_initialisation_order_and_views() -> None
     assert not torch.allclose(models[0].head.weight, models[1].head.weight, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ROWS)
 def test_global_generators_are_left_alone(name: str) -> None:
     vit = tiny_vit()
     before = (torch.get_rng_state().clone(), np.random.get_state(), random.getstate())
@@ -524,40 +566,48 @@ def test_the_backbone_stays_bit_identical(name: str) -> None:
     assert not any(parameter.requires_grad for parameter in strategy.model.backbone.parameters())
 
 
-def banks(name: str, model: Any) -> list[nn.ParameterList]:
-    return [model.directions.A, model.directions.B] if name == "sdlora" else [model.P, model.K, model.A]
+def test_only_full_training_touches_the_backbone() -> None:
+    assert sorted(set(ROWS) - set(FROZEN_BACKBONE)) == ["finetune", "finetune[loss=masked]", "joint"]
 
 
-@pytest.mark.parametrize("name", [n for n in ("coda", "sdlora") if n in NAMES])
+def banks(model: Any) -> list[nn.ParameterList]:
+    """What grows: one list per kind of factor."""
+    return [model.bank.A, model.bank.B] if isinstance(model, LoRAModel) else [model.P, model.K, model.A]
+
+
+@pytest.mark.parametrize("name", [row for row in GROWING if row not in ONE_DIRECTION])
 def test_earlier_directions_and_components_stay_and_the_current_ones_move(name: str) -> None:
     stream = cut()
     started: list[list[Tensor]] = []
-    spy = Spy(
-        before_training_epoch=lambda s: started.append([bank[-1].detach().clone() for bank in banks(name, s.model)])
-    )
+    spy = Spy(before_training_epoch=lambda s: started.append([bank[-1].detach().clone() for bank in banks(s.model)]))
     strategy = strategy_of(small(name, lr=0.05, epochs=1), spy)
     kept: list[list[Tensor]] = []
     for task, experience in enumerate(stream.train):
         strategy.train(experience, eval_streams=[])
-        for bank, old in zip(banks(name, strategy.model), zip(*kept, strict=True), strict=bool(kept)):
+        for bank, old in zip(banks(strategy.model), zip(*kept, strict=True), strict=bool(kept)):
             assert len(bank) == task + 1
             assert all(torch.equal(a, b) for a, b in zip(list(bank)[:-1], old, strict=True))
             assert not any(part.requires_grad for part in list(bank)[:-1])
-        kept.append([bank[-1].detach().clone() for bank in banks(name, strategy.model)])
+        kept.append([bank[-1].detach().clone() for bank in banks(strategy.model)])
         moved = [not torch.equal(a, b) for a, b in zip(started[task], kept[task], strict=True)]
-        assert all(moved) if name == "coda" else any(moved)
+        # InfLoRA designs A and trains B.
+        assert moved == [not name.startswith("inflora"), *[True] * (len(moved) - 1)]
+
+
+@pytest.mark.parametrize("name", ONE_DIRECTION)
+def test_some_rows_have_one_direction_in_all(name: str) -> None:
+    strategy = strategy_of(small(name, epochs=1))
+    for experience in experiences(strategy.method, cut()):
+        strategy.train(experience, eval_streams=[])
+        assert [len(bank) for bank in banks(strategy.model)] == [1, 1]
 
 
 @pytest.mark.parametrize(
-    ("name", "changes"),
-    [
-        (name, changes)
-        for name, changes in [("coda", {}), ("sdlora", {}), ("finetune", {"masked": True})]
-        if name in NAMES
-    ],
+    "name",
+    [row for row in GRADIENT if small(row).trains_on == "task" and small(row).values()["loss"] == "masked"],
 )
-def test_head_rows_of_other_tasks_stay_bit_identical(name: str, changes: dict[str, Any]) -> None:
-    strategy = strategy_of(small(name, lr=0.05, **changes))
+def test_head_rows_of_other_tasks_stay_bit_identical(name: str) -> None:
+    strategy = strategy_of(small(name, lr=0.05))
     for experience, own in zip(cut().train, cut().tasks, strict=True):
         before = snapshot(strategy.model.head)
         strategy.train(experience, eval_streams=[])
@@ -572,6 +622,9 @@ FORMULAS: dict[str, Callable[[int, int], float]] = {
     "constant": lambda e, epochs: 1.0,
     "cosine": lambda e, epochs: (1 + math.cos(math.pi * e / epochs)) / 2,
     "coda": lambda e, epochs: math.cos(99 * math.pi * e / (200 * (epochs - 1))) if epochs > 1 else 1.0,
+    # The first two epochs are at the base rate, every later one is where `coda` was an epoch before.
+    "inflora": lambda e, epochs: 1.0 if e < 2 else math.cos(99 * math.pi * (e - 1) / (200 * (epochs - 1))),
+    "steps": lambda e, epochs: [1.0, 0.25, 0.25, 0.0625][e],
 }
 
 
@@ -587,7 +640,8 @@ def test_learning_rates_follow_the_schedule_and_groups_keep_their_own(
             (type(s.optimizer).__name__.lower(), [group["lr"] for group in s.optimizer.param_groups])
         )
     )
-    plugin = TwoPhases(lr=0.125, epochs=epochs, batch_size=20, optimizer=optimizer, schedule=schedule)  # type: ignore[arg-type]
+    sizes = {"epochs": epochs, "batch_size": 20, "milestones": (3, 1), "decay": 0.25}  # milestones: for `steps` alone
+    plugin = TwoPhases(lr=0.125, optimizer=optimizer, schedule=schedule, **sizes)  # type: ignore[arg-type]
     train(strategy_of(plugin, spy), cut(train=1), stages=2)
     factors = [FORMULAS[schedule](epoch, epochs) for epoch in range(epochs)]
     expected = [[0.5 * f] for f in factors] + [[0.125 * f, 0.25 * f] for f in factors]
@@ -649,6 +703,99 @@ def test_exactly_one_method(methods: list[str]) -> None:
     plugins = [Spy(), *(small(name) for name in methods)]
     with pytest.raises(ValueError, match=f"exactly one Method.*found {len(methods)}"):
         ContinualStrategy(plugins=plugins, backbone=tiny_vit(), num_classes=CLASSES)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_tasks_of_unequal_size_and_of_one_class(name: str) -> None:
+    """One image of one class, then many of three: the masked loss of a single class has no gradient at all."""
+    plugin, generator = small(name, lr=0.01), torch.Generator().manual_seed(5)
+    tasks = [[0], [1, 2, 3] * 6, [4], [5, 6, 5, 6, 5]]
+    parts = [sum(tasks, [])] if plugin.trains_on == "stream" else tasks
+    benchmark = benchmark_from_datasets(
+        train=[foreign(labels, generator) for labels in parts],
+        test=[foreign(sorted(set(labels)) * 3, generator) for labels in tasks],
+    )
+    images = torch.cat([images_of(experience)[0] for experience in benchmark.test_stream])
+    strategy = strategy_of(plugin, num_classes=7, num_tasks=len(tasks))
+    for experience in benchmark.train_stream:
+        strategy.train(experience, eval_streams=[])
+        state = strategy.model.state_dict()
+        assert [key for key, value in state.items() if not bool(value.isfinite().all())] == []
+        with torch.no_grad():
+            logits = strategy.model.eval()(images)
+            merged = strategy.predictor()(images)
+        assert logits.shape == (len(images), 7) and bool(logits.isfinite().all())
+        torch.testing.assert_close(merged, logits, atol=1e-4, rtol=1e-4)
+    counts = strategy.count_matrix(benchmark.test_stream)
+    assert counts.total == [3, 9, 3, 6]
+    assert [counts.correct_task_aware[task] for task in (0, 2)] == [3, 3], "a single class cannot be missed"
+    assert None not in counts.correct
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_task_without_training_images_is_named(name: str) -> None:
+    """Nothing has changed then, and training may go on without it."""
+    generator = torch.Generator().manual_seed(5)
+    parts = [foreign(labels, generator) for labels in ([0, 1] * 3, [], [2, 3] * 3)]
+    first, empty, last = benchmark_from_datasets(train=parts).streams["train"]
+    strategy, untroubled = (strategy_of(small(name, epochs=1)) for _ in range(2))
+    with pytest.raises(UserError, match="^task 0 has no training images"):
+        strategy.train(empty, eval_streams=[])
+    strategy.train(first, eval_streams=[])
+    before = snapshot(strategy.model)
+    with pytest.raises(UserError, match="^task 1 has no training images"):
+        strategy.train(empty, eval_streams=[])
+    assert same(before, strategy.model.state_dict())
+    assert (strategy.tasks_learned, strategy.seen) == (1, (0, 1))
+    strategy.train(last, eval_streams=[])
+    for experience in (first, last):
+        untroubled.train(experience, eval_streams=[])
+    assert same(untroubled.model.state_dict(), strategy.model.state_dict())
+    assert not same(before, strategy.model.state_dict())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_backbone_that_is_no_vit_is_refused(name: str) -> None:
+    resnet = timm.create_model("resnet10t", num_classes=0)
+    with pytest.raises(UserError, match="backbone ResNet is no timm VisionTransformer"):
+        strategy_of(small(name), backbone=resnet)
+
+
+@pytest.mark.parametrize("name", LORA)
+def test_lora_needs_the_projections_of_every_block(name: str) -> None:
+    with pytest.raises(UserError, match=r"LoRA target '\w' does not exist.*\(ParallelScalingBlock has no attn\.qkv"):
+        strategy_of(small(name), backbone=tiny_vit(block_fn=ParallelScalingBlock))
+    for part, targets in (("qkv", "q+v"), ("qkv", "k"), ("proj", "proj")):
+        vit = tiny_vit()
+        setattr(vit.blocks[-1].attn, part, nn.Identity())
+        with pytest.raises(UserError, match=rf"LoRA target '\w+' does not exist.*\(Block has no attn\.{part}"):
+            strategy_of(small(name, targets=targets), backbone=vit)
+
+
+@pytest.mark.parametrize("name", [row for row in ROWS if row not in GROWING])
+def test_without_adapters_any_kind_of_block_will_do(name: str) -> None:
+    strategy = strategy_of(small(name, lr=0.01, epochs=1), backbone=tiny_vit(block_fn=ParallelScalingBlock))
+    start = snapshot(strategy.model)
+    train(strategy, cut(), stages=1)
+    assert not same(start, strategy.model.state_dict())
+    with torch.no_grad():
+        assert bool(strategy.model.eval()(images_of(cut().test[0])[0]).isfinite().all())
+
+
+@pytest.mark.parametrize("name", LORA)
+def test_lora_takes_any_rank_up_to_the_width(name: str) -> None:
+    with pytest.raises(UserError, match="LoRA rank 33 is more than the backbone's width 32; choose at most 32"):
+        strategy_of(small(name, rank=33))
+    model = train(strategy_of(small(name, rank=32, epochs=1)), cut(), stages=1).model
+    assert [tuple(factor.shape[2:]) for factor in model.bank.direction(0)] == [(32, 32), (32, 32)]
+    assert bool(model.bank.B[0].any()) and bool(model.bank.B[0].isfinite().all())
+
+
+@pytest.mark.parametrize("name", LORA)
+@pytest.mark.parametrize("targets", [["q", "q"], ["v", "proj", "k", "v"], []])
+def test_lora_targets_are_named_once_each(name: str, targets: list[str]) -> None:
+    with pytest.raises(UserError, match=rf"LoRA targets {re.escape('+'.join(targets) or 'none')}: name each .* once"):
+        strategy_of(small(name, targets=targets))
 
 
 @pytest.mark.parametrize("name", NAMES)
