@@ -194,6 +194,13 @@ class GradientMethod(Method):
     clip_norm: PositiveFloat | None = None
     loss: Literal["masked", "all"] = "masked"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.schedule == "steps" and not self.milestones:
+            raise UserError(
+                "schedule = steps needs milestones, the epochs at which the rate falls, e.g. milestones=10+15"
+            )
+
     def cross_entropy(self, task: Task) -> Loss:
         """Cross-entropy over the classes that `loss` lets compete."""
         return masked_cross_entropy(task.classes if self.loss == "masked" else task.seen, task.num_classes)

@@ -17,7 +17,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from cl_bench import backbones
-from cl_bench.data.samples import Concatenated, Samples, TaskImages, TrainingBatches, samples_of
+from cl_bench.data.samples import Concatenated, EvaluationBatches, Samples, TaskImages, TrainingBatches, samples_of
 from cl_bench.errors import UserError
 from cl_bench.method import Method, Phase, Task
 from cl_bench.randomness import permutation, seeded
@@ -60,7 +60,7 @@ class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
 
     Raises:
         ValueError: not exactly one method among the plugins, or a method that needs `num_tasks` without it.
-        UserError: a backbone that is no timm ViT, or that the method does not fit.
+        UserError: a backbone that is no timm ViT, or that the method does not fit, or a stream that it does not fit.
     """
 
     PLUGIN_CLASS = Method
@@ -88,6 +88,8 @@ class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
         self.method = methods[0]
         if self.method.needs_num_tasks and num_tasks is None:
             raise ValueError(f"{type(self.method).__name__} must know the number of tasks: pass num_tasks")
+        if num_tasks is not None:
+            self.method.check(num_tasks)
         vit = backbones.create(backbone) if isinstance(backbone, str) else backbone
         if not isinstance(vit, VisionTransformer):
             raise UserError(
@@ -215,7 +217,7 @@ class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
 
     def make_eval_dataloader(self, **kwargs: Any) -> None:
         samples = samples_of(self.adapted_dataset)
-        self.dataloader = TaskImages(samples, (), self.device, self.eval_mb_size).batches()
+        self.dataloader = EvaluationBatches(TaskImages(samples, (), self.device, self.eval_mb_size))
 
     @torch.inference_mode()
     def count_matrix(self, stream: Iterable[Any]) -> Counts:

@@ -146,6 +146,12 @@ class CODAPrompt(GradientMethod):
     def build(self, backbone: VisionTransformer, num_classes: int) -> nn.Module:
         if self.blocks > len(backbone.blocks):
             raise UserError(f"coda.blocks = {self.blocks}, but the backbone has only {len(backbone.blocks)} blocks")
+        for block in backbone.blocks[: self.blocks]:
+            if not (hasattr(block, "drop_path1") and hasattr(getattr(block, "attn", None), "qkv")):
+                raise UserError(
+                    f"prompts cannot be put into {type(block).__name__} (no attn.qkv); "
+                    "take a ViT with timm's standard attention"
+                )
         return CODAModel(backbone, num_classes, range(self.blocks))
 
     def before_task(self, task: Task, images: TaskImages) -> None:

@@ -131,7 +131,7 @@ class InfLoRA(GradientMethod):
 
     Attributes:
         rank: r of every direction.
-        targets: updated projections.
+        targets: updated projections, of those whose input is designed for: q, k, v.
         lamb, lame: the memory's threshold at the first task, and where it would be after the last.
         memory: `dual` gradient projection memory, or the `plain` one of the DomainNet runs.
         head_lr: learning rate of the head, if it has its own (DomainNet).
@@ -155,7 +155,7 @@ class InfLoRA(GradientMethod):
     }
 
     rank: PositiveInt = 10
-    targets: tuple[Target, ...] = ("k", "v")
+    targets: tuple[Literal["q", "k", "v"], ...] = ("k", "v")
     lamb: Share = 0.95
     lame: Share = 1.0
     memory: Literal["dual", "plain"] = "dual"

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from pydantic import PositiveInt
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
 from cl_bench.errors import UserError
 from cl_bench.method import Task
@@ -36,12 +38,13 @@ class SDLoRARR(SDLoRA):
     nu: PositiveInt = 8
     index: Literal["paper", "code"] = "paper"
 
-    def check(self, num_tasks: int) -> None:
+    def build(self, backbone: VisionTransformer, num_classes: int) -> nn.Module:
         if not self.rank >= self.rank_mu >= self.rank_nu or self.mu > self.nu:
             raise UserError(
                 f"ranks {self.rank}, {self.rank_mu}, {self.rank_nu} from tasks 1, {self.mu}, {self.nu} on: "
                 "sdlora-rr needs ranks that never rise and mu <= nu"
             )
+        return super().build(backbone, num_classes)
 
     def rank_of(self, task: Task) -> int:
         position = task.index + (self.index == "paper")

@@ -9,7 +9,8 @@ import pytest
 import torch
 from avalanche.benchmarks import benchmark_from_datasets
 from avalanche.benchmarks.utils import as_classification_dataset
-from torch import Tensor, nn
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from cl_bench.adapters.heads import CosinePrototypes
@@ -22,14 +23,11 @@ TASKS = ((0, 1, 2, 3), (4, 5, 6), (7, 8, 9))
 DIM, CLASSES = 64, 10
 
 
-class Features(nn.Module):
+class Features(VisionTransformer):
     """A backbone whose input is the feature itself."""
 
-    num_features = DIM
-
     def __init__(self) -> None:
-        super().__init__()
-        self.unused = nn.Parameter(torch.zeros(1))
+        super().__init__(img_size=8, patch_size=8, embed_dim=DIM, depth=1, num_heads=1, num_classes=0)
 
     def forward(self, features: Tensor) -> Tensor:
         return features

@@ -194,9 +194,7 @@ def test_which_recipe_wins() -> None:
     assert recipes.choose(found, icons, {}, "unified", [general]).name == "unified"
     unknown = registry.Found("mine", found.cls, 1)
     assert recipes.choose(unknown, icons, {}).name == "unified"
-    with pytest.raises(
-        UserError, match="no tuned recipe for 'mine' on icons-100; 'cl-bench tune --methods mine"
-    ):
+    with pytest.raises(UserError, match="no tuned recipe for 'mine' on icons-100; 'cl-bench tune --methods mine"):
         recipes.choose(unknown, icons, {}, "tuned")
 
 

@@ -161,3 +161,16 @@ class TaskImages:
             positions = np.arange(start, min(start + self.batch_size, len(self)))
             labels = self.samples.labels[torch.from_numpy(positions)]
             yield self.samples.view(positions, key, self.device), labels.to(self.device)
+
+
+@dataclass
+class EvaluationBatches:
+    """The test views of an evaluation as a sized loader: Avalanche's progress bars ask for its length."""
+
+    images: TaskImages
+
+    def __len__(self) -> int:
+        return -(-len(self.images) // self.images.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self.images.batches()
