@@ -539,3 +539,9 @@ def test_coda_prompts_no_more_blocks_than_there_are() -> None:
     small("coda", blocks=DEPTH).build(tiny_vit(), CLASSES)
     with pytest.raises(UserError, match=f"coda.blocks = {DEPTH + 1}.*only {DEPTH} blocks"):
         small("coda", blocks=DEPTH + 1).build(tiny_vit(), CLASSES)
+
+
+def test_steps_need_milestones() -> None:
+    with pytest.raises(UserError, match="schedule = steps needs milestones"):
+        small("linear", schedule="steps")
+    small("linear", schedule="steps", milestones=(2, 3))
