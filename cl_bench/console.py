@@ -69,16 +69,7 @@ def run_all(
     missing = [run for run in planned if force or not _stored(run, store, err)]
     failures: list[tuple[PlannedRun, str]] = []
     code = 0
-    bars = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.fields[note]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=err,
-        disable=not err.is_terminal,
-    )
+    bars = _bars("{task.fields[note]}", err)
     began = time.perf_counter()
     with bars:
         display = Display(bars, len(missing))
@@ -103,6 +94,20 @@ def run_all(
     return code
 
 
+def _bars(note: str, err: Console) -> Progress:
+    """Progress bars with a note and the time left; silent where there is no terminal."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn(note),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=err,
+        disable=not err.is_terminal,
+    )
+
+
 def tune_all(rows: Sequence[Row], how: Search, output: Path, out: Console, err: Console) -> None:
     """Carry out a search, print every trial, and write the recipes.
 
@@ -112,16 +117,7 @@ def tune_all(rows: Sequence[Row], how: Search, output: Path, out: Console, err: 
     from cl_bench import recipes, tune
 
     total = len(rows) * how.budget * len(how.seeds)
-    bars = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.completed}/{task.total} runs"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=err,
-        disable=not err.is_terminal,
-    )
+    bars = _bars("{task.completed}/{task.total} runs", err)
     with bars:
         bar = bars.add_task(f"tuning on {escape(how.stream)}", total=total)
         trials = tune.search(rows, how, lambda: bars.advance(bar))

@@ -30,7 +30,7 @@ def test_table_is_recomputed_from_the_stored_counts(section: Section) -> None:
 
 def test_reference_results_are_those_of_the_command_in_the_readme(section: Section) -> None:
     (command,) = re.findall(r"cl-bench run --methods '([^']+)' --seeds 0-4 --results results/reference", README)
-    assert set(re.findall(r"[a-z]+(?:\[[^]]*\])?", command)) == {run.record.label for run in section.runs}
+    assert set(re.findall(r"[a-z-]+(?:\[[^]]*\])?", command)) == {run.record.label for run in section.runs}
     assert all({run.record.experiment.seed for run in runs} == {0, 1, 2, 3, 4} for runs in section.rows.values())
 
 
