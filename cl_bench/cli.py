@@ -188,7 +188,7 @@ def report(
 ) -> None:
     """Recompute tables, figures and the HTML page from stored results alone."""
     from cl_bench import report as reports
-    from cl_bench.report.tables import to_rich
+    from cl_bench.report.tables import show as show_table
 
     folders = results or [folder for folder in (RESULTS, REFERENCE) if folder.is_dir()] or [RESULTS]
     command = " ".join(["cl-bench report", *(f"--results {folder}" for folder in folders), f"--out {output}"])
@@ -197,7 +197,7 @@ def report(
     for damaged in rendered.damaged:
         err.print(f"[yellow]warning:[/] skipped a damaged result: {_escape(damaged)}")
     for table in rendered.tables:
-        out.print(to_rich(table))
+        show_table(table, out)
     out.print(f"report: {output / 'index.html'}", soft_wrap=True, highlight=False)
 
 

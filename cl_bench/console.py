@@ -39,7 +39,7 @@ def run_all(
         The exit code: 0, 2 if a run failed for its input, 1 if one failed for another reason.
     """
     from cl_bench import report, runner
-    from cl_bench.report.tables import to_rich
+    from cl_bench.report.tables import show
 
     class Display(runner.Progress):
         """A bar with the time left on a terminal, one plain line per task elsewhere."""
@@ -85,7 +85,7 @@ def run_all(
     records = [record for run in planned if (record := _find(run, store)) is not None]
     if records:
         for table in report.tables_of(records, origin=str(store.root)):
-            out.print(to_rich(table))
+            show(table, out)
     there = len(planned) - len(missing)
     done = f"{len(missing) - len(failures)} run(s) computed in {(time.perf_counter() - began) / 60:.1f} min"
     err.print(escape(f"{done}, {there} already there; results: {store.root}"))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -145,6 +146,16 @@ def to_rich(table: Table) -> RichTable:
     for row in table.rows:
         view.add_row(*map(Text, cells(row)))
     return view
+
+
+def show(table: Table, out: Console) -> None:
+    """Print for the terminal; a narrow one wraps lines rather than lose columns."""
+    width = out.width
+    try:
+        out.width = max(width, 112)
+        out.print(to_rich(table))
+    finally:
+        out.width = width
 
 
 def cells(row: Row) -> tuple[str, ...]:
