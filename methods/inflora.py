@@ -47,10 +47,19 @@ def restrict(covariance: Tensor, basis: Tensor, mode: Mode) -> Tensor:
     return inside if mode == "retain" else covariance - inside
 
 
+def principal(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Left singular vectors [d, d] and squared singular values [d] of a matrix [d, n], the largest first.
+
+    By the symmetric eigenproblem, several times faster than an SVD; in float64 that loses nothing that is used here.
+    """
+    energy, U = torch.linalg.eigh(matrix @ matrix.T)
+    return U.flip(1), energy.flip(0).clamp_min(0)
+
+
 def design(restricted: Tensor, rank: int) -> Tensor:
     """A [r, d]: the leading left singular vectors of a restricted second moment, divided by sqrt(3)."""
-    U, S, _ = torch.linalg.svd(restricted)
-    present = (S[:rank] > 1e-6 * S[0].clamp_min(torch.finfo(S.dtype).tiny)).to(U.dtype)
+    U, energy = principal(restricted)
+    present = (energy[:rank] > 1e-12 * energy[0].clamp_min(torch.finfo(U.dtype).tiny)).to(U.dtype)
     return (U[:, :rank] * present).T / math.sqrt(3)
 
 
@@ -66,9 +75,8 @@ def remember(covariance: Tensor, basis: Tensor, mode: Mode, threshold: float, du
     Returns:
         The new basis and mode.
     """
-    total = torch.linalg.svdvals(covariance).square().sum()
-    U, S, _ = torch.linalg.svd(restrict(covariance, basis, mode))
-    shares = S.square() / total
+    U, energy = principal(restrict(covariance, basis, mode))
+    shares = energy / covariance.square().sum()
     if basis.shape[1] == 0 and mode == "remove":
         count = max(int((shares.cumsum(0) < threshold).sum()), 1)
         basis = U[:, :count]
@@ -89,7 +97,7 @@ def remember(covariance: Tensor, basis: Tensor, mode: Mode, threshold: float, du
 def _complement(directions: Tensor, span: Tensor) -> Tensor:
     """An orthonormal basis of the part of `span` [d, m] that is orthogonal to `directions` [d, n] within it."""
     rest = span - directions @ (directions.T @ span)
-    return torch.linalg.svd(rest)[0][:, : span.shape[1] - directions.shape[1]]
+    return principal(rest)[0][:, : span.shape[1] - directions.shape[1]]
 
 
 class InfLoRAModel(LoRAModel):
@@ -164,6 +172,10 @@ class InfLoRA(GradientMethod):
     lr: PositiveFloat = 5e-4
     schedule: Schedule = "inflora"
 
+    def threshold(self, index: int, num_tasks: int) -> float:
+        """Share of a task's energy that must count as used after it; `index` from 0."""
+        return self.lamb + (self.lame - self.lamb) * index / num_tasks
+
     def build(self, backbone: VisionTransformer, num_classes: int) -> nn.Module:
         return InfLoRAModel(backbone, num_classes, self.targets, self.rank)
 
@@ -177,9 +189,8 @@ class InfLoRA(GradientMethod):
 
     def after_task(self, task: Task, images: TaskImages) -> None:
         assert task.num_tasks is not None
-        threshold = self.lamb + (self.lame - self.lamb) * task.index / task.num_tasks
         covariances, _ = attention_covariances(task.model, images.batches(augmented=True))
-        task.model.remember(covariances, threshold, dual=self.memory == "dual")
+        task.model.remember(covariances, self.threshold(task.index, task.num_tasks), dual=self.memory == "dual")
 
     def traces(self, task: Task) -> dict[str, list[dict[str, Scalar]]]:
         """How much each block's memory holds: directions, and whether they span old inputs or their complement."""

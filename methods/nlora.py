@@ -12,12 +12,10 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
-from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
-from cl_bench.adapters.lora import LoRABank, LoRAModel, Target
-from cl_bench.data.samples import TaskImages
-from cl_bench.method import GradientMethod, Phase, Task
+from cl_bench.adapters.lora import LoRABank
+from cl_bench.methods.inclora import IncLoRA
 from cl_bench.space import Choice, LogUniform, Range
 
 
@@ -28,12 +26,10 @@ def absolute_sum(bank: LoRABank, product: Literal["AB", "BA"]) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class NLoRA(GradientMethod):
+class NLoRA(IncLoRA):
     """Hyper-parameters; rank, learning rate and weight are those released for T5.
 
     Attributes:
-        rank: r of every direction.
-        targets: updated projections.
         sparsity: lambda (0.4 to 1.8 in the released scripts).
         product: whose absolute sum is penalised: `AB` (code) or `BA` (paper).
     """
@@ -46,22 +42,10 @@ class NLoRA(GradientMethod):
     }
 
     rank: PositiveInt = 8
-    targets: tuple[Target, ...] = ("q", "v")
     sparsity: NonNegativeFloat = 0.4
     product: Literal["AB", "BA"] = "AB"
     optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
     lr: PositiveFloat = 1e-3
 
-    def build(self, backbone: VisionTransformer, num_classes: int) -> nn.Module:
-        return LoRAModel(backbone, num_classes, self.targets, self.rank)
-
-    def before_task(self, task: Task, images: TaskImages) -> None:
-        task.model.grow(self.rank, task.generator("direction"))
-
-    def phases(self, task: Task) -> list[Phase]:
-        bank, cross_entropy = task.model.bank, self.cross_entropy(task)
-
-        def loss(logits: Tensor, labels: Tensor) -> Tensor:
-            return cross_entropy(logits, labels) + self.sparsity * absolute_sum(bank, self.product)
-
-        return [self.phase([{"params": [*bank.direction(-1), *task.model.head.parameters()]}], loss)]
+    def penalty(self, bank: LoRABank) -> Tensor:
+        return self.sparsity * absolute_sum(bank, self.product)

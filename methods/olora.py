@@ -17,12 +17,10 @@ from typing import ClassVar, Literal
 
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
-from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
-from cl_bench.adapters.lora import LoRABank, LoRAModel, Target
-from cl_bench.data.samples import TaskImages
-from cl_bench.method import GradientMethod, Phase, Task
+from cl_bench.adapters.lora import LoRABank
+from cl_bench.methods.inclora import IncLoRA
 from cl_bench.space import Choice, LogUniform, Range
 
 
@@ -39,12 +37,10 @@ def size(bank: LoRABank) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class OLoRA(GradientMethod):
+class OLoRA(IncLoRA):
     """Hyper-parameters; rank, learning rate and weights are those released for T5.
 
     Attributes:
-        rank: r of every direction.
-        targets: updated projections.
         orthogonality: lambda_1 (0.5 or 5 in the released scripts).
         shrinkage: lambda_2 (0 to 0.3 there).
     """
@@ -57,25 +53,11 @@ class OLoRA(GradientMethod):
     }
 
     rank: PositiveInt = 8
-    targets: tuple[Target, ...] = ("q", "v")
     orthogonality: NonNegativeFloat = 0.5
     shrinkage: NonNegativeFloat = 0.0
     optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
     lr: PositiveFloat = 1e-3
 
-    def build(self, backbone: VisionTransformer, num_classes: int) -> nn.Module:
-        return LoRAModel(backbone, num_classes, self.targets, self.rank)
-
-    def before_task(self, task: Task, images: TaskImages) -> None:
-        task.model.grow(self.rank, task.generator("direction"))
-
-    def phases(self, task: Task) -> list[Phase]:
-        bank, cross_entropy = task.model.bank, self.cross_entropy(task)
-
-        def loss(logits: Tensor, labels: Tensor) -> Tensor:
-            penalty = self.orthogonality * overlap(bank)
-            if self.shrinkage:
-                penalty = penalty + self.shrinkage * size(bank)
-            return cross_entropy(logits, labels) + penalty
-
-        return [self.phase([{"params": [*bank.direction(-1), *task.model.head.parameters()]}], loss)]
+    def penalty(self, bank: LoRABank) -> Tensor:
+        penalty = self.orthogonality * overlap(bank)
+        return penalty + self.shrinkage * size(bank) if self.shrinkage else penalty

@@ -99,6 +99,14 @@ def test_a_file_that_is_no_fixture(tmp_path: Path) -> None:
     assert "other.npz" in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
 
 
+def test_a_file_whose_arrays_do_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = part("sdlora", "d64/t1/")
+    np.savez(tmp_path / "bent.npz", **data | {"cfg/d64/tasks": np.array(["one"])})
+    assert main([str(tmp_path / "bent.npz")]) == 2
+    message = capsys.readouterr().err
+    assert "bent.npz" in message and len(message.splitlines()) == 1
+
+
 def test_files_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "text.npz").write_text("not an archive")
     np.save(tmp_path / "array.npy", np.zeros(3))

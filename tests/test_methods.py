@@ -56,6 +56,18 @@ COMMON: dict[str, Any] = {
     "loss": "masked",
 }
 
+SDLORA: dict[str, Any] = COMMON | {
+    "rank": 10,
+    "targets": ["q", "v"],
+    "norm": "product",
+    "normalise_current": False,
+    "norm_gradient": "through",
+    "alpha_init": 0.8,
+    "alpha_carry": "reset",
+    "directions": "per-task",
+    "magnitudes": "all",
+}
+
 # (revision, defaults) of every method. Stored results are compared with new ones of the same revision: whoever changes
 # a default raises `revision` in the method's file and then replaces the row here (the failing test prints it).
 PINNED: dict[str, tuple[int, dict[str, Any]]] = {
@@ -80,6 +92,7 @@ PINNED: dict[str, tuple[int, dict[str, Any]]] = {
             "backbone_lr_scale": 1.0,
         },
     ),
+    "inclora": (1, COMMON | {"rank": 10, "targets": ["q", "v"]}),
     "inflora": (
         1,
         COMMON
@@ -130,34 +143,11 @@ PINNED: dict[str, tuple[int, dict[str, Any]]] = {
             "shrinkage": 0.0,
         },
     ),
-    "sdlora": (
-        2,
-        COMMON
-        | {
-            "rank": 10,
-            "targets": ["q", "v"],
-            "norm": "product",
-            "normalise_current": False,
-            "norm_gradient": "through",
-            "alpha_init": 0.8,
-            "alpha_carry": "reset",
-            "directions": "per-task",
-            "magnitudes": "all",
-        },
-    ),
+    "sdlora": (2, SDLORA),
     "sdlora-kd": (
         1,
-        COMMON
+        SDLORA
         | {
-            "rank": 10,
-            "targets": ["q", "v"],
-            "norm": "product",
-            "normalise_current": False,
-            "norm_gradient": "through",
-            "alpha_init": 0.8,
-            "alpha_carry": "reset",
-            "directions": "per-task",
-            "magnitudes": "all",
             "tau": 0.0009,
             "residual": "rms",
             "scope": "joint",
@@ -165,17 +155,8 @@ PINNED: dict[str, tuple[int, dict[str, Any]]] = {
     ),
     "sdlora-rr": (
         1,
-        COMMON
+        SDLORA
         | {
-            "rank": 10,
-            "targets": ["q", "v"],
-            "norm": "product",
-            "normalise_current": False,
-            "norm_gradient": "through",
-            "alpha_init": 0.8,
-            "alpha_carry": "reset",
-            "directions": "per-task",
-            "magnitudes": "all",
             "rank_mu": 8,
             "rank_nu": 6,
             "mu": 4,
@@ -183,14 +164,7 @@ PINNED: dict[str, tuple[int, dict[str, Any]]] = {
             "index": "paper",
         },
     ),
-    "seqlora": (
-        1,
-        COMMON
-        | {
-            "rank": 10,
-            "targets": ["q", "v"],
-        },
-    ),
+    "seqlora": (1, COMMON | {"rank": 10, "targets": ["q", "v"]}),
     "simplecil": (1, {}),
 }
 
@@ -347,6 +321,7 @@ STORED: dict[str, Callable[[int, dict[str, Any]], int]] = {
     "coda": lambda t, traces: HEAD + t * DEPTH * 4 * DIM * (4 + 1 + 1),
     "finetune": lambda t, traces: WHOLE,
     "finetune[loss=masked]": lambda t, traces: WHOLE,
+    "inclora": lambda t, traces: HEAD + t * direction(),
     "inflora": inflora,
     "inflora[memory=plain]": inflora,
     "joint": lambda t, traces: WHOLE,

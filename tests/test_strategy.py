@@ -58,6 +58,7 @@ TASKS, CLASSES = 3, 40
 # What a ViT of two blocks needs; everything else stays at the method's defaults.
 SMALL: dict[str, dict[str, Any]] = {
     "coda": {"blocks": 2, "components": 12, "length": 4},
+    "inclora": {"rank": 3},
     "inflora": {"rank": 3},
     "joint": {"rank": 3},
     "nlora": {"rank": 3},

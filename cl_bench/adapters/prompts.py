@@ -40,7 +40,8 @@ def _attend(attention: Attention, x: Tensor, prefix: Prefix) -> Tensor:
     def heads(rows: Tensor) -> Tensor:
         return rows.unflatten(2, (attention.num_heads, attention.head_dim)).transpose(1, 2)
 
-    q, k, v = attention.qkv(x).chunk(3, dim=2)
-    k, v = torch.cat([prefix[0], k], dim=1), torch.cat([prefix[1], v], dim=1)
-    out = torch.nn.functional.scaled_dot_product_attention(heads(q), heads(k), heads(v))
+    q, k, v = map(heads, attention.qkv(x).chunk(3, dim=2))
+    k = torch.cat([heads(prefix[0]), attention.k_norm(k)], dim=2)
+    v = torch.cat([heads(prefix[1]), v], dim=2)
+    out = torch.nn.functional.scaled_dot_product_attention(attention.q_norm(q), k, v)
     return attention.proj(out.transpose(1, 2).flatten(2))

@@ -237,7 +237,7 @@ def _forward(suite: Suite, model: InfLoRAModel, t: int, batch: tuple[Tensor, Ten
 
 def _memory(suite: Suite, model: InfLoRAModel, t: int, batches: Batches, method: InfLoRA) -> Iterator[Check]:
     fixture, key = suite.fixture, f"{suite.name}/t{t}/memory"
-    threshold = method.lamb + (method.lame - method.lamb) * t / suite.number("T")
+    threshold = method.threshold(t, suite.number("T"))
     yield from fixture.compare(f"{key}/threshold", threshold, 1e-9)
     covariances, _ = attention_covariances(model, batches)
     before = [model.memory(block) for block, _ in suite.blocks()]
@@ -267,11 +267,11 @@ def memories(fixture: Fixture) -> Iterator[Check]:
     if not fixture.any("gpm/"):
         return
     dim, n, total, steps = (int(fixture[f"cfg/gpm/{name}"]) for name in ("d", "n", "T", "steps"))
-    lamb, lame = (float(fixture[f"cfg/gpm/{name}"]) for name in ("lamb", "lame"))
+    method = InfLoRA(**{name: float(fixture[f"cfg/gpm/{name}"]) for name in ("lamb", "lame")})
     recipe = list(zip(fixture["cfg/gpm/decay"].tolist(), fixture["cfg/gpm/repeat"].tolist(), strict=True))
     states: list[tuple[Tensor, Mode]] = [(torch.zeros(dim, 0, dtype=torch.float64), "remove") for _ in recipe]
     for step in range(steps):
-        threshold = lamb + (lame - lamb) * step / total
+        threshold = method.threshold(step, total)
         yield from fixture.compare(f"gpm/step{step}/threshold", threshold, 1e-9)
         for layer, (decay, repeat) in enumerate(recipe):
             here, source = f"gpm/step{step}/layer{layer}", 0 if repeat else step

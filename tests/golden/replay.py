@@ -36,7 +36,10 @@ def replay(path: Path) -> int:
     kind = next((kind for kind in KINDS.values() if kind.detect(fixture)), None)
     if kind is None:
         raise Unusable(f"{path} has the keys of no known kind of file ({', '.join(KINDS)}).")
-    checks = worst(kind.checks(fixture))
+    try:
+        checks = worst(kind.checks(fixture))
+    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as problem:
+        raise Unusable(f"{path} does not have the layout of its kind: {type(problem).__name__}: {problem}") from problem
     if not checks:
         raise Unusable(f"{path} holds no quantity that could be compared.")
     for check in checks:

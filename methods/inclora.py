@@ -1,0 +1,57 @@
+"""IncLoRA: a new low-rank direction per task, with nothing against interference.
+
+The baseline of O-LoRA (Wang et al., Findings of EMNLP 2023, arXiv 2310.14152), and the base of the methods that add a
+penalty to it: earlier directions are frozen, all have the coefficient 1, and the loss is
+
+    cross-entropy + penalty(directions)
+
+Sequential LoRA differs in that one direction is shared by all tasks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pydantic import PositiveInt
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from cl_bench.adapters.lora import LoRABank, LoRAModel, Target
+from cl_bench.data.samples import TaskImages
+from cl_bench.method import GradientMethod, Phase, Task
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class IncLoRA(GradientMethod):
+    """Hyper-parameters.
+
+    Attributes:
+        rank: r of every direction.
+        targets: updated projections.
+    """
+
+    paper: ClassVar[str] = "incremental LoRA (floor; EMNLP Findings 2023, arXiv 2310.14152)"
+
+    rank: PositiveInt = 10
+    targets: tuple[Target, ...] = ("q", "v")
+
+    def penalty(self, bank: LoRABank) -> Tensor | None:
+        """What the loss adds to the cross-entropy, a scalar; None: nothing."""
+        return None
+
+    def build(self, backbone: VisionTransformer, num_classes: int) -> nn.Module:
+        return LoRAModel(backbone, num_classes, self.targets, self.rank)
+
+    def before_task(self, task: Task, images: TaskImages) -> None:
+        task.model.grow(self.rank, task.generator("direction"))
+
+    def phases(self, task: Task) -> list[Phase]:
+        bank, cross_entropy = task.model.bank, self.cross_entropy(task)
+
+        def loss(logits: Tensor, labels: Tensor) -> Tensor:
+            penalty = self.penalty(bank)
+            losses = cross_entropy(logits, labels)
+            return losses if penalty is None else losses + penalty
+
+        return [self.phase([{"params": [*bank.direction(-1), *task.model.head.parameters()]}], loss)]
