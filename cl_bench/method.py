@@ -12,14 +12,16 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from avalanche.core import SupervisedPlugin
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from cl_bench.adapters.heads import FeatureModel, task_norm
+from cl_bench.adapters.statistics import ClassStatistics, Covariance
 from cl_bench.data.samples import TaskImages
 from cl_bench.errors import UserError
 from cl_bench.experiment import Scalar, Value
@@ -27,7 +29,8 @@ from cl_bench.randomness import Key, generator
 from cl_bench.space import Choice, LogUniform, Range
 
 ParameterGroup = dict[str, Any]
-Loss = Callable[[Tensor, Tensor], Tensor]
+Loss = Callable[[Any, Tensor], Tensor]
+Batch = tuple[Tensor, Tensor, int]
 Schedule = Literal["constant", "cosine", "coda", "inflora", "steps"]
 
 
@@ -65,7 +68,9 @@ class Phase:
     Attributes:
         parameters: what is optimised: torch optimiser groups; a group may set its own `lr` or `weight_decay`.
         loss: per-sample losses [B] from (output of `forward`, labels [B]).
-        forward: the training forward pass; None: the model itself.
+        forward: the training forward pass, to logits [B, num_classes] or to a tuple that begins with them and goes on
+            with whatever else [B, ...] the loss needs; None: the model itself.
+        batches: (inputs, labels, how many of them count) of an epoch; None: the task's images.
         optimizer: made from the groups.
         schedule: factor on every learning rate, from (epoch, epochs).
         clip_norm: bound on the norm of the whole gradient, or None.
@@ -78,7 +83,8 @@ class Phase:
     optimizer: Callable[[Sequence[ParameterGroup]], torch.optim.Optimizer]
     schedule: Callable[[int, int], float]
     clip_norm: float | None = None
-    forward: Callable[[Tensor], Tensor] | None = None
+    forward: Callable[[Tensor], Any] | None = None
+    batches: Callable[[int], Iterable[Batch]] | None = None
 
     def trainable(self) -> list[nn.Parameter]:
         """All parameters of all groups."""
@@ -127,6 +133,10 @@ class Method(SupervisedPlugin):  # type: ignore[misc]
         """
         raise NotImplementedError
 
+    def create(self, backbone: VisionTransformer, num_classes: int) -> nn.Module:
+        """The model as it is run: what `build` returns, and what the harness adds to it."""
+        return self.build(backbone, num_classes)
+
     def phases(self, task: Task) -> list[Phase]:
         """What is optimised for this task, in order; none for methods without gradients."""
         return []
@@ -135,7 +145,20 @@ class Method(SupervisedPlugin):  # type: ignore[misc]
         """Gradient-free work before training: growing adapters, designing subspaces. Current images only."""
 
     def after_task(self, task: Task, images: TaskImages) -> None:
-        """Gradient-free work after training: statistics, prototypes, alignment. Current images only."""
+        """Gradient-free work after training: statistics, prototypes. Current images only."""
+
+    def alignment(self, task: Task, images: TaskImages) -> list[Phase]:
+        """What is optimised after that, on class statistics instead of images."""
+        return []
+
+    def storage(self, backbone: VisionTransformer, num_classes: int, classes: Sequence[int]) -> dict[str, int]:
+        """The most numbers that are kept beside the frozen backbone after tasks of so many `classes` each, by kind:
+        what `cl-bench audit` holds against what the model stores."""
+        return {}
+
+    def kept(self, backbone: VisionTransformer, num_classes: int, classes: Sequence[int]) -> dict[str, int]:
+        """`storage`, and what the harness adds to it."""
+        return self.storage(backbone, num_classes, classes)
 
     def traces(self, task: Task) -> dict[str, list[dict[str, Scalar]]]:
         """Rows for the run record's `traces` after this task, e.g. learned magnitudes."""
@@ -178,6 +201,14 @@ class GradientMethod(Method):
         schedule: of the learning rate, by epoch; `steps` multiplies it by `decay` at each of the `milestones` (epochs).
         clip_norm: bound on the norm of the whole gradient.
         loss: cross-entropy over the current task's classes only (`masked`), or over `all` classes seen so far.
+        align: classifier alignment (SLCA, ICCV 2023, arXiv 2303.05118): keep a Gaussian of each class's features and,
+            after each task but the first, train the head on features drawn from them.
+        align_epochs, align_lr: of that training (SGD, momentum 0.9, weight decay 5e-4, cosine).
+        align_samples: features per class and epoch, and per batch.
+        align_covariance: what is kept of each class's covariance.
+        align_temperature: logits are divided by this and by the mean norm of a task's logits; none: neither.
+        align_shrink: by how much the means of the oldest classes are pulled towards 0.
+        align_restore: the next task goes on with the head as it was before alignment.
     """
 
     space: ClassVar[Mapping[str, Range]] = {"lr": LogUniform(3e-4, 0.3), "schedule": Choice("constant", "cosine")}
@@ -193,6 +224,14 @@ class GradientMethod(Method):
     decay: PositiveFloat = 0.1
     clip_norm: PositiveFloat | None = None
     loss: Literal["masked", "all"] = "masked"
+    align: bool = False
+    align_epochs: PositiveInt = 5
+    align_lr: PositiveFloat = 0.01
+    align_samples: PositiveInt = 256
+    align_covariance: Covariance = "full"
+    align_temperature: PositiveFloat | None = 0.1
+    align_shrink: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    align_restore: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -205,11 +244,68 @@ class GradientMethod(Method):
         """Cross-entropy over the classes that `loss` lets compete."""
         return masked_cross_entropy(task.classes if self.loss == "masked" else task.seen, task.num_classes)
 
+    def create(self, backbone: VisionTransformer, num_classes: int) -> nn.Module:
+        model = self.build(backbone, num_classes)
+        if self.align:
+            if not (isinstance(model, FeatureModel) and isinstance(model.head, nn.Linear)):
+                raise UserError(f"align=true: {type(self).__name__} trains no linear head that could be aligned")
+            model.keep_statistics(self.align_covariance, self.align_restore)
+        return model
+
+    def alignment(self, task: Task, images: TaskImages) -> list[Phase]:
+        if not self.align:
+            return []
+        model = task.model
+        with torch.no_grad():
+            features, labels = images.collect(model.own_features)
+            model.statistics.update(features, labels, task.index)
+        head = model.head
+        if model.aligned is not None:
+            head = model.aligned
+            head.load_state_dict(model.head.state_dict())
+        return [self.aligning(task, model.statistics, head, list(head.parameters()), "align")] if task.index else []
+
+    def aligning(
+        self,
+        task: Task,
+        statistics: ClassStatistics,
+        head: Callable[[Tensor], Tensor],
+        parameters: list[Any],
+        name: str,
+    ) -> Phase:
+        """The phase that trains `parameters` of a head on features drawn from class statistics."""
+        tasks = statistics.by_task()
+        cross_entropy = masked_cross_entropy(statistics.labels.tolist(), task.num_classes)
+
+        def loss(logits: Tensor, labels: Tensor) -> Tensor:
+            if self.align_temperature is not None:
+                logits = logits / (task_norm(logits, tasks) * self.align_temperature)
+            return cross_entropy(logits, labels)
+
+        return Phase(
+            parameters=[{"params": parameters}],
+            epochs=self.align_epochs,
+            batch_size=self.align_samples,
+            loss=loss,
+            optimizer=lambda groups: torch.optim.SGD(groups, lr=self.align_lr, momentum=0.9, weight_decay=5e-4),
+            schedule=_cosine,
+            forward=head,
+            batches=lambda epoch: statistics.batches(self.align_samples, (*task.key, name, epoch), self.align_shrink),
+        )
+
+    def kept(self, backbone: VisionTransformer, num_classes: int, classes: Sequence[int]) -> dict[str, int]:
+        kept = self.storage(backbone, num_classes, classes)
+        if self.align:
+            dim = int(backbone.num_features)
+            kept["statistics"] = ClassStatistics.numbers(self.align_covariance, dim, classes)
+            kept["aligned head"] = num_classes * (dim + 1) * self.align_restore
+        return kept
+
     def phase(
         self,
         parameters: Sequence[ParameterGroup],
         loss: Loss,
-        forward: Callable[[Tensor], Tensor] | None = None,
+        forward: Callable[[Tensor], Any] | None = None,
     ) -> Phase:
         """A phase with this method's optimiser; a group's `lr` wins over the field."""
         return Phase(

@@ -66,7 +66,7 @@ def plan(
     for found, options in specs:
         method, chosen = resolve(found, data, options, recipe, tuned)
         method.check(tasks)
-        method.build(backbones.skeleton(vit.name), data.num_classes)
+        method.create(backbones.skeleton(vit.name), data.num_classes)
         shown = {name: method.values()[name] for name in options}
         listed = ",".join(f"{name}={_shown(value)}" for name, value in sorted(shown.items()))
         for seed in seeds:

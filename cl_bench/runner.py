@@ -47,8 +47,9 @@ class _Advance(SupervisedPlugin):  # type: ignore[misc]
         self.images = 0
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
-        self.images += len(strategy.mb_y)
-        self.progress.advance(len(strategy.mb_y))
+        if strategy.phase.batches is None:
+            self.images += len(strategy.mb_y)
+            self.progress.advance(len(strategy.mb_y))
 
 
 def pick_device(name: str) -> torch.device:

@@ -97,7 +97,7 @@ class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
                 "e.g. vit_base_patch16_224, and num_classes=0"
             )
         with seeded((seed, "build")):
-            model = self.method.build(vit, num_classes)
+            model = self.method.create(vit, num_classes)
         super().__init__(
             model=model,
             # Replaced at the start of every phase; Avalanche wants one from the beginning.
@@ -118,6 +118,8 @@ class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
         self.task: Task | None = None
         self.phase: Phase | None = None
         self.valid = 0
+        self._outputs: tuple[Tensor, ...] = ()
+        self._trained: set[str] = set()
         self._queried: list[Any] = []
         self._queries: dict[bytes, Tensor] = {}
 
@@ -153,34 +155,42 @@ class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
             self.method.before_task(self.task, images)
         self.model.to(self.device)
         phases = self.method.phases(self.task)
-        trained = {id(p): p.numel() for phase in phases for p in phase.trainable()}
-        self.trainable = sum(trained.values())
-        for number, self.phase in enumerate(phases):
-            self._run_phase(self.phase, samples, (*key, number), **kwargs)
-        self.phase = None
+        for number, phase in enumerate(phases):
+            self._run_phase(phase, samples, (*key, number), **kwargs)
         self.model.eval()
         with torch.no_grad():
             self.method.after_task(self.task, images)
+        alignment = self.method.alignment(self.task, images)
         self.model.train()
+        for phase in alignment:
+            self._run_phase(phase, samples, key, **kwargs)
+        trained = {id(p): p.numel() for phase in (*phases, *alignment) for p in phase.trainable()}
+        self.trainable = sum(trained.values())
         self.tasks_learned += 1
 
     def _run_phase(self, phase: Phase, samples: Samples, key: tuple[int | str, ...], **kwargs: Any) -> None:
+        self.phase = phase
         # A phase trains what it lists and nothing else.
         self.model.requires_grad_(False)
         for parameter in phase.trainable():
             parameter.requires_grad_(True)
+        self._trained |= {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
         self.optimizer = phase.optimizer(phase.parameters)
         base = [group["lr"] for group in self.optimizer.param_groups]
         for epoch in range(phase.epochs):
             for group, lr in zip(self.optimizer.param_groups, base, strict=True):
                 group["lr"] = lr * phase.schedule(epoch, phase.epochs)
-            self.dataloader = TrainingBatches(samples, phase.batch_size, (*key, epoch), self.device)
+            if phase.batches is None:
+                self.dataloader = TrainingBatches(samples, phase.batch_size, (*key, epoch), self.device)
+            else:
+                self.dataloader = list(phase.batches(epoch))
             self._before_training_epoch(**kwargs)
             if self._stop_training:
                 self._stop_training = False
                 break
             self.training_epoch(**kwargs)
             self._after_training_epoch(**kwargs)
+        self.phase = None
 
     def _unpack_minibatch(self) -> None:
         if self.is_training:
@@ -192,7 +202,9 @@ class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
         """Logits [B, num_classes]; in evaluation those of unseen classes are -inf."""
         if self.is_training:
             assert self.phase is not None
-            return (self.phase.forward or self.model)(self.mb_x)
+            outputs = (self.phase.forward or self.model)(self.mb_x)
+            self._outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+            return self._outputs[0]
         logits = self.model(self.mb_x)
         return logits.masked_fill(~self._mask(self.seen), float("-inf"))
 
@@ -200,12 +212,11 @@ class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
         if not self.is_training:
             return super().criterion()
         assert self.phase is not None and self.mbatch is not None
-        losses = self.phase.loss(self.mb_output, self.mb_y)
-        loss = losses.masked_fill(torch.arange(len(losses), device=self.device) >= self.valid, 0).sum() / self.valid
-        # Samples that only fill up the last batch must not reach metrics and other plugins.
+        # Samples that only fill up the last batch must not reach the loss, metrics or other plugins.
         self.mb_output = self.mb_output[: self.valid]
         self.mbatch = [tensor[: self.valid] for tensor in self.mbatch]
-        return loss
+        logits, *others = (output[: self.valid] for output in self._outputs)
+        return self.phase.loss((logits, *others) if others else logits, self.mb_y).mean()
 
     def optimizer_step(self) -> None:
         assert self.phase is not None
@@ -283,11 +294,7 @@ class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
 
     def stored_numbers(self) -> int:
         """Numbers kept beside the frozen backbone: everything in the model that is not an untouched weight of it."""
-        frozen = {
-            name
-            for name, parameter in self.model.named_parameters()
-            if name.startswith("backbone.") and not parameter.requires_grad
-        }
+        frozen = {name for name, _ in self.model.named_parameters() if name.startswith("backbone.")} - self._trained
         return sum(t.numel() for name, t in self.model.state_dict().items() if name not in frozen)
 
     def _mask(self, classes: Iterable[int]) -> Tensor:

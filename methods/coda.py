@@ -21,9 +21,7 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from cl_bench.adapters.growing import Growing
-from cl_bench.adapters.heads import linear_head
-from cl_bench.adapters.prompts import Prefix, prefix_features
+from cl_bench.adapters.prompts import Prefix, PromptModel, check_blocks, cls_features, split
 from cl_bench.data.samples import TaskImages
 from cl_bench.errors import UserError
 from cl_bench.experiment import Value
@@ -47,30 +45,27 @@ def orthogonal_to(old: Tensor, raw: Tensor) -> Tensor:
     return nn.functional.normalize(torch.stack(new), dim=1)
 
 
-class CODAModel(Growing):
+class CODAModel(PromptModel):
     """The frozen backbone with composed prefix prompts in its first blocks, and a linear head.
 
     `P[t]` [E, m, length, d], `K[t]`, `A[t]` [E, m, d] are task t's components for E prompted blocks.
     """
 
     def __init__(self, backbone: VisionTransformer, num_classes: int, blocks: Sequence[int]) -> None:
-        super().__init__()
-        self.backbone = backbone.requires_grad_(False)
+        super().__init__(backbone, num_classes)
         self.blocks = tuple(blocks)
         self.P, self.K, self.A = nn.ParameterList(), nn.ParameterList(), nn.ParameterList()
-        self.head = linear_head(backbone.num_features, num_classes)
 
     def grow(self, components: int, length: int, generator: torch.Generator) -> None:
         """Freeze all components and add new, trainable ones, orthogonal to them."""
         dim = self.backbone.embed_dim
-        device = self.head.weight.device
         for bank, shape in ((self.P, (length, dim)), (self.K, (dim,)), (self.A, (dim,))):
             bank.requires_grad_(False)
             width = torch.Size(shape).numel()
             raw = torch.randn(len(self.blocks), components, width, generator=generator)
             old = torch.cat([part.flatten(2).cpu() for part in bank], dim=1) if len(bank) else raw[:, :0]
             new = torch.stack([orthogonal_to(o, r) for o, r in zip(old, raw, strict=True)])
-            bank.append(nn.Parameter(new.unflatten(2, shape).to(device)))
+            bank.append(nn.Parameter(new.unflatten(2, shape).to(self.device)))
 
     def prefixes(self, query: Tensor) -> dict[int, Prefix]:
         """Key and value prefixes [B, length / 2, d] of each prompted block, from queries [B, d]."""
@@ -81,8 +76,7 @@ class CODAModel(Growing):
         dots = query @ (A * nn.functional.normalize(K, dim=2)).transpose(1, 2)
         norms = (query.square() @ A.square().transpose(1, 2)).sqrt().clamp_min(1e-12)
         prompts = torch.einsum("ebm,emld->ebld", dots / norms, P)
-        keys, values = (half.unbind() for half in prompts.chunk(2, dim=2))
-        return dict(zip(self.blocks, zip(keys, values, strict=True), strict=True))
+        return dict(zip(self.blocks, map(split, prompts), strict=True))
 
     def orthogonality(self) -> Tensor:
         """Sum over blocks and over K, A and flattened P of mean((X X^T - I)^2) (Eq. 7)."""
@@ -93,14 +87,9 @@ class CODAModel(Growing):
             penalty = penalty + (gram - torch.eye(gram.shape[1], device=gram.device)).square().mean((1, 2)).sum()
         return penalty
 
-    @torch.no_grad()
-    def query(self, images: Tensor) -> Tensor:
-        """q(x) [B, d]: the CLS feature of the frozen backbone without prompts."""
-        return self.backbone(images)
-
-    def forward(self, images: Tensor, query: Tensor | None = None) -> Tensor:
+    def features(self, images: Tensor, query: Tensor | None = None) -> Tensor:
         query = self.query(images) if query is None else query
-        return self.head(prefix_features(self.backbone, images, self.prefixes(query)))
+        return cls_features(self.backbone, images, self.prefixes(query))
 
 
 _RELEASED: Mapping[str, Value] = {"batch_size": 128, "optimizer": "adam", "lr": 1e-3, "schedule": "coda"}
@@ -144,15 +133,15 @@ class CODAPrompt(GradientMethod):
             )
 
     def build(self, backbone: VisionTransformer, num_classes: int) -> nn.Module:
-        if self.blocks > len(backbone.blocks):
-            raise UserError(f"coda.blocks = {self.blocks}, but the backbone has only {len(backbone.blocks)} blocks")
-        for block in backbone.blocks[: self.blocks]:
-            if not (hasattr(block, "drop_path1") and hasattr(getattr(block, "attn", None), "qkv")):
-                raise UserError(
-                    f"prompts cannot be put into {type(block).__name__} (no attn.qkv); "
-                    "take a ViT with timm's standard attention"
-                )
+        check_blocks(backbone, range(self.blocks), "coda's blocks")
         return CODAModel(backbone, num_classes, range(self.blocks))
+
+    def storage(self, backbone: VisionTransformer, num_classes: int, classes: Sequence[int]) -> dict[str, int]:
+        dim = int(backbone.embed_dim)
+        return {
+            "components": self.blocks * self.components * (self.length + 2) * dim,
+            "head": num_classes * (dim + 1),
+        }
 
     def before_task(self, task: Task, images: TaskImages) -> None:
         assert task.num_tasks is not None

@@ -7,7 +7,7 @@ the current task's classes compete (CODA-Prompt's FT++, the "local CE" trick); a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -47,6 +47,9 @@ class Finetune(GradientMethod):
 
     def build(self, backbone: VisionTransformer, num_classes: int) -> nn.Module:
         return Classifier(backbone, num_classes)
+
+    def storage(self, backbone: VisionTransformer, num_classes: int, classes: Sequence[int]) -> dict[str, int]:
+        return {"model": sum(p.numel() for p in backbone.parameters()) + num_classes * (int(backbone.num_features) + 1)}
 
     def phases(self, task: Task) -> list[Phase]:
         groups = task.model.parameter_groups(self.lr, self.backbone_lr_scale)

@@ -10,6 +10,7 @@ Sequential LoRA differs in that one direction is shared by all tasks.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -42,6 +43,10 @@ class IncLoRA(GradientMethod):
 
     def build(self, backbone: VisionTransformer, num_classes: int) -> nn.Module:
         return LoRAModel(backbone, num_classes, self.targets, self.rank)
+
+    def storage(self, backbone: VisionTransformer, num_classes: int, classes: Sequence[int]) -> dict[str, int]:
+        directions = len(classes) * LoRABank.numbers(backbone, self.targets, self.rank)
+        return {"directions": directions, "head": num_classes * (int(backbone.num_features) + 1)}
 
     def before_task(self, task: Task, images: TaskImages) -> None:
         task.model.grow(self.rank, task.generator("direction"))

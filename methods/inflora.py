@@ -22,7 +22,7 @@ gradient projection memory (`memory=plain`).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -31,7 +31,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from cl_bench.adapters.lora import LoRAModel, Target, attention_covariances
+from cl_bench.adapters.lora import LoRABank, LoRAModel, Target, attention_covariances
 from cl_bench.data.samples import TaskImages
 from cl_bench.experiment import Scalar, Value
 from cl_bench.method import GradientMethod, Phase, Schedule, Task
@@ -178,6 +178,16 @@ class InfLoRA(GradientMethod):
 
     def build(self, backbone: VisionTransformer, num_classes: int) -> nn.Module:
         return InfLoRAModel(backbone, num_classes, self.targets, self.rank)
+
+    def storage(self, backbone: VisionTransformer, num_classes: int, classes: Sequence[int]) -> dict[str, int]:
+        dim, depth = int(backbone.embed_dim), len(backbone.blocks)
+        # The dual memory turns into its complement at half of the space.
+        columns = dim if self.memory == "plain" else dim // 2
+        return {
+            "directions": len(classes) * LoRABank.numbers(backbone, self.targets, self.rank),
+            "memory": depth * (dim * columns + 1),
+            "head": num_classes * (dim + 1),
+        }
 
     def before_task(self, task: Task, images: TaskImages) -> None:
         covariances, _ = attention_covariances(task.model, images.batches(augmented=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -11,7 +11,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from cl_bench.adapters.heads import Classifier
-from cl_bench.adapters.lora import LoRAModel, Target
+from cl_bench.adapters.lora import LoRABank, LoRAModel, Target
 from cl_bench.data.samples import TaskImages
 from cl_bench.experiment import Value
 from cl_bench.method import GradientMethod, Phase, Task
@@ -47,6 +47,14 @@ class Joint(GradientMethod):
         if self.train == "lora":
             return LoRAModel(backbone, num_classes, self.targets, self.rank)
         return Classifier(backbone.requires_grad_(self.train == "full"), num_classes)
+
+    def storage(self, backbone: VisionTransformer, num_classes: int, classes: Sequence[int]) -> dict[str, int]:
+        trained = {
+            "full": sum(p.numel() for p in backbone.parameters()),
+            "lora": LoRABank.numbers(backbone, self.targets, self.rank),
+            "linear": 0,
+        }[self.train]
+        return {"model": trained, "head": num_classes * (int(backbone.num_features) + 1)}
 
     def before_task(self, task: Task, images: TaskImages) -> None:
         if self.train == "lora":

@@ -5,7 +5,7 @@ The floor of every method that adapts features. The masked loss is the default, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -26,6 +26,9 @@ class LinearProbe(GradientMethod):
 
     def build(self, backbone: VisionTransformer, num_classes: int) -> nn.Module:
         return Classifier(backbone.requires_grad_(False), num_classes)
+
+    def storage(self, backbone: VisionTransformer, num_classes: int, classes: Sequence[int]) -> dict[str, int]:
+        return {"head": num_classes * (int(backbone.num_features) + 1)}
 
     def phases(self, task: Task) -> list[Phase]:
         return [self.phase([{"params": list(task.model.head.parameters())}], self.cross_entropy(task))]

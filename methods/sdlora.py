@@ -13,7 +13,7 @@ released code stops at 20 earlier tasks; here there is no limit.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -22,7 +22,7 @@ from pydantic import PositiveFloat, PositiveInt
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from cl_bench.adapters.lora import LoRAModel, Norm, Target
+from cl_bench.adapters.lora import LoRABank, LoRAModel, Norm, Target
 from cl_bench.data.samples import TaskImages
 from cl_bench.experiment import Scalar, Value
 from cl_bench.method import GradientMethod, Phase, Task
@@ -147,8 +147,20 @@ class SDLoRA(GradientMethod):
         kind = self.norm, self.normalise_current, self.norm_gradient
         return self.model_class(backbone, num_classes, self.targets, self.rank, *kind)
 
-    def rank_of(self, task: Task) -> int:
-        """Rank of this task's direction; never above `rank`."""
+    def storage(self, backbone: VisionTransformer, num_classes: int, classes: Sequence[int]) -> dict[str, int]:
+        ranks = [self.rank_of(index) for index in range(len(classes))]
+        if self.directions != "per-task":
+            ranks = ranks[:1]
+        places = len(backbone.blocks) * len(self.targets)
+        return {
+            "directions": sum(LoRABank.numbers(backbone, self.targets, rank) for rank in ranks),
+            "magnitudes": len(ranks),
+            "norms": len(ranks) * places,
+            "head": num_classes * (int(backbone.num_features) + 1),
+        }
+
+    def rank_of(self, index: int) -> int:
+        """Rank of a task's direction; never above `rank`. Tasks count from 0."""
         return self.rank
 
     def before_task(self, task: Task, images: TaskImages) -> None:
@@ -159,7 +171,7 @@ class SDLoRA(GradientMethod):
         if started and self.directions == "first":
             model.freeze()
         else:
-            model.grow(self.rank_of(task), task.generator("direction"))
+            model.grow(self.rank_of(task.index), task.generator("direction"))
         old = [float(value) if self.alpha_carry == "carry" else self.alpha_init for value in model.magnitudes]
         if self.magnitudes == "current":
             old = [1.0] * len(old)

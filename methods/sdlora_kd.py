@@ -22,11 +22,13 @@ The Gram matrix comes from r x r products, tr((B_k^T B_l)(A_l A_k^T)).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import NonNegativeFloat
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from cl_bench.data.samples import TaskImages
@@ -140,6 +142,10 @@ class SDLoRAKD(SDLoRA):
     tau: NonNegativeFloat = 9e-4
     residual: Residual = "rms"
     scope: Literal["joint", "projection"] = "joint"
+
+    def storage(self, backbone: VisionTransformer, num_classes: int, classes: Sequence[int]) -> dict[str, int]:
+        declared = super().storage(backbone, num_classes, classes)
+        return declared | {"offsets": declared["norms"], "residuals": len(classes) - 1}
 
     def after_task(self, task: Task, images: TaskImages) -> None:
         model = task.model

@@ -15,7 +15,6 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from cl_bench.errors import UserError
-from cl_bench.method import Task
 from cl_bench.methods.sdlora import SDLoRA
 
 
@@ -46,6 +45,6 @@ class SDLoRARR(SDLoRA):
             )
         return super().build(backbone, num_classes)
 
-    def rank_of(self, task: Task) -> int:
-        position = task.index + (self.index == "paper")
+    def rank_of(self, index: int) -> int:
+        position = index + (self.index == "paper")
         return self.rank if position < self.mu else self.rank_mu if position < self.nu else self.rank_nu

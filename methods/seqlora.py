@@ -6,8 +6,11 @@ and LoRA-P&M's tables); here q and v, one head, and the masked loss, all of them
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
+
+from timm.models.vision_transformer import VisionTransformer
 
 from cl_bench.data.samples import TaskImages
 from cl_bench.method import Task
@@ -19,6 +22,9 @@ class SeqLoRA(IncLoRA):
     """Rank and targets of the one update."""
 
     paper: ClassVar[str] = "sequential LoRA (floor)"
+
+    def storage(self, backbone: VisionTransformer, num_classes: int, classes: Sequence[int]) -> dict[str, int]:
+        return super().storage(backbone, num_classes, classes[:1])
 
     def before_task(self, task: Task, images: TaskImages) -> None:
         if not len(task.model.bank):

@@ -6,28 +6,16 @@ against LAMDA-CL/LAMDA-PILOT @ 5240714.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import nn
 
-from cl_bench.adapters.heads import CosinePrototypes
+from cl_bench.adapters.heads import CosinePrototypes, FeatureModel
 from cl_bench.data.samples import TaskImages
 from cl_bench.method import Method, Task
-
-
-class PrototypeClassifier(nn.Module):
-    """Cosine similarity of the frozen feature to each class mean."""
-
-    def __init__(self, backbone: VisionTransformer, num_classes: int) -> None:
-        super().__init__()
-        self.backbone = backbone.requires_grad_(False)
-        self.head = CosinePrototypes(backbone.num_features, num_classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.backbone(images))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -38,13 +26,14 @@ class SimpleCIL(Method):
     stores: ClassVar[str] = "one mean per class"
 
     def build(self, backbone: VisionTransformer, num_classes: int) -> nn.Module:
-        return PrototypeClassifier(backbone, num_classes)
+        return FeatureModel(backbone.requires_grad_(False), CosinePrototypes(backbone.num_features, num_classes))
+
+    def storage(self, backbone: VisionTransformer, num_classes: int, classes: Sequence[int]) -> dict[str, int]:
+        return {"prototypes": num_classes * int(backbone.num_features)}
 
     def after_task(self, task: Task, images: TaskImages) -> None:
         """mu_c = mean of the features of class c in the test view, not normalised before averaging."""
         model = task.model
-        features, labels = (
-            torch.cat(part) for part in zip(*((model.backbone(x), y) for x, y in images.batches()), strict=True)
-        )
+        features, labels = images.collect(model.features)
         for label in task.classes:
             model.head.prototypes[label] = features[labels == label].mean(dim=0)

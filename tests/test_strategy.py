@@ -28,7 +28,6 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from cl_bench import registry, streams
-from cl_bench.adapters.growing import Growing
 from cl_bench.adapters.heads import Classifier
 from cl_bench.adapters.lora import LoRAModel
 from cl_bench.errors import UserError
@@ -41,11 +40,17 @@ from cl_bench.streams.build import TaskStream, build
 NAMES = registry.names()
 # Options under which a method works in another way, as a user writes them. A row is a name or one of these.
 VARIANTS = [
+    "dualprompt[keys=per-block]",
     "finetune[loss=masked]",
     "inflora[memory=plain]",
     "joint[train=lora]",
     "joint[train=linear]",
+    "l2p[prompts=prefix]",
+    "linear[align=true,align_covariance=variance]",
     "nlora[product=BA]",
+    "ranpac[adaptation=frozen,projection=0]",
+    "ranpac[adaptation=ssf]",
+    "sdlora[align=true,align_epochs=1]",
     "sdlora[directions=first]",
     "sdlora[directions=shared]",
     "sdlora[magnitudes=current]",
@@ -58,15 +63,20 @@ TASKS, CLASSES = 3, 40
 # What a ViT of two blocks needs; everything else stays at the method's defaults.
 SMALL: dict[str, dict[str, Any]] = {
     "coda": {"blocks": 2, "components": 12, "length": 4},
+    "dualprompt": {"g_blocks": [0], "e_blocks": [1], "g_length": 2, "e_length": 2},
+    "hide": {"blocks": 2, "length": 2, "inference_epochs": 1, "align_epochs": 1, "align_samples": 16},
     "inclora": {"rank": 3},
     "inflora": {"rank": 3},
     "joint": {"rank": 3},
+    "l2p": {"pool": 4, "length": 2, "top": 2},
     "nlora": {"rank": 3},
     "olora": {"rank": 3},
+    "ranpac": {"width": 4, "projection": 48},
     "sdlora": {"rank": 3},
     "sdlora-kd": {"rank": 3},
     "sdlora-rr": {"rank": 3, "rank_mu": 2, "rank_nu": 1, "mu": 2, "nu": 3},
     "seqlora": {"rank": 3},
+    "slca": {"align_epochs": 1, "align_samples": 16, "milestones": [1]},
 }
 QUICK = {"epochs": 2, "batch_size": 16}
 
@@ -110,12 +120,18 @@ def small(row: str, **changes: Any) -> Method:
 def fresh(row: str, seed: int = 0) -> Any:
     """The model of a row before any task."""
     with seeded(("fresh", seed)):
-        return small(row).build(tiny_vit(seed), CLASSES)
+        return small(row).create(tiny_vit(seed), CLASSES)
+
+
+def banks(model: Any) -> list[nn.ParameterList]:
+    """What grows: one list per kind of factor, prompt or key."""
+    owner = model.bank if isinstance(model, LoRAModel) else model
+    return [child for child in owner.children() if isinstance(child, nn.ParameterList)]
 
 
 GRADIENT = [row for row in ROWS if isinstance(small(row), GradientMethod)]
 LORA = [row for row in ROWS if isinstance(fresh(row), LoRAModel)]
-GROWING = [row for row in ROWS if isinstance(fresh(row), Growing)]
+GROWING = [row for row in ROWS if banks(fresh(row))]
 FROZEN_BACKBONE = [row for row in ROWS if not any(p.requires_grad for p in fresh(row).backbone.parameters())]
 # Rows whose tasks share a direction, or drop theirs.
 ONE_DIRECTION = [
@@ -263,7 +279,7 @@ def test_avalanche_metrics_agree_with_the_counts(name: str) -> None:
     strategy = strategy_of(plugin, evaluator=evaluator, eval_mb_size=7)
     for stage, experience in enumerate(experiences(plugin, stream)):
         epoch = strategy.train(experience)
-        if isinstance(plugin, GradientMethod):
+        if stage == 0 and strategy.trainable:
             assert 0 <= epoch["Top1_Acc_Epoch/train_phase/" + experience.origin_stream.name + "_stream"] <= 1
         results = strategy.eval(stream.test)
         counts = strategy.count_matrix(stream.test)
@@ -476,7 +492,7 @@ def test_the_seed_alone_decides(name: str) -> None:
     assert same(results[0][1], results[1][1])
 
 
-@pytest.mark.parametrize("name", GRADIENT)
+@pytest.mark.parametrize("name", [row for row in GRADIENT if "projection=0" not in row])  # nothing random in that
 def test_another_seed_gives_other_parameters(name: str) -> None:
     one, other = (train(strategy_of(small(name, epochs=1), seed=seed), cut(), stages=1).model for seed in (0, 1))
     assert not torch.equal(one.head.weight, other.head.weight)
@@ -525,8 +541,11 @@ def test_filling_up_the_last_batch_has_no_effect(name: str) -> None:
         changes = {"epochs": 1, "batch_size": batch_size, "optimizer": "sgd", "lr": 0.1}
         models.append(train(strategy_of(small(name, **changes)), stream, stages=1).model.state_dict())
     start = strategy_of(small(name)).model.state_dict()
-    assert not torch.allclose(models[0]["head.weight"], start["head.weight"], atol=1e-3)
+    assert not torch.equal(models[0]["head.weight"], start["head.weight"])
     for key, value in models[0].items():
+        if key.endswith(".factors") and value.ndim == 3:
+            # Of nearly singular covariances.
+            value, models[1][key] = value @ value.mT, models[1][key] @ models[1][key].mT
         torch.testing.assert_close(models[1][key], value, atol=2e-6, rtol=1e-5, msg=lambda m, key=key: f"{key}: {m}")
 
 
@@ -568,19 +587,18 @@ def test_the_backbone_stays_bit_identical(name: str) -> None:
 
 
 def test_only_full_training_touches_the_backbone() -> None:
-    assert sorted(set(ROWS) - set(FROZEN_BACKBONE)) == ["finetune", "finetune[loss=masked]", "joint"]
-
-
-def banks(model: Any) -> list[nn.ParameterList]:
-    """What grows: one list per kind of factor."""
-    return [model.bank.A, model.bank.B] if isinstance(model, LoRAModel) else [model.P, model.K, model.A]
+    assert sorted(set(ROWS) - set(FROZEN_BACKBONE)) == ["finetune", "finetune[loss=masked]", "joint", "slca"]
 
 
 @pytest.mark.parametrize("name", [row for row in GROWING if row not in ONE_DIRECTION])
 def test_earlier_directions_and_components_stay_and_the_current_ones_move(name: str) -> None:
     stream = cut()
-    started: list[list[Tensor]] = []
-    spy = Spy(before_training_epoch=lambda s: started.append([bank[-1].detach().clone() for bank in banks(s.model)]))
+    started: dict[int, list[Tensor]] = {}
+
+    def start(strategy: Any) -> None:
+        started.setdefault(strategy.tasks_learned, [bank[-1].detach().clone() for bank in banks(strategy.model)])
+
+    spy = Spy(before_training_epoch=start)
     strategy = strategy_of(small(name, lr=0.05, epochs=1), spy)
     kept: list[list[Tensor]] = []
     for task, experience in enumerate(stream.train):
@@ -603,9 +621,15 @@ def test_some_rows_have_one_direction_in_all(name: str) -> None:
         assert [len(bank) for bank in banks(strategy.model)] == [1, 1]
 
 
+def keeps_other_rows(values: dict[str, Any]) -> bool:
+    """Whether a method's head moves in the rows of the current task only."""
+    aligned = values["align"] and not values["align_restore"]
+    return values["loss"] == "masked" and not values["weight_decay"] and not aligned
+
+
 @pytest.mark.parametrize(
     "name",
-    [row for row in GRADIENT if small(row).trains_on == "task" and small(row).values()["loss"] == "masked"],
+    [row for row in GRADIENT if small(row).trains_on == "task" and keeps_other_rows(small(row).values())],
 )
 def test_head_rows_of_other_tasks_stay_bit_identical(name: str) -> None:
     strategy = strategy_of(small(name, lr=0.05))
@@ -778,7 +802,7 @@ def test_lora_needs_the_projections_of_every_block(name: str) -> None:
             strategy_of(small(name, targets=targets), backbone=vit)
 
 
-@pytest.mark.parametrize("name", [row for row in ROWS if row not in GROWING])
+@pytest.mark.parametrize("name", [row for row in ROWS if row not in (*GROWING, "l2p[prompts=prefix]", "ranpac")])
 def test_without_adapters_any_kind_of_block_will_do(name: str) -> None:
     strategy = strategy_of(small(name, lr=0.01, epochs=1), backbone=tiny_vit(block_fn=ParallelScalingBlock))
     start = snapshot(strategy.model)

@@ -1,13 +1,18 @@
-"""Classification heads of fixed size, and the plain classifier made of a backbone and a head."""
+"""Heads of fixed size, and the model that every method with a head builds on: features of an image, and a head."""
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+
+from cl_bench.adapters.growing import Growing
+from cl_bench.adapters.statistics import ClassStatistics, Covariance
 
 
 def linear_head(dim: int, num_classes: int) -> nn.Linear:
@@ -22,13 +27,60 @@ def linear_head(dim: int, num_classes: int) -> nn.Linear:
     return head
 
 
-class Classifier(nn.Module):
-    """A backbone with a linear head on its CLS feature: [B, C, H, W] -> logits [B, num_classes]."""
+class FeatureModel(Growing):
+    """A backbone, features of each image made with it, and a head on them: [B, C, H, W] -> logits [B, num_classes].
 
-    def __init__(self, backbone: VisionTransformer, num_classes: int) -> None:
+    With classifier alignment it also keeps statistics of each class's features. If the trained head is to go on from
+    where it was, there is a second one, `aligned`: it predicts, `head` is trained.
+    """
+
+    statistics: ClassStatistics | None
+    aligned: nn.Linear | None
+
+    def __init__(self, backbone: VisionTransformer, head: nn.Module) -> None:
         super().__init__()
         self.backbone = backbone
-        self.head = linear_head(backbone.num_features, num_classes)
+        self.head = head
+        self.statistics = None
+        self.aligned = None
+
+    def keep_statistics(self, covariance: Covariance, aligned: bool) -> None:
+        """Make room for class statistics and, if `aligned`, for the second head."""
+        assert isinstance(self.head, nn.Linear)
+        self.statistics = ClassStatistics(self.head.in_features, covariance)
+        self.aligned = copy.deepcopy(self.head) if aligned else None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies."""
+        return next(self.head.parameters()).device
+
+    def features(self, images: Tensor) -> Tensor:
+        """What the head sees, [B, d]: here the CLS features of the backbone."""
+        return self.backbone(images)
+
+    def own_features(self, images: Tensor) -> Tensor:
+        """The same for images that are known to be the current task's: what class statistics are made of."""
+        return self.features(images)
+
+    @property
+    def predicting_head(self) -> nn.Module:
+        """The aligned head, if there is one."""
+        return self.head if self.aligned is None else self.aligned
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Logits of features: by the trained head while it is trained, else by the predicting one."""
+        return (self.head if self.training else self.predicting_head)(features)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classify(self.features(images))
+
+
+class Classifier(FeatureModel):
+    """A backbone with a linear head on its CLS feature."""
+
+    def __init__(self, backbone: VisionTransformer, num_classes: int) -> None:
+        super().__init__(backbone, linear_head(backbone.num_features, num_classes))
 
     def parameter_groups(self, lr: float, backbone_lr_scale: float) -> list[dict[str, Any]]:
         """Optimiser groups of the backbone and the head, each with its learning rate."""
@@ -36,9 +88,6 @@ class Classifier(nn.Module):
             {"params": list(self.backbone.parameters()), "lr": lr * backbone_lr_scale},
             {"params": list(self.head.parameters()), "lr": lr},
         ]
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.backbone(images))
 
 
 class CosinePrototypes(nn.Module):
@@ -52,3 +101,22 @@ class CosinePrototypes(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         return nn.functional.normalize(features, dim=1) @ nn.functional.normalize(self.prototypes, dim=1).T
+
+
+class CosineHead(nn.Module):
+    """A trained cosine classifier with one learned scale, [B, dim] -> [B, num_classes] (RanPAC's and PILOT's)."""
+
+    def __init__(self, dim: int, num_classes: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_classes, dim).uniform_(-1 / math.sqrt(dim), 1 / math.sqrt(dim)))
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, features: Tensor) -> Tensor:
+        cosine = nn.functional.normalize(features, dim=1) @ nn.functional.normalize(self.weight, dim=1).T
+        return self.scale * cosine
+
+
+def task_norm(logits: Tensor, tasks: Sequence[Sequence[int]]) -> Tensor:
+    """Mean over tasks of the norm of the task's logits, [B, C] -> [B, 1] (SLCA's logit normalisation)."""
+    norms = [logits[:, list(columns)].norm(dim=1) + 1e-7 for columns in tasks]
+    return torch.stack(norms, dim=1).mean(dim=1, keepdim=True)

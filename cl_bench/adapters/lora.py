@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from cl_bench.adapters.growing import Growing
-from cl_bench.adapters.heads import linear_head
+from cl_bench.adapters.heads import FeatureModel, linear_head
 from cl_bench.errors import UserError
 
 Target = Literal["q", "k", "v", "proj"]
@@ -58,6 +58,11 @@ class LoRABank(Growing):
             raise UserError(f"LoRA rank {rank} is more than the backbone's width {self.dim}; choose at most {self.dim}")
         self.A = nn.ParameterList()
         self.B = nn.ParameterList()
+
+    @staticmethod
+    def numbers(backbone: VisionTransformer, targets: Sequence[Target], rank: int) -> int:
+        """How many numbers a direction has: 2 r d per block and projection."""
+        return len(backbone.blocks) * len(targets) * 2 * rank * int(backbone.embed_dim)
 
     def __len__(self) -> int:
         """Number of directions."""
@@ -125,23 +130,18 @@ class LoRABank(Growing):
         return weights
 
 
-class LoRAModel(Growing):
+class LoRAModel(FeatureModel):
     """A frozen backbone with the sum of a bank's directions on its projections, and a linear head.
 
     The effective weights are built in fp32 outside the network and passed in, so that the network's graph is the same
     for any number of directions. Subclasses weight the directions by overriding `coefficients`.
     """
 
-    def __init__(self, backbone: VisionTransformer, num_classes: int, targets: Sequence[Target], rank: int) -> None:
-        super().__init__()
-        self.backbone = backbone.requires_grad_(False)
-        self.bank = LoRABank(backbone, targets, rank)
-        self.head = linear_head(backbone.num_features, num_classes)
+    head: nn.Linear
 
-    @property
-    def device(self) -> torch.device:
-        """Where the model lies."""
-        return self.head.weight.device
+    def __init__(self, backbone: VisionTransformer, num_classes: int, targets: Sequence[Target], rank: int) -> None:
+        super().__init__(backbone.requires_grad_(False), linear_head(backbone.num_features, num_classes))
+        self.bank = LoRABank(backbone, targets, rank)
 
     def grow(self, rank: int, generator: torch.Generator) -> None:
         """Add a direction at LoRA's own start, where it changes nothing."""
@@ -161,16 +161,13 @@ class LoRAModel(Growing):
             return self.backbone(images)
         return functional_call(self.backbone, self.bank.weights(self.backbone, self.update()), (images,))
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.features(images))
-
     @torch.no_grad()
     def merged(self) -> nn.Module:
         """A plain ViT with the update in its weights, and the head: the same predictions at a plain ViT's cost."""
         vit = copy.deepcopy(self.backbone)
         if len(self.bank):
             vit.load_state_dict(self.bank.weights(self.backbone, self.update()), strict=False)
-        return nn.Sequential(vit, self.head).eval()
+        return nn.Sequential(vit, self.predicting_head).eval()
 
 
 @torch.no_grad()

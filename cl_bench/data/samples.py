@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -161,6 +161,11 @@ class TaskImages:
             positions = np.arange(start, min(start + self.batch_size, len(self)))
             labels = self.samples.labels[torch.from_numpy(positions)]
             yield self.samples.view(positions, key, self.device), labels.to(self.device)
+
+    def collect(self, function: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """A function of every image in the test view, [n, ...], and the labels [n]."""
+        outputs, labels = zip(*((function(x), y) for x, y in self.batches()), strict=True)
+        return torch.cat(outputs), torch.cat(labels)
 
 
 @dataclass

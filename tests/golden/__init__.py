@@ -1,4 +1,4 @@
-"""Numbers from the authors' released implementations (see README.md here), and the recipes to rebuild their inputs."""
+"""Numbers from the authors' released implementations (see README.md here), and what all replays of them share."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from cl_bench.method import Phase
+
 FOLDER = Path(__file__).parent
-Recipe = Callable[[str, tuple[int, ...], float, float], Tensor]
 _HINT = re.compile(r"/(gap|margin|cut_gap)$")
-_INPUT = re.compile(r"^cfg/|/(images_)?checksum|/labels$|/(mid|init)/alpha_\w+$")
 
 
 def normal(name: str, shape: tuple[int, ...], scale: float = 1.0, shift: float = 0.0) -> Tensor:
@@ -29,10 +29,12 @@ def normal(name: str, shape: tuple[int, ...], scale: float = 1.0, shift: float =
     return torch.from_numpy(np.float32(shift) + np.float32(scale) * values)
 
 
-def tiny_vit(dim: int, depth: int, heads: int, weight: Callable[[str, tuple[int, ...]], Tensor]) -> VisionTransformer:
-    """A 32-pixel ViT with 4 patches whose parameters come from `weight(name, shape)`."""
+def tiny_vit(
+    dim: int, depth: int, heads: int, weight: Callable[[str, tuple[int, ...]], Tensor], **options: Any
+) -> VisionTransformer:
+    """A 32-pixel ViT with 4 patches whose parameters come from `weight(name, shape)`; options are timm's."""
     vit = VisionTransformer(
-        img_size=32, patch_size=16, embed_dim=dim, depth=depth, num_heads=heads, num_classes=0
+        img_size=32, patch_size=16, embed_dim=dim, depth=depth, num_heads=heads, num_classes=0, **options
     ).eval()
     vit.load_state_dict({name: weight(name, tuple(value.shape)) for name, value in vit.state_dict().items()})
     return vit
@@ -42,6 +44,24 @@ def error(value: Tensor | np.ndarray, reference: np.ndarray) -> float:
     """Scaled maximum error: max|x - ref| / max|ref|; where the reference is all zero, the absolute one."""
     difference = float(np.abs(np.asarray(value, dtype=np.float64) - reference).max(initial=0.0))
     return difference / (float(np.abs(reference).max(initial=0.0)) or 1.0)
+
+
+def train(
+    phase: Phase, forward: Callable[[Tensor], Any], batches: Callable[[int], Iterable[tuple[Tensor, Tensor]]]
+) -> Tensor:
+    """Run a phase on the batches of each epoch; returns the loss of every batch, before its step."""
+    optimizer, losses = phase.optimizer(phase.parameters), []
+    base = [group["lr"] for group in optimizer.param_groups]
+    for epoch in range(phase.epochs):
+        for group, lr in zip(optimizer.param_groups, base, strict=True):
+            group["lr"] = lr * phase.schedule(epoch, phase.epochs)
+        for inputs, labels in batches(epoch):
+            optimizer.zero_grad()
+            loss = phase.loss(forward(inputs), labels).mean()
+            losses.append(loss.detach())
+            loss.backward()
+            optimizer.step()
+    return torch.stack(losses)
 
 
 # --- files that `python -m tests.golden.replay` understands -------------------------------------------------------
@@ -82,7 +102,7 @@ def worst(checks: Iterable[Check]) -> list[Check]:
 
 def quantity(key: str) -> str:
     """A key without block, projection, layer and fingerprint."""
-    return re.sub(r"/(blocks\.|layer)\d+(\.[a-z]+)?", "", key.partition("#")[0])
+    return re.sub(r"/(blocks\.|layer)\d+(\.[a-z]+)?|\.\d+$", "", key.partition("#")[0])
 
 
 class Fixture:
@@ -115,37 +135,22 @@ class Fixture:
         self.used.add(key)
         return self.data[key]
 
-    def any(self, start: str) -> bool:
-        """Whether a key starts like this."""
-        return any(key.startswith(start) for key in self.data)
+    def any(self, pattern: str) -> bool:
+        """Whether the start of a key matches."""
+        return any(re.match(pattern, key) for key in self.data)
+
+    def numbers(self, pattern: str) -> list[int]:
+        """The different numbers, ascending, that the pattern's one group finds at the start of keys."""
+        return sorted({int(match[1]) for match in (re.match(pattern, key) for key in self.data) if match})
+
+    def size(self, pattern: str, axis: int, default: int) -> int:
+        """Length of an axis of the first array whose key begins like the pattern."""
+        return next((int(value.shape[axis]) for key, value in self.data.items() if re.match(pattern, key)), default)
 
     @property
     def prefix(self) -> str:
         """What all names of random streams start with."""
-        return str(self["cfg/prefix"])
-
-    def suites(self) -> list[str]:
-        """The suites with a backbone, in the order of the file."""
-        return [key.split("/")[1] for key in self.data if re.fullmatch(r"cfg/[^/]+/D", key)]
-
-    def vit(self, suite: str) -> VisionTransformer:
-        """The suite's backbone, with the checksums of its weights verified."""
-        path = f"{self.prefix}/{suite}/vit"
-
-        def weight(name: str, shape: tuple[int, ...]) -> Tensor:
-            full = f"{path}/{name}"
-            if name.endswith(".bias"):
-                return normal(full, shape, 0.02)
-            if name.split(".")[-2:-1] in (["norm"], ["norm1"], ["norm2"]):
-                return normal(full, shape, 0.1, 1.0)
-            if name in ("cls_token", "pos_embed"):
-                return normal(full, shape, 0.2)
-            return normal(full, shape, 1 / math.sqrt(math.prod(shape[1:])))
-
-        vit = tiny_vit(*(int(self[f"cfg/{suite}/{name}"]) for name in ("D", "depth", "heads")), weight)
-        for name, value in vit.state_dict().items():
-            self.checksum(f"{suite}/checksum/{name}", value, 1e-10)
-        return vit
+        return str(self["cfg/prefix" if self.any("cfg/") else "meta.prefix"])
 
     def checksum(self, key: str, value: Tensor, rtol: float) -> None:
         """Verify [sum, sum of |.|, first four values], if stored.
@@ -153,21 +158,22 @@ class Fixture:
         Raises:
             Unusable: the random stream is not the one of the file.
         """
+        flat = value.double().flatten()
+        ours = torch.stack([flat.sum(), flat.abs().sum(), *flat[:4]])
+        # Sums may cancel: their rounding is relative to the sum of absolute values.
+        self.verify(key, ours, rtol, 1e-14 * float(ours[1]))
+
+    def verify(self, key: str, value: Any, rtol: float = 0.0, atol: float = 0.0) -> None:
+        """Verify numbers about the inputs, if stored.
+
+        Raises:
+            Unusable: the random stream is not the one of the file.
+        """
         if key not in self.data:
             return
-        flat, stored = value.double().flatten(), self[key]
-        ours = torch.stack([flat.sum(), flat.abs().sum(), *flat[:4]]).numpy()
-        # Sums may cancel: their rounding is relative to the sum of absolute values.
-        if ours.shape != stored.shape or not np.allclose(ours, stored, rtol=rtol, atol=1e-14 * abs(float(ours[1]))):
+        ours, stored = np.asarray(value), self[key]
+        if ours.shape != stored.shape or not np.allclose(ours, stored, rtol=rtol, atol=atol):
             raise Unusable(f"Checksum {key} does not match: the random stream differs, so nothing can be compared.")
-
-    def head(self, suite: str, tasks: int, into: torch.nn.Linear) -> None:
-        """Fill a head with the recipe's rows of the first tasks."""
-        path, classes, dim = f"{self.prefix}/{suite}/head", int(self[f"cfg/{suite}/C"]), int(self[f"cfg/{suite}/D"])
-        names = [f"{path}/task{k}" for k in range(tasks)]
-        with torch.no_grad():
-            into.weight.copy_(torch.cat([normal(f"{name}/weight", (classes, dim), dim**-0.5) for name in names]))
-            into.bias.copy_(torch.cat([normal(f"{name}/bias", (classes,), 0.1) for name in names]))
 
     def compare(
         self,
@@ -182,12 +188,14 @@ class Fixture:
 
         Args:
             key: of the array.
-            value: ours.
+            value: ours; of a parameter without a gradient, None counts as zeros.
             tolerance: of the scaled (or `absolute`) maximum error.
             variant: added to the quantity's name.
             start: compare the change from this array instead.
         """
-        ours = {"": _array(value)}
+        if key not in self:
+            return
+        ours = {"": np.zeros(self.data[key].shape) if value is None else _array(value)}
         base = {"": np.zeros(()) if start is None else _array(start)}
         if key not in self.data:
             ours, base = self._fingerprint(ours[""]), self._fingerprint(base[""])
@@ -206,10 +214,11 @@ class Fixture:
                 found = error(array - zero, stored - zero)
             yield Check(quantity(key) + variant, found, tolerance, key + part)
 
-    def equal(self, key: str, value: Any) -> Iterator[Check]:
-        """Compare exactly: a count or a word."""
+    def equal(self, key: str, value: Any, variant: str = "") -> Iterator[Check]:
+        """Compare exactly: counts, indices or a word."""
         if key in self.data:
-            yield Check(quantity(key), 0.0 if self[key].item() == value else math.inf, 1e-9, key)
+            same = np.array_equal(self[key], np.asarray(value))
+            yield Check(quantity(key) + variant, 0.0 if same else math.inf, 1e-9, key)
 
     def _fingerprint(self, matrix: np.ndarray) -> dict[str, np.ndarray]:
         if matrix.ndim != 2:
@@ -220,15 +229,29 @@ class Fixture:
         product = matrix @ probe if rows <= columns else matrix.T @ probe
         return {"#fro": np.asarray(np.linalg.norm(matrix)), "#corner": matrix[:8, :8], "#probe": product}
 
-    def quantities(self) -> list[str]:
-        """All quantities that a file can be compared in."""
-        return list(
-            dict.fromkeys(quantity(key) for key in self.data if not _INPUT.search(key) and not _HINT.search(key))
-        )
-
     def unused(self) -> list[str]:
         """Keys that nothing has used and that are not mere hints about conditioning."""
         return [key for key in self.data if key not in self.used and not _HINT.search(key)]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of file.
+
+    Attributes:
+        keys: pattern that only its keys begin with.
+        inputs: pattern found in keys of what is given and not compared.
+        checks: all comparisons; checksums of inputs come first.
+    """
+
+    keys: str
+    inputs: str
+    checks: Callable[[Fixture], Iterator[Check]]
+
+    def quantities(self, fixture: Fixture) -> list[str]:
+        """All quantities that a file can be compared in."""
+        compared = (key for key in fixture.data if not re.search(self.inputs, key) and not _HINT.search(key))
+        return list(dict.fromkeys(map(quantity, compared)))
 
 
 def _array(value: Any) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,45 +14,22 @@ from torch import Tensor
 from cl_bench.adapters.lora import attention_covariances
 from cl_bench.method import Phase, Task
 from cl_bench.methods.inflora import InfLoRA, InfLoRAModel, Mode, remember, restrict
-from tests.golden import Check, Fixture, normal, quantity
+from tests.golden import Check, Fixture, Kind, lora, normal, quantity, train
 
 Batches = list[tuple[Tensor, Tensor]]
 
 
-def detect(fixture: Fixture) -> bool:
-    """Whether a file is of this kind."""
-    return any(re.match(r"[^/]+/t\d+/(design|train|fwd|memory)/|gpm/step\d|sched/K\d", key) for key in fixture.data)
+class Suite(lora.Suite):
+    """One size of network; its recipes of batches and of updates."""
 
-
-@dataclass(frozen=True)
-class Suite:
-    """One size of network, and its recipes."""
-
-    fixture: Fixture
-    name: str
-    backbone: VisionTransformer
-
-    @classmethod
-    def of(cls, fixture: Fixture, name: str) -> Suite:
-        """Build the suite and verify all of its checksums."""
-        suite = cls(fixture, name, fixture.vit(name))
-        for t in range(suite.number("run")):
-            images = torch.cat([images.flatten() for images, _ in suite.batches(t)])
-            fixture.checksum(f"{name}/t{t}/images_checksum", images, 1e-9)
-        return suite
-
-    def number(self, name: str) -> int:
-        """An integer parameter of the suite."""
-        return int(self.fixture[f"cfg/{self.name}/{name}"])
-
-    def real(self, name: str) -> float:
-        """A real parameter of the suite."""
-        return float(self.fixture[f"cfg/{self.name}/{name}"])
+    letters = "kv"
 
     @property
-    def path(self) -> str:
-        """What the names of its random streams start with."""
-        return f"{self.fixture.prefix}/{self.name}"
+    def tasks(self) -> range:
+        return range(self.number("run"))
+
+    def images(self, t: int) -> Tensor:
+        return torch.cat([images.flatten() for images, _ in self.batches(t)])
 
     def batches(self, t: int) -> Batches:
         """The batches of a task: a template per class, and noise."""
@@ -76,19 +52,10 @@ class Suite:
         """The head's rows of a task."""
         return slice(t * self.number("C"), (t + 1) * self.number("C"))
 
-    def blocks(self) -> list[tuple[int, str]]:
-        """Every block and its name."""
-        return [(block, f"blocks.{block}") for block in range(self.number("depth"))]
-
-    def projections(self) -> list[tuple[int, int, str]]:
-        """Block, position in the bank, and name of every updated projection."""
-        return [(block, p, f"{name}.{letter}") for block, name in self.blocks() for p, letter in enumerate("kv")]
-
 
 def checks(fixture: Fixture) -> Iterator[Check]:
     """All comparisons; checksums first."""
-    suites = [Suite.of(fixture, name) for name in fixture.suites()]
-    for suite in suites:
+    for suite in Suite.all(fixture):
         if fixture.any(f"{suite.name}/t"):
             yield from trained(suite)
     yield from memories(fixture)
@@ -117,11 +84,11 @@ def trained(suite: Suite, **options: Any) -> Iterator[Check]:
         batches = suite.batches(t)
         yield from _design(suite, model, t, batches)
         phase = method.phases(task)[0]
-        fixture.head(suite.name, tasks, model.head)
+        suite.fill(model.head, tasks)
         yield from _train(suite, model, t, batches, phase)
         with torch.no_grad():
             model.bank.B[t].copy_(3 * suite.injected(t) @ model.bank.A[t].transpose(2, 3))
-        fixture.head(suite.name, tasks, model.head)
+        suite.fill(model.head, tasks)
         yield from _forward(suite, model, t, batches[0], phase)
         yield from _memory(suite, model, t, batches, method)
 
@@ -192,18 +159,8 @@ def _angles(one: Tensor, other: Tensor) -> Tensor:
 
 def _train(suite: Suite, model: InfLoRAModel, t: int, batches: Batches, phase: Phase) -> Iterator[Check]:
     fixture, key = suite.fixture, f"{suite.name}/t{t}/train"
-    optimizer, losses = phase.optimizer(phase.parameters), []
-    base = [group["lr"] for group in optimizer.param_groups]
-    for epoch in range(phase.epochs):
-        for group, lr in zip(optimizer.param_groups, base, strict=True):
-            group["lr"] = lr * phase.schedule(epoch, phase.epochs)
-        for images, labels in batches:
-            optimizer.zero_grad()
-            loss = phase.loss(model(images), labels).mean()
-            losses.append(loss.detach())
-            loss.backward()
-            optimizer.step()
-    yield from fixture.compare(f"{key}/losses", torch.stack(losses), 1e-4)
+    losses = train(phase, model, lambda epoch: batches)
+    yield from fixture.compare(f"{key}/losses", losses, 1e-4)
     change = model.bank.B[t] @ model.bank.A[t]
     for block, p, name in suite.projections():
         yield from fixture.compare(f"{key}/deltaW_t/{name}", change[block, p], 1e-3)
@@ -295,3 +252,6 @@ def schedules(fixture: Fixture) -> Iterator[Check]:
         base = phase.optimizer(phase.parameters).param_groups[0]["lr"]
         rates = [base * phase.schedule(epoch, phase.epochs) for epoch in range(phase.epochs)]
         yield from fixture.compare(key, np.array(rates), 1e-9)
+
+
+KIND = Kind(r"[^/]+/t\d+/(design|train|fwd|memory)/|gpm/step\d|sched/K\d", lora.INPUTS, checks)

@@ -6,24 +6,21 @@ Exit status: 0 all quantities pass, 1 some fail, 2 the file cannot be replayed.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from tests.golden import Check, Fixture, Unusable, inflora, sdlora, worst
+from cl_bench.errors import UserError
+from tests.golden import Fixture, Unusable, coda, dualprompt, inflora, l2p, prototypes, sdlora, worst
 
-
-@dataclass(frozen=True)
-class Kind:
-    """How to recognise a kind of file, and all its comparisons."""
-
-    detect: Callable[[Fixture], bool]
-    checks: Callable[[Fixture], Iterator[Check]]
-
-
-KINDS = {"sdlora": Kind(sdlora.detect, sdlora.checks), "inflora": Kind(inflora.detect, inflora.checks)}
+KINDS = {
+    "sdlora": sdlora.KIND,
+    "inflora": inflora.KIND,
+    "coda": coda.KIND,
+    "dualprompt": dualprompt.KIND,
+    "l2p": l2p.KIND,
+    "prototypes": prototypes.KIND,
+}
 
 
 def replay(path: Path) -> int:
@@ -33,12 +30,20 @@ def replay(path: Path) -> int:
         Unusable: unreadable, of an unknown kind, or from another random stream.
     """
     fixture = Fixture.load(path)
-    kind = next((kind for kind in KINDS.values() if kind.detect(fixture)), None)
+    kind = next((kind for kind in KINDS.values() if fixture.any(kind.keys)), None)
     if kind is None:
         raise Unusable(f"{path} has the keys of no known kind of file ({', '.join(KINDS)}).")
     try:
         checks = worst(kind.checks(fixture))
-    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as problem:
+    except (
+        ArithmeticError,
+        AssertionError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        UserError,
+        ValueError,
+    ) as problem:
         raise Unusable(f"{path} does not have the layout of its kind: {type(problem).__name__}: {problem}") from problem
     if not checks:
         raise Unusable(f"{path} holds no quantity that could be compared.")

@@ -2,67 +2,33 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from cl_bench.method import Task
 from cl_bench.methods.sdlora import SDLoRA, SDLoRAModel
 from cl_bench.methods.sdlora_kd import SDLoRAKDModel
-from tests.golden import Check, Fixture, normal
+from tests.golden import Check, Fixture, Kind, lora, normal, train
 
 _PAPER = {"norm": "frobenius", "normalise_current": True}
 
 
-def detect(fixture: Fixture) -> bool:
-    """Whether a file is of this kind."""
-    return any(re.match(r"[^/]+/(t\d+/(mid|init|paper64)|kd64)/", key) for key in fixture.data)
+class Suite(lora.Suite):
+    """One size of network; its recipes of images and of directions."""
 
-
-@dataclass(frozen=True)
-class Suite:
-    """One size of network, and its recipes."""
-
-    fixture: Fixture
-    name: str
-    backbone: VisionTransformer
-
-    @classmethod
-    def of(cls, fixture: Fixture, name: str) -> Suite:
-        """Build the suite and verify all of its checksums."""
-        suite = cls(fixture, name, fixture.vit(name))
-        for t in suite.tasks:
-            fixture.checksum(f"{name}/t{t}/images_checksum", suite.images(t), 1e-10)
-        return suite
-
-    def number(self, name: str) -> int:
-        """A parameter of the suite."""
-        return int(self.fixture[f"cfg/{self.name}/{name}"])
+    letters = "qv"
 
     @property
     def tasks(self) -> list[int]:
-        """The tasks t of which cases may be stored."""
         return [int(t) for t in np.atleast_1d(self.fixture[f"cfg/{self.name}/tasks"])]
 
-    @property
-    def path(self) -> str:
-        """What the names of its random streams start with."""
-        return f"{self.fixture.prefix}/{self.name}"
-
     def images(self, t: int) -> Tensor:
-        """The batch of a task."""
         return normal(f"{self.path}/t{t}/images", (self.number("bs"), 3, 32, 32), 0.5)
-
-    def projections(self) -> list[tuple[int, int, str]]:
-        """Block, position in the bank, and name of every updated projection."""
-        depth = self.number("depth")
-        return [(block, p, f"blocks.{block}.{name}") for block in range(depth) for p, name in enumerate("qv")]
 
     def factors(self, folder: str, down: str = "A", up: str = "B") -> tuple[Tensor, Tensor]:
         """A direction of the recipe: A [L, P, r, D], B [L, P, D, r]."""
@@ -81,7 +47,7 @@ class Case:
         method = SDLoRA(**{"rank": rank, "lr": 0.01, **options})
         total = (t + 1) * classes
         # Every case has its own backbone: weights are cast in place.
-        model = method.build(fixture.vit(suite.name), total).to(dtype)
+        model = method.build(suite.vit(), total).to(dtype)
         assert isinstance(model, SDLoRAModel)
         for k in range(t + 1):
             model.grow(rank, torch.Generator())
@@ -92,7 +58,7 @@ class Case:
         key = f"{suite.name}/t{t}/{'mid' if case == 'paper64' else case}"
         alphas = [*np.atleast_1d(fixture[f"{key}/alpha_prev"]), fixture[f"{key}/alpha_cur"]]
         model.set_magnitudes([float(alpha) for alpha in alphas])
-        fixture.head(suite.name, t + 1, model.head)
+        suite.fill(model.head, t + 1)
         self.model = model.to(dtype)
         self.images = suite.images(t).to(dtype)
         self.labels = torch.from_numpy(fixture[f"{key}/labels"]).long()
@@ -136,8 +102,7 @@ class Case:
 
 def checks(fixture: Fixture) -> Iterator[Check]:
     """All comparisons; checksums first."""
-    suites = [Suite.of(fixture, name) for name in fixture.suites()]
-    for suite in suites:
+    for suite in Suite.all(fixture):
         for t in suite.tasks:
             for case in ("mid", "init"):
                 yield from released(suite, t, case)
@@ -168,16 +133,10 @@ def released(suite: Suite, t: int, case: str, **options: Any) -> Iterator[Check]
 def _steps(suite: Suite, t: int, case: str, c: Case) -> Iterator[Check]:
     """Three steps of the method's optimiser, judged by the change they make: raw values hardly move."""
     fixture, key = suite.fixture, f"{suite.name}/t{t}/{case}"
-    before, losses = c.state(), []
-    optimizer = c.phase.optimizer(c.phase.parameters)
-    for _ in range(3):
-        optimizer.zero_grad()
-        loss = c.loss(c.model(c.images))
-        losses.append(loss.detach())
-        loss.backward()
-        optimizer.step()
+    before = c.state()
+    losses = train(replace(c.phase, epochs=3), c.model, lambda epoch: [(c.images, c.labels)])
     after = c.state()
-    yield from fixture.compare(f"{key}/losses_steps", torch.stack(losses), 1e-5)
+    yield from fixture.compare(f"{key}/losses_steps", losses, 1e-5)
     yield from fixture.compare(f"{key}/after3/logits", c.model(c.images), 1e-5)
     for letter, tolerance in (("A", 1e-3 if case == "mid" else 1e-1), ("B", 5e-4)):
         for block, p, name in suite.projections():
@@ -241,3 +200,6 @@ def _nearly_spanned(suite: Suite, model: SDLoRAKDModel) -> tuple[Tensor, Tensor]
     units = [model.bank.B[k].detach() / model.bank.norm(k, "frobenius").detach()[..., None, None] for k in (0, 1)]
     up = torch.cat([0.6 * units[0], -0.3 * units[1], 0.05 * B.double()], dim=3)
     return torch.cat([model.bank.A[0].detach(), model.bank.A[1].detach(), A.double()], dim=2), up
+
+
+KIND = Kind(r"[^/]+/(t\d+/(mid|init|paper64)|kd64)/", lora.INPUTS, checks)

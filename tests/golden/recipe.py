@@ -1,0 +1,173 @@
+"""What the golden files of prompt and prototype methods have in common: random tensors, and a small network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from cl_bench.method import Method, Phase, Task
+from tests.golden import Check, Fixture, normal, quantity, tiny_vit
+
+INPUTS = r"^meta\.(?!class_counts)|(^|\.)labels$"
+PRECISIONS = {torch.float64: 1e-6, torch.float32: 5e-5}
+"""Of what is stored in fp64: to compute in, and the tolerance."""
+GELUS: dict[str, Callable[[], nn.Module]] = {"erf": nn.GELU, "tanh": partial(nn.GELU, approximate="tanh")}
+_HEADS = 4
+_SCALES = {
+    "attn.qkv.weight": 0.2,
+    "attn.proj.weight": 0.15,
+    "mlp.fc1.weight": 0.15,
+    "mlp.fc2.weight": 0.08,
+    "patch_embed.proj.weight": 0.05,
+    "cls_token": 0.5,
+    "pos_embed": 0.5,
+    ".bias": 0.02,
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """Keys of a file that begin alike.
+
+    Attributes:
+        start: what they begin with.
+        dtype: to compute in, if what is stored is in fp64.
+    """
+
+    fixture: Fixture
+    start: str
+    dtype: torch.dtype | None = None
+
+    def __contains__(self, key: str) -> bool:
+        return self.start + key in self.fixture
+
+    def compare(self, key: str, value: Any) -> Iterator[Check]:
+        """Compare with a stored array, if it is there."""
+        single = 1e-4 if "grad" in key else 2e-5
+        tolerance = single if self.dtype is None else PRECISIONS[self.dtype]
+        return self.fixture.compare(self.start + key, value, tolerance, self.variant)
+
+    def equal(self, key: str, value: Any) -> Iterator[Check]:
+        """Compare indices."""
+        return self.fixture.equal(self.start + key, value, self.variant)
+
+    def labels(self, order: Tensor) -> Tensor:
+        """Stored labels of the batch, in another order."""
+        return torch.from_numpy(self.fixture[f"{self.start}labels"]).long()[order]
+
+    def untouched(self, key: str, model: nn.Module, phase: Phase) -> Iterator[Check]:
+        """Parameters that a phase does not train must not get a gradient."""
+        if key in self:
+            trained = {id(parameter) for parameter in phase.trainable()}
+            gradients = [p.grad for p in model.parameters() if id(p) not in trained and p.grad is not None]
+            found = max((float(gradient.abs().max()) for gradient in gradients), default=0.0)
+            yield Check(f"{quantity(self.start + key)} [of all others]", found, 0.0, self.start + key)
+
+    @property
+    def variant(self) -> str:
+        """What names of quantities get if there are several precisions."""
+        return "" if self.dtype is None else f" [{str(self.dtype).removeprefix('torch.')}]"
+
+
+@contextmanager
+def normals(draw: Callable[..., Tensor]) -> Iterator[None]:
+    """All normal numbers that are drawn meanwhile come from `draw(*shape, generator)`."""
+    with mock.patch.object(torch, "randn", draw):
+        yield
+
+
+class Recipe:
+    """The random tensors of a file; the probe of their stream is verified."""
+
+    def __init__(self, fixture: Fixture) -> None:
+        self.fixture = fixture
+        fixture.verify("meta.crc_probe", self("probe", (4,)))
+
+    def __call__(self, name: str, shape: Sequence[int], scale: float = 1.0, shift: float = 0.0) -> Tensor:
+        return normal(self.fixture.prefix + name, tuple(shape), scale, shift)
+
+    def stacked(self, names: Sequence[str], shape: Sequence[int], scale: float = 1.0) -> Tensor:
+        """Several tensors of one shape."""
+        return torch.stack([self(name, shape, scale) for name in names])
+
+
+class Network(Recipe):
+    """A small ViT, of which the file holds the sum of all weights, and a head.
+
+    Sizes come from the file as far as they can be seen there, and else from the recipe.
+
+    Args:
+        fixture: the file.
+        images: name of the images.
+        part: what the keys of one part of the file begin with.
+    """
+
+    def __init__(self, fixture: Fixture, images: str, part: str = "") -> None:
+        super().__init__(fixture)
+        self.dim = fixture.size(r".*(query|feature|head\.weight)$", -1, 64)
+        self.classes = fixture.size(r".*logits$", -1, 10)
+        self.depth = self._depth()
+        batch = fixture.size(rf"{part}.*(query|feature|logits|labels)$", 0, 5)
+        self.images = self(f"{images}.images", (batch, 3, 32, 32))
+        self.order = torch.arange(batch)
+        self.shuffled = torch.from_numpy(fixture["meta.perm"]) if fixture.any(r".*\.perm\.") else self.order
+
+    def _depth(self) -> int:
+        """Number of blocks with which the sum is that of the file."""
+        if "meta.vit_abs_sum" not in self.fixture.data:
+            return 6
+        for depth in (6, *range(1, 13)):
+            total = sum(float(value.double().abs().sum()) for value in self._vit(depth).state_dict().values())
+            if np.isclose(total, self.fixture["meta.vit_abs_sum"], rtol=1e-10, atol=0):
+                break
+        self.fixture.verify("meta.vit_abs_sum", total, 1e-10)
+        return depth
+
+    def _vit(self, depth: int, gelu: str = "erf") -> VisionTransformer:
+        def weight(name: str, shape: tuple[int, ...]) -> Tensor:
+            if "norm" in name and name.endswith(".weight"):
+                return self(f"vit.{name}", shape, 0.1, 1.0)
+            return self(f"vit.{name}", shape, next(s for ending, s in _SCALES.items() if name.endswith(ending)))
+
+        return tiny_vit(self.dim, depth, _HEADS, weight, act_layer=GELUS[gelu])
+
+    @torch.no_grad()
+    def model(self, method: Method, gelu: str = "erf") -> Any:
+        """The method's model on the backbone, with the recipe's head."""
+        model: Any = method.build(self._vit(self.depth, gelu), self.classes)
+        model.head.weight.copy_(self("head.weight", (self.classes, self.dim), 0.2))
+        model.head.bias.copy_(self("head.bias", (self.classes,), 0.02))
+        return model
+
+    def width(self, labels: dict[str, int | None], tasks: int | None = None) -> int:
+        """Classes per task: what the sizes, the gradients of the biases, or else the labels, tell.
+
+        Args:
+            labels: key of each batch's labels, and its task, if the file tells that.
+            tasks: how many there are, if the file tells that.
+        """
+        batches = [(self.fixture[key], task) for key, task in labels.items() if key in self.fixture]
+
+        def fits(width: int) -> bool:
+            owners = [(found // width, found[0] // width if task is None else task) for found, task in batches]
+            return self.classes % width == 0 and all(bool((found == task).all()) for found, task in owners)
+
+        biases = [value for key, value in self.fixture.data.items() if key.endswith("grad.head.bias")]
+        rows = min((np.count_nonzero(bias) for bias in biases), default=2)
+        guesses = [self.classes // tasks] if tasks else []
+        candidates = [*guesses, rows, *range(2, self.classes + 1)]
+        return next((n for n in candidates if n and fits(n)), self.classes)
+
+    def task(self, model: Any, t: int, width: int, num_tasks: int | None = None) -> Task:
+        """A task of so many classes."""
+        classes = tuple(range(t * width, (t + 1) * width))
+        return Task(t, classes, tuple(range((t + 1) * width)), self.classes, num_tasks, model, ())
