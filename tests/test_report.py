@@ -379,6 +379,23 @@ def test_the_same_records_give_the_same_bytes(runs: Path) -> None:
         assert one.read_bytes() == two.read_bytes(), one.name
 
 
+def test_rows_whose_samples_see_their_batch_are_marked(runs: Path) -> None:
+    write(runs, record("alpha", 0), record("beta", 0, hyperparameters={"as_published_leaky": True}))
+    (table,) = built(runs)
+    note = next(note for note in table.notes if note.startswith("†"))
+    assert "not comparable" in note
+    marked = {row.label: "†" in tables.cells(row)[0] for row in table.rows}
+    assert marked == {"alpha": False, "beta": True}
+    assert "beta †" in tables.to_markdown(table) and r"beta \textdagger{}" in tables.to_latex(table)
+    write(runs.parent / "clean", record("alpha", 0))
+    assert not any("†" in note for note in built(runs.parent / "clean")[0].notes)
+
+
+def test_notes_do_not_list_most_rows(runs: Path) -> None:
+    write(runs, *(record(name, 0, origin="none" if name == "e" else "tuned") for name in "abcde"))
+    assert "Hyper-parameters: none (e); all others tuned." in built(runs)[0].notes
+
+
 # --- the house --------------------------------------------------------------------------------------------
 
 

@@ -21,6 +21,8 @@ HEADER = ("method", "acc, %", "aaa, %", "forgetting, %", "seeds", "minutes", "tr
 TIMES = "\N{MULTIPLICATION SIGN}"
 DASH = "\N{EN DASH}"
 """Stands for a value that is not defined, and between the ends of a range."""
+LEAKY = "\N{DAGGER}"
+"""Marks rows whose samples see their batch."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,16 @@ class Row:
     revision: int | str
     hyperparameters: dict[str, Value]
     sequential: bool
+
+    @property
+    def name(self) -> str:
+        """The label, marked if the row leaks."""
+        return f"{self.label} {LEAKY}" if self.leaky else self.label
+
+    @property
+    def leaky(self) -> bool:
+        """Whether samples of a batch see each other, as in code that is known to be wrong."""
+        return self.hyperparameters.get("as_published_leaky") is True
 
     @property
     def varied(self) -> str:
@@ -161,7 +173,7 @@ def show(table: Table, out: Console) -> None:
 def cells(row: Row) -> tuple[str, ...]:
     """The texts of a row under `HEADER`, e.g. `77.12 ± 0.31` in percent."""
     return (
-        row.label,
+        row.name,
         percent(row.acc),
         percent(row.aaa),
         percent(row.forgetting),
@@ -288,6 +300,11 @@ def _notes(rows: Sequence[Row]) -> list[str]:
     joint = [row.label for row in rows if not row.sequential]
     if joint:
         notes.append(f"{', '.join(joint)}: trained on all tasks at once, so aaa and forgetting are not defined.")
+    if any(row.leaky for row in rows):
+        notes.append(
+            f"{LEAKY}: samples of a batch see each other, in training or at test, as in released code that is known to "
+            "be wrong; not comparable with the other rows."
+        )
     notes.append(
         "minutes: wall time of training and evaluation of one run, comparable on the same hardware only; "
         "trainable: the most numbers trained in any stage; tuning: minutes of all runs of the search for the "
@@ -307,13 +324,16 @@ def _provenance(row: Row) -> str:
 
 
 def _by_row(what: str, texts: Sequence[tuple[str, str]]) -> str:
-    """One sentence where all rows agree, otherwise one clause per group of rows."""
+    """One sentence where all rows agree, otherwise one clause per group of rows; a large group is `all others`."""
     groups: dict[str, list[str]] = {}
     for label, text in texts:
         groups.setdefault(text, []).append(label)
     if len(groups) == 1:
         return f"{what}: {texts[0][1]}."
-    return f"{what}: " + "; ".join(f"{text} ({', '.join(labels)})" for text, labels in groups.items()) + "."
+    largest = max(groups, key=lambda text: len(groups[text]))
+    others = largest if len(groups[largest]) > max(3, len(texts) / 2) else None
+    clauses = [f"{text} ({', '.join(labels)})" for text, labels in groups.items() if text != others]
+    return f"{what}: " + "; ".join([*clauses, f"all others {others}"] if others else clauses) + "."
 
 
 def _ranges(numbers: Sequence[int]) -> str:
@@ -343,6 +363,7 @@ _LATEX = {
     "±": r"$\pm$",
     TIMES: r"$\times$",
     DASH: "--",
+    LEAKY: r"\textdagger{}",
     # After the end of a row LaTeX would take brackets for an argument.
     "[": "{[}",
     "]": "{]}",

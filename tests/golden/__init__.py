@@ -40,10 +40,14 @@ def tiny_vit(
     return vit
 
 
-def error(value: Tensor | np.ndarray, reference: np.ndarray) -> float:
-    """Scaled maximum error: max|x - ref| / max|ref|; where the reference is all zero, the absolute one."""
+def error(value: Tensor | np.ndarray, reference: np.ndarray, floor: float = 0.0) -> float:
+    """Scaled maximum error: max|x - ref| / max|ref|; where the reference is all zero, the absolute one.
+
+    Args:
+        floor: of max|ref|, for differences that may happen to cancel.
+    """
     difference = float(np.abs(np.asarray(value, dtype=np.float64) - reference).max(initial=0.0))
-    return difference / (float(np.abs(reference).max(initial=0.0)) or 1.0)
+    return difference / (float(np.abs(reference).max(initial=floor)) or 1.0)
 
 
 def train(
@@ -183,6 +187,7 @@ class Fixture:
         variant: str = "",
         start: Any = None,
         absolute: bool = False,
+        floor: float = 0.0,
     ) -> Iterator[Check]:
         """Compare with a stored array or its fingerprint, if either is there.
 
@@ -192,6 +197,7 @@ class Fixture:
             tolerance: of the scaled (or `absolute`) maximum error.
             variant: added to the quantity's name.
             start: compare the change from this array instead.
+            floor: see `error`.
         """
         if key not in self:
             return
@@ -211,7 +217,7 @@ class Fixture:
             elif absolute:
                 found = float(np.abs(array - stored).max(initial=0.0))
             else:
-                found = error(array - zero, stored - zero)
+                found = error(array - zero, stored - zero, floor)
             yield Check(quantity(key) + variant, found, tolerance, key + part)
 
     def equal(self, key: str, value: Any, variant: str = "") -> Iterator[Check]:

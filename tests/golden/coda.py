@@ -13,7 +13,7 @@ from cl_bench.data.samples import TaskImages
 from cl_bench.method import Task
 from cl_bench.methods.coda import CODAModel, CODAPrompt
 from tests.golden import Check, Fixture, Kind
-from tests.golden.recipe import INPUTS, Network, Part, normals
+from tests.golden.recipe import INPUTS, Network, Part, gradient, normals
 
 WEIGHT = 0.1
 """Of the penalty that is stored by itself."""
@@ -29,7 +29,7 @@ def checks(fixture: Fixture, **options: Any) -> Iterator[Check]:
     settings: dict[str, Any] = {
         "components": share * (max(tasks, default=0) + 1),
         "length": fixture.size(r".*(gs_new|grad)\.P\.\d+$", 1, 2 * fixture.size(r".*prompt_K\.", 1, 2)),
-        "blocks": max(blocks, default=4) + 1,
+        "blocks": max(blocks, default=fixture.size(r".*per_block$", 0, 5) - 1) + 1,
         "orthogonality": WEIGHT,
     }
     method = CODAPrompt(**settings | options)
@@ -102,11 +102,11 @@ def _backward(network: Network, method: CODAPrompt, task: Task, mu: str) -> Iter
     loss.backward()
     yield from part.compare(f"mu{mu}.total_loss", loss)
     for letter, bank in _banks(model).items():
-        for e, gradient in enumerate(bank[-1].grad):
-            yield from part.compare(f"mu{mu}.grad.{letter}.{e}", gradient)
+        for e, rows in enumerate(gradient(bank[-1])):
+            yield from part.compare(f"mu{mu}.grad.{letter}.{e}", rows)
     yield from part.untouched(f"mu{mu}.grad.P.0", model, phase)
     for name, parameter in model.head.named_parameters():
-        yield from part.compare(f"grad.head.{name}", parameter.grad)
+        yield from part.compare(f"grad.head.{name}", gradient(parameter))
 
 
-KIND = Kind(r"t\d+\.(gs_new|mu\d|ortho_penalty|prompt_[KV])", INPUTS, checks)
+KIND = Kind(r"t\d+\.(gs_new|mu\d|ortho_penalty|prompt_[KV]|query|feature|logits|perm)", INPUTS, checks)

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from cl_bench.adapters.prompts import cls_features
 from cl_bench.methods.dualprompt import DualPrompt, DualPromptModel
 from tests.golden import Check, Fixture, Kind
-from tests.golden.recipe import GELUS, INPUTS, PRECISIONS, Network, Part
+from tests.golden.recipe import GELUS, INPUTS, PRECISIONS, Network, Part, gradient
 
 
 def checks(fixture: Fixture, **options: Any) -> Iterator[Check]:
@@ -25,16 +24,17 @@ def checks(fixture: Fixture, **options: Any) -> Iterator[Check]:
         "g_blocks": pool.places(r"g_prompt_[KV]|.*grad\.g_p", [0, 1]),
         "e_blocks": pool.places(r".*(?:e_prompt_[KV]|grad\.e_[pk]_slot)|test\.(?:slot|similarity)", [2, 3, 4]),
     }
-    # Released: the loss has 1 - cosine in it, once per block and sample.
     method = DualPrompt(**settings | {"keys": "per-block", "key_loss": "sum"} | options)
     for t in fixture.numbers(r"t(\d+)\."):
-        yield from _training(pool, method, Part(fixture, f"t{t}."), len(pool.network.images) * len(method.e_blocks))
+        yield from _training(pool, method, Part(fixture, f"t{t}."), t)
     yield from _test(pool, method, Part(fixture, ""))
     method = DualPrompt(**settings | options)
     for gelu in GELUS:
         for dtype in PRECISIONS:
-            yield from _training(pool, method, Part(fixture, f"sharedkey.{gelu}.", dtype), 0, gelu)
-            yield from _test(pool, method, Part(fixture, f"sharedkey.{gelu}.", dtype), gelu)
+            part = Part(fixture, f"sharedkey.{gelu}.", dtype)
+            if "labels" in part:
+                yield from _training(pool, method, part, int(part.labels(pool.network.order)[0]) // pool.width, gelu)
+            yield from _test(pool, method, part, gelu)
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,10 @@ class Pool:
     def of(cls, network: Network) -> Pool:
         """Of a file."""
         fixture = network.fixture
-        slots = fixture.size(r".*similarity", 1, 5)
+        slots = fixture.size(r".*similarity", 1, max(4, *fixture.numbers(r"t(\d+)\."), 0) + 1)
         labels: dict[str, int | None] = {f"t{t}.labels": t for t in fixture.numbers(r"t(\d+)\.")}
-        shared = {f"sharedkey.{gelu}.labels": None for gelu in GELUS}
-        return cls(network, slots, network.width(labels | shared, slots))
+        labels |= {f"sharedkey.{gelu}.labels": None for gelu in GELUS}
+        return cls(network, slots, network.width(labels, slots))
 
     def places(self, pattern: str, default: Sequence[int]) -> tuple[int, ...]:
         """The blocks that keys tell of."""
@@ -77,41 +77,43 @@ class Pool:
         return model.to(dtype or torch.float32)
 
 
-def _training(pool: Pool, method: DualPrompt, part: Part, constant: int, gelu: str = "erf") -> Iterator[Check]:
-    """A batch of the last of all tasks; the stored loss is greater than ours by a constant."""
-    if "labels" not in part:
-        return
-    network, labels = pool.network, part.labels(pool.network.order)
-    t = int(labels[0]) // pool.width
-    model = pool.model(method, t + 1, gelu, part.dtype)
+def _training(pool: Pool, method: DualPrompt, part: Part, t: int, gelu: str = "erf") -> Iterator[Check]:
+    """A batch of task t, which is the last so far."""
+    network, model = pool.network, pool.model(method, t + 1, gelu, part.dtype)
     task = network.task(model, t, pool.width)
     phase = method.phases(task)[0]
     assert phase.forward is not None
     images = network.images.to(model.G.dtype)
-    logits, attraction = phase.forward(images)
-    ce = method.cross_entropy(task)(logits, labels).mean()
-    loss = phase.loss((logits, attraction), labels).mean() + constant
-    loss.backward()
     prefixes = model.prefixes(torch.full((1, len(images)), t))
-    yield from part.compare("ce", ce)
-    yield from part.compare("total_loss", loss)
-    yield from part.compare("key_loss", loss - ce)
-    yield from part.compare("key_loss_per_block", (1 - model.similarity(model.query(images))[..., t]).sum(dim=1))
-    yield from part.compare("reduce_sim", attraction.mean())
+    logits, attraction = phase.forward(images)
     yield from part.compare("train.feature", cls_features(model.backbone, images, prefixes))
     yield from part.compare("train.logits", logits)
     yield from part.compare("train.perm.logits", phase.forward(images[network.shuffled])[0])
-    for i, block in enumerate(method.g_blocks):
-        yield from part.compare(f"grad.g_p.{block}", _gradient(model.G)[i].flatten(0, 1))
-    for i, block in enumerate(method.e_blocks):
+    yield from part.compare("key_loss_per_block", (1 - model.similarity(model.query(images))[..., t]).sum(dim=1))
+    yield from part.compare("reduce_sim", attraction.mean())
+    for block in method.e_blocks:
         for name, rows in zip("KV", prefixes[block], strict=True):
             for row in rows:
                 yield from part.compare(f"train.e_prompt_{name}.{block}", row)
-        yield from part.compare(f"grad.e_p_slot.{block}", _gradient(model.E[t])[i].flatten(0, 1))
-    for suffix, gradient in zip(_suffixes(method), _gradient(model.K[t]), strict=True):
-        yield from part.compare(f"grad.{'e_k_slot' if suffix else 'shared_key_slot'}{suffix}", gradient)
+    if "labels" not in part:
+        return
+    labels = part.labels(network.order)
+    ce = method.cross_entropy(task)(logits, labels).mean()
+    loss = phase.loss((logits, attraction), labels).mean()
+    loss.backward()
+    # Released: the loss has 1 - cosine in it, once per block and sample.
+    constant = len(images) * len(method.e_blocks) if part.dtype is None else 0
+    yield from part.compare("ce", ce)
+    yield from part.compare("total_loss", loss + constant)
+    yield from part.compare("key_loss", loss + constant - ce)
+    for i, block in enumerate(method.g_blocks):
+        yield from part.compare(f"grad.g_p.{block}", gradient(model.G)[i].flatten(0, 1))
+    for i, block in enumerate(method.e_blocks):
+        yield from part.compare(f"grad.e_p_slot.{block}", gradient(model.E[t])[i].flatten(0, 1))
+    for suffix, row in zip(_suffixes(method), gradient(model.K[t]), strict=True):
+        yield from part.compare(f"grad.{'e_k_slot' if suffix else 'shared_key_slot'}{suffix}", row)
     for name, parameter in model.head.named_parameters():
-        yield from part.compare(f"grad.head.{name}", _gradient(parameter))
+        yield from part.compare(f"grad.head.{name}", gradient(parameter))
     yield from part.untouched("grad.head.weight", model, phase)
 
 
@@ -147,13 +149,9 @@ def _suffixes(method: DualPrompt) -> list[str]:
     return [f".{block}" for block in method.e_blocks] if method.keys == "per-block" else [""]
 
 
-def _gradient(parameter: Tensor) -> Tensor:
-    assert parameter.grad is not None
-    return parameter.grad
-
-
 KIND = Kind(
-    r"sharedkey\.|g_prompt_|test\.(slot|similarity|e_prompt|feature|logits|perm)|t\d+\.(train|key_loss|grad\.(g_p|e_))",
+    r"sharedkey\.|query$|g_prompt_|test\.(slot|similarity|e_prompt|feature|logits|perm)"
+    r"|t\d+\.(train|key_loss|grad\.(g_p|e_))",
     INPUTS,
     checks,
 )

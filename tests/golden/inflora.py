@@ -64,7 +64,7 @@ def checks(fixture: Fixture) -> Iterator[Check]:
 
 def trained(suite: Suite, **options: Any) -> Iterator[Check]:
     """All tasks of a suite in order; options change the method."""
-    fixture, classes, tasks = suite.fixture, suite.number("C"), suite.number("run")
+    classes, tasks = suite.number("C"), suite.number("run")
     settings: dict[str, Any] = {
         "rank": suite.number("r"),
         "lamb": suite.real("lamb"),

@@ -72,7 +72,7 @@ class Suite:
                 return normal(full, shape, 0.2)
             return normal(full, shape, 1 / math.sqrt(math.prod(shape[1:])))
 
-        vit = tiny_vit(*map(self.number, ("D", "depth", "heads")), weight)
+        vit = tiny_vit(self.number("D"), self.number("depth"), self.number("heads"), weight)
         for name, value in vit.state_dict().items():
             self.fixture.checksum(f"{self.name}/checksum/{name}", value, 1e-10)
         return vit

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from cl_bench.data.samples import TaskImages
 from cl_bench.method import Loss, Phase, Task, masked_cross_entropy
-from cl_bench.methods.ranpac import RIDGES, RanPAC, RidgeHead, validation_errors
+from cl_bench.methods.ranpac import RIDGES, RanPAC, validation_errors
 from cl_bench.methods.simplecil import SimpleCIL
 from cl_bench.methods.slca import SLCA
 from cl_bench.randomness import Key
 from tests.golden import Check, Fixture, Kind, train
-from tests.golden.recipe import INPUTS, Recipe, normals
+from tests.golden.recipe import CANCELS, Recipe, normals
 
 SCATTER = 3.0
 """Of features around their class mean."""
@@ -36,7 +36,7 @@ class Features(VisionTransformer):
         return features
 
 
-@dataclass(frozen=True)
+@dataclass
 class Given:
     """Samples [n, d] that are features already."""
 
@@ -83,7 +83,7 @@ class Stream(Recipe):
             yield from fixture.equal(f"labels.t{t}", task.labels.sort().values[self.order(f"proto.order.t{t}", n)])
             noise = self(f"proto.noise.t{t}", (n, self.dim), SCATTER)
             yield from fixture.compare(f"feat.t{t}", means[task.labels] + noise, 1e-6)
-        if self.tasks:
+        if "meta.class_counts" in fixture:
             # Classes of tasks that are not stored cannot be counted.
             stored = fixture["meta.class_counts"]
             yield from fixture.equal("meta.class_counts", np.where(counts, counts, stored))
@@ -99,12 +99,12 @@ class Stream(Recipe):
 
 
 def checks(fixture: Fixture, **options: Any) -> Iterator[Check]:
-    """All comparisons; options change the methods that have them."""
+    """All comparisons; options change SLCA."""
     stream = Stream(fixture)
     yield from stream.checks()
     yield from simplecil(stream)
     for dtype in (torch.float32, torch.float64):
-        yield from ranpac(stream, dtype, **options)
+        yield from ranpac(stream, dtype)
     yield from slca(fixture, **options)
 
 
@@ -133,37 +133,31 @@ def stored_order() -> Iterator[None]:
         yield
 
 
-def projection(stream: Recipe) -> Any:
-    """RanPAC's random projection is the recipe's."""
-    return normals(lambda shape, generator: stream("ranpac.W", shape))
-
-
-def ranpac(stream: Stream, dtype: torch.dtype, **options: Any) -> Iterator[Check]:
-    """Second moments, choice of lambda and heads after each task; options change the method."""
+def ranpac(stream: Stream, dtype: torch.dtype) -> Iterator[Check]:
+    """Second moments, choice of lambda and heads after each task."""
     fixture = stream.fixture
     if not fixture.any(r"ranpac\."):
         return
     double = dtype == torch.float64
     variant, exact = (" [float64]", 1e-9) if double else (" [float32]", 2e-4)
-    size = fixture.size(r"ranpac\.(test_H|head_fixed|head\.)", 1, fixture.size(r"ranpac\.[QG]\.", 0, 96))
-    method = RanPAC(**{"adaptation": "frozen", "projection": size} | options)
-    heads: dict[str, RidgeHead] = {}
-    for kind in ("linear", "cosine"):
-        model: Any = replace(method, head=kind).build(Features(stream.dim), stream.classes)
-        # In fp32 the second moments are in fp64 all the same.
-        heads[kind] = (model.double() if double else model).head
-    head = model.head = heads["linear"]
+    size = fixture.size(r"ranpac\.(test_H|head)", 1, fixture.size(r"ranpac\.[QG]\.", 0, 96))
+    method = RanPAC(adaptation="frozen", projection=size)
+    # Second moments are in fp64 anyway.
+    models: dict[str, Any] = {
+        kind: replace(method, head=kind).build(Features(stream.dim), stream.classes) for kind in ("linear", "cosine")
+    }
+    head, cosine = (model.double().head if double else model.head for model in models.values())
+    head.projection.copy_(stream("ranpac.W", head.projection.shape))
 
     def compare(key: str, value: Any, tolerance: float, of: str = "") -> Iterator[Check]:
         yield from fixture.compare(f"ranpac.{key}", value, tolerance, variant + of)
 
     for t, given in enumerate(stream.tasks):
-        task, features = stream.task(model, t), given.features.to(dtype)
+        task, features = stream.task(models["linear"], t), given.features.to(dtype)
         seen = slice(len(task.seen))
-        with projection(stream), stored_order():
-            method.before_task(task, Given(features, given.labels).images)
+        with stored_order():
             method.after_task(task, Given(features, given.labels).images)
-        heads["cosine"].load_state_dict(head.state_dict())
+        cosine.load_state_dict(head.state_dict())
         yield from compare(f"G.t{t}", head.gram, 1e-5)
         yield from compare(f"G_trace.t{t}", head.gram.trace(), 1e-5)
         yield from compare(f"Q.t{t}", head.moments, 1e-5)
@@ -171,7 +165,7 @@ def ranpac(stream: Stream, dtype: torch.dtype, **options: Any) -> Iterator[Check
         yield from compare(f"head.t{t}", head.weight.T[seen], 2e-4)
         yield from compare(f"head_f64.t{t}", head.weight.T[seen], exact)
         errors = validation_errors(head.project(features), nn.functional.one_hot(given.labels, stream.classes))
-        yield from compare(f"val_mse_f64.t{t}", errors, 1e-3)
+        yield from compare(f"val_mse_f64.t{t}", errors, 3e-3)
         if f"ranpac.val_mse_f64.t{t}" in fixture:
             # Where lambda is smaller, the curve is rounding noise.
             noisy = np.array(RIDGES) < 0.1
@@ -181,7 +175,7 @@ def ranpac(stream: Stream, dtype: torch.dtype, **options: Any) -> Iterator[Check
             test = stream.test.features.to(dtype)
             yield from compare("test_H", head.project(test), 1e-5)
             yield from compare(f"logits.t{t}", head(test)[:, seen], 2e-4)
-            yield from compare(f"logits_cosine_head.t{t}", heads["cosine"](test)[:, seen], 2e-4)
+            yield from compare(f"logits_cosine_head.t{t}", cosine(test)[:, seen], 2e-4)
     for key in [key for key in fixture.data if key.startswith("ranpac.head_fixed_lambda_")]:
         head.ridge.fill_(float(key.rpartition("_")[2]))
         head.solve()
@@ -200,9 +194,9 @@ def drawn(stream: Recipe) -> Iterator[None]:
 
     statistics = "cl_bench.adapters.statistics"
     # The key, which holds the epoch, takes the place of its generator.
-    with normals(normal), mock.patch(f"{statistics}.generator", lambda key: key):
-        with mock.patch(f"{statistics}.permutation", order):
-            yield
+    key_itself = mock.patch(f"{statistics}.generator", lambda key: key)
+    with normals(normal), key_itself, mock.patch(f"{statistics}.permutation", order):
+        yield
 
 
 class Aligned(Recipe):
@@ -212,7 +206,7 @@ class Aligned(Recipe):
         super().__init__(fixture)
         self.features = torch.from_numpy(fixture["slca.feat"])
         self.classes, _, self.dim = self.features.shape
-        self.heads = len(fixture.numbers(r"slca\.ca\.\w+\.(?:weight|bias)\.(\d+)$")) or 3
+        self.heads = len(fixture.numbers(r"slca\.ca\.\w+\.(?:weight|bias)\.(\d+)$")) or self.classes // 2
         self.width = self.classes // self.heads
         self.samples = fixture.size(r"slca\.ca\.first_(norm_logits|targets)", 0, 256)
         self.epochs = fixture.size(r"slca\.ca\.losses", 0, 2 * self.classes) // self.classes
@@ -234,7 +228,7 @@ class Aligned(Recipe):
         for k in range(self.heads):
             own = slice(k * self.width, (k + 1) * self.width)
             yield from self.fixture.compare(f"slca.ca.{name}.weight.{k}", weight[own], 5e-5)
-            yield from self.fixture.compare(f"slca.ca.{name}.bias.{k}", bias[own], 5e-5)
+            yield from self.fixture.compare(f"slca.ca.{name}.bias.{k}", bias[own], 5e-5, floor=CANCELS)
 
     def checks(self) -> Iterator[Check]:
         """The inputs themselves, which are stored, against their recipe."""
@@ -258,7 +252,12 @@ def slca(fixture: Fixture, **options: Any) -> Iterator[Check]:
 
     def cross_entropy(classes: Any, num_classes: int) -> Loss:
         loss = masked_cross_entropy(classes, num_classes)
-        return lambda logits, labels: (seen_by_loss.append(logits), loss(logits, labels))[1]
+
+        def recording(logits: Tensor, labels: Tensor) -> Tensor:
+            seen_by_loss.append(logits)
+            return loss(logits, labels)
+
+        return recording
 
     with mock.patch("cl_bench.method.masked_cross_entropy", cross_entropy):
         for t in range(aligned.heads):
@@ -271,18 +270,22 @@ def slca(fixture: Fixture, **options: Any) -> Iterator[Check]:
     yield from fixture.compare("slca.class_cov", statistics.factors @ statistics.factors.transpose(-1, -2), 5e-5)
     nothing = torch.zeros(len(statistics), 1, aligned.dim)
     yield from fixture.compare("slca.scaled_mean", statistics.draw(nothing, method.align_shrink)[:, 0], 5e-5)
-    for phase in phases:
-        forward, batches, (weight, bias) = phase.forward, phase.batches, phase.trainable()
-        assert forward is not None and batches is not None
-        with drawn(aligned):
-            features, labels, _ = next(iter(batches(0)))
-            phase.loss(forward(features), labels).mean().backward()
-            yield from fixture.equal("slca.ca.first_targets", labels)
-            yield from fixture.compare("slca.ca.first_norm_logits", seen_by_loss[0], 5e-5)
-            yield from aligned.rows("first_grad", weight.grad, bias.grad)
-            losses = train(phase, forward, lambda epoch: ((x, y) for x, y, _ in batches(epoch)))
-        yield from fixture.compare("slca.ca.losses", losses, 5e-5)
-        yield from aligned.rows("final_head", weight, bias)
+    if phases:
+        yield from _alignment(aligned, phases[0], seen_by_loss)
+
+
+def _alignment(aligned: Aligned, phase: Phase, seen_by_loss: list[Tensor]) -> Iterator[Check]:
+    fixture, forward, batches, (weight, bias) = aligned.fixture, phase.forward, phase.batches, phase.trainable()
+    assert forward is not None and batches is not None
+    with drawn(aligned):
+        features, labels, _ = next(iter(batches(0)))
+        phase.loss(forward(features), labels).mean().backward()
+        yield from fixture.equal("slca.ca.first_targets", labels)
+        yield from fixture.compare("slca.ca.first_norm_logits", seen_by_loss[0], 5e-5)
+        yield from aligned.rows("first_grad", weight.grad, bias.grad)
+        losses = train(phase, forward, lambda epoch: ((x, y) for x, y, _ in batches(epoch)))
+    yield from fixture.compare("slca.ca.losses", losses, 5e-5)
+    yield from aligned.rows("final_head", weight, bias)
 
 
 KIND = Kind(r"(simplecil|ranpac|slca)\.|(feat|labels)\.t\d", r"^meta\.(?!class_counts)", checks)

@@ -1,0 +1,318 @@
+"""Methods against numbers from their authors' code: every quantity of every golden file, and wrong variants."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache, partialmethod
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cl_bench.adapters.prompts import Prefix, PromptModel, split, tokens
+from cl_bench.adapters.statistics import ClassStatistics
+from cl_bench.methods.coda import CODAModel
+from cl_bench.methods.dualprompt import DualPromptModel
+from cl_bench.methods.l2p import L2PModel
+from cl_bench.methods.ranpac import RIDGES, RidgeHead, validation_errors
+from tests import golden
+from tests.golden import Check, Fixture, coda, dualprompt, inflora, l2p, prototypes, recipe, sdlora
+from tests.golden.replay import KINDS
+
+
+@cache
+def fixture(kind: str) -> Fixture:
+    return Fixture.load(golden.FOLDER / f"{kind}.npz")
+
+
+@cache
+def results(kind: str) -> dict[str, list[Check]]:
+    return by_quantity(KINDS[kind].checks(fixture(kind)))
+
+
+def by_quantity(checks: Iterator[Check]) -> dict[str, list[Check]]:
+    """The checks of each quantity: several where it is computed or judged in several ways."""
+    found = defaultdict(list)
+    for check in golden.worst(checks):
+        found[check.name.partition(" [")[0]].append(check)
+    return dict(found)
+
+
+@pytest.mark.parametrize(
+    ("kind", "quantity"), [(kind, name) for kind in KINDS for name in KINDS[kind].quantities(fixture(kind))]
+)
+def test_quantity(kind: str, quantity: str) -> None:
+    assert results(kind).get(quantity), "nothing was compared"
+    for check in results(kind)[quantity]:
+        assert check.passed, check
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_key_is_used_and_every_check_is_a_test(kind: str) -> None:
+    assert set(results(kind)) == set(KINDS[kind].quantities(fixture(kind)))
+    assert fixture(kind).unused() == []
+
+
+# --- wrong variants ------------------------------------------------------------------------------------------------
+
+
+def swapped(prompts: Tensor) -> Prefix:
+    """Values where keys should be."""
+    keys, values = split(prompts)
+    return values, keys
+
+
+def composed(model: CODAModel, query: Tensor, softmax: bool = False, attention: bool = True) -> dict[int, Prefix]:
+    """CODA-Prompt's prefixes, term by term."""
+    P, K, A = (torch.cat(list(bank), dim=1) for bank in (model.P, model.K, model.A))
+    seen = query[None, :, None] * (A[:, None] if attention else 1)
+    weights = nn.functional.cosine_similarity(seen, K[:, None], dim=3)
+    prompts = torch.einsum("ebm,emld->ebld", weights.softmax(dim=2) if softmax else weights, P)
+    return dict(zip(model.blocks, map(split, prompts), strict=True))
+
+
+def by_qr(old: Tensor, raw: Tensor) -> Tensor:
+    """New rows that are truly orthogonal to old ones."""
+    rows = torch.linalg.qr(torch.cat([old, raw]).T)[0].T[len(old) :]
+    return rows * (rows * raw).sum(dim=1, keepdim=True).sign()
+
+
+def unnormed(model: PromptModel, images: Tensor) -> Tensor:
+    """The query without the final norm."""
+    [(_, prefix)] = model.backbone.get_intermediate_layers(images, n=1, return_prefix_tokens=True)
+    return prefix[:, 0]
+
+
+def swapped_experts(model: DualPromptModel, experts: Tensor) -> dict[int, Prefix]:
+    return {block: (values, keys) for block, (keys, values) in _PREFIXES(model, experts).items()}
+
+
+def cls_token(model: L2PModel, images: Tensor, chosen: Tensor) -> Tensor:
+    """Of the prepended form the CLS token, not the mean of the prompts."""
+    if model.prompts == "prefix":
+        return _PROMPTED(model, images, chosen)
+    rows = model.pool[chosen].flatten(1, 2)
+    return tokens(model.backbone, images, prompts=rows)[:, rows.shape[1]]
+
+
+def from_the_front(H: Tensor, Y: Tensor) -> Tensor:
+    """The first rows held out, not the last."""
+    return validation_errors(H.flip(0), Y.flip(0))
+
+
+def in_single(H: Tensor, Y: Tensor) -> Tensor:
+    """The whole validation in fp32."""
+    H, Y = H.float(), Y.float()
+    fitted = int(0.8 * len(H))
+    gram, moments = H[:fitted].T @ H[:fitted], H[:fitted].T @ Y[:fitted]
+    weights = [torch.linalg.solve(gram + ridge * torch.eye(len(gram)), moments) for ridge in RIDGES]
+    return torch.stack([(H[fitted:] @ weight - Y[fitted:]).square().mean() for weight in weights]).double()
+
+
+def rounded(head: RidgeHead, H: Tensor, Y: Tensor) -> None:
+    """Second moments kept in fp32."""
+    _UPDATE(head, H, Y)
+    head.gram.copy_(head.gram.float())
+
+
+def biased(statistics: ClassStatistics, covariance: Tensor) -> Tensor:
+    """The factor of a covariance over n."""
+    n = fixture("prototypes").data["slca.feat"].shape[1]
+    return _FACTOR(statistics, covariance * (n - 1) / n)
+
+
+_PREFIXES, _PROMPTED = DualPromptModel.prefixes, L2PModel.prompted
+_UPDATE, _FACTOR = RidgeHead.update, ClassStatistics._factor
+_GELUS = "tests.golden.recipe.GELUS"
+_QUERY = "cl_bench.adapters.prompts.PromptModel.query"
+_CODA_PREFIXES = "cl_bench.methods.coda.CODAModel.prefixes"
+_VALIDATION = ("cl_bench.methods.ranpac.validation_errors", "tests.golden.prototypes.validation_errors")
+_EXCHANGED = {"erf": recipe.GELUS["tanh"], "tanh": recipe.GELUS["erf"]}
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """A mistake, and the least errors of quantities that must tell of it.
+
+    Attributes:
+        options: of the method.
+        patch: what stands in for names of the code.
+    """
+
+    kind: str
+    caught: Mapping[str, float]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    patch: Mapping[str, Any] = field(default_factory=dict)
+
+
+PARTS: Mapping[str, Callable[..., Iterator[Check]]] = {
+    "sdlora": lambda **options: sdlora.released(sdlora.Suite(fixture("sdlora"), "d64"), 3, "mid", **options),
+    "inflora": lambda **options: inflora.trained(inflora.Suite(fixture("inflora"), "d64"), **options),
+    "coda": lambda **options: coda.checks(fixture("coda"), **options),
+    "dualprompt": lambda **options: dualprompt.checks(fixture("dualprompt"), **options),
+    "l2p": lambda **options: l2p.checks(fixture("l2p"), **options),
+    "prototypes": lambda **options: prototypes.checks(fixture("prototypes"), **options),
+}
+
+WRONG = {
+    "sdlora, norm of the product": Wrong(
+        "sdlora", {"d64/t3/mid/features": 1e-2, "d64/t3/mid/deltaW": 1e-2}, {"norm": "frobenius"}
+    ),
+    "sdlora, k for q": Wrong("sdlora", {"d64/t3/mid/features": 1e-2}, {"targets": ("k", "v")}),
+    "sdlora, all classes": Wrong("sdlora", {"d64/t3/mid/loss": 1e-1, "d64/t3/mid/grad_B": 1e-1}, {"loss": "all"}),
+    "sdlora, current direction normalised": Wrong("sdlora", {"d64/t3/mid/features": 1e-1}, {"normalise_current": True}),
+    "sdlora, no momentum": Wrong("sdlora", {"d64/t3/mid/after3/B": 1e-1}, {"momentum": 0.0}),
+    "sdlora, old magnitudes frozen": Wrong("sdlora", {"d64/t3/mid/after3/alpha_prev": 0.5}, {"magnitudes": "current"}),
+    "inflora, q for k": Wrong("inflora", {"d64/t0/fwd/features": 1e-2}, {"targets": ("q", "v")}),
+    "inflora, all classes": Wrong("inflora", {"d64/t1/train/losses": 1e-2}, {"loss": "all"}),
+    "inflora, no momentum": Wrong("inflora", {"d64/t0/train/deltaW_t": 1e-1}, {"momentum": 0.0}),
+    "inflora, constant rate": Wrong("inflora", {"d64/t0/train/deltaW_t": 1e-2}, {"schedule": "constant"}),
+    "inflora, plain memory": Wrong("inflora", {"d64/t3/memory/mode": 1.0}, {"memory": "plain"}),
+    "inflora, other threshold": Wrong(
+        "inflora", {"d64/t0/memory/threshold": 1e-2, "d64/t0/memory/dim": 1.0}, {"lamb": 0.9}
+    ),
+    "coda, keys and values swapped": Wrong(
+        "coda",
+        {"t0.prompt_K": 1.0, "t2.prompt_V": 1.0, "t1.logits": 4e-2, "t2.mu0.1.grad.K": 1.0},
+        patch={"cl_bench.methods.coda.split": swapped},
+    ),
+    "coda, softmax": Wrong(
+        "coda",
+        {"t0.prompt_K": 1.0, "t2.logits": 4e-2, "t2.mu0.0.grad.A": 0.5},
+        patch={_CODA_PREFIXES: partialmethod(composed, softmax=True)},
+    ),
+    "coda, A ignored": Wrong(
+        "coda",
+        {"t0.prompt_K": 1.0, "t1.logits": 4e-2, "t0.mu0.0.grad.A": 0.9},
+        patch={_CODA_PREFIXES: partialmethod(composed, attention=False)},
+    ),
+    "coda, query before the final norm": Wrong(
+        "coda", {"t0.query": 1.0, "t0.prompt_K": 1e-1, "t1.logits": 1e-2}, patch={_QUERY: unnormed}
+    ),
+    "coda, truly orthogonal": Wrong(
+        "coda",
+        {"t1.gs_new.P": 1e-2, "t1.gs_new.K": 5e-2, "t2.gs_new.A": 5e-2, "t1.logits": 1e-3},
+        patch={"cl_bench.methods.coda.orthogonal_to": by_qr},
+    ),
+    "coda, all classes": Wrong("coda", {"t1.ce": 0.5, "t2.perm.ce": 0.5, "t1.grad.head.bias": 0.5}, {"loss": "all"}),
+    "coda, tanh": Wrong("coda", {"t0.query": 1e-4, "t0.logits": 1e-4}, patch={_GELUS: _EXCHANGED}),
+    "dualprompt, neighbours' prompts": Wrong(
+        "dualprompt",
+        {"t0.train.e_prompt_K": 1.0, "t1.train.logits": 1e-1, "test.e_prompt_V": 0.5, "test.logits": 5e-2},
+        {"as_published_leaky": True},
+    ),
+    "dualprompt, keys and values swapped": Wrong(
+        "dualprompt",
+        {"g_prompt_K": 1.0, "t3.train.e_prompt_V": 1.0, "test.logits": 5e-2, "sharedkey.erf.test.logits": 5e-2},
+        patch={"cl_bench.methods.dualprompt.DualPromptModel.prefixes": swapped_experts},
+    ),
+    "dualprompt, query before the final norm": Wrong(
+        "dualprompt",
+        {"query": 1.0, "test.similarity": 1e-1, "test.slot": 1.0, "t0.grad.e_k_slot": 1e-1},
+        patch={_QUERY: unnormed},
+    ),
+    "dualprompt, mean of key losses": Wrong(
+        "dualprompt", {"t0.key_loss": 1e-2, "t1.total_loss": 1e-2, "t3.grad.e_k_slot": 0.5}, {"key_loss": "mean"}
+    ),
+    "dualprompt, sum of key losses": Wrong(
+        "dualprompt",
+        {"sharedkey.erf.total_loss": 1e-1, "sharedkey.tanh.grad.shared_key_slot": 1.0},
+        {"key_loss": "sum"},
+    ),
+    "dualprompt, tanh": Wrong(
+        "dualprompt",
+        {"t0.train.logits": 1e-4, "sharedkey.erf.test.logits": 1e-4, "sharedkey.tanh.train.feature": 1e-4},
+        patch={_GELUS: _EXCHANGED},
+    ),
+    "l2p, vote of the batch and all pairs": Wrong(
+        "l2p",
+        {
+            "a.key_loss.per_sample_sum": 5e-2,
+            "a.key_loss.per_sample_grad_e_k": 1.0,
+            "b.erf.topk_idx": 1.0,
+            "b.erf.vote_counts": 1.0,
+            "b.erf.logits": 0.4,
+            "b.tanh.feature": 0.4,
+        },
+        {"as_published_leaky": True},
+    ),
+    "l2p, each sample's own keys": Wrong(
+        "l2p",
+        {"a.key_loss.as_released": 1e-2, "a.total_loss.as_released": 1e-2, "a.grad.e_k.as_released": 0.5},
+        {"as_published_leaky": False},
+    ),
+    "l2p, mean of key losses": Wrong("l2p", {"a.grad.e_k.as_released": 0.5}, {"key_loss": "mean"}),
+    "l2p, keys and values swapped": Wrong(
+        "l2p",
+        {"a.prompt_K": 1.0, "a.prompt_V": 1.0, "a.logits": 6e-2},
+        patch={"cl_bench.methods.l2p.split": swapped},
+    ),
+    "l2p, CLS token": Wrong(
+        "l2p",
+        {"b.erf.feature": 0.7, "b.tanh.logits": 0.7},
+        patch={"cl_bench.methods.l2p.L2PModel.prompted": cls_token},
+    ),
+    "l2p, query before the final norm": Wrong(
+        "l2p", {"a.query": 1.0, "a.similarity": 1e-1, "b.erf.topk_idx": 1.0}, patch={_QUERY: unnormed}
+    ),
+    "l2p, tanh": Wrong(
+        "l2p", {"a.logits": 1e-4, "b.erf.logits": 1e-4, "b.tanh.logits": 1e-4}, patch={_GELUS: _EXCHANGED}
+    ),
+    "simplecil, normalised before the mean": Wrong(
+        "prototypes",
+        {"simplecil.proto.t0": 0.5, "simplecil.logits.t2": 1e-2},
+        patch={"cl_bench.adapters.heads.FeatureModel.features": lambda model, x: nn.functional.normalize(x, dim=1)},
+    ),
+    "ranpac, validation in fp32": Wrong(
+        "prototypes",
+        {"ranpac.val_mse_f64.t0": 1.0, "ranpac.val_mse_f64.t1": 1.0},
+        patch=dict.fromkeys(_VALIDATION, in_single),
+    ),
+    "ranpac, moments in fp32": Wrong(
+        "prototypes",
+        {"ranpac.head_f64.t0": 1e-7, "ranpac.head_fixed_lambda_1": 1e-6},
+        patch={"cl_bench.methods.ranpac.RidgeHead.update": rounded},
+    ),
+    "ranpac, other rows held out": Wrong(
+        "prototypes",
+        {"ranpac.val_mse_f64.t1": 1e-1, "ranpac.lambda.t0": 1.0, "ranpac.logits.t2": 1.0},
+        patch=dict.fromkeys(_VALIDATION, from_the_front),
+    ),
+    "slca, no norm of logits": Wrong(
+        "prototypes",
+        {"slca.ca.first_norm_logits": 1.0, "slca.ca.losses": 0.5, "slca.ca.final_head.bias": 0.5},
+        patch={"cl_bench.method.task_norm": lambda logits, tasks: torch.ones(len(logits), 1)},
+    ),
+    "slca, neither norm nor temperature": Wrong(
+        "prototypes", {"slca.ca.losses": 0.5, "slca.ca.first_grad.weight": 0.5}, {"align_temperature": None}
+    ),
+    "slca, means not scaled": Wrong(
+        "prototypes", {"slca.scaled_mean": 5e-2, "slca.ca.losses": 1e-2}, {"align_shrink": 0.0}
+    ),
+    "slca, biased covariance": Wrong(
+        "prototypes",
+        {"slca.class_cov": 1e-2, "slca.ca.losses": 5e-3},
+        patch={"cl_bench.adapters.statistics.ClassStatistics._factor": biased},
+    ),
+    "slca, shared covariance": Wrong(
+        "prototypes", {"slca.class_cov": 1.0, "slca.ca.losses": 1e-1}, {"align_covariance": "shared"}
+    ),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
+def test_wrong_variants_are_caught(wrong: Wrong, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, replacement in wrong.patch.items():
+        monkeypatch.setattr(name, replacement)
+    found = by_quantity(PARTS[wrong.kind](**wrong.options))
+    for name, least in wrong.caught.items():
+        assert any(not check.passed and check.error > least for check in found[name]), found[name]
+
+
+def test_without_a_mistake_the_stand_in_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Errors of its variants are theirs, not those of how they are written."""
+    monkeypatch.setattr(_CODA_PREFIXES, composed)
+    assert all(check.passed for check in golden.worst(coda.checks(fixture("coda"))))
