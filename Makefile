@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check reference clean
+.PHONY: demo test check soak reference clean
 
 demo: .venv/demo
 	$(BIN)/cl-bench run --methods sdlora,coda
@@ -15,6 +15,10 @@ check: .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The audit of every method on the whole benchmark, for hours; replaces the table in docs/audit.md.
+soak: .venv/demo
+	$(BIN)/cl-bench audit --all --whole --ceiling 'joint[epochs=20],joint[train=lora,epochs=20]' --out docs/audit.md
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -1,4 +1,4 @@
-"""The command line: `cl-bench run|tune|report|ls|show|new-method`."""
+"""The command line: `cl-bench run|tune|audit|report|ls|show|new-method`."""
 
 from __future__ import annotations
 
@@ -61,11 +61,11 @@ def main() -> None:
         err.print(f"[bold red]error:[/] {_escape(str(error))}")
         sys.exit(2)
     except (KeyboardInterrupt, _Interrupted):
-        err.print("interrupted; finished runs are stored, and the same command goes on from there")
+        err.print("interrupted; what was finished is stored, and the same command goes on from there")
         sys.exit(130)
 
 
-@app.command(epilog="Example: cl-bench run --methods 'sdlora[rank=4|8],coda' --seeds 0-4")
+@app.command(epilog=r"Example: cl-bench run --methods 'sdlora\[rank=4|8],coda' --seeds 0-4")
 def run(
     methods: Annotated[str, typer.Option(help="Names, with options: 'sdlora[rank=4|8],coda'.")],
     benchmark: Annotated[str, typer.Option(help="See 'cl-bench ls benchmarks'.")] = "icons-100",
@@ -136,7 +136,7 @@ def run(
     sys.exit(run_all(planned, store, pick_device(device), out, err, force=force))
 
 
-@app.command(epilog="Example: cl-bench tune --methods 'sdlora,finetune[loss=masked]' --budget 16")
+@app.command(epilog=r"Example: cl-bench tune --methods 'sdlora,finetune\[loss=masked]' --budget 16")
 def tune(
     methods: Annotated[str, typer.Option(help="Names, with options that are not searched: 'sdlora[rank=4],coda'.")],
     stream: Annotated[str, typer.Option(help="Benchmark on whose training images the search runs.")] = "icons-tune",
@@ -173,6 +173,78 @@ def tune(
     rows = [Row.of(known[spec.name], spec.options) for spec in specs]
     how = Search(stream, budget, seed_list, validation, results, device, jobs, tuple(method_file or ()))
     tune_all(rows, how, output, out, err)
+
+
+@app.command(epilog=r"Example: cl-bench audit sdlora 'l2p\[as_published_leaky=true]'")
+def audit(
+    methods: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="METHOD", help=r"Names, with options: sdlora 'coda\[length=4]'.", show_default=False),
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="All methods, and the leaks of released code, which must be caught.")
+    ] = False,
+    benchmark: Annotated[str, typer.Option(help="See 'cl-bench ls benchmarks'.")] = "icons-100",
+    backbone: Annotated[
+        str | None, typer.Option(help="See 'cl-bench ls backbones'.", show_default="the benchmark's")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Sets class order and training seed.")] = 0,
+    ceiling: Annotated[
+        str, typer.Option(help="Joint training; no method may be better than the best.")
+    ] = "joint,joint[train=lora]",
+    whole: Annotated[bool, typer.Option("--whole", help="The whole benchmark, but for limits that you set.")] = False,
+    limit_tasks: Annotated[int | None, typer.Option(min=1, help="Only the first tasks.", show_default="3")] = None,
+    limit_train: Annotated[int | None, typer.Option(min=1, help="Training images per class.", show_default="8")] = None,
+    limit_test: Annotated[int | None, typer.Option(min=1, help="Test images per class.", show_default="5")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="Markdown file whose table between the audit markers is replaced.", show_default=False
+        ),
+    ] = None,
+    method_file: MethodFiles = None,
+) -> None:
+    """Check that methods leak, move and hide nothing; exit code 1 if one does."""
+    from cl_bench.experiment import Limits, parse_methods
+
+    if everything == bool(methods):
+        raise UserError("name the methods to audit, e.g. 'cl-bench audit sdlora coda', or give --all, not both")
+    specs = [] if everything else parse_methods(",".join(methods or []), "METHOD")
+    joint = parse_methods(ceiling, "--ceiling")
+    with err.status("loading torch, timm and avalanche ..."):
+        _quiet_imports()
+        from cl_bench import audit as audits
+        from cl_bench import plan, registry
+        from cl_bench.console import audit_all, check_audit_file, write_audit
+
+    if output is not None:
+        check_audit_file(output)
+    if everything:
+        own = (path.stem for path in method_file or [])
+        specs = parse_methods(",".join(dict.fromkeys([*registry.names(), *own])))
+    known = registry.lookup([spec.name for spec in (*specs, *joint)], method_file or [])
+    cuts = [limit_tasks, limit_train, limit_test]
+    if not whole:
+        cuts = [cut or default for cut, default in zip(cuts, (3, 8, 5), strict=True)]
+    limits = Limits(tasks=cuts[0], train_per_class=cuts[1], test_per_class=cuts[2])
+
+    def planned(chosen: list[tuple[Any, Any]]) -> list[plan.PlannedRun]:
+        return plan.plan(chosen, [seed], benchmark=benchmark, backbone=backbone, limits=limits)
+
+    runs = planned([(known[spec.name], spec.options) for spec in specs])
+    rows = [audits.Row(run.label, run.method) for run in runs]
+    if everything:
+        leaks = [(found, {audits.LEAKY: True}) for found in known.values() if audits.LEAKY in found.defaults]
+        rows += [audits.Row(run.label, run.method, leaky=True) for run in planned(leaks)]
+    best = planned([(known[spec.name], spec.options) for spec in joint])
+    for run in best:
+        if run.method.trains_on != "stream":
+            raise UserError(f"--ceiling: '{run.label}' does not train on all tasks at once; take e.g. joint")
+    reports, title = audit_all(rows, best, audits.Slice.of(runs[0].experiment), out, err)
+    if output is not None:
+        write_audit(output, title, reports)
+        err.print(f"table: {output}")
+    sys.exit(0 if all(report.good for report in reports) else 1)
 
 
 @app.command(epilog="Example: cl-bench report --results results/reference --out reports")

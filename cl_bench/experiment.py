@@ -133,8 +133,11 @@ class MethodSpec:
     options: dict[str, str]
 
 
-def parse_methods(text: str) -> list[MethodSpec]:
+def parse_methods(text: str, what: str = "--methods") -> list[MethodSpec]:
     """Parse `sdlora[rank=4|8,lr=0.1],coda`: alternatives separated by `|` multiply into a grid.
+
+    Args:
+        what: the name of this input, for messages.
 
     Raises:
         UserError: the text does not follow the grammar, or names no method.
@@ -145,19 +148,17 @@ def parse_methods(text: str) -> list[MethodSpec]:
         match = _SPEC.match(text, position)
         if match is None:
             raise UserError(
-                f"--methods '{text}' cannot be read from '{text[position:]}' on; "
+                f"{what} '{text}' cannot be read from '{text[position:]}' on; "
                 "expected NAME or NAME[key=value,key=a|b], separated by commas, e.g. 'sdlora[rank=4|8],coda'"
             )
         position = match.end()
-        pairs = [_parse_pair(pair, f"--methods '{text}'") for pair in (match[2] or "").split(",") if pair.strip()]
+        pairs = [_parse_pair(pair, f"{what} '{text}'") for pair in (match[2] or "").split(",") if pair.strip()]
         alternatives = [[(name, value.strip()) for value in values.split("|")] for name, values in pairs]
         if len({name for name, _ in pairs}) < len(pairs) or not all(v for values in alternatives for _, v in values):
-            raise UserError(
-                f"--methods '{text}': '{match[2]}' sets an option twice or to nothing; write key=a|b,other=c"
-            )
+            raise UserError(f"{what} '{text}': '{match[2]}' sets an option twice or to nothing; write key=a|b,other=c")
         specs += [MethodSpec(match[1], dict(choice)) for choice in itertools.product(*alternatives)]
     if not specs:
-        raise UserError("--methods is empty; expected e.g. 'sdlora,coda'")
+        raise UserError(f"{what} is empty; expected e.g. 'sdlora,coda'")
     return specs
 
 

@@ -37,6 +37,7 @@ from cl_bench.adapters.prompts import (
     majority,
     mixed,
     nearest,
+    take,
     uniform,
 )
 from cl_bench.data.samples import TaskImages
@@ -90,7 +91,7 @@ class DualPromptModel(PromptModel):
         taken = experts.expand(len(self.e_blocks), -1)
         found = {block: self.G[i].expand(taken.shape[1], -1, -1, -1) for i, block in enumerate(self.g_blocks)}
         for i, block in enumerate(self.e_blocks):
-            prompts = bank[taken[i], i]
+            prompts = take(bank[:, i], taken[i])
             found[block] = mixed(prompts) if self.leaky else prompts
         return {block: (prompts[:, 0], prompts[:, 1]) for block, prompts in found.items()}
 

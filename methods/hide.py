@@ -29,7 +29,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from cl_bench.adapters.heads import linear_head
-from cl_bench.adapters.prompts import Prefix, PromptModel, check_blocks, cls_features, mixed, uniform
+from cl_bench.adapters.prompts import Prefix, PromptModel, check_blocks, cls_features, mixed, take, uniform
 from cl_bench.adapters.statistics import ClassStatistics, Covariance
 from cl_bench.data.samples import TaskImages
 from cl_bench.experiment import Value
@@ -108,7 +108,7 @@ class HiDeModel(PromptModel):
         if not len(self.E):
             return self.backbone(images)
         tasks = self.inferred(self.query(images) if query is None else query)
-        return self.prompted(images, torch.stack(list(self.E))[tasks])
+        return self.prompted(images, take(torch.stack(list(self.E)), tasks))
 
     def own_features(self, images: Tensor, momentum: float = 0.0) -> Tensor:
         return self.prompted(images, self.ensemble(momentum).expand(len(images), -1, -1, -1, -1))

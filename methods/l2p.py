@@ -35,6 +35,7 @@ from cl_bench.adapters.prompts import (
     majority,
     nearest,
     split,
+    take,
     tokens,
 )
 from cl_bench.errors import UserError
@@ -72,7 +73,7 @@ class L2PModel(PromptModel):
 
     def prompted(self, images: Tensor, chosen: Tensor) -> Tensor:
         """Features [B, d] with these prompts [B, N]."""
-        taken = self.pool[chosen]
+        taken = take(self.pool, chosen)
         if self.prompts == "prefix":
             keys, values = split(taken)
             return cls_features(self.backbone, images, {0: (keys.flatten(1, 2), values.flatten(1, 2))})

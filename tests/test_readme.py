@@ -30,14 +30,15 @@ def test_table_is_recomputed_from_the_stored_counts(section: Section) -> None:
 
 def test_reference_results_are_those_of_the_command_in_the_readme(section: Section) -> None:
     (command,) = re.findall(r"cl-bench run --methods '([^']+)' --seeds 0-4 --results results/reference", README)
-    assert set(re.findall(r"[a-z-]+(?:\[[^]]*\])?", command)) == {run.record.label for run in section.runs}
+    assert set(re.findall(r"[a-z][a-z0-9-]*(?:\[[^]]*\])?", command)) == {run.record.label for run in section.runs}
     assert all({run.record.experiment.seed for run in runs} == {0, 1, 2, 3, 4} for runs in section.rows.values())
 
 
 def test_floor_and_ceiling_hold(section: Section) -> None:
     rows = {row.label: row for row in tables.build(section).rows}
     joint, plain = rows.pop("joint"), rows["finetune"]
-    assert all(row.acc.mean < joint.acc.mean for row in rows.values())
+    # In closed form, on features that do not depend on the order, ridge regression is joint training itself.
+    assert [label for label, row in rows.items() if row.acc.mean > joint.acc.mean] == ["ranpac"]
     forgetting = {label: row.forgetting.mean for label, row in rows.items() if row.forgetting is not None}
     assert plain.forgetting is not None and plain.forgetting.mean == max(forgetting.values())
 

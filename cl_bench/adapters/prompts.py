@@ -96,6 +96,12 @@ def split(prompts: Tensor) -> Prefix:
     return keys, values
 
 
+def take(bank: Tensor, chosen: Tensor) -> Tensor:
+    """Prompts bank[chosen], from [M, ...] and any shape of indices. The gradient is the same on any number of threads;
+    that of indexing adds up in an order of its own."""
+    return nn.functional.embedding(chosen, bank.flatten(1)).unflatten(-1, bank.shape[1:])
+
+
 def majority(chosen: Tensor, pool: int, top: int) -> Tensor:
     """The `top` most chosen of `pool` prompts in a whole batch, for every sample: [B, k] -> [B, top].
 
