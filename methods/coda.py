@@ -45,6 +45,15 @@ def orthogonal_to(old: Tensor, raw: Tensor) -> Tensor:
     return nn.functional.normalize(torch.stack(new), dim=1)
 
 
+def orthonormal_to(old: Tensor, raw: Tensor) -> Tensor:
+    """What one-pass Gram-Schmidt only approximates: unit rows [n, d] that are orthogonal to each other and to all old
+    rows [m, d], by QR decompositions in float64. Where the old rows span the space, only to each other."""
+    U, S, _ = torch.linalg.svd(old.double().T, full_matrices=False)
+    basis = U[:, 1e-9 * S.max().clamp_min(1e-300) < S] if len(old) else U
+    outside = raw.double() - raw.double() @ basis @ basis.T
+    return torch.linalg.qr(outside.T)[0].T.to(raw.dtype)
+
+
 class CODAModel(PromptModel):
     """The frozen backbone with composed prefix prompts in its first blocks, and a linear head.
 
@@ -56,15 +65,16 @@ class CODAModel(PromptModel):
         self.blocks = tuple(blocks)
         self.P, self.K, self.A = nn.ParameterList(), nn.ParameterList(), nn.ParameterList()
 
-    def grow(self, components: int, length: int, generator: torch.Generator) -> None:
-        """Freeze all components and add new, trainable ones, orthogonal to them."""
+    def grow(self, components: int, length: int, generator: torch.Generator, exact: bool = False) -> None:
+        """Freeze all components and add new, trainable ones, orthogonal to them: as released, or `exact`."""
+        start = orthonormal_to if exact else orthogonal_to
         dim = self.backbone.embed_dim
         for bank, shape in ((self.P, (length, dim)), (self.K, (dim,)), (self.A, (dim,))):
             bank.requires_grad_(False)
             width = torch.Size(shape).numel()
             raw = torch.randn(len(self.blocks), components, width, generator=generator)
             old = torch.cat([part.flatten(2).cpu() for part in bank], dim=1) if len(bank) else raw[:, :0]
-            new = torch.stack([orthogonal_to(o, r) for o, r in zip(old, raw, strict=True)])
+            new = torch.stack([start(o, r) for o, r in zip(old, raw, strict=True)])
             bank.append(nn.Parameter(new.unflatten(2, shape).to(self.device)))
 
     def prefixes(self, query: Tensor) -> dict[int, Prefix]:
@@ -104,6 +114,7 @@ class CODAPrompt(GradientMethod):
         length: prompt rows per component, half for the keys and half for the values.
         blocks: the first blocks, which get prompts.
         orthogonality: weight of the penalty (0.1 in the paper, 0 as released since Gram-Schmidt starts).
+        start: new components by the released one-pass `gram-schmidt`, or by `qr`, which leaves no overlap.
     """
 
     paper: ClassVar[str] = "CODA-Prompt (CVPR 2023, arXiv 2211.13218)"
@@ -120,6 +131,7 @@ class CODAPrompt(GradientMethod):
     length: PositiveInt = 8
     blocks: PositiveInt = 5
     orthogonality: NonNegativeFloat = 0.0
+    start: Literal["gram-schmidt", "qr"] = "gram-schmidt"
     epochs: PositiveInt = 20
     batch_size: PositiveInt = 128
     optimizer: Literal["sgd", "adam", "adamw"] = "adam"
@@ -145,7 +157,8 @@ class CODAPrompt(GradientMethod):
 
     def before_task(self, task: Task, images: TaskImages) -> None:
         assert task.num_tasks is not None
-        task.model.grow(self.components // task.num_tasks, self.length, task.generator("components"))
+        share, exact = self.components // task.num_tasks, self.start == "qr"
+        task.model.grow(share, self.length, task.generator("components"), exact)
 
     def phases(self, task: Task) -> list[Phase]:
         model = task.model

@@ -90,6 +90,7 @@ PINNED: dict[str, tuple[int, dict[str, Any]]] = {
             "length": 8,
             "blocks": 5,
             "orthogonality": 0.0,
+            "start": "gram-schmidt",
         },
     ),
     "dualprompt": (
