@@ -31,6 +31,8 @@ class Transforms(BaseModel):
         crop_scale: area range of the training crop, as a fraction of the image.
         crop_ratio: aspect-ratio range of the training crop.
         flip: probability of a horizontal flip in training.
+        resize: in the test view the shorter side becomes `size * resize` pixels, of which the centre is taken (224 out
+            of 256: 8 / 7).
         mean, std: input normalisation per channel, on the [0, 1] scale.
     """
 
@@ -40,6 +42,7 @@ class Transforms(BaseModel):
     crop_scale: tuple[float, float]
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
+    resize: float = Field(default=1.0, ge=1)
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
@@ -72,7 +75,7 @@ class Experiment(BaseModel):
         class_order: `natural` or `permutation:K` (numpy's legacy `RandomState(K).permutation`, as in PILOT).
         split, weights: SHA-256 of the split and of the backbone's weights.
         precision: as resolved, not as requested.
-        storage: how the images are kept (`memory`).
+        storage: how the images are kept: all of one size in `memory`, or as `files`, decoded whenever they are read.
         seed: training seed.
     """
 
@@ -91,7 +94,7 @@ class Experiment(BaseModel):
     backbone: str
     weights: str
     precision: Literal["fp32"] = "fp32"
-    storage: Literal["memory"] = "memory"
+    storage: Literal["memory", "files"] = "memory"
     limits: Limits = Limits()
     seed: int = Field(ge=0)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,11 +13,13 @@ from avalanche.benchmarks.utils import as_classification_dataset, concat_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from scipy.stats import ks_2samp
 from torch import Tensor
 from torch.utils.data import TensorDataset
+from torchvision.transforms import v2
 
 from cl_bench.data import views
-from cl_bench.data.images import ImageStore
+from cl_bench.data.images import ImageFiles, ImageStore
 from cl_bench.data.samples import (
     Concatenated,
     DatasetSamples,
@@ -26,7 +29,9 @@ from cl_bench.data.samples import (
     TrainingBatches,
     samples_of,
 )
+from cl_bench.errors import UserError
 from cl_bench.experiment import Transforms
+from cl_bench.randomness import uniform
 
 CPU = torch.device("cpu")
 PLAIN = Transforms(size=32, crop_scale=(1, 1), crop_ratio=(1, 1), flip=0, mean=(0,), std=(1,))
@@ -72,9 +77,84 @@ def test_views_differ_between_keys_and_samples() -> None:
 def test_without_crop_and_flip_the_training_view_is_the_test_view(channels: int) -> None:
     images = random_images(6, channels=channels)
     ids = np.arange(6)
-    found = views.training_view(images, ids, (0,), PLAIN)
-    torch.testing.assert_close(found, views.test_view(images, PLAIN), atol=1e-5, rtol=0)
+    plain = PLAIN.model_copy(update={"mean": (0,) * channels, "std": (1,) * channels})
+    found = views.training_view(images, ids, (0,), plain)
+    torch.testing.assert_close(found, views.test_view(images, plain), atol=1e-5, rtol=0)
     torch.testing.assert_close(found, images.float() / 255, atol=1e-5, rtol=0)
+
+
+COLOUR = Transforms(size=32, crop_scale=(0.05, 1), mean=(0,) * 3, std=(1,) * 3, resize=8 / 7)
+SIZES = [(40, 61), (61, 40), (37, 37), (50, 200), (33, 36), (20, 90)]
+
+
+def photographs(folder: Path) -> tuple[ImageFiles, list[Image.Image]]:
+    """Smooth colour images of many sizes, as PNG files and as they are."""
+    folder.mkdir(exist_ok=True)
+    random = np.random.default_rng(3)
+    images = []
+    for i, (height, width) in enumerate(SIZES):
+        small = Image.fromarray(random.integers(0, 256, (5, 6, 3), dtype=np.uint8))
+        images.append(small.resize((width, height), Image.Resampling.BICUBIC))
+        images[-1].save(folder / f"{i}.png")
+    return ImageFiles([folder / f"{i}.png" for i in range(len(SIZES))]), images
+
+
+def test_the_test_view_of_files_is_torchvisions(tmp_path: Path) -> None:
+    """Resize of the shorter side (antialiased bicubic), centre crop: within the rounding of PIL's uint8."""
+    files, images = photographs(tmp_path)
+    reference = v2.Compose([v2.Resize(round(32 * 8 / 7), v2.InterpolationMode.BICUBIC), v2.CenterCrop(32)])
+    found = views.test_view([torch.from_numpy(image).permute(2, 0, 1) for image in files[np.arange(6)]], COLOUR)
+    assert found.shape == (6, 3, 32, 32)
+    for view, image in zip(found, images, strict=True):
+        expected = v2.functional.to_dtype(v2.functional.to_image(reference(image)), torch.float32, scale=True)
+        assert float((view - expected).abs().max()) < 0.02
+
+
+def test_training_crops_of_files_are_crops(tmp_path: Path) -> None:
+    """Each is a resized box of its image within the ranges asked for, perhaps mirrored, and of its own image alone."""
+    files, _ = photographs(tmp_path)
+    store = ImageStore(files, np.zeros(6, dtype=np.int64), tuple(map(str, range(6))))
+    images = store.gather(np.arange(6))
+    assert isinstance(images, list)
+    whole = views.training_view(images, np.arange(6), (0,), COLOUR)
+    assert whole.shape == (6, 3, 32, 32) and float(whole.min()) >= 0 and float(whole.max()) <= 1.001
+    alone = torch.cat([views.training_view([images[i]], np.array([i]), (0,), COLOUR) for i in range(6)])
+    assert torch.equal(whole, alone)
+    full = COLOUR.model_copy(update={"crop_scale": (1, 1), "crop_ratio": (1, 1), "flip": 0.0})
+    square = torch.arange(37 * 37 * 3).remainder(251).to(torch.uint8).view(3, 37, 37)
+    view = views.training_view([square], np.array([0]), (0,), full)
+    reference = torch.nn.functional.interpolate(square[None].float() / 255, (32, 32), mode="bilinear", antialias=True)
+    torch.testing.assert_close(view, reference)
+
+
+def test_crop_boxes_of_files_have_torchvisions_distribution() -> None:
+    """Boxes of many crops against RandomResizedCrop's own, on a long image, where many tries leave it."""
+    n, height, width = 6000, 100, 260
+    u = uniform((7,), np.arange(n), 2 * views.TRIES + 2).numpy()
+    ours = np.array([views.crop_box(row, height, width, COLOUR) for row in u])
+    image = torch.zeros(1, height, width)
+    torch.manual_seed(0)
+    draw = v2.RandomResizedCrop(32, scale=(0.05, 1))
+    theirs = np.array([[draw.make_params([image])[k] for k in ("top", "left", "height", "width")] for _ in range(n)])
+    assert (ours[:, :2] >= 0).all() and (ours[:, 0] + ours[:, 2] <= height).all()
+    assert (ours[:, 1] + ours[:, 3] <= width).all()
+    for column in range(4):
+        assert ks_2samp(ours[:, column], theirs[:, column]).pvalue > 1e-4
+
+
+def test_colours_and_greys_fit_any_network(tmp_path: Path) -> None:
+    grey, colour = random_images(4), random_images(4, channels=3)
+    shown = views.test_view(grey, COLOUR.model_copy(update={"resize": 1.0}))
+    assert shown.shape == (4, 3, 32, 32) and torch.equal(shown[:, 0], shown[:, 2])
+    mixed = views.test_view(colour, PLAIN)
+    expected = [np.array(Image.fromarray(image.permute(1, 2, 0).numpy()).convert("L")) for image in colour]
+    assert float((mixed[:, 0] * 255 - torch.from_numpy(np.stack(expected))).abs().max()) < 1.01
+
+
+def test_a_file_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"broken.jpg' cannot be read .*cl-bench data verify"):
+        ImageFiles([tmp_path / "broken.jpg"])[np.array([0])]
 
 
 def test_flip_mirrors_left_and_right() -> None:

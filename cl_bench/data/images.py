@@ -2,25 +2,64 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
+
+from cl_bench.errors import UserError
+
+Images = torch.Tensor | list[torch.Tensor]
+"""A batch, uint8: [n, C, H, W] where all images have one size, otherwise n times [C, H, W]."""
+
+
+class ImageFiles:
+    """Image files as an array of images, each in its own size: decoded when they are read, never kept."""
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = tuple(paths)
+        self.shape = (len(self.paths),)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, ids: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
+        """RGB pixels [H, W, 3] of these images.
+
+        Raises:
+            UserError: a file is missing or cannot be decoded.
+        """
+        return [self._decode(self.paths[int(i)]) for i in ids]
+
+    @staticmethod
+    def _decode(path: Path) -> NDArray[np.uint8]:
+        try:
+            with Image.open(path) as image:
+                return np.array(image.convert("RGB"))
+        except (OSError, ValueError, SyntaxError) as error:
+            raise UserError(
+                f"image '{path}' cannot be read ({error}); 'cl-bench data verify' lists all that are broken"
+            ) from error
 
 
 @dataclass(frozen=True)
 class ImageStore:
-    """Decoded images of one part (train or test) of a data set.
+    """Images of one part (train or test) of a data set.
 
     Attributes:
-        images: uint8 [N, H, W, C], in memory or memory-mapped.
+        images: uint8 [N, H, W, C], in memory or memory-mapped; or files.
         targets: int64 [N], indices into the class names of the data set.
         names: [N] identities `class/file`, as they enter the split hash.
         groups: [N] images of one origin (a designer, a photographer) share a group; None where that is unknown.
     """
 
-    images: NDArray[np.uint8]
+    images: NDArray[np.uint8] | ImageFiles
     targets: NDArray[np.int64]
     names: tuple[str, ...]
     groups: NDArray[np.str_] | None = None
@@ -28,6 +67,9 @@ class ImageStore:
     def __len__(self) -> int:
         return len(self.targets)
 
-    def gather(self, ids: NDArray[np.int64]) -> torch.Tensor:
-        """The images with these indices, uint8 [n, C, H, W]."""
-        return torch.from_numpy(self.images[ids]).permute(0, 3, 1, 2)
+    def gather(self, ids: NDArray[np.int64]) -> Images:
+        """The images with these indices."""
+        found = self.images[ids]
+        if isinstance(found, list):
+            return [torch.from_numpy(image).permute(2, 0, 1) for image in found]
+        return torch.from_numpy(found).permute(0, 3, 1, 2)

@@ -35,8 +35,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         return len(self.store)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image = self.store.gather(np.array([index]))
-        return test_view(image, self.transforms)[0], self.targets[index]
+        return test_view(self.store.gather(np.array([index])), self.transforms)[0], self.targets[index]
 
 
 class Samples(Protocol):
@@ -65,10 +64,12 @@ class StoreSamples:
 
     def view(self, positions: NDArray[np.int64], key: Key | None, device: torch.device) -> Tensor:
         ids = self.ids[positions]
-        images = self.dataset.store.gather(ids).to(device)
-        if key is None:
-            return test_view(images, self.dataset.transforms)
-        return training_view(images, ids, key, self.dataset.transforms)
+        images = self.dataset.store.gather(ids)
+        if isinstance(images, Tensor):
+            images = images.to(device)
+        transforms = self.dataset.transforms
+        view = test_view(images, transforms) if key is None else training_view(images, ids, key, transforms)
+        return view.to(device)
 
 
 @dataclass
