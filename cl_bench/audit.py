@@ -30,8 +30,9 @@ from torch import Tensor, nn
 from cl_bench import backbones, streams
 from cl_bench.data.images import ImageStore
 from cl_bench.data.samples import Concatenated, Samples, StoreSamples, samples_of
-from cl_bench.experiment import Experiment, Limits, Transforms
+from cl_bench.experiment import Limits, Transforms
 from cl_bench.method import Method, Phase
+from cl_bench.plan import PlannedRun
 from cl_bench.randomness import permutation
 from cl_bench.stats import summarise
 from cl_bench.strategy import ContinualStrategy
@@ -101,11 +102,12 @@ class Slice:
     seed: int = 0
 
     @classmethod
-    def of(cls, experiment: Experiment) -> Slice:
-        """What an experiment runs on."""
+    def of(cls, run: PlannedRun) -> Slice:
+        """What a planned run is on."""
+        experiment = run.experiment
         return cls(
             source=streams.find(experiment.benchmark).source(),
-            backbone=partial(backbones.create, experiment.backbone),
+            backbone=partial(backbones.create, run.backbone),
             tasks=experiment.tasks,
             order=experiment.class_order,
             transforms=experiment.transforms,

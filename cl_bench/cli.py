@@ -1,4 +1,4 @@
-"""The command line: `cl-bench run|tune|audit|report|ls|show|new-method`."""
+"""The command line: `cl-bench run|tune|audit|repeat|data|report|ls|show|new-method`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from cl_bench import __version__
+from cl_bench import __version__, data_cli
 from cl_bench.errors import UserError
 
 # torch, timm and avalanche take seconds to import: only the commands that need them do so.
@@ -39,6 +39,7 @@ app = typer.Typer(
 )
 ls = typer.Typer(no_args_is_help=True, help="List what there is.")
 app.add_typer(ls, name="ls")
+app.add_typer(data_cli.app, name="data")
 out = Console()
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -50,6 +51,12 @@ MethodFiles = Annotated[
         help="A file with a method of your own; its name is the method's.",
         show_default=False,
     ),
+]
+
+
+DataRoot = Annotated[
+    Path | None,
+    typer.Option("--root", help="Folder with the data sets.", show_default="CL_BENCH_DATA, else data/"),
 ]
 
 
@@ -72,10 +79,19 @@ def run(
     backbone: Annotated[
         str | None, typer.Option(help="See 'cl-bench ls backbones'.", show_default="the benchmark's")
     ] = None,
+    root: DataRoot = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="File with its weights: safetensors, torch state dict, Google npz.", show_default=False),
+    ] = None,
+    pretrained: Annotated[str, typer.Option(help="yes, or no: random weights.")] = "yes",
+    normalise: Annotated[
+        str, typer.Option(help="Input: checkpoint (mean and std of its training) or none (in [0, 1]).")
+    ] = "checkpoint",
     seeds: Annotated[str, typer.Option(help="Each sets class order and training seed: 0-4 or 0,2.")] = "0",
     order: Annotated[
         str | None,
-        typer.Option(help="Pin the class order: natural or permutation:K.", show_default="by seed"),
+        typer.Option(help="Pin the class order: natural, permutation:K or a file.", show_default="by seed"),
     ] = None,
     tasks: Annotated[int | None, typer.Option(min=1, help="Number of tasks.", show_default="the benchmark's")] = None,
     settings: Annotated[
@@ -108,6 +124,9 @@ def run(
 
     specs = parse_methods(methods)
     seed_list = parse_seeds(seeds)
+    _use_data(root)
+    if pretrained not in ("yes", "no"):
+        raise UserError(f"--pretrained '{pretrained}' is unknown; expected yes or no")
     store = Store(results)
     store.check_writable()
     with err.status("loading torch, timm and avalanche ..."):
@@ -125,6 +144,9 @@ def run(
         seed_list,
         benchmark=benchmark,
         backbone=backbone,
+        checkpoint=checkpoint,
+        pretrained=pretrained == "yes",
+        normalise=normalise,
         tasks=tasks,
         order=order,
         limits=Limits(tasks=limit_tasks, train_per_class=limit_train, test_per_class=limit_test),
@@ -240,11 +262,37 @@ def audit(
     for run in best:
         if run.method.trains_on != "stream":
             raise UserError(f"--ceiling: '{run.label}' does not train on all tasks at once; take e.g. joint")
-    reports, title = audit_all(rows, best, audits.Slice.of(runs[0].experiment), out, err)
+    reports, title = audit_all(rows, best, audits.Slice.of(runs[0]), out, err)
     if output is not None:
         write_audit(output, title, reports)
         err.print(f"table: {output}")
     sys.exit(0 if all(report.good for report in reports) else 1)
+
+
+@app.command(epilog="Example: cl-bench repeat 08f4ef8b --results results/reference")
+def repeat(
+    key: Annotated[str, typer.Argument(help="Key of a stored run, or how it begins.")],
+    results: Annotated[
+        list[Path] | None, typer.Option(help="Folders to look in.", show_default="runs and reference")
+    ] = None,
+    root: DataRoot = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="File with the weights, if the run had one.", show_default=False)
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    method_file: MethodFiles = None,
+) -> None:
+    """Run a stored result again and print the difference; exit code 1 if a count or prediction differs."""
+    _use_data(root)
+    with err.status("loading torch, timm and avalanche ..."):
+        _quiet_imports()
+        from cl_bench import repeat as repeats
+        from cl_bench.console import repeat_run
+        from cl_bench.runner import pick_device
+
+    record, arrays = repeats.find(key, results or [RESULTS, REFERENCE])
+    run = repeats.planned(record, checkpoint, method_file or [])
+    sys.exit(0 if repeat_run(record, arrays, run, pick_device(device), out, err) else 1)
 
 
 @app.command(epilog="Example: cl-bench report --results results/reference --out reports")
@@ -301,12 +349,16 @@ def ls_benchmarks() -> None:
 
     _quiet_imports()
     from cl_bench import streams
+    from cl_bench.streams import datasets
 
-    table = Table("benchmark", "tasks", "classes", "description", box=None, header_style="bold")
+    table = Table("benchmark", "tasks", "classes", "here", "checked", "description", box=None, header_style="bold")
     for name in streams.names():
         item = streams.find(name)
-        table.add_row(name, str(item.tasks), str(item.num_classes), item.description)
+        here = "embedded" if item.dataset is None else "yes" if datasets.present(item.dataset) else "no"
+        checked = "on files" if item.dataset is None or item.dataset.checked == "files" else "layout only"
+        table.add_row(name, str(item.tasks), str(item.num_classes), here, checked, item.description)
     out.print(table)
+    out.print("\nAnd folder:PATH, any tree PATH/train/CLASS/*.jpg with PATH/test. More: 'cl-bench data list'.")
 
 
 @ls.command("backbones")
@@ -321,6 +373,18 @@ def ls_backbones() -> None:
     for name in backbones.names():
         item = backbones.find(name)
         table.add_row(name, f"{item.channels}x{item.size}x{item.size}", item.weights[:12], item.description)
+    out.print(table)
+    out.print(
+        "\nAny VisionTransformer of timm, by its full tag, such as vit_base_patch14_dinov2.lvd142m; with --checkpoint "
+        "FILE the weights come from a file, with --pretrained no they are random. Papers call four different weights "
+        "ViT-B/16:\n",
+        highlight=False,
+    )
+    table = Table(box=None, header_style="bold")
+    table.add_column("backbone", no_wrap=True)
+    table.add_column("trained on, and used by")
+    for name, papers in backbones.VIT_B16.items():
+        table.add_row(name, papers)
     out.print(table)
 
 
@@ -374,6 +438,14 @@ def new_method(
 def version() -> None:
     """Print the version."""
     out.print(__version__, highlight=False)
+
+
+def _use_data(root: Path | None) -> None:
+    """Make `--root` the data folder, here and in worker processes."""
+    if root is not None:
+        if not root.is_dir():
+            raise UserError(f"--root '{root}' is no folder; name the one that holds the data sets")
+        os.environ["CL_BENCH_DATA"] = str(root.absolute())
 
 
 def _quiet_imports() -> None:

@@ -17,32 +17,21 @@ from rich.text import Text
 from cl_bench import metrics
 from cl_bench.errors import UserError
 from cl_bench.files import write_atomically
-from cl_bench.store import DamagedRecord, RunRecord, Store
+from cl_bench.store import Arrays, DamagedRecord, RunRecord, Store
 
 if TYPE_CHECKING:
     import torch
 
+    from cl_bench import runner
     from cl_bench.audit import Finding, Report, Slice
     from cl_bench.audit import Row as AuditRow
     from cl_bench.plan import PlannedRun
     from cl_bench.tune import Row, Search
 
 
-def run_all(
-    planned: Sequence[PlannedRun],
-    store: Store,
-    device: torch.device,
-    out: Console,
-    err: Console,
-    force: bool = False,
-) -> int:
-    """Carry out what is missing and print one table over all of it.
-
-    Returns:
-        The exit code: 0, 2 if a run failed for its input, 1 if one failed for another reason.
-    """
-    from cl_bench import report, runner
-    from cl_bench.report.tables import show
+def _display(bars: Progress, runs: int, err: Console) -> runner.Progress:
+    """Shows how so many runs get on."""
+    from cl_bench import runner
 
     class Display(runner.Progress):
         """A bar with the time left on a terminal, one plain line per task elsewhere."""
@@ -69,13 +58,55 @@ def run_all(
             if not err.is_terminal:
                 err.print(escape(f"{self.name} {note} after {seconds:.0f} s"))
 
+    return Display(bars, runs)
+
+
+def repeat_run(
+    record: RunRecord, arrays: Arrays, run: PlannedRun, device: torch.device, out: Console, err: Console
+) -> bool:
+    """Carry a stored run out again and print the difference; returns whether there is none."""
+    from cl_bench.repeat import repeat
+
+    with _bars("{task.fields[note]}", err) as bars:
+        found = repeat(record, arrays, run, device, _display(bars, 1, err))
+    table = Table("", "stored", "now", "difference", box=None, header_style="bold")
+    accuracies = (f"{100 * value:.2f}" for value in (found.stored, found.now))
+    table.add_row("accuracy, %", *accuracies, f"{100 * (found.now - found.stored):+.2f}")
+    for name, before, now in found.environment:
+        table.add_row(name, str(before), str(now), "")
+    out.print(f"{escape(found.label)}, seed {record.experiment.seed}, key {found.key}")
+    out.print(table)
+    differing = (
+        f"{found.counts} of {found.entries} counts and {found.predictions} of {found.images} final predictions differ"
+        + (" (other hardware or versions round differently, which training amplifies)" if found.environment else "")
+    )
+    out.print("the same in every count and prediction" if found.identical else differing)
+    return found.identical
+
+
+def run_all(
+    planned: Sequence[PlannedRun],
+    store: Store,
+    device: torch.device,
+    out: Console,
+    err: Console,
+    force: bool = False,
+) -> int:
+    """Carry out what is missing and print one table over all of it.
+
+    Returns:
+        The exit code: 0, 2 if a run failed for its input, 1 if one failed for another reason.
+    """
+    from cl_bench import report, runner
+    from cl_bench.report.tables import show
+
     missing = [run for run in planned if force or not _stored(run, store, err)]
     failures: list[tuple[PlannedRun, str]] = []
     code = 0
     bars = _bars("{task.fields[note]}", err)
     began = time.perf_counter()
     with bars:
-        display = Display(bars, len(missing))
+        display = _display(bars, len(missing), err)
         for run in missing:
             try:
                 runner.run(run, store, device, display)
@@ -363,11 +394,11 @@ def show_thing(name: str, benchmark: str, method_files: Sequence[Path], out: Con
             f"{len(source.test)} test images"
         )
         out.print(", ".join(source.classes))
-    elif name in backbones.names():
+    elif "." in name:
         backbone = backbones.find(name)
         out.print(f"[bold]{name}[/]: {backbone.description}")
         out.print(f"timm {backbone.architecture} {dict(backbone.options)}, mean {backbone.mean}, std {backbone.std}")
-        out.print(f"weights {backbone.weights}", soft_wrap=True)
+        out.print(f"weights {backbone.weights or 'of timm, hashed when they are read'}", soft_wrap=True)
     else:
         everything = [*registry.names(), *streams.names(), *backbones.names()]
         raise unknown_name("method, benchmark, backbone or run", name, everything)

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -72,7 +73,8 @@ class Experiment(BaseModel):
             included (for a method file: the hash of the file).
         hyperparameters: all of them, resolved to numbers; `defaults` holds the method's own defaults, so that only
             what differs from them enters the key.
-        class_order: `natural` or `permutation:K` (numpy's legacy `RandomState(K).permutation`, as in PILOT).
+        class_order: `natural`, `permutation:K` (numpy's legacy `RandomState(K).permutation`, as in PILOT), or the class
+            indices themselves, `order:2,0,1`.
         split, weights: SHA-256 of the split and of the backbone's weights.
         precision: as resolved, not as requested.
         storage: how the images are kept: all of one size in `memory`, or as `files`, decoded whenever they are read.
@@ -88,7 +90,7 @@ class Experiment(BaseModel):
     benchmark: str
     scenario: Literal["class-incremental"] = "class-incremental"
     tasks: int = Field(ge=1)
-    class_order: str = Field(pattern=r"^(natural|permutation:\d+)$")
+    class_order: str = Field(pattern=r"^(natural|permutation:\d+|order:\d+(,\d+)*)$")
     split: str
     transforms: Transforms
     backbone: str
@@ -211,8 +213,34 @@ def parse_order(text: str) -> str:
     """
     match = re.fullmatch(r"natural|permutation:([0-9]+)", text)
     if match is None or int(match[1] or 0) > MAX_SEED:
-        raise UserError(f"--order '{text}' is no class order; expected natural or permutation:K, K at most {MAX_SEED}")
+        raise UserError(
+            f"--order '{text}' is no class order; expected natural, permutation:K with K at most {MAX_SEED}, or a file "
+            "with one class per line"
+        )
     return text
+
+
+def read_order(path: Path, classes: Sequence[str]) -> str:
+    """The class order in a file: one class per line, by name or by index in the data set's own order.
+
+    Raises:
+        UserError: unreadable, or not every class once.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--order file '{path}' cannot be read ({error})") from error
+    index = {name: number for number, name in enumerate(classes)}
+    if not set(lines) & index.keys():
+        index = {str(number): number for number in range(len(classes))}
+    for number, line in enumerate(lines, start=1):
+        if line not in index:
+            raise UserError(f"--order file '{path}', line {number}: there is no class '{line}'; expected one per line")
+        if line in lines[: number - 1]:
+            raise UserError(f"--order file '{path}', line {number}: class '{line}' comes twice; name each class once")
+    if missing := [name for name in index if name not in lines]:
+        raise UserError(f"--order file '{path}' lacks {len(missing)} of {len(classes)} classes, e.g. '{missing[0]}'")
+    return "order:" + ",".join(str(index[line]) for line in lines)
 
 
 def _parse_pair(text: str, where: str) -> tuple[str, str]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from cl_bench import backbones, recipes, streams
+from cl_bench.backbones import Backbone
+from cl_bench.data.images import ImageFiles
 from cl_bench.errors import UserError, unknown_name
-from cl_bench.experiment import Experiment, Limits, MethodSpec, Transforms, Value, parse_order
+from cl_bench.experiment import Experiment, Limits, MethodSpec, Transforms, Value, parse_order, read_order
 from cl_bench.method import Method
 from cl_bench.recipes import Recipe, Tuned
 from cl_bench.registry import Found
@@ -18,12 +21,17 @@ from cl_bench.streams.build import split_hash
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """An experiment with the method that carries it out, its row name and the source of its hyper-parameters."""
+    """An experiment with the method that carries it out, its row name and the source of its hyper-parameters.
+
+    Attributes:
+        backbone: pinned to the weights that the experiment names.
+    """
 
     experiment: Experiment
     method: Method
     label: str
     recipe: Recipe
+    backbone: Backbone
 
 
 def plan(
@@ -32,6 +40,9 @@ def plan(
     *,
     benchmark: str = "icons-100",
     backbone: str | None = None,
+    checkpoint: Path | None = None,
+    pretrained: bool = True,
+    normalise: str = "checkpoint",
     tasks: int | None = None,
     order: str | None = None,
     limits: Limits | None = None,
@@ -44,6 +55,7 @@ def plan(
         specs: methods with the options that the user set; strings are accepted.
         seeds: each sets the training seed and, unless `order` pins it, the class order `permutation:seed`.
         backbone: None: the benchmark's own.
+        checkpoint, pretrained, normalise: its weights and input normalisation (see `backbones.find`).
         tasks: None: the benchmark's own number.
         recipe, tuned: which recipe, and recipes of the user's own (see `recipes.choose`).
 
@@ -51,22 +63,26 @@ def plan(
         UserError: anything unknown, ill-typed or impossible.
     """
     data = streams.find(benchmark)
-    vit = backbones.find(backbone or data.backbone)
+    vit = backbones.find(backbone or data.backbone, checkpoint=checkpoint, pretrained=pretrained, normalise=normalise)
     tasks = tasks or data.tasks
     if data.num_classes % tasks:
         raise UserError(f"--tasks {tasks} does not divide the {data.num_classes} classes of {benchmark}")
     limits = limits or Limits()
     if limits.tasks and limits.tasks > tasks:
         raise UserError(f"--limit-tasks {limits.tasks} is more than the {tasks} tasks there are; leave it out for all")
-    if order is not None:
+    own_order = order is not None and Path(order).is_file()
+    if order is not None and not own_order:
         parse_order(order)
-    split = split_hash(data.source())
-    backbones.verify(vit.name)
+    source = data.source()
+    if order is not None and own_order:
+        order = read_order(Path(order), source.classes)
+    split = split_hash(source)
+    vit = backbones.verify(vit)
     runs: dict[str, PlannedRun] = {}
     for found, options in specs:
         method, chosen = resolve(found, data, options, recipe, tuned)
         method.check(tasks)
-        method.create(backbones.skeleton(vit.name), data.num_classes)
+        method.create(backbones.skeleton(vit), data.num_classes)
         shown = {name: method.values()[name] for name in options}
         listed = ",".join(f"{name}={_shown(value)}" for name, value in sorted(shown.items()))
         for seed in seeds:
@@ -79,14 +95,17 @@ def plan(
                 tasks=tasks,
                 class_order=f"permutation:{seed}" if order is None else order,
                 split=split,
-                transforms=Transforms(size=vit.size, crop_scale=data.crop_scale, mean=vit.mean, std=vit.std),
+                transforms=Transforms(
+                    size=vit.size, crop_scale=data.crop_scale, mean=vit.mean, std=vit.std, resize=data.resize
+                ),
+                storage="files" if isinstance(source.train.images, ImageFiles) else "memory",
                 backbone=vit.name,
                 weights=vit.weights,
                 limits=limits,
                 seed=seed,
             )
             label = f"{found.name}[{listed}]" if listed else found.name
-            runs.setdefault(experiment.key, PlannedRun(experiment, method, label, chosen))
+            runs.setdefault(experiment.key, PlannedRun(experiment, method, label, chosen, vit))
     return list(runs.values())
 
 

@@ -89,7 +89,7 @@ def execute(planned: PlannedRun, device: torch.device, progress: Progress) -> tu
     advance = _Advance(progress)
     strategy = ContinualStrategy(
         plugins=[method, advance],
-        backbone=experiment.backbone,
+        backbone=planned.backbone,
         num_classes=len(stream.classes),
         num_tasks=len(stream.tasks),
         seed=experiment.seed,

@@ -17,6 +17,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from cl_bench import backbones
+from cl_bench.backbones import Backbone
 from cl_bench.data.samples import Concatenated, EvaluationBatches, Samples, TaskImages, TrainingBatches, samples_of
 from cl_bench.errors import UserError
 from cl_bench.method import Method, Phase, Task
@@ -52,7 +53,7 @@ class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
 
     Args:
         plugins: exactly one `Method`, and any other Avalanche plugins.
-        backbone: a name known to `cl_bench.backbones`, or a timm ViT without head.
+        backbone: a name known to `cl_bench.backbones`, what that resolves to, or a timm ViT without head.
         num_classes: size of the label set of the whole stream (head and masks never change shape).
         num_tasks: length of the stream; passed on only to methods that declare to need it.
         seed: of everything random; draws are keyed, the global generators are left alone.
@@ -74,7 +75,7 @@ class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
         self,
         *,
         plugins: Sequence[SupervisedPlugin],
-        backbone: str | VisionTransformer,
+        backbone: str | Backbone | VisionTransformer,
         num_classes: int,
         num_tasks: int | None = None,
         seed: int = 0,
@@ -90,7 +91,7 @@ class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
             raise ValueError(f"{type(self.method).__name__} must know the number of tasks: pass num_tasks")
         if num_tasks is not None:
             self.method.check(num_tasks)
-        vit = backbones.create(backbone) if isinstance(backbone, str) else backbone
+        vit = backbones.create(backbone) if isinstance(backbone, str | Backbone) else backbone
         if not isinstance(vit, VisionTransformer):
             raise UserError(
                 f"backbone {type(vit).__name__} is no timm VisionTransformer; create one with timm.create_model, "

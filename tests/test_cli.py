@@ -220,10 +220,10 @@ BAD = {
     "falling seeds": ([*SDLORA, "--seeds", "4-2"], ["--seeds '4-2'", "rising"]),
     "no seeds": ([*SDLORA, "--seeds", ""], ["--seeds ''", "0-4 or 0,2"]),
     "seed too large": ([*SDLORA, "--seeds", "4294967296"], ["--seeds '4294967296'", "at most 4294967295"]),
-    "unknown order": ([*SDLORA, "--order", "sorted"], ["--order 'sorted'", "natural or permutation:K"]),
-    "order without number": ([*SDLORA, "--order", "permutation:x"], ["'permutation:x'", "natural or permutation:K"]),
+    "unknown order": ([*SDLORA, "--order", "sorted"], ["--order 'sorted'", "natural, permutation:K"]),
+    "order without number": ([*SDLORA, "--order", "permutation:x"], ["'permutation:x'", "natural, permutation:K"]),
     "order too large": ([*SDLORA, "--order", "permutation:4294967296"], ["'permutation:4294967296'", "4294967295"]),
-    "empty order": ([*SDLORA, "--order", ""], ["--order ''", "natural or permutation:K"]),
+    "empty order": ([*SDLORA, "--order", ""], ["--order ''", "natural, permutation:K"]),
     "tasks that do not divide": ([*SDLORA, "--tasks", "7"], ["--tasks 7", "100 classes", "icons-100"]),
     "more trial tasks than tasks": (
         ["run", "--methods", "simplecil", "--limit-tasks", "11", "--limit-train", "1"],

@@ -153,7 +153,7 @@ def test_colours_and_greys_fit_any_network(tmp_path: Path) -> None:
 
 def test_a_file_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"broken.jpg' cannot be read .*cl-bench data verify"):
+    with pytest.raises(UserError, match=r"broken.jpg' is unreadable \(not an image\)"):
         ImageFiles([tmp_path / "broken.jpg"])[np.array([0])]
 
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from PIL import Image
 
-from cl_bench.errors import UserError
+from cl_bench.data.decoding import decode
 
-Images = torch.Tensor | list[torch.Tensor]
-"""A batch, uint8: [n, C, H, W] where all images have one size, otherwise n times [C, H, W]."""
+if TYPE_CHECKING:
+    import torch
+
+    Images = torch.Tensor | list[torch.Tensor]
+    """A batch, uint8: [n, C, H, W] where all images have one size, otherwise n times [C, H, W]."""
 
 
 class ImageFiles:
@@ -33,19 +35,9 @@ class ImageFiles:
         """RGB pixels [H, W, 3] of these images.
 
         Raises:
-            UserError: a file is missing or cannot be decoded.
+            BadImage: a file is missing or cannot be decoded.
         """
-        return [self._decode(self.paths[int(i)]) for i in ids]
-
-    @staticmethod
-    def _decode(path: Path) -> NDArray[np.uint8]:
-        try:
-            with Image.open(path) as image:
-                return np.array(image.convert("RGB"))
-        except (OSError, ValueError, SyntaxError) as error:
-            raise UserError(
-                f"image '{path}' cannot be read ({error}); 'cl-bench data verify' lists all that are broken"
-            ) from error
+        return [decode(self.paths[int(i)]) for i in ids]
 
 
 @dataclass(frozen=True)
@@ -69,6 +61,9 @@ class ImageStore:
 
     def gather(self, ids: NDArray[np.int64]) -> Images:
         """The images with these indices."""
+        # Looking data sets up and checking them needs no torch.
+        import torch
+
         found = self.images[ids]
         if isinstance(found, list):
             return [torch.from_numpy(image).permute(2, 0, 1) for image in found]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cl_bench.data.images import Images
 from cl_bench.experiment import Transforms
 from cl_bench.randomness import Key, uniform
+
+if TYPE_CHECKING:
+    from cl_bench.data.images import Images
 
 _LUMINANCE = (0.299, 0.587, 0.114)
 """Weights of red, green and blue (ITU-R BT.601, as in PIL)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -72,7 +73,7 @@ class Row:
         """Which seeds and class orders the runs have, in words."""
         distinct = sorted(set(self.seeds))
         seeds = f"seed{'s' if len(distinct) > 1 else ''} {_ranges(distinct)}"
-        orders = sorted(set(self.class_orders))
+        orders = sorted({_order(order) for order in self.class_orders})
         if all(order == f"permutation:{seed}" for seed, order in zip(self.seeds, self.class_orders, strict=True)):
             return f"{seeds}, each of which also sets the class order" if len(distinct) > 1 else f"{seeds}, {orders[0]}"
         return f"{seeds}, class order{'s' if len(orders) > 1 else ''} {', '.join(orders)}"
@@ -334,6 +335,12 @@ def _by_row(what: str, texts: Sequence[tuple[str, str]]) -> str:
     others = largest if len(groups[largest]) > max(3, len(texts) / 2) else None
     clauses = [f"{text} ({', '.join(labels)})" for text, labels in groups.items() if text != others]
     return f"{what}: " + "; ".join([*clauses, f"all others {others}"] if others else clauses) + "."
+
+
+def _order(class_order: str) -> str:
+    """A class order in a few words: a list of classes by the start of its hash."""
+    listed = class_order.startswith("order:")
+    return f"list {hashlib.sha256(class_order.encode()).hexdigest()[:8]}" if listed else class_order
 
 
 def _ranges(numbers: Sequence[int]) -> str:

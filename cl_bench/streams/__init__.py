@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
-from cl_bench.data.images import ImageStore
+import numpy as np
+
+from cl_bench.data.images import ImageFiles, ImageStore
 from cl_bench.errors import unknown_name
-from cl_bench.streams import icons
+from cl_bench.streams import datasets, icons
+from cl_bench.streams.catalogue import DataSet, Listing
 
 
 @dataclass(frozen=True)
@@ -28,10 +32,12 @@ class Benchmark:
         name: as in `--benchmark`.
         description: one line for `cl-bench ls benchmarks`.
         num_classes, tasks: size of the label set and the default number of tasks.
-        crop_scale: area range of the training crop: part of the protocol, the same for every method.
+        crop_scale, resize: of the training crop and the test view (see `Transforms`): part of the protocol, the same
+            for every method.
         backbone: used when the user names none.
         load: reads the data.
         tuned_on: the stream on which hyper-parameters for it are searched, so that it is not itself.
+        dataset: facts about it, if it is not embedded.
     """
 
     name: str
@@ -42,10 +48,12 @@ class Benchmark:
     backbone: str
     load: Callable[[], tuple[ImageStore, ImageStore, tuple[str, ...]]]
     tuned_on: str | None = None
+    resize: float = 1.0
+    dataset: DataSet | None = None
 
     def source(self) -> Source:
         """The data, read and checked once per process."""
-        return _source(self.name)
+        return _source(self.name, os.environ.get(datasets.ROOT_VARIABLE))
 
 
 _ICONS = "vit_tiny_patch8_32.icons"
@@ -77,22 +85,61 @@ _BENCHMARKS = {
 }
 
 
+_PHOTOGRAPHS = "vit_base_patch16_224.augreg2_in21k_ft_in1k"
+"""The weights of SD-LoRA's logs."""
+
+
 def names() -> list[str]:
-    """Names of all benchmarks."""
-    return sorted(_BENCHMARKS)
+    """Names of all benchmarks; besides these there is `folder:PATH`."""
+    return sorted(_BENCHMARKS) + datasets.names()
 
 
 def find(name: str) -> Benchmark:
-    """The benchmark with this name.
+    """The benchmark with this name: an embedded one, a data set, or `folder:PATH`.
 
     Raises:
-        UserError: there is none; the closest name is suggested.
+        UserError: there is none; the closest name is suggested. A folder is not there or has another layout.
     """
-    if name not in _BENCHMARKS:
-        raise unknown_name("benchmark", name, _BENCHMARKS, "'cl-bench ls benchmarks' describes them.")
-    return _BENCHMARKS[name]
+    if name in _BENCHMARKS:
+        return _BENCHMARKS[name]
+    if name not in datasets.names() and not name.startswith(datasets.FOLDER):
+        raise unknown_name("benchmark", name, [*names(), "folder:PATH"], "'cl-bench ls benchmarks' describes them.")
+    dataset = datasets.find(name)
+    classes = dataset.classes or len(_listing(name, os.environ.get(datasets.ROOT_VARIABLE)).classes)
+    return Benchmark(
+        name=name,
+        description=dataset.title,
+        num_classes=classes,
+        # A folder has no published split: as many tasks as divide it, up to ten.
+        tasks=dataset.tasks or max(n for n in range(1, 11) if classes % n == 0),
+        # Training and test views as in PILOT and SD-LoRA's code.
+        crop_scale=(0.05, 1.0),
+        resize=256 / 224,
+        backbone=_PHOTOGRAPHS,
+        load=partial(_load, name),
+        dataset=dataset,
+    )
 
 
 @cache
-def _source(name: str) -> Source:
-    return Source(*_BENCHMARKS[name].load())
+def _source(name: str, root: str | None) -> Source:
+    return Source(*find(name).load())
+
+
+@cache
+def _listing(name: str, root: str | None) -> Listing:
+    return datasets.load(datasets.find(name))
+
+
+def _load(name: str) -> tuple[ImageStore, ImageStore, tuple[str, ...]]:
+    """A data set below the user's data folder, as image stores."""
+    listing = _listing(name, os.environ.get(datasets.ROOT_VARIABLE))
+    index = {name: number for number, name in enumerate(listing.classes)}
+
+    def store(part: int) -> ImageStore:
+        entries = (listing.train, listing.test)[part]
+        images = listing.pixels[part] if listing.pixels else ImageFiles([e.path for e in entries if e.path is not None])
+        targets = np.array([index[entry.label] for entry in entries], dtype=np.int64)
+        return ImageStore(images, targets, tuple(entry.name for entry in entries))
+
+    return store(0), store(1), listing.classes

@@ -46,12 +46,14 @@ def split_hash(source: Source) -> str:
 
 
 def order_classes(class_order: str, num_classes: int) -> NDArray[np.int64]:
-    """Class indices in the order in which they are learned: `natural` or `permutation:K`.
+    """Class indices in the order in which they are learned: `natural`, `permutation:K` or `order:2,0,1`.
 
     Permutations come from numpy's legacy `RandomState`, as in PILOT, SD-LoRA and their kin, so that orders agree.
     """
     if class_order == "natural":
         return np.arange(num_classes)
+    if class_order.startswith("order:"):
+        return np.array([int(index) for index in class_order.removeprefix("order:").split(",")])
     return np.random.RandomState(int(class_order.removeprefix("permutation:"))).permutation(num_classes)
 
 

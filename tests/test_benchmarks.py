@@ -1,0 +1,107 @@
+"""A user's own folder of photographs as a benchmark, and class orders from a file: through the command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.test_cli import RUNS, Cli, assert_refused
+
+CLASSES = ["bird", "cat", "dog", "fish", "fly", "fox"]
+QUICK = ["--backbone", "vit_tiny_patch8_32.icons"]
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """Six classes of colour photographs in many sizes, each class of a colour of its own."""
+    random = np.random.default_rng(0)
+    for part, count in (("train", 6), ("test", 3)):
+        for number, name in enumerate(CLASSES):
+            folder = tmp_path / "pets" / part / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                height, width = random.integers(30, 80, size=2)
+                noise = random.integers(0, 60, (height, width, 3))
+                pixels = np.clip(noise + np.array([40 * number, 250 - 40 * number, 90]), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.jpg")
+    return tmp_path / "pets"
+
+
+def test_a_folder_is_a_benchmark(cl_bench: Cli, tree: Path) -> None:
+    """Every kind of method on images of any size; the order of classes is that of ImageFolder."""
+    methods = "simplecil,sdlora[epochs=1],l2p[epochs=1],ranpac[projection=64,epochs=1],linear[align=true,epochs=1]"
+    arguments = ["run", "--benchmark", f"folder:{tree}", "--methods", methods, "--tasks", "3", "--order", "natural"]
+    outcome = cl_bench(*arguments, *QUICK)
+    assert outcome.code == 0, outcome
+    records = [json.loads(path.read_text()) for path in RUNS.glob("*.json")]
+    assert len(records) == 5
+    for record in records:
+        assert record["classes"] == CLASSES and record["total"] == [6, 6, 6]
+        assert record["experiment"]["storage"] == "files"
+        assert record["experiment"]["transforms"]["resize"] == pytest.approx(256 / 224)
+
+
+def test_the_same_images_in_another_folder_are_the_same_split(cl_bench: Cli, tree: Path) -> None:
+    moved = tree.with_name("moved")
+    for place in (tree, moved):
+        arguments = ["run", "--benchmark", f"folder:{place}", "--methods", "simplecil", "--backbone", QUICK[-1]]
+        assert cl_bench(*arguments).code == 0
+        if place == tree:
+            tree.rename(moved)
+    assert len({json.loads(path.read_text())["experiment"]["split"] for path in RUNS.glob("*.json")}) == 1
+
+
+def test_a_broken_image_ends_in_a_sentence(cl_bench: Cli, tree: Path) -> None:
+    broken = tree / "train" / "dog" / "3.jpg"
+    command = ["run", "--benchmark", f"folder:{tree}", "--methods", "simplecil", "--backbone", QUICK[-1]]
+    broken.write_bytes(b"")
+    assert_refused(cl_bench(*command), "3.jpg' is zero-byte")
+    broken.write_bytes(broken.with_name("2.jpg").read_bytes()[:300])
+    outcome = cl_bench(*command)
+    assert outcome.code == 2 and "3.jpg" in outcome.err and "Traceback" not in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--benchmark", "cifar100"], ["cifar100 is not there", "cl-bench data prepare cifar100"]),
+        (["--benchmark", "folder:nowhere"], ["there is no folder", "nowhere"]),
+        (["--benchmark", "cifar10"], ["unknown benchmark 'cifar10'", "Did you mean 'cifar100'"]),
+        (["--root", "nowhere"], ["--root 'nowhere' is no folder"]),
+    ],
+)
+def test_data_that_are_not_there(cl_bench: Cli, arguments: list[str], parts: list[str]) -> None:
+    assert_refused(cl_bench("run", "--methods", "simplecil", *arguments), *parts)
+
+
+def test_a_class_order_from_a_file(cl_bench: Cli, tree: Path) -> None:
+    """By name or by index; in the record it is spelled out."""
+    order = ["fly", "bird", "fox", "dog", "cat", "fish"]
+    command = ["run", "--benchmark", f"folder:{tree}", "--methods", "simplecil", "--backbone", QUICK[-1], "--order"]
+    Path("names.txt").write_text("\n".join(order) + "\n")
+    Path("numbers.txt").write_text("\n".join(str(CLASSES.index(name)) for name in order))
+    for file in ("names.txt", "numbers.txt"):
+        outcome = cl_bench(*command, file)
+        assert outcome.code == 0, outcome
+    (record,) = (json.loads(path.read_text()) for path in RUNS.glob("*.json"))
+    assert record["classes"] == order and record["experiment"]["class_order"] == "order:4,0,5,2,1,3"
+    assert "class order list " in " ".join(outcome.out.split())
+
+
+@pytest.mark.parametrize(
+    ("lines", "parts"),
+    [
+        (["4", "0", "5", "2", "1", "3", "0"], ["line 7", "'0' comes twice"]),
+        (["4", "0", "5", "2", "1"], ["lacks 1 of 6 classes", "'3'"]),
+        (["fly", "bird", "bee"], ["line 3", "no class 'bee'"]),
+        ([], ["lacks 6 of 6"]),
+    ],
+)
+def test_class_orders_that_are_none(cl_bench: Cli, tree: Path, lines: list[str], parts: list[str]) -> None:
+    Path("order.txt").write_text("\n".join(lines))
+    command = ["run", "--benchmark", f"folder:{tree}", "--methods", "simplecil", "--backbone", QUICK[-1]]
+    assert_refused(cl_bench(*command, "--order", "order.txt"), "order.txt", *parts)
