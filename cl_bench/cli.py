@@ -80,6 +80,11 @@ def run(
         str | None, typer.Option(help="See 'cl-bench ls backbones'.", show_default="the benchmark's")
     ] = None,
     root: DataRoot = None,
+    split_list: Annotated[
+        Path | None,
+        typer.Option(help="Which images train and which test: text or YAML.", show_default="the data set's"),
+    ] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out images that cannot be decoded.")] = False,
     checkpoint: Annotated[
         Path | None,
         typer.Option(help="File with its weights: safetensors, torch state dict, Google npz.", show_default=False),
@@ -124,7 +129,7 @@ def run(
 
     specs = parse_methods(methods)
     seed_list = parse_seeds(seeds)
-    _use_data(root)
+    _use_data(root, skip_bad, split_list)
     if pretrained not in ("yes", "no"):
         raise UserError(f"--pretrained '{pretrained}' is unknown; expected yes or no")
     store = Store(results)
@@ -440,8 +445,12 @@ def version() -> None:
     out.print(__version__, highlight=False)
 
 
-def _use_data(root: Path | None) -> None:
-    """Make `--root` the data folder, here and in worker processes."""
+def _use_data(root: Path | None, skip_bad: bool = False, split_list: Path | None = None) -> None:
+    """Make `--root` the data folder and pass on how to read it, here and to worker processes."""
+    if skip_bad:
+        os.environ["CL_BENCH_SKIP_BAD"] = "1"
+    if split_list is not None:
+        os.environ["CL_BENCH_SPLIT_LIST"] = str(split_list.absolute())
     if root is not None:
         if not root.is_dir():
             raise UserError(f"--root '{root}' is no folder; name the one that holds the data sets")

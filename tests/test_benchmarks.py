@@ -65,6 +65,29 @@ def test_a_broken_image_ends_in_a_sentence(cl_bench: Cli, tree: Path) -> None:
     assert outcome.code == 2 and "3.jpg" in outcome.err and "Traceback" not in outcome.err
 
 
+def test_broken_images_are_left_out_if_asked_for(cl_bench: Cli, tree: Path) -> None:
+    """That is another split, and known by another hash."""
+    command = ["run", "--benchmark", f"folder:{tree}", "--methods", "simplecil", "--backbone", QUICK[-1]]
+    assert cl_bench(*command).code == 0
+    (tree / "test" / "dog" / "1.jpg").write_text("no image")
+    assert cl_bench(*command, "--skip-bad").code == 0
+    records = sorted((json.loads(path.read_text()) for path in RUNS.glob("*.json")), key=lambda one: sum(one["total"]))
+    assert [sum(record["total"]) for record in records] == [17, 18]
+    assert len({record["experiment"]["split"] for record in records}) == 2
+
+
+def test_a_split_list_of_the_users_own(cl_bench: Cli, tree: Path) -> None:
+    whole = tree.with_name("whole")
+    (tree / "train").rename(whole)
+    for part, chosen in (("train", range(2, 6)), ("test", range(2))):
+        (whole.parent / f"my_{part}.txt").write_text("\n".join(f"{name}/{i}.jpg" for name in CLASSES for i in chosen))
+    command = ["run", "--benchmark", f"folder:{whole}", "--methods", "simplecil", "--backbone", QUICK[-1]]
+    outcome = cl_bench(*command, "--split-list", str(whole.parent / "my_train.txt"))
+    assert outcome.code == 0, outcome
+    (record,) = (json.loads(path.read_text()) for path in RUNS.glob("*.json"))
+    assert sum(record["total"]) == 12
+
+
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [

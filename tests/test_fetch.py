@@ -273,7 +273,11 @@ def test_a_part_of_a_killed_process_is_taken_up(tmp_path: Path, site: Site, how:
     site.hold = 200_000
     target = tmp_path / "set.bin"
     code = (
-        f"import pathlib\nfrom cl_bench.streams.fetch import download\ndownload('{site.url}', pathlib.Path('set.bin'))"
+        "import pathlib, signal\n"
+        "from cl_bench.streams.fetch import download\n"
+        # Processes in the background are often started deaf to Ctrl-C.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        f"download('{site.url}', pathlib.Path('set.bin'))"
     )
     child = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stderr=subprocess.PIPE)
     part = tmp_path / "set.bin.part"

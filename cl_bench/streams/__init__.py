@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
+from pathlib import Path
 
 import numpy as np
 
@@ -53,7 +54,7 @@ class Benchmark:
 
     def source(self) -> Source:
         """The data, read and checked once per process."""
-        return _source(self.name, os.environ.get(datasets.ROOT_VARIABLE))
+        return _source(self.name, _place())
 
 
 _ICONS = "vit_tiny_patch8_32.icons"
@@ -85,6 +86,8 @@ _BENCHMARKS = {
 }
 
 
+Place = tuple[str | None, ...]
+SKIP_BAD, SPLIT_LIST = "CL_BENCH_SKIP_BAD", "CL_BENCH_SPLIT_LIST"
 _PHOTOGRAPHS = "vit_base_patch16_224.augreg2_in21k_ft_in1k"
 """The weights of SD-LoRA's logs."""
 
@@ -105,7 +108,7 @@ def find(name: str) -> Benchmark:
     if name not in datasets.names() and not name.startswith(datasets.FOLDER):
         raise unknown_name("benchmark", name, [*names(), "folder:PATH"], "'cl-bench ls benchmarks' describes them.")
     dataset = datasets.find(name)
-    classes = dataset.classes or len(_listing(name, os.environ.get(datasets.ROOT_VARIABLE)).classes)
+    classes = dataset.classes or len(_listing(name, _place()).classes)
     return Benchmark(
         name=name,
         description=dataset.title,
@@ -122,18 +125,26 @@ def find(name: str) -> Benchmark:
 
 
 @cache
-def _source(name: str, root: str | None) -> Source:
+def _source(name: str, place: Place) -> Source:
     return Source(*find(name).load())
 
 
+def _place() -> Place:
+    """Where data sets are and how they are read: environment variables, which worker processes inherit."""
+    return tuple(os.environ.get(name) for name in (datasets.ROOT_VARIABLE, SKIP_BAD, SPLIT_LIST))
+
+
 @cache
-def _listing(name: str, root: str | None) -> Listing:
-    return datasets.load(datasets.find(name))
+def _listing(name: str, place: Place) -> Listing:
+    _, skip_bad, split_list = place
+    return datasets.load(
+        datasets.find(name), skip_bad=bool(skip_bad), split_list=Path(split_list) if split_list else None
+    )
 
 
 def _load(name: str) -> tuple[ImageStore, ImageStore, tuple[str, ...]]:
     """A data set below the user's data folder, as image stores."""
-    listing = _listing(name, os.environ.get(datasets.ROOT_VARIABLE))
+    listing = _listing(name, _place())
     index = {name: number for number, name in enumerate(listing.classes)}
 
     def store(part: int) -> ImageStore:
