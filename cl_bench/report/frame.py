@@ -52,9 +52,10 @@ class Protocol:
 
     @property
     def digest(self) -> str:
-        """First 8 hex digits of the SHA-256 of all compared fields."""
+        """First 8 hex digits of the SHA-256 of all compared fields; a later one with a default changes nothing."""
         fields = {name: getattr(self, name) for name in _PROTOCOL_FIELDS}
-        fields |= {name: fields[name].model_dump(mode="json") for name in ("transforms", "limits")}
+        for name in ("transforms", "limits"):
+            fields[name] = fields[name].model_dump(mode="json", exclude_defaults=True)
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8]
 
     @property
