@@ -49,7 +49,7 @@ class Site:
     Attributes:
         answers: of the coming requests, one each: a status to answer with, or after how many bytes of the body to hang
             up; afterwards all goes well.
-        ranges: `If-Range` is kept, only `Range` is, or neither.
+        ranges: `If-Range` is kept, only `Range` is, neither, or another part is sent than the one asked for.
         length: how the end is told: by `Content-Length`, by chunks, or by closing the connection.
         hold: after so many bytes the body waits until `released`.
         seen: the headers of all requests.
@@ -59,7 +59,7 @@ class Site:
     etag: str | None = '"one"'
     modified: str | None = None
     answers: list[tuple[Literal["status", "bytes"], int]] = field(default_factory=list)
-    ranges: Literal["if-range", "range", "none"] = "if-range"
+    ranges: Literal["if-range", "range", "none", "other"] = "if-range"
     length: Literal["header", "chunks", "close"] = "header"
     extra: dict[str, str] = field(default_factory=dict)
     hold: int | None = None
@@ -96,6 +96,8 @@ class Handler(BaseHTTPRequestHandler):
         condition = self.headers.get("If-Range")
         if site.ranges == "if-range" and condition not in (None, site.etag, site.modified):
             first, span = 0, None
+        if span and site.ranges == "other":
+            first += 1000
         if span and first >= len(site.content):
             self.send_response(416)
             self.send_header("Content-Range", f"bytes */{len(site.content)}")
@@ -310,6 +312,14 @@ def test_a_server_without_ranges_sends_all_again(tmp_path: Path, site: Site) -> 
     assert (told.totals, told.done) == ([len(CONTENT)] * 2, len(CONTENT))
 
 
+def test_a_server_that_sends_another_part_is_not_believed(tmp_path: Path, site: Site) -> None:
+    lay_part(tmp_path / "set.bin", site, 100_000)
+    site.ranges = "other"
+    fetch.download(site.url, tmp_path / "set.bin", **QUICK)
+    assert (tmp_path / "set.bin").read_bytes() == CONTENT
+    assert site.asked == ["bytes=100000-", None]
+
+
 def test_a_server_that_always_breaks_at_the_same_byte_is_given_up(tmp_path: Path, site: Site) -> None:
     site.ranges = "none"
     site.answers = [("bytes", 100_000)] * 20
@@ -411,6 +421,14 @@ def test_a_wrong_checksum_keeps_what_was_there_and_nothing_else(
     assert site.asked == (["bytes=100000-", None] if resumed else [None])
 
 
+def test_what_came_in_one_piece_and_is_wrong_is_not_asked_for_again(tmp_path: Path, site: Site) -> None:
+    lay_part(tmp_path / "set.bin", site, 100_000)
+    site.ranges = "none"
+    with pytest.raises(UserError, match="expected 0000"):
+        fetch.download(site.url, tmp_path / "set.bin", checksum=f"md5:{'0' * 32}", **QUICK)
+    assert site.asked == ["bytes=100000-"]
+
+
 def test_an_answer_of_the_wrong_length_costs_nothing(tmp_path: Path, site: Site) -> None:
     """A page for logging in, say, in the middle of a long download."""
     target = tmp_path / "set.bin"
@@ -427,8 +445,10 @@ def test_an_answer_of_the_wrong_length_costs_nothing(tmp_path: Path, site: Site)
 @pytest.mark.parametrize("length", ["chunks", "close"])
 def test_an_answer_longer_than_expected_is_cut_off(tmp_path: Path, site: Site, length: Any) -> None:
     site.length = length
+    told = Told()
     with pytest.raises(UserError, match="more than 1000 bytes, expected 1000"):
-        fetch.download(site.url, tmp_path / "set.bin", size=1000, **QUICK)
+        fetch.download(site.url, tmp_path / "set.bin", size=1000, progress=told, **QUICK)
+    assert told.done < len(CONTENT)
     assert files_in(tmp_path) == []
 
 
@@ -476,7 +496,7 @@ def test_a_server_may_say_how_long_to_wait(tmp_path: Path, site: Site) -> None:
 def test_a_server_that_falls_silent_counts_as_dropped(tmp_path: Path, site: Site) -> None:
     site.hold = 1000
     with pytest.raises(UserError, match="timed out"):
-        fetch.download(site.url, tmp_path / "set.bin", waits=(0.01,), timeout=0.2)
+        fetch.download(site.url, tmp_path / "set.bin", waits=(0.01,), timeout=0.5)
     assert len(site.seen) == 2
 
 
@@ -663,6 +683,28 @@ def test_an_archive_is_unpacked(tmp_path: Path, make: Make, kind: str) -> None:
         assert path.stat().st_mode == plain.stat().st_mode
 
 
+def test_the_members_of_a_zip_in_any_order(tmp_path: Path) -> None:
+    archive, told = tmp_path / "set.zip", Told()
+    with zipfile.ZipFile(archive, "w") as file:
+        for name in "abc":
+            file.writestr(name, name * 1000)
+        file.filelist.reverse()
+    fetch.unpack(archive, tmp_path / "out", progress=told)
+    assert told.done == archive.stat().st_size
+    assert tree_in(tmp_path / "out") == {name: name.encode() * 1000 for name in "abc"}
+
+
+def test_a_hard_link_counts_from_the_top(tmp_path: Path, make: Make) -> None:
+    members = [
+        Entry("x", b"top"),
+        Entry("a/x", b"deep"),
+        Entry("a/hard", b"x", "hardlink"),
+        Entry("a/soft", b"x", "symlink"),
+    ]
+    fetch.unpack(make("tar", members), tmp_path / "out")
+    assert tree_in(tmp_path / "out") == {"x": b"top", "a/x": b"deep", "a/hard": b"top", "a/soft": b"deep"}
+
+
 def folded(path: str) -> str:
     return unicodedata.normalize("NFC", path).lower()
 
@@ -788,15 +830,6 @@ def test_a_member_that_is_no_file(tmp_path: Path, make: Make, kind: str, what: A
     refused(make(kind, [Entry("good", b"1"), Entry("bad", b"", what)]), tmp_path / "out", "neither a file, a folder")
 
 
-def test_a_tar_member_of_a_type_that_nobody_knows(tmp_path: Path, make: Make) -> None:
-    archive = make("tar", [Entry("bad", b"", "pipe")])
-    block = bytearray(archive.read_bytes()[:512])
-    block[156:157], block[148:156] = b"Z", b" " * 8
-    block[148:156] = b"%06o\0 " % sum(block)
-    archive.write_bytes(bytes(block) + bytes(1024))
-    refused(archive, tmp_path / "out", "neither a file, a folder")
-
-
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize("kind", ["zip", "tar", "tgz"])
 @pytest.mark.parametrize("again", ["a/x", "./a/x", "a//x"])
@@ -891,6 +924,9 @@ def test_a_link_to_the_folder_stays_one(tmp_path: Path, make: Make) -> None:
     fetch.unpack(make("zip", planted(SMALL)), tmp_path / "out")
     assert (tmp_path / "out").is_symlink()
     assert tree_in(tmp_path / "disk") == SMALL
+    (tmp_path / "ahead").symlink_to(tmp_path / "disk" / "new")
+    fetch.unpack(make("zip", planted(SMALL)), tmp_path / "ahead")
+    assert tree_in(tmp_path / "disk" / "new") == SMALL
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -955,6 +991,23 @@ def test_a_truncated_archive(tmp_path: Path, make: Make, kind: str) -> None:
         refused(archive, tmp_path / "out", "truncated, damaged or neither")
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("tar", "tar-gnu")])
+def test_an_archive_with_a_damaged_byte(tmp_path: Path, make: Make, kind: str) -> None:
+    """Which the checksums within find; a plain tar has none over its files."""
+    archive = make(kind, [Entry("x", CONTENT[:5000])])
+    content = bytearray(archive.read_bytes())
+    content[2500] ^= 1
+    archive.write_bytes(content)
+    refused(archive, tmp_path / "out", "truncated, damaged")
+
+
+def test_a_zip_that_lost_its_beginning(tmp_path: Path, make: Make) -> None:
+    """Its offsets lead before the start of the file."""
+    archive = make("zip", planted(SMALL))
+    archive.write_bytes(b"PK" + archive.read_bytes()[100:])
+    refused(archive, tmp_path / "out", "truncated, damaged")
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(KINDS), st.data())
 def test_a_damaged_archive_ends_in_a_sentence(kind: str, data: st.DataObject) -> None:
@@ -999,14 +1052,33 @@ def test_a_tar_with_a_damaged_header_in_the_middle(tmp_path: Path, make: Make) -
     refused(archive, tmp_path / "out", "the end is missing")
 
 
-def test_a_tar_member_of_negative_length(tmp_path: Path, make: Make) -> None:
-    """tarfile would go back and read the same member for ever."""
-    archive = make("tar", [Entry("one", b"1")])
-    block = bytearray(archive.read_bytes()[:512])
-    block[124:136], block[148:156] = b"\xff" * 10 + b"\xfc\x00", b" " * 8
+def header(content: bytes, size: bytes, kind: bytes = tarfile.REGTYPE) -> bytes:
+    """The first block of a tar with another size (12 bytes) and kind, and a right checksum."""
+    block = bytearray(content[:512])
+    block[124:136], block[156:157], block[148:156] = size, kind, b" " * 8
     block[148:156] = b"%06o\0 " % sum(block)
-    archive.write_bytes(bytes(block) + bytes(2048))
+    return bytes(block)
+
+
+def test_a_tar_member_of_negative_length(tmp_path: Path, make: Make) -> None:
+    """tarfile would go back by it, read the same member again, and so for ever."""
+    archive = make("tar", [Entry("one", b"1")])
+    content = archive.read_bytes()
+    archive.write_bytes(content[:1024] + header(content, b"\xff" * 10 + b"\xfe\x00") + bytes(2048))
     refused(archive, tmp_path / "out", "truncated, damaged")
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE])
+def test_a_tar_header_that_asks_for_all_memory(tmp_path: Path, make: Make, kind: bytes) -> None:
+    archive = make("tar", [Entry("one", b"1")])
+    archive.write_bytes(header(archive.read_bytes(), b"77777777777\0", kind) + bytes(2048))
+    refused(archive, tmp_path / "out", "impossible length")
+
+
+def test_a_tar_member_of_a_type_that_nobody_knows(tmp_path: Path, make: Make) -> None:
+    archive = make("tar", [Entry("bad")])
+    archive.write_bytes(header(archive.read_bytes(), b"00000000000\0", b"Z") + bytes(1024))
+    refused(archive, tmp_path / "out", "neither a file, a folder")
 
 
 def test_an_encrypted_zip(tmp_path: Path, make: Make) -> None:
