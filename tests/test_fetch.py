@@ -429,6 +429,20 @@ def test_what_came_in_one_piece_and_is_wrong_is_not_asked_for_again(tmp_path: Pa
     assert site.asked == ["bytes=100000-"]
 
 
+def test_a_file_that_changes_while_it_is_got_is_asked_for_once_more_only(tmp_path: Path, site: Site) -> None:
+    class Change(Told):
+        def advance(self, units: int) -> None:
+            super().advance(units)
+            site.etag, site.content = '"two"', OTHER
+
+    lay_part(tmp_path / "set.bin", site, 100_000)
+    site.answers = [("bytes", 1000)]
+    with pytest.raises(UserError, match="expected"):
+        fetch.download(site.url, tmp_path / "set.bin", checksum=SHA256, progress=Change(), **QUICK)
+    assert site.asked == ["bytes=100000-", "bytes=101000-"]
+    assert files_in(tmp_path) == []
+
+
 def test_an_answer_of_the_wrong_length_costs_nothing(tmp_path: Path, site: Site) -> None:
     """A page for logging in, say, in the middle of a long download."""
     target = tmp_path / "set.bin"
