@@ -74,7 +74,7 @@ def main() -> None:
 
 @app.command(epilog=r"Example: cl-bench run --methods 'sdlora\[rank=4|8],coda' --seeds 0-4")
 def run(
-    methods: Annotated[str, typer.Option(help="Names, with options: 'sdlora[rank=4|8],coda'.")],
+    methods: Annotated[str, typer.Option(help=r"Names, with options: 'sdlora\[rank=4|8],coda'.")],
     benchmark: Annotated[str, typer.Option(help="See 'cl-bench ls benchmarks'.")] = "icons-100",
     backbone: Annotated[
         str | None, typer.Option(help="See 'cl-bench ls backbones'.", show_default="the benchmark's")
@@ -165,7 +165,7 @@ def run(
 
 @app.command(epilog=r"Example: cl-bench tune --methods 'sdlora,finetune\[loss=masked]' --budget 16")
 def tune(
-    methods: Annotated[str, typer.Option(help="Names, with options that are not searched: 'sdlora[rank=4],coda'.")],
+    methods: Annotated[str, typer.Option(help=r"Names, with options that are not searched: 'sdlora\[rank=4],coda'.")],
     stream: Annotated[str, typer.Option(help="Benchmark on whose training images the search runs.")] = "icons-tune",
     budget: Annotated[int, typer.Option(min=1, help="Settings tried per method.")] = 16,
     seeds: Annotated[str, typer.Option(help="Runs per setting.")] = "100-101",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cl_bench import backbones, registry, streams
+from cl_bench import backbones, metrics, registry, streams
 from cl_bench.errors import UserError
 from cl_bench.plan import PlannedRun
 from cl_bench.recipes import Recipe
@@ -56,7 +57,7 @@ def find(key: str, folders: Iterable[Path]) -> tuple[RunRecord, Arrays]:
     searched = [folder for folder in folders if folder.is_dir()]
     for folder in searched:
         store = Store(folder)
-        for record in store.records(lambda damaged: None):
+        for record in store.records(lambda damaged: None, f"*-{glob.escape(key)}*.json"):
             if record.key.startswith(key):
                 found.setdefault(record.key, (record, store))
     if not found:
@@ -108,8 +109,8 @@ def repeat(
     return Comparison(
         label=record.label,
         key=record.key,
-        stored=_final(record),
-        now=_final(now),
+        stored=metrics.acc(record.correct, record.total),
+        now=metrics.acc(now.correct, now.total),
         counts=sum(one != other for one, other in zip(stored_counts, counts, strict=True)),
         entries=len(counts),
         predictions=int(np.sum(predicted != predicted_now)),
@@ -120,10 +121,6 @@ def repeat(
             if record.environment.get(name) != now.environment.get(name)
         ),
     )
-
-
-def _final(record: RunRecord) -> float:
-    return sum(hits or 0 for hits in record.correct[-1]) / sum(record.total)
 
 
 def _counts(record: RunRecord) -> list[int | None]:

@@ -232,9 +232,13 @@ class Store:
         with np.load(io.BytesIO(packed), allow_pickle=False) as data:
             return {name: data[name] for name in data.files}
 
-    def records(self, on_damaged: Callable[[str], None]) -> Iterator[RunRecord]:
-        """All valid records of the folder, in file order; `on_damaged` is told of each that had to be skipped."""
-        for path in sorted(self.root.glob("*.json")):
+    def records(self, on_damaged: Callable[[str], None], files: str = "*.json") -> Iterator[RunRecord]:
+        """All valid records of the folder, in file order; `on_damaged` is told of each that had to be skipped.
+
+        Args:
+            files: pattern of the file names that are read at all.
+        """
+        for path in sorted(self.root.glob(files)):
             try:
                 yield self.load(path)
             except DamagedRecord as error:

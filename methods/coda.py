@@ -97,8 +97,7 @@ class CODAModel(PromptModel):
             penalty = penalty + (gram - torch.eye(gram.shape[1], device=gram.device)).square().mean((1, 2)).sum()
         return penalty
 
-    def features(self, images: Tensor, query: Tensor | None = None) -> Tensor:
-        query = self.query(images) if query is None else query
+    def answer(self, images: Tensor, query: Tensor) -> Tensor:
         return cls_features(self.backbone, images, self.prefixes(query))
 
 

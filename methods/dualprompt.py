@@ -28,6 +28,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from cl_bench.adapters.heads import cosine
 from cl_bench.adapters.prompts import (
     Prefix,
     PromptModel,
@@ -36,7 +37,6 @@ from cl_bench.adapters.prompts import (
     cls_features,
     majority,
     mixed,
-    nearest,
     take,
     uniform,
 )
@@ -83,7 +83,7 @@ class DualPromptModel(PromptModel):
 
     def similarity(self, query: Tensor) -> Tensor:
         """Cosines of queries [B, d] with the keys of all T tasks: [1 or blocks, B, T]."""
-        return nearest(query, torch.stack(list(self.K), dim=1))
+        return cosine(query, torch.stack(list(self.K), dim=1))
 
     def prefixes(self, experts: Tensor) -> dict[int, Prefix]:
         """Key and value prefixes [B, length, d] of every prompted block, from the experts [1 or blocks, B] taken."""
@@ -95,10 +95,10 @@ class DualPromptModel(PromptModel):
             found[block] = mixed(prompts) if self.leaky else prompts
         return {block: (prompts[:, 0], prompts[:, 1]) for block, prompts in found.items()}
 
-    def features(self, images: Tensor, query: Tensor | None = None) -> Tensor:
+    def answer(self, images: Tensor, query: Tensor) -> Tensor:
         if not len(self.E):
             return self.backbone(images)
-        experts = self.similarity(self.query(images) if query is None else query).argmax(dim=2)
+        experts = self.similarity(query).argmax(dim=2)
         if self.leaky:
             experts = torch.stack([majority(row[:, None], len(self.E), 1)[:, 0] for row in experts])
         return cls_features(self.backbone, images, self.prefixes(experts))
@@ -107,7 +107,7 @@ class DualPromptModel(PromptModel):
         """Logits [B, C] with a task's expert, and each query's cosine with its keys, summed over these, [B]."""
         expert %= len(self.E)
         taken = torch.full((1, len(images)), expert, device=images.device)
-        attraction = nearest(self.query(images), self.K[expert]).sum(dim=1)
+        attraction = cosine(self.query(images), self.K[expert]).sum(dim=1)
         return self.head(cls_features(self.backbone, images, self.prefixes(taken))), attraction
 
 

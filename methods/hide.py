@@ -104,10 +104,10 @@ class HiDeModel(PromptModel):
             prefixes[block] = keys, values
         return cls_features(self.backbone, images, prefixes)
 
-    def features(self, images: Tensor, query: Tensor | None = None) -> Tensor:
+    def answer(self, images: Tensor, query: Tensor) -> Tensor:
         if not len(self.E):
             return self.backbone(images)
-        tasks = self.inferred(self.query(images) if query is None else query)
+        tasks = self.inferred(query)
         return self.prompted(images, take(torch.stack(list(self.E)), tasks))
 
     def own_features(self, images: Tensor, momentum: float = 0.0) -> Tensor:
@@ -206,12 +206,9 @@ class HiDePrompt(GradientMethod):
             return model.head(features), features
 
         inference = list(model.inference.parameters())
-        found = self.phase(
-            [{"params": inference, "lr": self.inference_lr}],
-            cross_entropy,
-            lambda images: model.inference(model.query(images)),
-        )
-        phases = [replace(found, epochs=self.inference_epochs, schedule=lambda epoch, epochs: 1.0)]
+        short = replace(self, epochs=self.inference_epochs, lr=self.inference_lr, schedule="constant")
+        first = short.phase([{"params": inference}], cross_entropy, lambda images: model.inference(model.query(images)))
+        phases = [first]
         if task.index:
             phases.append(self.aligning(task, model.queries, model.inference, inference, "inference"))
         head = {"params": list(model.head.parameters()), "lr": self.lr * self.head_lr_scale}

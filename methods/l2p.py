@@ -27,13 +27,13 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from cl_bench.adapters.heads import cosine
 from cl_bench.adapters.prompts import (
     PromptModel,
     attracting,
     check_blocks,
     cls_features,
     majority,
-    nearest,
     split,
     take,
     tokens,
@@ -80,9 +80,8 @@ class L2PModel(PromptModel):
         rows = taken.flatten(1, 2)
         return tokens(self.backbone, images, prompts=rows)[:, : rows.shape[1]].mean(dim=1)
 
-    def features(self, images: Tensor, query: Tensor | None = None) -> Tensor:
-        query = self.query(images) if query is None else query
-        return self.prompted(images, self.chosen(nearest(query, self.keys)))
+    def answer(self, images: Tensor, query: Tensor) -> Tensor:
+        return self.prompted(images, self.chosen(cosine(query, self.keys)))
 
     def attraction(self, similarity: Tensor, chosen: Tensor) -> Tensor:
         """Sum of the cosines [B] of each sample's query with the keys that it takes; where `leaky`, each query's with
@@ -93,7 +92,7 @@ class L2PModel(PromptModel):
 
     def training_outputs(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [B, C], and the attraction of each sample."""
-        similarity = nearest(self.query(images), self.keys)
+        similarity = cosine(self.query(images), self.keys)
         chosen = self.chosen(similarity)
         return self.head(self.prompted(images, chosen)), self.attraction(similarity, chosen)
 

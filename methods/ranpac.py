@@ -26,7 +26,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from cl_bench.adapters.heads import CosineHead, FeatureModel
+from cl_bench.adapters.heads import CosineHead, FeatureModel, cosine
 from cl_bench.adapters.peft import Adapters, ScaleShift
 from cl_bench.adapters.prompts import check_blocks
 from cl_bench.data.samples import TaskImages
@@ -106,10 +106,8 @@ class RidgeHead(nn.Module):
         self.weight.copy_(solution)
 
     def forward(self, features: Tensor) -> Tensor:
-        H, weight = self.project(features), self.weight
-        if self.kind == "cosine":
-            H, weight = nn.functional.normalize(H, dim=1), nn.functional.normalize(weight, dim=0)
-        return H @ weight
+        H = self.project(features)
+        return cosine(H, self.weight.T) if self.kind == "cosine" else H @ self.weight
 
 
 class RanPACModel(FeatureModel):

@@ -27,6 +27,12 @@ def linear_head(dim: int, num_classes: int) -> nn.Linear:
     return head
 
 
+def cosine(rows: Tensor, others: Tensor) -> Tensor:
+    """Cosine similarity of rows [B, d] with others [..., m, d]: [..., B, m]; rows of zeros give 0."""
+    normalize = nn.functional.normalize
+    return normalize(rows, dim=-1) @ normalize(others, dim=-1).transpose(-1, -2)
+
+
 class FeatureModel(Growing):
     """A backbone, features of each image made with it, and a head on them: [B, C, H, W] -> logits [B, num_classes].
 
@@ -100,7 +106,7 @@ class CosinePrototypes(nn.Module):
         self.register_buffer("prototypes", torch.zeros(num_classes, dim))
 
     def forward(self, features: Tensor) -> Tensor:
-        return nn.functional.normalize(features, dim=1) @ nn.functional.normalize(self.prototypes, dim=1).T
+        return cosine(features, self.prototypes)
 
 
 class CosineHead(nn.Module):
@@ -112,8 +118,7 @@ class CosineHead(nn.Module):
         self.scale = nn.Parameter(torch.ones(()))
 
     def forward(self, features: Tensor) -> Tensor:
-        cosine = nn.functional.normalize(features, dim=1) @ nn.functional.normalize(self.weight, dim=1).T
-        return self.scale * cosine
+        return self.scale * cosine(features, self.weight)
 
 
 def task_norm(logits: Tensor, tasks: Sequence[Sequence[int]]) -> Tensor:

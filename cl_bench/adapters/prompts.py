@@ -122,7 +122,7 @@ def mixed(prompts: Tensor) -> Tensor:
 class PromptModel(FeatureModel):
     """A frozen backbone with prompts that are chosen by a query, and a linear head.
 
-    Subclasses define `features(images, query)`.
+    Subclasses define `answer(images, query)`, the features [B, d] for images and their queries.
     """
 
     head: nn.Linear
@@ -141,8 +141,11 @@ class PromptModel(FeatureModel):
         """q(x) [B, d]: the CLS feature of the frozen backbone without prompts."""
         return self.backbone(images)
 
-    def features(self, images: Tensor, query: Tensor | None = None) -> Tensor:
+    def answer(self, images: Tensor, query: Tensor) -> Tensor:
         raise NotImplementedError
+
+    def features(self, images: Tensor, query: Tensor | None = None) -> Tensor:
+        return self.answer(images, self.query(images) if query is None else query)
 
     def forward(self, images: Tensor, query: Tensor | None = None) -> Tensor:
         return self.classify(self.features(images, query))
@@ -159,12 +162,6 @@ def attracting(
         return cross_entropy(logits, labels) - weight * (len(labels) if reduction == "sum" else 1) * attraction
 
     return loss
-
-
-def nearest(query: Tensor, keys: Tensor) -> Tensor:
-    """Cosine similarity of queries [B, d] with keys [..., m, d]: [..., B, m]."""
-    normalize = nn.functional.normalize
-    return normalize(query, dim=-1) @ normalize(keys, dim=-1).transpose(-1, -2)
 
 
 def uniform(shape: Sequence[int], low: float, high: float, generator: torch.Generator, like: Tensor) -> Tensor:

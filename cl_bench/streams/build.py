@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +15,7 @@ from cl_bench.data.samples import ImageDataset
 from cl_bench.experiment import Limits, Transforms
 from cl_bench.randomness import permutation
 from cl_bench.streams import Source
+from cl_bench.streams.datasets import parts_hash
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,7 @@ class TaskStream:
 
 def split_hash(source: Source) -> str:
     """SHA-256 over the sorted `class/file` names of the training and the test part."""
-    digest = hashlib.sha256()
-    for part, store in (("train", source.train), ("test", source.test)):
-        digest.update("\n".join([part, *sorted(store.names)]).encode() + b"\n")
-    return digest.hexdigest()
+    return parts_hash(source.train.names, source.test.names)
 
 
 def order_classes(class_order: str, num_classes: int) -> NDArray[np.int64]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -566,10 +567,15 @@ def split_of(dataset: DataSet, listing: Listing) -> tuple[str, bool]:
 
 
 def split_hash(listing: Listing) -> str:
-    """The hash of the split that is stored with every run: see `build.split_hash`."""
+    """The hash of the split that is stored with every run."""
+    return parts_hash(*((entry.name for entry in part) for part in (listing.train, listing.test)))
+
+
+def parts_hash(train: Iterable[str], test: Iterable[str]) -> str:
+    """SHA-256 over the sorted `class/file` names of the training and the test part."""
     digest = hashlib.sha256()
-    for part, entries in (("train", listing.train), ("test", listing.test)):
-        digest.update("\n".join([part, *sorted(entry.name for entry in entries)]).encode() + b"\n")
+    for part, names in (("train", train), ("test", test)):
+        digest.update("\n".join([part, *sorted(names)]).encode() + b"\n")
     return digest.hexdigest()
 
 

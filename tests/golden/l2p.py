@@ -10,7 +10,8 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from cl_bench.adapters.prompts import cls_features, nearest, tokens
+from cl_bench.adapters.heads import cosine
+from cl_bench.adapters.prompts import cls_features, tokens
 from cl_bench.methods.l2p import L2P, L2PModel
 from tests.golden import Check, Fixture, Kind
 from tests.golden.recipe import GELUS, INPUTS, PRECISIONS, Network, Part, gradient
@@ -63,7 +64,7 @@ def _prefix(network: Network, method: L2P, part: Part, leaky: bool) -> Iterator[
     """The key loss as released, or that of each sample; both are greater than ours by a constant."""
     model, images = _model(network, method), network.images
     query = model.query(images)
-    similarity = nearest(query, model.keys)
+    similarity = cosine(query, model.keys)
     chosen = model.chosen(similarity)
     with mock.patch("cl_bench.methods.l2p.cls_features", wraps=cls_features) as spy:
         features = model.features(images)
@@ -100,7 +101,7 @@ def _prepended(network: Network, method: L2P, part: Part, gelu: str) -> Iterator
     model = _model(network, method, gelu).to(part.dtype)
     images = network.images.to(part.dtype)
     query = model.query(images)
-    similarity = nearest(query, model.keys)
+    similarity = cosine(query, model.keys)
     chosen = model.chosen(similarity)
     prompts = model.pool[chosen].flatten(1, 2)
     outputs = tokens(model.backbone, images, prompts=prompts)
