@@ -108,7 +108,7 @@ class Slice:
         return cls(
             source=streams.find(experiment.benchmark).source(),
             backbone=partial(backbones.create, run.backbone),
-            tasks=experiment.tasks,
+            tasks=experiment.num_tasks,
             order=experiment.class_order,
             transforms=experiment.transforms,
             limits=experiment.limits,

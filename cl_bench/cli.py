@@ -93,12 +93,24 @@ def run(
     normalise: Annotated[
         str, typer.Option(help="Input: checkpoint (mean and std of its training) or none (in [0, 1]).")
     ] = "checkpoint",
+    size: Annotated[
+        int | None, typer.Option(min=1, help="Side of the input in pixels.", show_default="the backbone's")
+    ] = None,
     seeds: Annotated[str, typer.Option(help="Each sets class order and training seed: 0-4 or 0,2.")] = "0",
     order: Annotated[
         str | None,
-        typer.Option(help="Pin the class order: natural, permutation:K or a file.", show_default="by seed"),
+        typer.Option(
+            help="Pin the order of classes (or domains): natural, permutation:K, a file.", show_default="by seed"
+        ),
     ] = None,
-    tasks: Annotated[int | None, typer.Option(min=1, help="Number of tasks.", show_default="the benchmark's")] = None,
+    scenario: Annotated[
+        str | None,
+        typer.Option(help="class-incremental or domain-incremental.", show_default="the benchmark's"),
+    ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(help="How many, or the classes of each: 10 or 40,30,30 or 50,5x10.", show_default="by benchmark"),
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -124,7 +136,7 @@ def run(
     limit_test: Annotated[int | None, typer.Option(min=1, help="Trial: test images per class.")] = None,
 ) -> None:
     """Run methods on a benchmark; what is already in the results folder is not run again."""
-    from cl_bench.experiment import Limits, parse_methods, parse_seeds, parse_settings
+    from cl_bench.experiment import Limits, parse_methods, parse_scenario, parse_seeds, parse_settings, parse_tasks
     from cl_bench.store import Store
 
     specs = parse_methods(methods)
@@ -152,7 +164,9 @@ def run(
         checkpoint=checkpoint,
         pretrained=pretrained == "yes",
         normalise=normalise,
-        tasks=tasks,
+        size=size,
+        scenario=None if scenario is None else parse_scenario(scenario),
+        tasks=None if tasks is None else parse_tasks(tasks),
         order=order,
         limits=Limits(tasks=limit_tasks, train_per_class=limit_train, test_per_class=limit_test),
         recipe=recipe,
@@ -256,7 +270,9 @@ def audit(
     limits = Limits(tasks=cuts[0], train_per_class=cuts[1], test_per_class=cuts[2])
 
     def planned(chosen: list[tuple[Any, Any]]) -> list[plan.PlannedRun]:
-        return plan.plan(chosen, [seed], benchmark=benchmark, backbone=backbone, limits=limits)
+        return plan.plan(
+            chosen, [seed], benchmark=benchmark, backbone=backbone, limits=limits, scenario="class-incremental"
+        )
 
     runs = planned([(known[spec.name], spec.options) for spec in specs])
     rows = [audits.Row(run.label, run.method) for run in runs]
@@ -348,21 +364,40 @@ def ls_methods(method_file: MethodFiles = None) -> None:
 
 
 @ls.command("benchmarks")
-def ls_benchmarks() -> None:
-    """Benchmarks: data, classes and tasks."""
+def ls_benchmarks(root: DataRoot = None) -> None:
+    """Benchmarks: tasks, classes, images, whether the data is there, and on what our reader was checked."""
     from rich.table import Table
 
+    _use_data(root)
     _quiet_imports()
     from cl_bench import streams
-    from cl_bench.streams import datasets
+    from cl_bench.streams.verify import presence
 
-    table = Table("benchmark", "tasks", "classes", "here", "checked", "description", box=None, header_style="bold")
-    for name in streams.names():
-        item = streams.find(name)
-        here = "embedded" if item.dataset is None else "yes" if datasets.present(item.dataset) else "no"
-        checked = "on files" if item.dataset is None or item.dataset.checked == "files" else "layout only"
-        table.add_row(name, str(item.tasks), str(item.num_classes), here, checked, item.description)
-    out.print(table)
+    facts, titles = (Table(box=None, header_style="bold") for _ in range(2))
+    facts.add_column("benchmark", no_wrap=True)
+    facts.add_column("tasks", no_wrap=True)
+    facts.add_column("classes", justify="right")
+    facts.add_column("train/test", justify="right", no_wrap=True)
+    facts.add_column("here", no_wrap=True)
+    facts.add_column("checked on", no_wrap=True)
+    titles.add_column("benchmark", no_wrap=True)
+    titles.add_column("what it is")
+    with err.status("looking ..."):
+        for name in streams.names():
+            item = streams.find(name)
+            if item.dataset is None:
+                source = item.source()
+                sizes, here, checked = (len(source.train), len(source.test)), "embedded", "files"
+            else:
+                sizes = item.dataset.train, item.dataset.test
+                here, checked = presence(item.dataset).state, item.dataset.checked
+            tasks = f"{item.tasks} domains" if item.scenario == "domain-incremental" else str(item.tasks)
+            images = "/".join(f"{size:,}" for size in sizes)
+            facts.add_row(name, tasks, str(item.num_classes), images, here, checked)
+            titles.add_row(name, item.description)
+    out.print(facts)
+    out.print()
+    out.print(titles)
     out.print("\nAnd folder:PATH, any tree PATH/train/CLASS/*.jpg with PATH/test. More: 'cl-bench data list'.")
 
 

@@ -212,7 +212,8 @@ def audit_all(
 def _audited_on(run: PlannedRun, ceiling: str, accuracy: float) -> str:
     experiment = run.experiment
     limits = experiment.limits
-    shape = f"the first {limits.tasks} of {experiment.tasks} tasks" if limits.tasks else f"{experiment.tasks} tasks"
+    tasks = f"{experiment.num_tasks} tasks"
+    shape = f"the first {limits.tasks} of {tasks}" if limits.tasks else tasks
     cuts = {"training": limits.train_per_class, "test": limits.test_per_class}
     counts = " and ".join(f"{count} {part}" for part, count in cuts.items() if count)
     images = f", {counts} images per class" if counts else ""

@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -20,6 +20,9 @@ from cl_bench.errors import UserError, unknown_name
 
 Scalar = bool | int | float | str | None
 Value = Scalar | list[Scalar]
+Scenario = Literal["class-incremental", "domain-incremental"]
+Tasks = Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], ...]
+"""How many tasks of the same size, or how many classes each task has."""
 MAX_SEED = 2**32 - 1
 """The largest seed that numpy's `RandomState`, which makes the class orders, takes."""
 
@@ -73,8 +76,10 @@ class Experiment(BaseModel):
             included (for a method file: the hash of the file).
         hyperparameters: all of them, resolved to numbers; `defaults` holds the method's own defaults, so that only
             what differs from them enters the key.
+        scenario: every task brings new classes, or all classes from another domain.
+        tasks: how many; class-incremental ones of different sizes: the classes of each.
         class_order: `natural`, `permutation:K` (numpy's legacy `RandomState(K).permutation`, as in PILOT), or the class
-            indices themselves, `order:2,0,1`.
+            indices themselves, `order:2,0,1`; in a domain-incremental stream, the same of the domains.
         split, weights: SHA-256 of the split and of the backbone's weights.
         precision: as resolved, not as requested.
         storage: how the images are kept: all of one size in `memory`, or as `files`, decoded whenever they are read.
@@ -88,8 +93,8 @@ class Experiment(BaseModel):
     hyperparameters: dict[str, Value]
     defaults: dict[str, Value]
     benchmark: str
-    scenario: Literal["class-incremental"] = "class-incremental"
-    tasks: int = Field(ge=1)
+    scenario: Scenario = "class-incremental"
+    tasks: Tasks
     class_order: str = Field(pattern=r"^(natural|permutation:\d+|order:\d+(,\d+)*)$")
     split: str
     transforms: Transforms
@@ -99,6 +104,11 @@ class Experiment(BaseModel):
     storage: Literal["memory", "files"] = "memory"
     limits: Limits = Limits()
     seed: int = Field(ge=0)
+
+    @property
+    def num_tasks(self) -> int:
+        """Length of the whole stream."""
+        return self.tasks if isinstance(self.tasks, int) else len(self.tasks)
 
     def identity(self) -> dict[str, Any]:
         """The fields that differ from their defaults: what the key is made of.
@@ -205,6 +215,43 @@ def parse_seeds(text: str) -> list[int]:
     return list(dict.fromkeys(seeds))
 
 
+def parse_tasks(text: str) -> Tasks:
+    """Parse `10` (tasks of the same size) or the classes of each task: `40,30,30`, `50,5x10` (50, then 5 times 10).
+
+    Raises:
+        UserError: anything else.
+    """
+    parts = [re.fullmatch(r"\s*(?:([0-9]{1,6})\s*x\s*)?([0-9]{1,6})\s*", part) for part in text.split(",")]
+    pairs = [(int(part[1] or 1), int(part[2])) for part in parts if part is not None]
+    if len(pairs) < len(parts) or not all(count and size for count, size in pairs):
+        raise UserError(
+            f"--tasks '{text}' cannot be read; expected a number of tasks, e.g. 10, or the number of classes of each, "
+            "e.g. 40,30,30 or 50,5x10 (50, then 5 tasks of 10)"
+        )
+    if "," not in text and "x" not in text:
+        return pairs[0][1]
+    if sum(count for count, _ in pairs) > 10_000:
+        raise UserError(f"--tasks '{text}' asks for more than 10,000 tasks; name fewer")
+    return equalled([size for count, size in pairs for _ in range(count)])
+
+
+def parse_scenario(text: str) -> Scenario:
+    """Check the name of a scenario.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    for scenario in get_args(Scenario):
+        if text == scenario:
+            return scenario
+    raise unknown_name("scenario", text, get_args(Scenario))
+
+
+def equalled(sizes: Sequence[int]) -> Tasks:
+    """Sizes of tasks, or their number where all have the same: two ways to say one thing would be two keys."""
+    return len(sizes) if len(set(sizes)) == 1 else tuple(sizes)
+
+
 def parse_order(text: str) -> str:
     """Check a class order: `natural` or `permutation:K`.
 
@@ -220,8 +267,11 @@ def parse_order(text: str) -> str:
     return text
 
 
-def read_order(path: Path, classes: Sequence[str]) -> str:
+def read_order(path: Path, classes: Sequence[str], what: str = "class") -> str:
     """The class order in a file: one class per line, by name or by index in the data set's own order.
+
+    Args:
+        what: a class or a domain, for messages.
 
     Raises:
         UserError: unreadable, or not every class once.
@@ -235,11 +285,11 @@ def read_order(path: Path, classes: Sequence[str]) -> str:
         index = {str(number): number for number in range(len(classes))}
     for number, line in enumerate(lines, start=1):
         if line not in index:
-            raise UserError(f"--order file '{path}', line {number}: there is no class '{line}'; expected one per line")
+            raise UserError(f"--order file '{path}', line {number}: there is no {what} '{line}'; expected one per line")
         if line in lines[: number - 1]:
-            raise UserError(f"--order file '{path}', line {number}: class '{line}' comes twice; name each class once")
+            raise UserError(f"--order file '{path}', line {number}: {what} '{line}' comes twice; name each one once")
     if missing := [name for name in index if name not in lines]:
-        raise UserError(f"--order file '{path}' lacks {len(missing)} of {len(classes)} classes, e.g. '{missing[0]}'")
+        raise UserError(f"--order file '{path}' lacks {len(missing)} of {len(classes)}, e.g. {what} '{missing[0]}'")
     return "order:" + ",".join(str(index[line]) for line in lines)
 
 

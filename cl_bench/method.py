@@ -24,7 +24,7 @@ from cl_bench.adapters.heads import FeatureModel, task_norm
 from cl_bench.adapters.statistics import ClassStatistics, Covariance
 from cl_bench.data.samples import TaskImages
 from cl_bench.errors import UserError
-from cl_bench.experiment import Scalar, Value
+from cl_bench.experiment import Scalar, Scenario, Value
 from cl_bench.randomness import Key, generator
 from cl_bench.space import Choice, LogUniform, Range
 
@@ -101,6 +101,7 @@ class Method(SupervisedPlugin):  # type: ignore[misc]
         needs_num_tasks: whether the length of the stream must be known in advance (a fact that tables show).
         stores: what is kept about old tasks beside the adapters, in words.
         forward_passes: backbone passes per prediction.
+        scenarios: the kinds of streams that the method is for.
         trains_on: `task` (one experience after the other) or `stream` (all at once: joint training).
         published: recipes of the literature, hyper-parameters by paper benchmark (`imagenet-r`, `cifar100`, ...); where
             a paper's text differs from its code, the text is `imagenet-r.paper`.
@@ -112,6 +113,7 @@ class Method(SupervisedPlugin):  # type: ignore[misc]
     needs_num_tasks: ClassVar[bool] = False
     stores: ClassVar[str] = "nothing"
     forward_passes: ClassVar[int] = 1
+    scenarios: ClassVar[tuple[Scenario, ...]] = ("class-incremental", "domain-incremental")
     trains_on: ClassVar[Literal["task", "stream"]] = "task"
     published: ClassVar[Mapping[str, Mapping[str, Value]]] = {}
     space: ClassVar[Mapping[str, Range]] = {}

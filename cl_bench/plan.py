@@ -11,12 +11,22 @@ from cl_bench import backbones, recipes, streams
 from cl_bench.backbones import Backbone
 from cl_bench.data.images import ImageFiles
 from cl_bench.errors import UserError, unknown_name
-from cl_bench.experiment import Experiment, Limits, MethodSpec, Transforms, Value, parse_order, read_order
+from cl_bench.experiment import (
+    Experiment,
+    Limits,
+    MethodSpec,
+    Scenario,
+    Tasks,
+    Transforms,
+    Value,
+    parse_order,
+    read_order,
+)
 from cl_bench.method import Method
 from cl_bench.recipes import Recipe, Tuned
 from cl_bench.registry import Found
-from cl_bench.streams import Benchmark
-from cl_bench.streams.build import split_hash
+from cl_bench.streams import Benchmark, Source
+from cl_bench.streams.build import sizes_of, split_hash
 
 
 @dataclass(frozen=True)
@@ -43,7 +53,9 @@ def plan(
     checkpoint: Path | None = None,
     pretrained: bool = True,
     normalise: str = "checkpoint",
-    tasks: int | None = None,
+    size: int | None = None,
+    scenario: Scenario | None = None,
+    tasks: Tasks | None = None,
     order: str | None = None,
     limits: Limits | None = None,
     recipe: str = "auto",
@@ -55,33 +67,40 @@ def plan(
         specs: methods with the options that the user set; strings are accepted.
         seeds: each sets the training seed and, unless `order` pins it, the class order `permutation:seed`.
         backbone: None: the benchmark's own.
-        checkpoint, pretrained, normalise: its weights and input normalisation (see `backbones.find`).
-        tasks: None: the benchmark's own number.
+        checkpoint, pretrained, normalise, size: its weights and input (see `backbones.find`).
+        scenario, tasks: None: the benchmark's own.
         recipe, tuned: which recipe, and recipes of the user's own (see `recipes.choose`).
 
     Raises:
         UserError: anything unknown, ill-typed or impossible.
     """
     data = streams.find(benchmark)
-    vit = backbones.find(backbone or data.backbone, checkpoint=checkpoint, pretrained=pretrained, normalise=normalise)
-    tasks = tasks or data.tasks
-    if data.num_classes % tasks:
-        raise UserError(f"--tasks {tasks} does not divide the {data.num_classes} classes of {benchmark}")
+    vit = backbones.find(
+        backbone or data.backbone, checkpoint=checkpoint, pretrained=pretrained, normalise=normalise, size=size
+    )
+    scenario = scenario or data.scenario
     limits = limits or Limits()
-    if limits.tasks and limits.tasks > tasks:
-        raise UserError(f"--limit-tasks {limits.tasks} is more than the {tasks} tasks there are; leave it out for all")
+    if scenario == "class-incremental":
+        tasks = class_incremental(data, tasks, limits)
     own_order = order is not None and Path(order).is_file()
     if order is not None and not own_order:
         parse_order(order)
     source = data.source()
-    if order is not None and own_order:
+    if scenario == "domain-incremental":
+        tasks = domain_incremental(benchmark, source, tasks, limits)
+        if order is not None and own_order:
+            order = read_order(Path(order), source.domains, "domain")
+    elif order is not None and own_order:
         order = read_order(Path(order), source.classes)
+    assert tasks is not None
     split = split_hash(source)
     vit = backbones.verify(vit)
     runs: dict[str, PlannedRun] = {}
     for found, options in specs:
         method, chosen = resolve(found, data, options, recipe, tuned)
-        method.check(tasks)
+        if scenario not in method.scenarios:
+            raise UserError(f"'{found.name}' is for {' and '.join(method.scenarios)} streams, this one is {scenario}")
+        method.check(tasks if isinstance(tasks, int) else len(tasks))
         method.create(backbones.skeleton(vit), data.num_classes)
         shown = {name: method.values()[name] for name in options}
         listed = ",".join(f"{name}={_shown(value)}" for name, value in sorted(shown.items()))
@@ -92,6 +111,7 @@ def plan(
                 hyperparameters=method.values(),
                 defaults=found.defaults,
                 benchmark=benchmark,
+                scenario=scenario,
                 tasks=tasks,
                 class_order=f"permutation:{seed}" if order is None else order,
                 split=split,
@@ -116,6 +136,51 @@ def resolve(
     asked = found.create(options).values()
     chosen = recipes.choose(found, benchmark, {key: asked[key] for key in options}, recipe, tuned)
     return found.create({**chosen.values, **options}), chosen
+
+
+def class_incremental(data: Benchmark, tasks: Tasks | None, limits: Limits) -> Tasks:
+    """The tasks of a class-incremental stream; None: as many as the benchmark has by default.
+
+    Raises:
+        UserError: the classes cannot be cut like this, or the limits ask for more tasks than there are.
+    """
+    if tasks is None:
+        own = data.scenario == "class-incremental"
+        tasks = data.tasks if own else streams.default_tasks(data.num_classes)
+    try:
+        length = len(sizes_of(tasks, data.num_classes))
+    except ValueError as error:
+        if isinstance(tasks, int):
+            raise UserError(f"--tasks {tasks} does not divide the {data.num_classes} classes of {data.name}") from error
+        raise UserError(f"--tasks: {error}, the classes of {data.name}") from error
+    _check_length(length, limits)
+    return tasks
+
+
+def domain_incremental(name: str, source: Source, tasks: Tasks | None, limits: Limits) -> int:
+    """The number of tasks of a domain-incremental stream: one for each domain.
+
+    Raises:
+        UserError: the data has no domains, another number of tasks is asked for, a domain has no images.
+    """
+    domains = source.domains
+    if not domains:
+        with_domains = ", ".join(other for other in streams.names() if streams.has_domains(other))
+        raise UserError(f"{name} has no domains, so it cannot be domain-incremental; these have: {with_domains}")
+    if tasks not in (None, len(domains)):
+        raise UserError(f"--tasks: {name} has {len(domains)} domains, each of which is a task; leave it out")
+    for part, store in (("training", source.train), ("test", source.test)):
+        assert store.domains is not None
+        for domain in domains:
+            if not (store.domains == domain).any():
+                raise UserError(f"{name}: domain '{domain}' has no {part} images; complete the data or the split list")
+    _check_length(len(domains), limits)
+    return len(domains)
+
+
+def _check_length(length: int, limits: Limits) -> None:
+    if limits.tasks and limits.tasks > length:
+        raise UserError(f"--limit-tasks {limits.tasks} is more than the {length} tasks there are; leave it out for all")
 
 
 def merge_options(specs: Sequence[MethodSpec], settings: Mapping[str, Mapping[str, str]]) -> list[dict[str, str]]:

@@ -117,7 +117,7 @@ def execute(planned: PlannedRun, device: torch.device, progress: Progress) -> tu
         strategy.train(experience, eval_streams=[])
         _wait(device)
         trained = time.perf_counter()
-        counts.append(strategy.count_matrix(stream.test))
+        counts.append(strategy.count_matrix(stream.test, learned=stages[index][-1] + 1))
         seconds.append((trained - start, time.perf_counter() - trained))
         samples.append(advance.images - images)
         trainable.append(strategy.trainable)
@@ -140,6 +140,7 @@ def execute(planned: PlannedRun, device: torch.device, progress: Progress) -> tu
         correct_task_aware=[c.correct_task_aware for c in counts],
         total=counts[0].total,
         classes=list(stream.classes),
+        domains=list(stream.domains),
         train_seconds=[round(train, 3) for train, _ in seconds],
         eval_seconds=[round(evaluation, 3) for _, evaluation in seconds],
         train_samples=samples,
@@ -163,7 +164,14 @@ def execute(planned: PlannedRun, device: torch.device, progress: Progress) -> tu
 
 def _stream(experiment: Experiment) -> TaskStream:
     source = streams.find(experiment.benchmark).source()
-    return build(source, experiment.tasks, experiment.class_order, experiment.transforms, experiment.limits)
+    return build(
+        source,
+        experiment.tasks,
+        experiment.class_order,
+        experiment.transforms,
+        experiment.limits,
+        experiment.scenario,
+    )
 
 
 def _resolve_precision(experiment: Experiment) -> None:

@@ -41,6 +41,7 @@ class RunRecord(BaseModel):
         correct_task_aware: hits when the argmax is restricted to the classes of the image's own task; all tasks.
         total: test images per task.
         classes: names of all classes of the stream in label order, also those that `limits` cut off.
+        domains: of a domain-incremental stream, the domain of each task.
         train_seconds, eval_seconds: wall seconds per stage.
         train_samples, eval_samples: images that passed through training steps and through evaluation, per stage.
         trainable, stored: numbers trained in, and kept after, each stage (beside the frozen backbone).
@@ -66,6 +67,7 @@ class RunRecord(BaseModel):
     correct_task_aware: list[list[int]]
     total: list[int]
     classes: list[str]
+    domains: list[str] = []
     train_seconds: list[float]
     eval_seconds: list[float]
     train_samples: list[int]
@@ -97,7 +99,7 @@ class RunRecord(BaseModel):
         if self.key != self.experiment.key:
             raise ValueError(f"key {self.key} does not belong to the experiment in it ({self.experiment.key})")
         stages, tasks = len(self.stages), len(self.total)
-        if tasks != (self.experiment.limits.tasks or self.experiment.tasks) or min(self.total) < 1:
+        if tasks != (self.experiment.limits.tasks or self.experiment.num_tasks) or min(self.total) < 1:
             raise ValueError(f"{tasks} test sets of sizes {self.total} do not fit the experiment's tasks")
         for name in ("correct", "correct_task_aware"):
             rows = getattr(self, name)

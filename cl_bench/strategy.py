@@ -29,7 +29,7 @@ class Counts:
     """Hits of one evaluation over T tasks and n test images.
 
     Attributes:
-        correct: per task, argmax over all classes seen so far; None for tasks with a class not seen yet.
+        correct: per task, argmax over all classes seen so far; None for tasks not learned yet.
         correct_task_aware: per task, argmax over the task's own classes.
         total: images per task.
         label, task: int16 [n].
@@ -140,6 +140,8 @@ class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
         if not len(samples.labels):
             raise UserError(f"task {self.tasks_learned} has no training images; leave it out of the stream")
         classes = tuple(sorted(int(c) for c in set(samples.labels.tolist())))
+        if "domain-incremental" not in self.method.scenarios and set(classes) & set(self.seen):
+            raise UserError(f"{type(self.method).__name__} takes no class twice, as this stream brings it")
         self.seen = tuple(sorted(set(self.seen) | set(classes)))
         key = (self.seed, "task", self.tasks_learned)
         self.task = Task(
@@ -232,8 +234,12 @@ class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
         self.dataloader = EvaluationBatches(TaskImages(samples, (), self.device, self.eval_mb_size))
 
     @torch.inference_mode()
-    def count_matrix(self, stream: Iterable[Any]) -> Counts:
+    def count_matrix(self, stream: Iterable[Any], learned: int | None = None) -> Counts:
         """Evaluate the current model on all tasks of a test stream, in one pass over the mixed images.
+
+        Args:
+            learned: the first so many tasks count as learned; None: those whose classes have all been seen, which is
+                right where every task brings new ones.
 
         Images of all tasks are shuffled together (by a fixed key), so that no prediction could profit from
         neighbours of its own task; the device is synchronised once, at the end.
@@ -263,7 +269,10 @@ class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
         inverse = torch.from_numpy(np.argsort(order))
         prediction = torch.cat(predicted).cpu()[inverse]
         prediction_task_aware = torch.cat(task_aware).cpu()[inverse]
-        known = [bool((own[index] <= seen).all()) for index in range(len(parts))]
+        if learned is None:
+            known = [bool((own[index] <= seen).all()) for index in range(len(parts))]
+        else:
+            known = [index < learned for index in range(len(parts))]
         prediction = torch.where(torch.tensor(known)[task], prediction, -1)
         hits = (prediction == label).split(total)
         hits_task_aware = (prediction_task_aware == label).split(total)

@@ -32,7 +32,7 @@ from cl_bench.adapters.heads import linear_head
 from cl_bench.adapters.prompts import Prefix, PromptModel, check_blocks, cls_features, mixed, take, uniform
 from cl_bench.adapters.statistics import ClassStatistics, Covariance
 from cl_bench.data.samples import TaskImages
-from cl_bench.experiment import Value
+from cl_bench.experiment import Scenario, Value
 from cl_bench.method import GradientMethod, Phase, Schedule, Task
 from cl_bench.space import Choice, LogUniform, Range
 
@@ -139,6 +139,8 @@ class HiDePrompt(GradientMethod):
 
     paper: ClassVar[str] = "HiDe-Prompt (NeurIPS 2023, arXiv 2310.07234)"
     forward_passes: ClassVar[int] = 2
+    # The task is inferred from the class.
+    scenarios: ClassVar[tuple[Scenario, ...]] = ("class-incremental",)
     stores: ClassVar[str] = "two means and covariances per class"
     # lr 0.03 B / 256 with B = 8 x 24; alignment 0.005 B / 256.
     published: ClassVar[Mapping[str, Mapping[str, Value]]] = {

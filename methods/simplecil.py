@@ -29,11 +29,8 @@ class SimpleCIL(Method):
         return FeatureModel(backbone.requires_grad_(False), CosinePrototypes(backbone.num_features, num_classes))
 
     def storage(self, backbone: VisionTransformer, num_classes: int, classes: Sequence[int]) -> dict[str, int]:
-        return {"prototypes": num_classes * int(backbone.num_features)}
+        return {"prototypes": num_classes * (int(backbone.num_features) + 1)}
 
     def after_task(self, task: Task, images: TaskImages) -> None:
         """mu_c = mean of the features of class c in the test view, not normalised before averaging."""
-        model = task.model
-        features, labels = images.collect(model.features)
-        for label in task.classes:
-            model.head.prototypes[label] = features[labels == label].mean(dim=0)
+        task.model.head.update(*images.collect(task.model.features))

@@ -97,13 +97,26 @@ class Classifier(FeatureModel):
 
 
 class CosinePrototypes(nn.Module):
-    """Cosine similarity to one prototype per class, [B, dim] -> [B, num_classes]; classes without one give 0."""
+    """Cosine similarity to one prototype per class, [B, dim] -> [B, num_classes]; classes without one give 0.
+
+    `prototypes` [num_classes, dim] are means of features, `counts` [num_classes] of how many.
+    """
 
     prototypes: Tensor
+    counts: Tensor
 
     def __init__(self, dim: int, num_classes: int) -> None:
         super().__init__()
         self.register_buffer("prototypes", torch.zeros(num_classes, dim))
+        self.register_buffer("counts", torch.zeros(num_classes, dtype=torch.int64))
+
+    def update(self, features: Tensor, labels: Tensor) -> None:
+        """Take features [n, dim] with their labels [n] into the means."""
+        for label in labels.unique():
+            mine = features[labels == label]
+            self.counts[label] += len(mine)
+            # Of a class that comes for the first time, exactly the mean.
+            self.prototypes[label] += (mine.mean(dim=0) - self.prototypes[label]) * (len(mine) / self.counts[label])
 
     def forward(self, features: Tensor) -> Tensor:
         return cosine(features, self.prototypes)

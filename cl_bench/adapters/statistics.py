@@ -1,4 +1,4 @@
-"""Statistics of each class's features: a Gaussian per class, to draw features of old classes from."""
+"""Statistics of each class's features: a Gaussian per class and task, to draw features of old tasks from."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ RIDGE = 1e-4
 
 
 class ClassStatistics(Growing):
-    """Mean and covariance of the features of each class seen, in the order in which they came.
+    """Mean and covariance of the features of each class seen, in the order in which they came. A class that several
+    tasks bring (from different domains) has several: their mixture describes it.
 
     Kept are `labels` and `tasks` [n], `counts` [n], `means` [n, d] and `factors`: L with covariance L L^T, the
     Cholesky factors [n, d, d] (`full`), standard deviations [n, d] (`variance`), or one factor of the covariance
@@ -43,7 +44,7 @@ class ClassStatistics(Growing):
         self.register_buffer("factors", torch.zeros(0, dim) if covariance == "variance" else torch.zeros(0, dim, dim))
 
     def __len__(self) -> int:
-        """Number of classes."""
+        """Number of Gaussians: of classes, where no class comes twice."""
         return len(self.labels)
 
     @torch.no_grad()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,7 +39,9 @@ class ImageFiles:
         Raises:
             BadImage: a file is missing or cannot be decoded.
         """
-        return [decode(self.paths[int(i)]) for i in ids]
+        # Pillow decodes without the interpreter's lock. A pool that stayed would not survive a fork.
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            return list(pool.map(lambda i: decode(self.paths[i]), ids.tolist()))
 
 
 @dataclass(frozen=True)
@@ -49,12 +53,14 @@ class ImageStore:
         targets: int64 [N], indices into the class names of the data set.
         names: [N] identities `class/file`, as they enter the split hash.
         groups: [N] images of one origin (a designer, a photographer) share a group; None where that is unknown.
+        domains: [N] the domain of each image; None for data sets that have none.
     """
 
     images: NDArray[np.uint8] | ImageFiles
     targets: NDArray[np.int64]
     names: tuple[str, ...]
     groups: NDArray[np.str_] | None = None
+    domains: NDArray[np.str_] | None = None
 
     def __len__(self) -> int:
         return len(self.targets)

@@ -13,13 +13,14 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from cl_bench import metrics
-from cl_bench.experiment import Limits, Transforms, Value
+from cl_bench.experiment import Limits, Tasks, Transforms, Value
 from cl_bench.store import RunRecord, Store
 
 
@@ -36,7 +37,7 @@ class Protocol:
 
     benchmark: str
     scenario: str
-    tasks: int
+    tasks: Tasks
     split: str
     transforms: Transforms
     backbone: str
@@ -59,25 +60,47 @@ class Protocol:
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8]
 
     @property
+    def num_tasks(self) -> int:
+        """Length of the whole stream."""
+        return self.tasks if isinstance(self.tasks, int) else len(self.tasks)
+
+    @property
     def shape(self) -> str:
         """Tasks and classes in words, e.g. `10 tasks x 10 classes` with a multiplication sign."""
-        return f"{self.tasks} tasks \N{MULTIPLICATION SIGN} {self.classes / self.tasks:g} classes"
+        if self.scenario == "domain-incremental":
+            return f"{self.tasks} domains of {self.classes} classes"
+        if isinstance(self.tasks, int):
+            return f"{self.tasks} tasks \N{MULTIPLICATION SIGN} {self.classes / self.tasks:g} classes"
+        runs = _runs(self.tasks)
+        sizes = [f"{n} \N{MULTIPLICATION SIGN} {size}" if n > 1 else f"{size}" for n, size in runs]
+        return f"{len(self.tasks)} tasks of {' + '.join(sizes)} classes"
 
     @property
     def name(self) -> str:
         """Readable part of file names; not necessarily unique (see `sections`)."""
         parts = [re.sub(r"[^A-Za-z0-9._-]+", "_", part).strip("._")[:60] for part in (self.benchmark, self.backbone)]
-        return f"{parts[0]}-{self.tasks}x{self.classes / self.tasks:g}-{parts[1]}"
+        if self.scenario == "domain-incremental":
+            shape = f"{self.tasks}-domains"
+        elif isinstance(self.tasks, int):
+            shape = f"{self.tasks}x{self.classes / self.tasks:g}"
+        else:
+            shape = "+".join(f"{n}x{size}" if n > 1 else f"{size}" for n, size in _runs(self.tasks))[:60]
+        return f"{parts[0]}-{shape}-{parts[1]}"
 
     def limits_text(self) -> str:
         """The limits in words; empty where there are none."""
         words = {
-            "tasks": f"first {self.limits.tasks} of {self.tasks} tasks only",
+            "tasks": f"first {self.limits.tasks} of {self.num_tasks} tasks only",
             "train_per_class": f"at most {self.limits.train_per_class} training images per class",
             "test_per_class": f"at most {self.limits.test_per_class} test images per class",
             "validation": f"validated on {self.limits.validation or 0:.0%} of the training images, not tested",
         }
         return ", ".join(words[name] for name in words if getattr(self.limits, name) is not None)
+
+
+def _runs(sizes: Sequence[int]) -> list[tuple[int, int]]:
+    """Sizes of tasks as pairs of how many in a row and which."""
+    return [(len(list(group)), size) for size, group in groupby(sizes)]
 
 
 _PROTOCOL_FIELDS = (
@@ -193,7 +216,7 @@ def _flat(run: Run) -> dict[str, Any]:
     return {
         "benchmark": protocol.benchmark,
         "scenario": protocol.scenario,
-        "tasks": protocol.tasks,
+        "tasks": protocol.num_tasks,
         "classes": protocol.classes,
         "split": protocol.split,
         "transforms": protocol.transforms.model_dump_json(),

@@ -257,7 +257,7 @@ def _wide(table: Table) -> pd.DataFrame:
             "hyperparameters": json.dumps(row.hyperparameters, sort_keys=True),
             "benchmark": protocol.benchmark,
             "scenario": protocol.scenario,
-            "tasks": protocol.tasks,
+            "tasks": protocol.num_tasks,
             "classes": protocol.classes,
             "backbone": protocol.backbone,
             "weights": protocol.weights,

@@ -12,17 +12,19 @@ import numpy as np
 
 from cl_bench.data.images import ImageFiles, ImageStore
 from cl_bench.errors import unknown_name
+from cl_bench.experiment import Scenario
 from cl_bench.streams import datasets, icons
 from cl_bench.streams.catalogue import DataSet, Listing
 
 
 @dataclass(frozen=True)
 class Source:
-    """The data of a benchmark: both parts and the class names, in the data set's own (alphabetical) order."""
+    """The data of a benchmark: both parts and the names of classes and domains, in the data set's own order."""
 
     train: ImageStore
     test: ImageStore
     classes: tuple[str, ...]
+    domains: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -32,13 +34,15 @@ class Benchmark:
     Attributes:
         name: as in `--benchmark`.
         description: one line for `cl-bench ls benchmarks`.
-        num_classes, tasks: size of the label set and the default number of tasks.
+        num_classes: size of the label set.
+        tasks: the default number of tasks, in the default `scenario`.
         crop_scale, resize: of the training crop and the test view (see `Transforms`): part of the protocol, the same
             for every method.
         backbone: used when the user names none.
         load: reads the data.
         tuned_on: the stream on which hyper-parameters for it are searched, so that it is not itself.
         dataset: facts about it, if it is not embedded.
+        scenario: the default one.
     """
 
     name: str
@@ -47,10 +51,11 @@ class Benchmark:
     tasks: int
     crop_scale: tuple[float, float]
     backbone: str
-    load: Callable[[], tuple[ImageStore, ImageStore, tuple[str, ...]]]
+    load: Callable[[], Source]
     tuned_on: str | None = None
     resize: float = 1.0
     dataset: DataSet | None = None
+    scenario: Scenario = "class-incremental"
 
     def source(self) -> Source:
         """The data, read and checked once per process."""
@@ -70,8 +75,19 @@ _BENCHMARKS = {
             10,
             _ICON_CROP,
             _ICONS,
-            lambda: icons.load("stream"),
+            lambda: Source(*icons.load("stream")),
             tuned_on="icons-tune",
+        ),
+        Benchmark(
+            "icons-designers",
+            "the same objects, another designer's drawings with each task (domain-incremental); embedded",
+            100,
+            10,
+            _ICON_CROP,
+            _ICONS,
+            lambda: Source(*icons.load_designers()),
+            tuned_on="icons-tune",
+            scenario="domain-incremental",
         ),
         Benchmark(
             "icons-tune",
@@ -80,7 +96,7 @@ _BENCHMARKS = {
             10,
             _ICON_CROP,
             _ICONS,
-            lambda: icons.load("tune"),
+            lambda: Source(*icons.load("tune")),
         ),
     )
 }
@@ -97,6 +113,12 @@ def names() -> list[str]:
     return sorted(_BENCHMARKS) + datasets.names()
 
 
+def has_domains(name: str) -> bool:
+    """Whether a benchmark can be domain-incremental."""
+    benchmark = find(name)
+    return benchmark.scenario == "domain-incremental" or bool(benchmark.dataset and benchmark.dataset.domains)
+
+
 def find(name: str) -> Benchmark:
     """The benchmark with this name: an embedded one, a data set, or `folder:PATH`.
 
@@ -109,12 +131,13 @@ def find(name: str) -> Benchmark:
         raise unknown_name("benchmark", name, [*names(), "folder:PATH"], "'cl-bench ls benchmarks' describes them.")
     dataset = datasets.find(name)
     classes = dataset.classes or len(_listing(name, _place()).classes)
+    domains = dataset.scenario == "domain-incremental"
     return Benchmark(
         name=name,
         description=dataset.title,
         num_classes=classes,
-        # A folder has no published split: as many tasks as divide it, up to ten.
-        tasks=dataset.tasks or max(n for n in range(1, 11) if classes % n == 0),
+        tasks=len(dataset.domains) if domains else dataset.tasks or default_tasks(classes),
+        scenario=dataset.scenario,
         # Training and test views as in PILOT and SD-LoRA's code.
         crop_scale=(0.05, 1.0),
         resize=256 / 224,
@@ -124,9 +147,14 @@ def find(name: str) -> Benchmark:
     )
 
 
+def default_tasks(num_classes: int) -> int:
+    """Class-incremental tasks where no number is published: as many as divide the classes, up to ten."""
+    return max(n for n in range(1, 11) if num_classes % n == 0)
+
+
 @cache
 def _source(name: str, place: Place) -> Source:
-    return Source(*find(name).load())
+    return find(name).load()
 
 
 def _place() -> Place:
@@ -142,7 +170,7 @@ def _listing(name: str, place: Place) -> Listing:
     )
 
 
-def _load(name: str) -> tuple[ImageStore, ImageStore, tuple[str, ...]]:
+def _load(name: str) -> Source:
     """A data set below the user's data folder, as image stores."""
     listing = _listing(name, _place())
     index = {name: number for number, name in enumerate(listing.classes)}
@@ -151,6 +179,8 @@ def _load(name: str) -> tuple[ImageStore, ImageStore, tuple[str, ...]]:
         entries = (listing.train, listing.test)[part]
         images = listing.pixels[part] if listing.pixels else ImageFiles([e.path for e in entries if e.path is not None])
         targets = np.array([index[entry.label] for entry in entries], dtype=np.int64)
-        return ImageStore(images, targets, tuple(entry.name for entry in entries))
+        domains = np.array([entry.domain for entry in entries]) if known else None
+        return ImageStore(images, targets, tuple(entry.name for entry in entries), domains=domains)
 
-    return store(0), store(1), listing.classes
+    known = datasets.find(name).domains
+    return Source(store(0), store(1), listing.classes, known)

@@ -10,6 +10,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from cl_bench.experiment import Scenario
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -80,12 +82,13 @@ class DataSet:
         layouts: names and descriptions (an indented tree) of the layouts that are read.
         read: finds the images below a folder, split as the list of a file says (None: as the folder itself does);
             raises UnknownLayout if there is no known layout there, UserError if there is something wrong with it.
-        tasks: the default number of tasks; 0 for a folder of the user's.
+        tasks: the default number of class-incremental tasks; 0 where nobody has published one.
         folders: names that its folder below the root may have; the first is the one that `prepare` makes.
         archives: what `prepare` downloads; empty where the licence or the source forbids it.
         manual: what a person has to download, or may, and where to put it.
         splits: published task splits, tasks x classes per task.
         domains: names of its domains, in their published order.
+        scenario: the usual one.
         balanced: whether all classes have the same number of images in each part.
         split_hashes: SHA-256 of the sorted training and of the sorted test names, newline-joined, by the name of a
             known split.
@@ -108,6 +111,7 @@ class DataSet:
     archives: tuple[Archive, ...] = ()
     manual: str = ""
     domains: tuple[str, ...] = ()
+    scenario: Scenario = "class-incremental"
     balanced: bool = False
     split_hashes: dict[str, tuple[str, str]] = field(default_factory=dict)
     content_hash: str | None = None

@@ -324,9 +324,8 @@ PACS = DataSet(
             test_share=0.2,
         )
     ),
-    tasks=4,
+    tasks=0,
     folders=("pacs", "PACS"),
-    splits=((4, 7),),
     manual=(
         "PACS lies on a drive that cannot be downloaded from by a program. Open "
         "https://drive.google.com/drive/folders/0B6x7gtvErXgfUU1WcGY5SzdwZVk?resourcekey=0-2fvpQY_QSyJf2uIECzqPuQ "
@@ -335,6 +334,7 @@ PACS = DataSet(
         "split files, a fixed fifth of each class in each domain is the test part."
     ),
     domains=_PACS_DOMAINS,
+    scenario="domain-incremental",
     split_hashes={
         "official (train and crossval)": (
             "f37e05f7596a53edc295747432e75813d552e27a380bb2990eeb3f943d07388c",
@@ -482,15 +482,6 @@ def locate(dataset: DataSet, root: Path | None = None) -> Path:
         f"{dataset.name} is not there: no folder '{top / dataset.folders[0]}'; 'cl-bench data prepare {dataset.name}' "
         f"gets it or says how, and --root or {ROOT_VARIABLE} names another data folder{parent}"
     )
-
-
-def present(dataset: DataSet, root: Path | None = None) -> bool:
-    """Whether the folder of a data set is there."""
-    try:
-        locate(dataset, root)
-    except UserError:
-        return False
-    return True
 
 
 def read(dataset: DataSet, folder: Path, split_list: Path | None = None) -> Listing:

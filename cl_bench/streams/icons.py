@@ -18,6 +18,8 @@ from cl_bench.errors import UserError
 Part = Literal["stream", "tune", "pretrain"]
 PARTS: tuple[Part, ...] = ("stream", "tune", "pretrain")
 ASSET = "icons.npz.xz"
+DESIGNERS = 10
+"""Domains of the domain-incremental stream."""
 SHA256 = "c5317387a937470af90bd4712b45da81542a9c6e42bc179853b718d5204a4a66"
 
 
@@ -52,3 +54,34 @@ def load(part: Part) -> tuple[ImageStore, ImageStore, tuple[str, ...]]:
         return ImageStore(data["images"][rows][..., None], targets, files, groups=sets)
 
     return store(0), store(1), tuple(str(name) for name in names)
+
+
+def load_designers() -> tuple[ImageStore, ImageStore, tuple[str, ...], tuple[str, ...]]:
+    """The stream's images once more, by designer: training and test images, classes, and designers.
+
+    These are the ten whose sets have the most images, most first. Of each class that a designer has drawn at least
+    twice, every third image of the set (the last ones of three, but at least one) is a test image.
+
+    Raises:
+        UserError: as for `load`.
+    """
+    train, test, classes = load("stream")
+    assert train.groups is not None and test.groups is not None
+    pixels = [part.images for part in (train, test) if isinstance(part.images, np.ndarray)]
+    images = np.concatenate(pixels)
+    targets = np.concatenate([train.targets, test.targets])
+    names = np.array([*train.names, *test.names])
+    sets = np.concatenate([train.groups, test.groups])
+    found, counts = np.unique(sets, return_counts=True)
+    domains = [str(name) for name in found[np.argsort(-counts, kind="stable")][:DESIGNERS]]
+    tested = np.zeros(len(targets), dtype=bool)
+    for domain in domains:
+        for label in range(len(classes)):
+            mine = np.flatnonzero((sets == domain) & (targets == label))
+            tested[mine[len(mine) - max(len(mine) // 3, int(len(mine) > 1)) :]] = True
+
+    def store(rows: NDArray[np.int64]) -> ImageStore:
+        return ImageStore(images[rows], targets[rows], tuple(names[rows].tolist()), domains=sets[rows])
+
+    inside = np.isin(sets, domains)
+    return store(np.flatnonzero(inside & ~tested)), store(np.flatnonzero(inside & tested)), classes, tuple(domains)
