@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from cl_bench import backbones, streams
 from cl_bench.data.images import ImageStore
-from cl_bench.data.samples import Concatenated, Samples, StoreSamples, samples_of
+from cl_bench.data.samples import Concatenated, StoreSamples, samples_of
 from cl_bench.experiment import Limits, Transforms
 from cl_bench.method import Method, Phase
 from cl_bench.plan import PlannedRun
@@ -328,13 +328,13 @@ class Watched(ContinualStrategy):
         super()._train_exp(experience, eval_streams, **kwargs)
         self._left = fingerprint(self.model)
 
-    def _run_phase(self, phase: Phase, samples: Samples, key: tuple[int | str, ...], **kwargs: Any) -> None:
+    def _run_phase(self, phase: Phase, *arguments: Any, **kwargs: Any) -> None:
         chosen = {id(parameter) for parameter in phase.trainable()}
         parameters = list(self.model.named_parameters())
         self.listed |= {name for name, parameter in parameters if id(parameter) in chosen}
         before = {name: digest(parameter) for name, parameter in parameters if id(parameter) not in chosen}
         self.held |= before.keys()
-        super()._run_phase(phase, samples, key, **kwargs)
+        super()._run_phase(phase, *arguments, **kwargs)
         after = dict(self.model.named_parameters())
         for name, bits in before.items():
             if name not in after or digest(after[name]) != bits:

@@ -250,6 +250,15 @@ def verify(backbone: str | Backbone) -> Backbone:
     return replace(found, weights=_weights(found)[1])
 
 
+def weights(backbone: Backbone) -> Mapping[str, Tensor]:
+    """The pre-trained weights themselves, shared: not to be changed.
+
+    Raises:
+        UserError: as `verify`.
+    """
+    return _weights(backbone)[0]
+
+
 def create(backbone: str | Backbone) -> VisionTransformer:
     """A fresh timm ViT without head, in fp32, with its weights, all of them trainable.
 

@@ -74,8 +74,16 @@ def main() -> None:
 
 @app.command(epilog=r"Example: cl-bench run --methods 'sdlora\[rank=4|8],coda' --seeds 0-4")
 def run(
-    methods: Annotated[str, typer.Option(help=r"Names, with options: 'sdlora\[rank=4|8],coda'.")],
-    benchmark: Annotated[str, typer.Option(help="See 'cl-bench ls benchmarks'.")] = "icons-100",
+    methods: Annotated[
+        str | None, typer.Option(help=r"Names, with options: 'sdlora\[rank=4|8],coda'.", show_default=False)
+    ] = None,
+    suite: Annotated[
+        str | None,
+        typer.Option(help="Instead: a suite of 'cl-bench ls suites', or a YAML file.", show_default=False),
+    ] = None,
+    benchmark: Annotated[
+        str | None, typer.Option(help="See 'cl-bench ls benchmarks'.", show_default="icons-100")
+    ] = None,
     backbone: Annotated[
         str | None, typer.Option(help="See 'cl-bench ls backbones'.", show_default="the benchmark's")
     ] = None,
@@ -89,14 +97,19 @@ def run(
         Path | None,
         typer.Option(help="File with its weights: safetensors, torch state dict, Google npz.", show_default=False),
     ] = None,
-    pretrained: Annotated[str, typer.Option(help="yes, or no: random weights.")] = "yes",
+    pretrained: Annotated[str | None, typer.Option(help="yes, or no: random weights.", show_default="yes")] = None,
     normalise: Annotated[
-        str, typer.Option(help="Input: checkpoint (mean and std of its training) or none (in [0, 1]).")
-    ] = "checkpoint",
+        str | None,
+        typer.Option(
+            help="Input: checkpoint (mean and std of its training) or none (in [0, 1]).", show_default="checkpoint"
+        ),
+    ] = None,
     size: Annotated[
         int | None, typer.Option(min=1, help="Side of the input in pixels.", show_default="the backbone's")
     ] = None,
-    seeds: Annotated[str, typer.Option(help="Each sets class order and training seed: 0-4 or 0,2.")] = "0",
+    seeds: Annotated[
+        str | None, typer.Option(help="Each sets class order and training seed: 0-4 or 0,2.", show_default="0")
+    ] = None,
     order: Annotated[
         str | None,
         typer.Option(
@@ -121,60 +134,79 @@ def run(
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Same as --set epochs=N.", show_default=False)] = None,
     recipe: Annotated[
-        str,
-        typer.Option(help="Hyper-parameters: auto, tuned, published, published:imagenet-r, unified."),
-    ] = "auto",
+        str | None,
+        typer.Option(
+            help="Hyper-parameters: auto, tuned, published, published:imagenet-r, unified.", show_default="auto"
+        ),
+    ] = None,
     recipe_file: Annotated[
         Path | None, typer.Option("--recipes", help="Tuned recipes of your own.", show_default=False)
     ] = None,
     results: Annotated[Path, typer.Option(help="Folder of the results store.")] = RESULTS,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     method_file: MethodFiles = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would run, what is there, and how long the rest may take.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Run again what is already there.")] = False,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first run that fails.")] = False,
+    checkpoint_every: Annotated[
+        float, typer.Option(min=0, help="Minutes between checkpoints inside a task; after each task there is one.")
+    ] = 10.0,
     limit_tasks: Annotated[int | None, typer.Option(min=1, help="Trial: only the first tasks.")] = None,
     limit_train: Annotated[int | None, typer.Option(min=1, help="Trial: training images per class.")] = None,
     limit_test: Annotated[int | None, typer.Option(min=1, help="Trial: test images per class.")] = None,
 ) -> None:
     """Run methods on a benchmark; what is already in the results folder is not run again."""
-    from cl_bench.experiment import Limits, parse_methods, parse_scenario, parse_seeds, parse_settings, parse_tasks
     from cl_bench.store import Store
+    from cl_bench.suites import Grid, find
 
-    specs = parse_methods(methods)
-    seed_list = parse_seeds(seeds)
+    if (methods is None) == (suite is None):
+        raise UserError("say what to run: --methods 'sdlora,coda', or --suite NAME or FILE, and not both")
+    asked: dict[str, Any] = {
+        "methods": methods,
+        "benchmark": benchmark,
+        "backbone": backbone,
+        "pretrained": pretrained,
+        "normalise": normalise,
+        "size": size,
+        "seeds": seeds,
+        "order": order,
+        "scenario": scenario,
+        "tasks": tasks,
+        "set": [*(settings or []), *([f"epochs={epochs}"] if epochs else [])] or None,
+        "recipe": recipe,
+        "limit_tasks": limit_tasks,
+        "limit_train": limit_train,
+        "limit_test": limit_test,
+    }
+    given = {name: value for name, value in asked.items() if value is not None}
+    grids = [grid.changed(given) for grid in find(suite).runs] if suite else [Grid.model_validate(given)]
+    if suite and checkpoint is not None:
+        raise UserError("--checkpoint is for one backbone; name that and the methods instead of a suite")
+    cells = [cell for grid in grids for cell in grid.cells()]
+    for cell in cells:
+        cell.check()
     _use_data(root, skip_bad, split_list)
-    if pretrained not in ("yes", "no"):
-        raise UserError(f"--pretrained '{pretrained}' is unknown; expected yes or no")
     store = Store(results)
-    store.check_writable()
+    if not dry_run:
+        store.check_writable()
     with err.status("loading torch, timm and avalanche ..."):
         _quiet_imports()
-        from cl_bench import plan, recipes, registry
+        from cl_bench import plan, recipes
         from cl_bench.runner import pick_device
 
-    known = registry.lookup([spec.name for spec in specs], method_file or [])
-    settings = [*(settings or []), *([f"epochs={epochs}"] if epochs else [])]
-    options = plan.merge_options(specs, parse_settings(settings, list(known)))
-    common = [setting.split("=")[0].strip() for setting in settings if "." not in setting.split("=")[0]]
-    plan.check_common_settings(common, list(known.values()))
-    planned = plan.plan(
-        [(known[spec.name], chosen) for spec, chosen in zip(specs, options, strict=True)],
-        seed_list,
-        benchmark=benchmark,
-        backbone=backbone,
-        checkpoint=checkpoint,
-        pretrained=pretrained == "yes",
-        normalise=normalise,
-        size=size,
-        scenario=None if scenario is None else parse_scenario(scenario),
-        tasks=None if tasks is None else parse_tasks(tasks),
-        order=order,
-        limits=Limits(tasks=limit_tasks, train_per_class=limit_train, test_per_class=limit_test),
-        recipe=recipe,
-        tuned=recipes.read(recipe_file) if recipe_file else (),
-    )
-    from cl_bench.console import run_all
+    tuned = recipes.read(recipe_file) if recipe_file else ()
+    planned = plan.plan_cells(cells, method_file or [], checkpoint=checkpoint, tuned=tuned)
+    from cl_bench.console import preview, run_all
+    from cl_bench.executors import Here, Settings
 
-    sys.exit(run_all(planned, store, pick_device(device), out, err, force=force))
+    where = pick_device(device)
+    if dry_run:
+        preview(planned, store, [REFERENCE], where, out, err, force)
+        return
+    settings_ = Settings(checkpoint_every, fresh=force)
+    sys.exit(run_all(planned, store, Here(where), settings_, out, err, fail_fast))
 
 
 @app.command(epilog=r"Example: cl-bench tune --methods 'sdlora,finetune\[loss=masked]' --budget 16")
@@ -399,6 +431,19 @@ def ls_benchmarks(root: DataRoot = None) -> None:
     out.print()
     out.print(titles)
     out.print("\nAnd folder:PATH, any tree PATH/train/CLASS/*.jpg with PATH/test. More: 'cl-bench data list'.")
+
+
+@ls.command("suites")
+def ls_suites() -> None:
+    """Suites: sets of runs, by name."""
+    from rich.table import Table
+
+    from cl_bench import suites
+
+    table = Table("suite", "what it is", box=None, header_style="bold")
+    for name in suites.names():
+        table.add_row(name, suites.find(name).title)
+    out.print(table)
 
 
 @ls.command("backbones")

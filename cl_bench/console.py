@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from cl_bench import runner
     from cl_bench.audit import Finding, Report, Slice
     from cl_bench.audit import Row as AuditRow
+    from cl_bench.executors import Executor, Outcome, Settings
     from cl_bench.plan import PlannedRun
     from cl_bench.tune import Row, Search
 
@@ -50,6 +51,12 @@ def _display(bars: Progress, runs: int, err: Console) -> runner.Progress:
         def advance(self, images: int) -> None:
             assert self.bar is not None
             self.bars.advance(self.bar, images)
+
+        def resume(self, done: int, stages: int) -> None:
+            err.print(escape(f"{self.name} goes on after task {done}/{stages}"))
+
+        def warn(self, text: str) -> None:
+            err.print(f"[yellow]warning:[/] {escape(text)}")
 
         def stage(self, index: int, stages: int, accuracy: float, seconds: float) -> None:
             assert self.bar is not None
@@ -87,45 +94,94 @@ def repeat_run(
 def run_all(
     planned: Sequence[PlannedRun],
     store: Store,
-    device: torch.device,
+    executor: Executor,
+    settings: Settings,
     out: Console,
     err: Console,
-    force: bool = False,
+    fail_fast: bool = False,
 ) -> int:
     """Carry out what is missing and print one table over all of it.
 
     Returns:
         The exit code: 0, 2 if a run failed for its input, 1 if one failed for another reason.
     """
-    from cl_bench import report, runner
+    from cl_bench import report
     from cl_bench.report.tables import show
 
-    missing = [run for run in planned if force or not _stored(run, store, err)]
-    failures: list[tuple[PlannedRun, str]] = []
-    code = 0
-    bars = _bars("{task.fields[note]}", err)
+    missing = [run for run in planned if settings.fresh or not _stored(run, store, err)]
+    failed: list[Outcome] = []
+    done = 0
     began = time.perf_counter()
-    with bars:
-        display = _display(bars, len(missing), err)
-        for run in missing:
-            try:
-                runner.run(run, store, device, display)
-            except UserError as error:
-                code = 2
-                failures.append((run, str(error)))
-            except Exception as error:
-                code = max(code, 1)
-                failures.append((run, f"{type(error).__name__}: {error}"))
+    with _bars("{task.fields[note]}", err) as bars:
+        outcomes = executor(missing, store, settings, _display(bars, len(missing), err))
+        for outcome in outcomes:
+            if outcome.failure:
+                failed.append(outcome)
+                if fail_fast:
+                    break
+            else:
+                done += 1
+    code = max((outcome.code for outcome in failed), default=0)
     records = [record for run in planned if (record := _find(run, store)) is not None]
     if records:
         for table in report.tables_of(records, origin=str(store.root)):
             show(table, out)
     there = len(planned) - len(missing)
-    done = f"{len(missing) - len(failures)} run(s) computed in {(time.perf_counter() - began) / 60:.1f} min"
-    err.print(escape(f"{done}, {there} already there; results: {store.root}"))
-    for run, reason in failures:
-        err.print(f"[bold red]error:[/] {escape(f'{run.label} seed {run.experiment.seed} failed: {reason}')}")
+    computed = f"{done} run(s) computed in {(time.perf_counter() - began) / 60:.1f} min"
+    left = len(missing) - done - len(failed)
+    not_begun = f", {left} not begun (--fail-fast)" if left else ""
+    err.print(escape(f"{computed}, {there} already there{not_begun}; results: {store.root}"))
+    for outcome in failed:
+        name = f"{outcome.run.label} seed {outcome.run.experiment.seed}"
+        err.print(f"[bold red]error:[/] {escape(f'{name} failed: {outcome.failure}')}")
     return code
+
+
+def preview(
+    planned: Sequence[PlannedRun],
+    store: Store,
+    others: Sequence[Path],
+    device: torch.device,
+    out: Console,
+    err: Console,
+    force: bool = False,
+) -> None:
+    """Show what would run, what is there, and how long the rest may take, by stored times.
+
+    Args:
+        others: results folders whose times count as well.
+    """
+    from cl_bench.checkpoint import path_of
+    from cl_bench.estimate import Times
+
+    stores = [store, *(Store(folder) for folder in others if folder.is_dir())]
+    times = Times.of([record for each in stores for record in each.records(lambda damaged: None)], device)
+    table = Table("run", "benchmark", "tasks", "backbone", box=None, header_style="bold")
+    table.add_column("seed", justify="right")
+    table.add_column("state")
+    table.add_column("minutes", justify="right")
+    minutes: list[float | None] = []
+    for run in planned:
+        experiment = run.experiment
+        there = not force and _stored(run, store, err)
+        begun = path_of(store.root, experiment).exists() and not force
+        state = "stored" if there else "begun" if begun else "missing"
+        estimate = None if there else times.minutes(experiment)
+        if not there:
+            minutes.append(estimate)
+        shown = "" if there else "?" if estimate is None else f"{estimate:.1f}"
+        tasks = str(experiment.num_tasks)
+        cells = (run.label, experiment.benchmark, tasks, experiment.backbone, str(experiment.seed), state, shown)
+        table.add_row(*map(escape, cells))
+    out.print(table)
+    known = [each for each in minutes if each is not None]
+    unknown = len(minutes) - len(known)
+    rest = f"; no times are stored for {unknown} of them" if unknown else ""
+    out.print(
+        f"{len(planned)} run(s): {len(planned) - len(minutes)} stored, {len(minutes)} to do, "
+        f"about {sum(known):.1f} min one after the other on {device.type}{rest}",
+        highlight=False,
+    )
 
 
 def _bars(note: str, err: Console) -> Progress:

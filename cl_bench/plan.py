@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cl_bench import backbones, recipes, streams
+from cl_bench import backbones, recipes, registry, streams
 from cl_bench.backbones import Backbone
 from cl_bench.data.images import ImageFiles
 from cl_bench.errors import UserError, unknown_name
@@ -20,6 +20,10 @@ from cl_bench.experiment import (
     Transforms,
     Value,
     parse_order,
+    parse_scenario,
+    parse_seeds,
+    parse_settings,
+    parse_tasks,
     read_order,
 )
 from cl_bench.method import Method
@@ -27,6 +31,7 @@ from cl_bench.recipes import Recipe, Tuned
 from cl_bench.registry import Found
 from cl_bench.streams import Benchmark, Source
 from cl_bench.streams.build import sizes_of, split_hash
+from cl_bench.suites import Grid
 
 
 @dataclass(frozen=True)
@@ -126,6 +131,45 @@ def plan(
             )
             label = f"{found.name}[{listed}]" if listed else found.name
             runs.setdefault(experiment.key, PlannedRun(experiment, method, label, chosen, vit))
+    return list(runs.values())
+
+
+def plan_cells(
+    cells: Sequence[Grid],
+    method_files: Sequence[Path] = (),
+    checkpoint: Path | None = None,
+    tuned: Sequence[Tuned] = (),
+) -> list[PlannedRun]:
+    """All runs of these cells (see `Grid.cells`), each once.
+
+    Raises:
+        UserError: as `plan`.
+    """
+    known = registry.lookup([spec.name for cell in cells for spec in cell.specs()], method_files)
+    runs: dict[str, PlannedRun] = {}
+    for cell in cells:
+        specs = cell.specs()
+        here = {spec.name: known[spec.name] for spec in specs}
+        common = [setting.split("=")[0].strip() for setting in cell.set if "." not in setting.split("=")[0]]
+        check_common_settings(common, list(here.values()))
+        options = merge_options(specs, parse_settings(cell.set, list(here)))
+        for run in plan(
+            [(known[spec.name], chosen) for spec, chosen in zip(specs, options, strict=True)],
+            parse_seeds(cell.seeds),
+            benchmark=cell.benchmark[0],
+            backbone=cell.backbone[0] if cell.backbone else None,
+            checkpoint=checkpoint,
+            pretrained=cell.pretrained == "yes",
+            normalise=cell.normalise,
+            size=cell.size,
+            scenario=parse_scenario(cell.scenario) if cell.scenario else None,
+            tasks=parse_tasks(cell.tasks[0]) if cell.tasks else None,
+            order=cell.order,
+            limits=Limits(tasks=cell.limit_tasks, train_per_class=cell.limit_train, test_per_class=cell.limit_test),
+            recipe=cell.recipe,
+            tuned=tuned,
+        ):
+            runs.setdefault(run.experiment.key, run)
     return list(runs.values())
 
 

@@ -9,14 +9,28 @@ import resource
 import sys
 import time
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from avalanche.core import SupervisedPlugin
+from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
-from cl_bench import __version__, streams
+from cl_bench import __version__, backbones, streams
+from cl_bench.checkpoint import (
+    Checkpoint,
+    Facts,
+    Position,
+    Stage,
+    UnusableCheckpoint,
+    path_of,
+    random_state,
+    read,
+    restore_random_state,
+    write,
+)
 from cl_bench.errors import UserError
 from cl_bench.experiment import Experiment, Scalar
 from cl_bench.plan import PlannedRun
@@ -34,22 +48,120 @@ class Progress:
     def advance(self, images: int) -> None:
         """So many more images are done."""
 
+    def resume(self, done: int, stages: int) -> None:
+        """The run that has begun goes on from a checkpoint, after so many stages."""
+
+    def warn(self, text: str) -> None:
+        """Something that the user should know."""
+
     def stage(self, index: int, stages: int, accuracy: float, seconds: float) -> None:
         """A training stage is over: accuracy so far (fraction) and seconds since the run began."""
 
 
-class _Advance(SupervisedPlugin):  # type: ignore[misc]
-    """Reports images as they are trained on."""
+class _Session(SupervisedPlugin):  # type: ignore[misc]
+    """One process's work on a run: what it has brought so far, and its checkpoints.
 
-    def __init__(self, progress: Progress) -> None:
+    Args:
+        path: of the checkpoint; None: none are written.
+        every: minutes between two of them inside a task.
+    """
+
+    def __init__(self, planned: PlannedRun, progress: Progress, path: Path | None, every: float) -> None:
         super().__init__()
-        self.progress = progress
-        self.images = 0
+        self.planned, self.progress, self.path, self.every = planned, progress, path, every
+        self.pristine = {f"backbone.{name}": t for name, t in backbones.weights(planned.backbone).items()}
+        self.stages: list[Stage] = []
+        self.arrays: dict[str, list[NDArray[np.int16]]] = {"predicted": [], "predicted_task_aware": []}
+        self.fixed: dict[str, NDArray[np.int16]] = {}
+        self.total: list[int] = []
+        self.traces: dict[str, list[dict[str, Scalar]]] = {}
+        self.sessions = 1
+        self.warned = False
+        self.written = time.monotonic()
+        self.begin(0.0, 0)
+
+    def begin(self, seconds: float, samples: int) -> None:
+        """A stage begins, on which so much has been spent before."""
+        self.start, self.samples = time.perf_counter() - seconds, samples
+
+    def add(self, counts: Counts, strategy: ContinualStrategy, trained: float) -> None:
+        """A stage is over, whose training was at this time."""
+        self.total = counts.total
+        self.fixed = {"label": counts.label, "task": counts.task}
+        self.arrays["predicted"].append(counts.predicted)
+        self.arrays["predicted_task_aware"].append(counts.predicted_task_aware)
+        self.stages.append(
+            Stage(
+                correct=counts.correct,
+                correct_task_aware=counts.correct_task_aware,
+                train_seconds=round(trained - self.start, 3),
+                eval_seconds=round(time.perf_counter() - trained, 3),
+                train_samples=self.samples,
+                trainable=strategy.trainable,
+                stored=strategy.stored_numbers(),
+            )
+        )
+
+    def take(self, checkpoint: Checkpoint) -> None:
+        """Go on from what another process has brought.
+
+        Raises:
+            KeyError, RuntimeError, ValueError: it does not fit together.
+        """
+        facts, tensors = checkpoint.facts, checkpoint.tensors
+        for name, rows in self.arrays.items():
+            rows[:] = list(tensors[name].numpy()) if facts.stages else []
+            if len(rows) != len(facts.stages):
+                raise ValueError(f"'{name}' does not have one row for each stage")
+        self.fixed = {name: tensors[name].numpy() for name in ("label", "task") if facts.stages}
+        self.stages, self.total, self.traces = list(facts.stages), facts.total, facts.traces
+        self.sessions = facts.sessions + 1
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         if strategy.phase.batches is None:
-            self.images += len(strategy.mb_y)
+            self.samples += len(strategy.mb_y)
             self.progress.advance(len(strategy.mb_y))
+        if strategy.position is not None and time.monotonic() - self.written >= 60 * self.every:
+            spent = {"seconds": time.perf_counter() - self.start, "samples": self.samples}
+            self.write(strategy, strategy.position.model_copy(update=spent))
+
+    def write(self, strategy: ContinualStrategy, position: Position | None = None) -> None:
+        """Write a checkpoint, if there is a place for it; where that fails, the run goes on without."""
+        if self.path is None:
+            return
+        facts = Facts(
+            key=self.planned.experiment.key,
+            sessions=self.sessions,
+            stages=self.stages,
+            total=self.total,
+            position=position,
+            seen=list(strategy.seen),
+            trained=sorted(strategy.trained),
+            trainable=strategy.trainable,
+            traces=self.traces,
+        )
+        tensors = {f"model.{name}": tensor for name, tensor in self._changed(strategy).items()}
+        if position is not None:
+            tensors |= {f"optimizer.{name}": tensor for name, tensor in strategy.optimizer_state().items()}
+        if self.stages:
+            tensors |= {name: torch.from_numpy(np.stack(rows)) for name, rows in self.arrays.items()}
+            tensors |= {name: torch.from_numpy(row) for name, row in self.fixed.items()}
+        tensors |= {f"random.{name}": state for name, state in random_state().items()}
+        try:
+            write(self.path, Checkpoint(facts, tensors))
+        except OSError as error:
+            if not self.warned:
+                self.progress.warn(f"no checkpoint of {self.planned.label} can be written ({error.strerror})")
+            self.warned = True
+        self.written = time.monotonic()
+
+    def _changed(self, strategy: ContinualStrategy) -> dict[str, torch.Tensor]:
+        """The state of the model without weights that are still the pre-trained ones."""
+
+        def same(name: str, tensor: torch.Tensor) -> bool:
+            return name in self.pristine and torch.equal(tensor.detach().cpu(), self.pristine[name])
+
+        return {name: t for name, t in strategy.model.state_dict().items() if not same(name, t)}
 
 
 def pick_device(name: str) -> torch.device:
@@ -70,64 +182,73 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def run(planned: PlannedRun, store: Store, device: torch.device, progress: Progress | None = None) -> RunRecord:
+def run(
+    planned: PlannedRun,
+    store: Store,
+    device: torch.device,
+    progress: Progress | None = None,
+    checkpoint_every: float = 10.0,
+    fresh: bool = False,
+) -> RunRecord:
     """Carry out an experiment and store its record. Nothing is stored if it fails.
 
-    The numbers depend on the experiment alone, up to the rounding of other hardware and library versions.
+    A run that was killed goes on from its last checkpoint: one is written after every task. The numbers depend on the
+    experiment alone, up to the rounding of other hardware and library versions; on one machine, on the CPU, they are
+    bit by bit those of a run that was never killed.
+
+    Args:
+        checkpoint_every: minutes between checkpoints inside a task.
+        fresh: start from the beginning, whatever checkpoint there is.
     """
-    progress = progress or Progress()
-    record, arrays = execute(planned, device, progress)
+    path = path_of(store.root, planned.experiment)
+    if fresh:
+        path.unlink(missing_ok=True)
+    record, arrays = execute(planned, device, progress or Progress(), path, checkpoint_every)
     store.write(record, arrays)
+    path.unlink(missing_ok=True)
     return record
 
 
-def execute(planned: PlannedRun, device: torch.device, progress: Progress) -> tuple[RunRecord, Arrays]:
-    """Train on every stage and evaluate all tasks after each."""
+def execute(
+    planned: PlannedRun, device: torch.device, progress: Progress, checkpoint: Path | None = None, every: float = 10.0
+) -> tuple[RunRecord, Arrays]:
+    """Train on every stage and evaluate all tasks after each, from the checkpoint on, if there is one."""
     experiment, method = planned.experiment, planned.method
     _resolve_precision(experiment)
     stream = _stream(experiment)
-    advance = _Advance(progress)
-    strategy = ContinualStrategy(
-        plugins=[method, advance],
-        backbone=planned.backbone,
-        num_classes=len(stream.classes),
-        num_tasks=len(stream.tasks),
-        seed=experiment.seed,
-        device=device,
-    )
     joint = method.trains_on == "stream"
     experiences = list(stream.joint if joint else stream.train)
     stages = [list(range(len(stream.tasks)))] if joint else [[task] for task in range(len(stream.tasks))]
     test_images = sum(len(experience.dataset) for experience in stream.test)
     train_images = sum(len(experience.dataset) for experience in experiences)
     epochs = int(getattr(method, "epochs", 0))
+    strategy, session, position = _begin(planned, stream, device, progress, checkpoint, every)
+    done = len(session.stages)
     progress.start(planned, epochs * train_images + len(stages) * test_images)
+    if session.sessions > 1:
+        progress.advance(sum(stage.train_samples for stage in session.stages) + done * test_images)
+        progress.resume(done, len(stages))
 
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     began = time.perf_counter()
-    counts: list[Counts] = []
-    seconds: list[tuple[float, float]] = []
-    samples: list[int] = []
-    trainable: list[int] = []
-    stored: list[int] = []
-    traces: dict[str, list[dict[str, Scalar]]] = {}
-    for index, experience in enumerate(experiences):
-        start, images = time.perf_counter(), advance.images
+    for index, experience in enumerate(experiences[done:], start=done):
+        session.begin(position.seconds if position else 0.0, position.samples if position else 0)
+        position = None
         strategy.train(experience, eval_streams=[])
         _wait(device)
         trained = time.perf_counter()
-        counts.append(strategy.count_matrix(stream.test, learned=stages[index][-1] + 1))
-        seconds.append((trained - start, time.perf_counter() - trained))
-        samples.append(advance.images - images)
-        trainable.append(strategy.trainable)
-        stored.append(strategy.stored_numbers())
+        counts = strategy.count_matrix(stream.test, learned=stages[index][-1] + 1)
         assert strategy.task is not None
         for name, rows in method.traces(strategy.task).items():
-            traces.setdefault(name, []).extend(rows)
+            session.traces.setdefault(name, []).extend(rows)
+        session.add(counts, strategy, trained)
         progress.advance(test_images)
-        progress.stage(index, len(stages), _accuracy(counts[-1]), time.perf_counter() - began)
+        progress.stage(index, len(stages), _accuracy(counts), time.perf_counter() - began)
+        if index + 1 < len(stages):
+            session.write(strategy)
 
+    finished = session.stages
     record = RunRecord(
         key=experiment.key,
         label=planned.label,
@@ -136,30 +257,65 @@ def execute(planned: PlannedRun, device: torch.device, progress: Progress) -> tu
         tuning_minutes=planned.recipe.minutes,
         experiment=experiment,
         stages=stages,
-        correct=[c.correct for c in counts],
-        correct_task_aware=[c.correct_task_aware for c in counts],
-        total=counts[0].total,
+        sessions=session.sessions,
+        correct=[stage.correct for stage in finished],
+        correct_task_aware=[stage.correct_task_aware for stage in finished],
+        total=session.total,
         classes=list(stream.classes),
         domains=list(stream.domains),
-        train_seconds=[round(train, 3) for train, _ in seconds],
-        eval_seconds=[round(evaluation, 3) for _, evaluation in seconds],
-        train_samples=samples,
+        train_seconds=[stage.train_seconds for stage in finished],
+        eval_seconds=[stage.eval_seconds for stage in finished],
+        train_samples=[stage.train_samples for stage in finished],
         eval_samples=[test_images] * len(stages),
-        trainable=trainable,
-        stored=stored,
+        trainable=[stage.trainable for stage in finished],
+        stored=[stage.stored for stage in finished],
         flops_per_image=_flops(strategy, stream),
         forward_passes=method.forward_passes,
         peak_memory_bytes=_peak_memory(device),
         environment=_environment(device),
-        traces=traces,
+        traces=session.traces,
     )
-    arrays = {
-        "label": counts[0].label,
-        "task": counts[0].task,
-        "predicted": np.stack([c.predicted for c in counts]),
-        "predicted_task_aware": np.stack([c.predicted_task_aware for c in counts]),
-    }
-    return record, arrays
+    return record, {**session.fixed, **{name: np.stack(rows) for name, rows in session.arrays.items()}}
+
+
+def _begin(
+    planned: PlannedRun,
+    stream: TaskStream,
+    device: torch.device,
+    progress: Progress,
+    checkpoint: Path | None,
+    every: float,
+) -> tuple[ContinualStrategy, _Session, Position | None]:
+    """A strategy, what has been done with it before, and where inside a task it stands; of a checkpoint that cannot be
+    used, the user is told."""
+
+    def fresh() -> tuple[ContinualStrategy, _Session]:
+        session = _Session(planned, progress, checkpoint, every)
+        strategy = ContinualStrategy(
+            plugins=[planned.method, session],
+            backbone=planned.backbone,
+            num_classes=len(stream.classes),
+            num_tasks=len(stream.tasks),
+            seed=planned.experiment.seed,
+            device=device,
+        )
+        return strategy, session
+
+    strategy, session = fresh()
+    try:
+        found = read(checkpoint, planned.experiment.key) if checkpoint else None
+        if found is None:
+            return strategy, session, None
+        try:
+            session.take(found)
+            strategy.resume(found.part("model."), found.facts, found.part("optimizer."))
+            restore_random_state(found.part("random."))
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise UnusableCheckpoint(f"{checkpoint}: {str(error).splitlines()[0]}") from error
+        return strategy, session, found.facts.position
+    except UnusableCheckpoint as error:
+        progress.warn(f"a checkpoint cannot be used, so the run starts from its beginning: {error}")
+        return *fresh(), None
 
 
 def _stream(experiment: Experiment) -> TaskStream:

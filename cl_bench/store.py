@@ -36,6 +36,7 @@ class RunRecord(BaseModel):
         label: method and the options that the user set, e.g. `finetune[masked=true]`: the row name in tables.
         recipe: where the hyper-parameters came from (`tuned`, `unified`, ...); informative, not part of the key.
         tuning_trials, tuning_minutes: what the search for them has cost.
+        sessions: processes that have worked on the run: more than one if it was interrupted.
         stages: the tasks trained on in each stage: `[[0], [1], ...]`, for joint training one stage with all.
         correct: class-incremental hits `correct[t][j]`; None for tasks not seen by stage t.
         correct_task_aware: hits when the argmax is restricted to the classes of the image's own task; all tasks.
@@ -62,6 +63,7 @@ class RunRecord(BaseModel):
     tuning_trials: int = 0
     tuning_minutes: float = 0.0
     experiment: Experiment
+    sessions: int = 1
     stages: list[list[int]]
     correct: list[list[int | None]]
     correct_task_aware: list[list[int]]

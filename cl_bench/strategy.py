@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from cl_bench import backbones
 from cl_bench.backbones import Backbone
+from cl_bench.checkpoint import Facts, Position
 from cl_bench.data.samples import Concatenated, EvaluationBatches, Samples, TaskImages, TrainingBatches, samples_of
 from cl_bench.errors import UserError
 from cl_bench.method import Method, Phase, Task
@@ -118,9 +119,11 @@ class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
         self.trainable = 0
         self.task: Task | None = None
         self.phase: Phase | None = None
+        self.position: Position | None = None
         self.valid = 0
         self._outputs: tuple[Tensor, ...] = ()
-        self._trained: set[str] = set()
+        self.trained: set[str] = set()
+        self._resumed: tuple[Position, dict[str, Tensor]] | None = None
         self._queried: list[Any] = []
         self._queries: dict[bytes, Tensor] = {}
 
@@ -140,7 +143,8 @@ class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
         if not len(samples.labels):
             raise UserError(f"task {self.tasks_learned} has no training images; leave it out of the stream")
         classes = tuple(sorted(int(c) for c in set(samples.labels.tolist())))
-        if "domain-incremental" not in self.method.scenarios and set(classes) & set(self.seen):
+        known = set() if self._resumed else set(classes) & set(self.seen)
+        if known and "domain-incremental" not in self.method.scenarios:
             raise UserError(f"{type(self.method).__name__} takes no class twice, as this stream brings it")
         self.seen = tuple(sorted(set(self.seen) | set(classes)))
         key = (self.seed, "task", self.tasks_learned)
@@ -154,12 +158,22 @@ class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
             key=key,
         )
         images = TaskImages(samples, key, self.device)
-        with torch.no_grad():
-            self.method.before_task(self.task, images)
-        self.model.to(self.device)
+        resumed, state = self._resumed or (None, {})
+        self._resumed = None
+        if resumed is None:
+            with torch.no_grad():
+                self.method.before_task(self.task, images)
+            self.model.to(self.device)
+            self._settle()
         phases = self.method.phases(self.task)
         for number, phase in enumerate(phases):
-            self._run_phase(phase, samples, (*key, number), **kwargs)
+            if resumed is None or number > resumed.phase:
+                self.position = Position(phase=number, epoch=0, step=0)
+                self._run_phase(phase, samples, (*key, number), **kwargs)
+            elif number == resumed.phase:
+                self.position = resumed.model_copy()
+                self._run_phase(phase, samples, (*key, number), state, **kwargs)
+        self.position = None
         self.model.eval()
         with torch.no_grad():
             self.method.after_task(self.task, images)
@@ -167,26 +181,88 @@ class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
         self.model.train()
         for phase in alignment:
             self._run_phase(phase, samples, key, **kwargs)
+        self._settle()
         trained = {id(p): p.numel() for phase in (*phases, *alignment) for p in phase.trainable()}
         self.trainable = sum(trained.values())
         self.tasks_learned += 1
 
-    def _run_phase(self, phase: Phase, samples: Samples, key: tuple[int | str, ...], **kwargs: Any) -> None:
+    @torch.no_grad()
+    def _settle(self) -> None:
+        """Lay out all state as a restored copy is: in another layout the same numbers round differently."""
+        for module in self.model.modules():
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.contiguous()
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, buffer.contiguous())
+
+    def resume(self, tensors: dict[str, Tensor], facts: Facts, optimizer: dict[str, Tensor]) -> None:
+        """Go on from a checkpoint, in a fresh strategy; the next `train` is for the task that comes next in it.
+
+        Args:
+            tensors: of the model, without what is as in the fresh one.
+            optimizer: tensors of the optimiser's state, `INDEX.NAME`.
+
+        Raises:
+            RuntimeError: the tensors do not fit the model.
+        """
+        self.model.load_state_dict({**self.model.state_dict(), **tensors})
+        self.model.to(self.device)
+        self.seen = tuple(facts.seen)
+        self.tasks_learned = len(facts.stages)
+        self.trainable = facts.trainable
+        self.trained = set(facts.trained)
+        if facts.position is not None:
+            self._resumed = facts.position, optimizer
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """The tensors of the current optimiser's state, `INDEX.NAME`."""
+        state = self.optimizer.state_dict()["state"]
+        return {
+            f"{index}.{name}": value
+            for index, values in state.items()
+            for name, value in values.items()
+            if isinstance(value, Tensor)
+        }
+
+    def _restore_optimizer(self, tensors: dict[str, Tensor]) -> None:
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            index, _, rest = name.partition(".")
+            state.setdefault(int(index), {})[rest] = tensor
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+
+    def _run_phase(
+        self,
+        phase: Phase,
+        samples: Samples,
+        key: tuple[int | str, ...],
+        state: dict[str, Tensor] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Carry a phase out; with the `state` of its optimiser, from `position` on."""
         self.phase = phase
         # A phase trains what it lists and nothing else.
         self.model.requires_grad_(False)
         for parameter in phase.trainable():
             parameter.requires_grad_(True)
-        self._trained |= {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        self.trained |= {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
         self.optimizer = phase.optimizer(phase.parameters)
         base = [group["lr"] for group in self.optimizer.param_groups]
-        for epoch in range(phase.epochs):
+        start = skipped = 0
+        if state is not None:
+            assert self.position is not None
+            start, skipped = self.position.epoch, self.position.step
+            self._restore_optimizer(state)
+        for epoch in range(start, phase.epochs):
+            if self.position is not None:
+                self.position.epoch, self.position.step = epoch, skipped
             for group, lr in zip(self.optimizer.param_groups, base, strict=True):
                 group["lr"] = lr * phase.schedule(epoch, phase.epochs)
             if phase.batches is None:
-                self.dataloader = TrainingBatches(samples, phase.batch_size, (*key, epoch), self.device)
+                self.dataloader = TrainingBatches(samples, phase.batch_size, (*key, epoch), self.device, skipped)
             else:
-                self.dataloader = list(phase.batches(epoch))
+                self.dataloader = list(phase.batches(epoch))[skipped:]
+            skipped = 0
             self._before_training_epoch(**kwargs)
             if self._stop_training:
                 self._stop_training = False
@@ -220,6 +296,11 @@ class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
         self.mbatch = [tensor[: self.valid] for tensor in self.mbatch]
         logits, *others = (output[: self.valid] for output in self._outputs)
         return self.phase.loss((logits, *others) if others else logits, self.mb_y).mean()
+
+    def _after_training_iteration(self, **kwargs: Any) -> None:
+        if self.position is not None:
+            self.position.step += 1
+        super()._after_training_iteration(**kwargs)
 
     def optimizer_step(self) -> None:
         assert self.phase is not None
@@ -304,7 +385,7 @@ class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
 
     def stored_numbers(self) -> int:
         """Numbers kept beside the frozen backbone: everything in the model that is not an untouched weight of it."""
-        frozen = {name for name, _ in self.model.named_parameters() if name.startswith("backbone.")} - self._trained
+        frozen = {name for name, _ in self.model.named_parameters() if name.startswith("backbone.")} - self.trained
         return sum(t.numel() for name, t in self.model.state_dict().items() if name not in frozen)
 
     def _mask(self, classes: Iterable[int]) -> Tensor:

@@ -129,13 +129,14 @@ class TrainingBatches:
     batch_size: int
     key: Key
     device: torch.device
+    skipped: int = 0
 
     def __len__(self) -> int:
-        return -(-len(self.samples.labels) // self.batch_size)
+        return -(-len(self.samples.labels) // self.batch_size) - self.skipped
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, int]]:
         order = permutation((*self.key, "order"), len(self.samples.labels))
-        for start in range(0, len(order), self.batch_size):
+        for start in range(self.skipped * self.batch_size, len(order), self.batch_size):
             chosen = order[start : start + self.batch_size]
             positions = np.resize(chosen, self.batch_size)
             images = self.samples.view(positions, (*self.key, "view"), self.device)

@@ -1,0 +1,184 @@
+"""Checkpoints: where a run is and everything that it needs to go on from there, in one safetensors file, no pickle.
+
+A checkpoint lies in the hidden folder `.checkpoints` of the results store until its run is stored. All randomness is
+keyed, so a run that goes on draws what it would have drawn; the global generators are kept for methods that use them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from cl_bench.experiment import Experiment, Scalar
+from cl_bench.files import write_atomically
+
+VERSION = 1
+_META = "cl-bench"
+
+
+class Stage(BaseModel):
+    """What a finished training stage contributes to the run record; fields as there."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    correct: list[int | None]
+    correct_task_aware: list[int]
+    train_seconds: float
+    eval_seconds: float
+    train_samples: int
+    trainable: int
+    stored: int
+
+
+class Position(BaseModel):
+    """A place inside a task: so many optimiser steps of this epoch of this phase are done.
+
+    Attributes:
+        seconds, samples: spent on the task, and seen by it, so far.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    phase: int
+    epoch: int
+    step: int
+    seconds: float = 0.0
+    samples: int = 0
+
+
+class Facts(BaseModel):
+    """Where a run is.
+
+    Attributes:
+        key: of the experiment.
+        sessions: processes that have worked on the run.
+        stages: finished ones.
+        total: test images per task; empty before the first stage is over.
+        position: inside the task that comes next; None: at its start.
+        seen, trained, trainable: of the strategy: classes, names of trained parameters, numbers trained in a stage.
+        traces: as in the run record.
+        sha256: of all tensors.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: int = VERSION
+    key: str
+    sessions: int = 1
+    stages: list[Stage] = []
+    total: list[int] = []
+    position: Position | None = None
+    seen: list[int] = []
+    trained: list[str] = []
+    trainable: int = 0
+    traces: dict[str, list[dict[str, Scalar]]] = {}
+    sha256: str = ""
+
+
+class UnusableCheckpoint(Exception):
+    """A checkpoint from which no run can go on; the message names the file and the reason."""
+
+
+@dataclass
+class Checkpoint:
+    """Facts and tensors: `model.*`, `optimizer.INDEX.*`, `predicted*`, `label`, `task`, `random.*`."""
+
+    facts: Facts
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors whose names begin so, without that."""
+        return {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
+
+
+def path_of(root: Path, experiment: Experiment) -> Path:
+    """Where the checkpoint of an experiment lies in a results folder."""
+    return root / ".checkpoints" / f"{experiment.file_stem}.safetensors"
+
+
+def write(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint; the one before stays until the new one is whole.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    # Copies: safetensors takes no tensors that share memory.
+    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in checkpoint.tensors.items()}
+    facts = checkpoint.facts.model_copy(update={"sha256": _digest(tensors)})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, save(tensors, metadata={_META: facts.model_dump_json()}))
+
+
+def read(path: Path, key: str) -> Checkpoint | None:
+    """The checkpoint at this place, or None.
+
+    Raises:
+        UnusableCheckpoint: damaged, of another version or of another run.
+    """
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            facts = Facts.model_validate_json((file.metadata() or {}).get(_META, ""))
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    except ValidationError as error:
+        raise UnusableCheckpoint(f"{path}: {error.errors()[0]['msg']}") from error
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+        raise UnusableCheckpoint(f"{path}: {str(error).splitlines()[0]}") from error
+    if facts.version != VERSION or facts.key != key:
+        raise UnusableCheckpoint(f"{path}: it is of another version, or of the run {facts.key}")
+    if facts.sha256 != _digest(tensors):
+        raise UnusableCheckpoint(f"{path}: its content does not fit its checksum")
+    return Checkpoint(facts, tensors)
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}\n".encode())
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def random_state() -> dict[str, Tensor]:
+    """The states of the global generators of torch (also on GPUs), numpy and Python."""
+    _, words, position, gauss, cached = np.random.get_state(legacy=True)
+    version, internal, following = random.getstate()
+    states = {
+        "torch": torch.get_rng_state(),
+        "numpy": torch.from_numpy(np.asarray(words).astype(np.int64)),
+        "numpy.rest": torch.tensor([position, gauss, cached], dtype=torch.float64),
+        "python": torch.tensor([version, *internal], dtype=torch.int64),
+        "python.rest": torch.tensor([] if following is None else [following], dtype=torch.float64),
+    }
+    if torch.cuda.is_available():
+        states |= {f"cuda.{number}": state for number, state in enumerate(torch.cuda.get_rng_state_all())}
+    return states
+
+
+def restore_random_state(states: dict[str, Tensor]) -> None:
+    """Put the global generators back into these states.
+
+    Raises:
+        ValueError, KeyError, RuntimeError: these are none.
+    """
+    position, gauss, cached = states["numpy.rest"].tolist()
+    numpy_state: Any = ("MT19937", states["numpy"].numpy().astype(np.uint32), int(position), int(gauss), cached)
+    version, *internal = states["python"].tolist()
+    following = states["python.rest"].tolist()
+    torch.set_rng_state(states["torch"])
+    np.random.set_state(numpy_state)
+    random.setstate((version, tuple(internal), following[0] if following else None))
+    for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        if f"cuda.{number}" in states:
+            torch.cuda.set_rng_state(states[f"cuda.{number}"], number)

@@ -1,0 +1,32 @@
+"""The command line in real processes that are forked from one which has imported everything: they start at once."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import sys
+from collections.abc import Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["cl_bench.console", "cl_bench.runner", "cl_bench.report", "cl_bench.streams"])
+
+
+def start(folder: Path, *arguments: str) -> BaseProcess:
+    """`cl-bench ARGUMENTS` in a folder, its output in `log` there."""
+    process = _CONTEXT.Process(target=_work, args=(str(folder), arguments))
+    process.start()
+    return process
+
+
+def _work(folder: str, arguments: Sequence[str]) -> None:
+    from cl_bench import cli
+
+    os.chdir(folder)
+    sys.argv = ["cl-bench", *arguments]
+    with Path("log").open("a", buffering=1) as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+        # The consoles of the command line hold the streams that they were made with.
+        cli.out.file = cli.err.file = log
+        cli.main()
