@@ -16,8 +16,10 @@ check: .venv/test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The audit of every method on the whole benchmark, for hours; replaces the table in docs/audit.md.
-soak: .venv/demo
+# The long campaigns, for hours: runs killed at over a hundred random points, and the audit of every method on the whole
+# benchmark, which replaces the table in docs/audit.md.
+soak: .venv/test
+	CL_BENCH_KILLS=12 $(BIN)/python -m pytest tests/test_resume.py
 	$(BIN)/cl-bench audit --all --whole --ceiling 'joint[epochs=20],joint[train=lora,epochs=20]' --out docs/audit.md
 
 .venv/bin/python:

@@ -176,12 +176,10 @@ def preview(
     out.print(table)
     known = [each for each in minutes if each is not None]
     unknown = len(minutes) - len(known)
+    about = f", about {sum(known):.1f} min one after the other on {device.type}" if known else ""
     rest = f"; no times are stored for {unknown} of them" if unknown else ""
-    out.print(
-        f"{len(planned)} run(s): {len(planned) - len(minutes)} stored, {len(minutes)} to do, "
-        f"about {sum(known):.1f} min one after the other on {device.type}{rest}",
-        highlight=False,
-    )
+    there = len(planned) - len(minutes)
+    out.print(f"{len(planned)} run(s): {there} stored, {len(minutes)} to do{about}{rest}", highlight=False)
 
 
 def _bars(note: str, err: Console) -> Progress:

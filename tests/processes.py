@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import resource
+import signal
 import sys
 from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
@@ -14,17 +16,26 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["cl_bench.console", "cl_bench.runner", "cl_bench.report", "cl_bench.streams"])
 
 
-def start(folder: Path, *arguments: str) -> BaseProcess:
-    """`cl-bench ARGUMENTS` in a folder, its output in `log` there."""
-    process = _CONTEXT.Process(target=_work, args=(str(folder), arguments))
+def start(folder: Path, *arguments: str, largest_file: int | None = None) -> BaseProcess:
+    """`cl-bench ARGUMENTS` in a folder, its output in `log` there.
+
+    Args:
+        largest_file: bytes; writing beyond fails, as on a full disk.
+    """
+    process = _CONTEXT.Process(target=_work, args=(str(folder), arguments, largest_file))
     process.start()
     return process
 
 
-def _work(folder: str, arguments: Sequence[str]) -> None:
+def _work(folder: str, arguments: Sequence[str], largest_file: int | None) -> None:
     from cl_bench import cli
 
     os.chdir(folder)
+    # A server's children ignore Ctrl-C unless told otherwise.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if largest_file is not None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     sys.argv = ["cl-bench", *arguments]
     with Path("log").open("a", buffering=1) as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         # The consoles of the command line hold the streams that they were made with.
