@@ -200,8 +200,11 @@ def parse_settings(settings: Sequence[str], methods: Sequence[str]) -> dict[str,
     return options
 
 
-def parse_seeds(text: str) -> list[int]:
+def parse_seeds(text: str, what: str = "--seeds") -> list[int]:
     """Parse `0-4` or `0,2,5` into seeds.
+
+    Args:
+        what: the name of this input, for messages.
 
     Raises:
         UserError: anything else, or an empty range.
@@ -210,11 +213,11 @@ def parse_seeds(text: str) -> list[int]:
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
         if match is None or int(match[2] or match[1]) < int(match[1]):
-            raise UserError(f"--seeds '{text}' cannot be read; expected numbers and rising ranges, e.g. 0-4 or 0,2,5")
+            raise UserError(f"{what} '{text}' cannot be read; expected numbers and rising ranges, e.g. 0-4 or 0,2,5")
         if int(match[2] or match[1]) > MAX_SEED:
-            raise UserError(f"--seeds '{text}' is out of range; seeds are at most {MAX_SEED}")
+            raise UserError(f"{what} '{text}' is out of range; seeds are at most {MAX_SEED}")
         if len(seeds) + int(match[2] or match[1]) - int(match[1]) >= 10_000:
-            raise UserError(f"--seeds '{text}' asks for more than 10,000 seeds; name fewer")
+            raise UserError(f"{what} '{text}' asks for more than 10,000 seeds; name fewer")
         seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
     return list(dict.fromkeys(seeds))
 

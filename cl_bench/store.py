@@ -155,6 +155,14 @@ class DamagedRecord(Exception):
     """A result file that cannot be trusted; the message names the file and what is wrong with it."""
 
 
+class UnreadableRecord(DamagedRecord):
+    """One that may be whole all the same: of a newer schema, or the file system does not give it out."""
+
+
+class _NewerSchema(ValueError):
+    """More than this version of cl-bench can understand."""
+
+
 class _Stored(NamedTuple):
     """A record that was read, with its files as they are: the JSON, and the npz still open."""
 
@@ -246,7 +254,7 @@ class Store:
         is removed, unless that record was too damaged to name it.
         """
         write_atomically(arrays, packed)
-        earlier = self._named(path)
+        earlier = self.named_arrays(path)
         try:
             write_atomically(path, content, replace=replace)
         except FileExistsError:
@@ -255,11 +263,11 @@ class Store:
         if earlier not in (None, arrays):
             self._discard(earlier, path)
         # Another writer may have discarded it before this JSON was there.
-        if not arrays.exists() and self._named(path) == arrays:
+        if not arrays.exists() and self.named_arrays(path) == arrays:
             write_atomically(arrays, packed)
 
-    def _named(self, path: Path) -> Path | None:
-        """The npz that the record there names."""
+    def named_arrays(self, path: Path) -> Path | None:
+        """The npz that the record there names; None if it is too damaged to say."""
         try:
             return self.arrays_path(self._read(path)[0])
         except DamagedRecord:
@@ -272,7 +280,7 @@ class Store:
             arrays.replace(aside)
         except FileNotFoundError:
             return
-        if self._named(path) == arrays:
+        if self.named_arrays(path) == arrays:
             aside.replace(arrays)
         else:
             aside.unlink(missing_ok=True)
@@ -296,6 +304,16 @@ class Store:
         """
         with self.opened(path) as stored:
             return stored.record
+
+    def check(self, path: Path) -> None:
+        """Check a record and its files in every way, and count its predictions again.
+
+        Raises:
+            DamagedRecord: something is wrong.
+        """
+        with self.opened(path) as stored:
+            if wrong := fault(stored.record, stored.arrays):
+                raise DamagedRecord(f"{self.arrays_path(stored.record)}: {wrong}")
 
     def arrays(self, record: RunRecord) -> Arrays:
         """Per-sample arrays: `label`, `task` [images]; `predicted`, `predicted_task_aware` [stages, images].
@@ -372,7 +390,8 @@ class Store:
                 # Perhaps the record has just been replaced, and its arrays with it.
                 previous, (record, content, status) = record, self._read(path)
                 if record == previous and not patient:
-                    raise DamagedRecord(f"{arrays}: {error.strerror} (predictions of {path.name})") from error
+                    kind = DamagedRecord if isinstance(error, FileNotFoundError) else UnreadableRecord
+                    raise kind(f"{arrays}: {error.strerror} (predictions of {path.name})") from error
                 if record == previous:
                     # Or another writer is putting them back.
                     patient = False
@@ -390,7 +409,7 @@ class Store:
                 status = os.fstat(file.fileno())
                 content = file.read(MAX_JSON_BYTES + 1)
         except OSError as error:
-            raise DamagedRecord(f"{path}: {error.strerror}") from error
+            raise UnreadableRecord(f"{path}: {error.strerror}") from error
         try:
             fields = _fields(content)
             expected = content_hash(fields)
@@ -400,22 +419,13 @@ class Store:
             where = ".".join(str(part) for part in first["loc"])
             raise DamagedRecord(f"{path}: {_plain(where + ': ' if where else '')}{_plain(first['msg'])}") from error
         except ValueError as error:
-            raise DamagedRecord(f"{path}: {_plain(str(error))}") from error
+            kind = UnreadableRecord if isinstance(error, _NewerSchema) else DamagedRecord
+            raise kind(f"{path}: {_plain(str(error))}") from error
         if path.stem != record.experiment.file_stem:
             raise DamagedRecord(f"{path}: holds the run {record.experiment.file_stem}")
         if record.checksum != expected:
             raise DamagedRecord(f"{path}: altered (its checksum does not fit its content)")
         return record, content, status
-
-
-def check(store: Store, path: Path) -> str:
-    """What is wrong with a record and its files, predictions counted again; empty if nothing is."""
-    try:
-        with store.opened(path) as stored:
-            wrong = fault(stored.record, stored.arrays)
-            return f"{store.arrays_path(stored.record)}: {wrong}" if wrong else ""
-    except DamagedRecord as error:
-        return str(error)
 
 
 def fault(record: RunRecord, packed: IO[bytes]) -> str:
@@ -494,7 +504,7 @@ def _upgraded(fields: dict[str, Any]) -> dict[str, Any]:
     if type(version) is not int or version < 1:
         raise ValueError(f"schema_version: expected a whole number from 1 to {SCHEMA_VERSION}")
     if version > SCHEMA_VERSION:
-        raise ValueError(f"schema version {version} is newer than {SCHEMA_VERSION}; update cl-bench")
+        raise _NewerSchema(f"schema version {version} is newer than {SCHEMA_VERSION}; update cl-bench")
     for step in range(version, SCHEMA_VERSION):
         try:
             fields = UPGRADES[step](fields) | {"schema_version": step + 1}
