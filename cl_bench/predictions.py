@@ -11,6 +11,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
+from tokenize import TokenError
 from typing import IO, Any
 
 import numpy as np
@@ -104,7 +105,7 @@ def _array(member: Any, name: str, shape: tuple[int, ...], room: int) -> NDArray
         if version != (1, 0):
             raise ValueError(f"format {version}")
         declared, fortran, dtype = np.lib.format.read_array_header_1_0(member, max_header_size=_HEADER)
-    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
+    except (ValueError, TypeError, SyntaxError, TokenError, RecursionError, MemoryError) as error:
         raise ValueError(f"'{name}' has no plain header") from error
     if dtype.kind not in "iu" or dtype.hasobject or dtype.subdtype is not None:
         raise ValueError(f"'{name}' has the dtype {str(dtype)[:60]}, expected integers")

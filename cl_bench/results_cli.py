@@ -72,7 +72,7 @@ def show_run(key: str, folders: Sequence[Path]) -> bool:
     if not found:
         return False
     ((record, store),) = found
-    out.print(f"[bold]{escape(record.label)}[/] seed {record.experiment.seed}, key {record.key}")
+    out.print(f"[bold]{escape(_line(record.label))}[/] seed {record.experiment.seed}, key {record.key}")
     finished = f", finished {record.finished:%Y-%m-%d %H:%M} UTC" if record.finished else ""
     _say(f"{store.json_path(record.experiment)}{finished}")
     out.print_json(data=record.experiment.model_dump(mode="json"))

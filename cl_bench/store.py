@@ -38,8 +38,10 @@ UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
 A field with a default needs no entry. None may change the experiment's key, which names the files.
 """
-MAX_JSON_BYTES = 2**25
-"""Larger JSON files are not read: a run of 1,000 tasks takes 20 MB, one of 10 tasks 6 KB."""
+MAX_JSON_BYTES = 2**24
+"""Larger JSON files are not read: a run of 10 tasks takes 6 KB, one of 500 tasks 5 MB."""
+_MAX_NAMES = 10_000
+"""Names in one object of it."""
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Seconds = Annotated[float, Field(ge=0)]
 Item = TypeVar("Item")
@@ -109,11 +111,13 @@ class RunRecord(BaseModel):
     @field_validator("traces", mode="before")
     @classmethod
     def _finite(cls, traces: Any) -> Any:
-        """A method's residual of 0 / 0 must not cost the run."""
-        try:
-            return {name: [{k: _finite(v) for k, v in row.items()} for row in rows] for name, rows in traces.items()}
-        except (AttributeError, TypeError):
-            return traces
+        """A method's residual of 0 / 0 must not cost the run; the first fault is enough (see `Items`)."""
+        fit = isinstance(traces, dict) and all(isinstance(rows, list) for rows in traces.values())
+        if not fit or not all(isinstance(row, dict) for rows in traces.values() for row in rows):
+            raise ValueError("expected a list of rows under each name")
+        if any(isinstance(value, dict | list) for rows in traces.values() for row in rows for value in row.values()):
+            raise ValueError("expected a number, text or nothing in each column of a row")
+        return {name: [{k: _finite(v) for k, v in row.items()} for row in rows] for name, rows in traces.items()}
 
     def sealed(self) -> RunRecord:
         """The record with its checksum."""
@@ -473,6 +477,8 @@ def _fields(content: bytes) -> dict[str, Any]:
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(pairs) > _MAX_NAMES:
+            raise ValueError(f"an object has more than {_MAX_NAMES:,} names")
         fields = dict(pairs)
         if len(fields) < len(pairs):
             raise ValueError("a name comes twice in one object")
@@ -491,6 +497,11 @@ def _fields(content: bytes) -> dict[str, Any]:
         raise ValueError("is nested too deeply") from error
     if not isinstance(fields, dict):
         raise ValueError("is not a JSON object")
+    if b"\\ud" in content.lower():
+        try:
+            json.dumps(fields, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError("holds half of a character (a lone surrogate)") from error
     return fields
 
 
