@@ -335,10 +335,6 @@ def _find(run: PlannedRun, store: Store) -> RunRecord | None:
         return None
 
 
-def _published(name: str) -> str:
-    return f"published:{name}"
-
-
 def show_thing(name: str, benchmark: str, method_files: Sequence[Path], out: Console) -> None:
     """Show a method (with its recipe), a benchmark or a backbone.
 
@@ -356,22 +352,29 @@ def show_thing(name: str, benchmark: str, method_files: Sequence[Path], out: Con
         resolved, recipe = plan.resolve(found, streams.find(benchmark), {})
         out.print(f"[bold]{name}[/] (revision {found.revision}): {escape(found.cls.paper)}")
         out.print(escape((found.cls.__doc__ or "").strip()))
-        published = found.cls.published
-        columns = ["hyper-parameter", "default", f"{recipe.name} on {benchmark}", *map(_published, published)]
-        table = Table(*columns, box=None, header_style="bold")
+        table = Table("hyper-parameter", "default", f"{recipe.name} on {benchmark}", box=None, header_style="bold")
         for field in dataclasses.fields(found.cls):
-            literature = [escape(str(values.get(field.name, ""))) for values in published.values()]
-            table.add_row(field.name, str(found.defaults[field.name]), str(resolved.values()[field.name]), *literature)
+            table.add_row(field.name, *(escape(str(v[field.name])) for v in (found.defaults, resolved.values())))
         out.print(table)
+        for paper, values in found.cls.published.items():
+            listed = ", ".join(f"{key}={value}" for key, value in values.items())
+            out.print(f"[bold]published:{paper}[/]  {escape(listed)}", highlight=False)
     elif name in streams.names():
         item = streams.find(name)
-        source = item.source()
         out.print(f"[bold]{name}[/]: {item.description}")
-        out.print(
-            f"{item.num_classes} classes in {item.tasks} tasks; {len(source.train)} training images, "
-            f"{len(source.test)} test images"
-        )
-        out.print(", ".join(source.classes))
+        kind = "domains" if item.scenario == "domain-incremental" else "tasks"
+        out.print(f"{item.num_classes} classes in {item.tasks} {kind}, {item.scenario}", highlight=False)
+        if item.dataset is None:
+            source = item.source()
+            out.print(f"{len(source.train)} training images, {len(source.test)} test images")
+            out.print(", ".join(source.classes))
+        else:
+            facts = item.dataset
+            splits = ", ".join(f"{tasks}x{each}" for tasks, each in facts.splits)
+            out.print(f"{facts.train:,} training images, {facts.test:,} test images; licence: {facts.licence}")
+            out.print(f"{facts.page}\npublished tasks x classes: {splits or 'none'}", highlight=False)
+            for layout, tree in facts.layouts.items():
+                out.print(escape(f"\nread as '{layout}':\n{tree}"), highlight=False)
     elif "." in name:
         backbone = backbones.find(name)
         out.print(f"[bold]{name}[/]: {backbone.description}")

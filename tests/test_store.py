@@ -7,6 +7,7 @@ import json
 import os
 import random
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -604,3 +605,68 @@ def test_a_write_that_fails_leaves_the_record_as_it_was(tmp_path: Path, monkeypa
     with pytest.raises(OSError, match="No space"):
         store.write(*variant(1))
     assert store.load(path) == before and version(store, before) == 0
+
+
+def test_predictions_that_are_wanted_again_are_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results 0 are replaced; another process stores the very same results 0 again before their npz is removed."""
+    store = Store(tmp_path)
+    path = store.write(*variant(0))
+    first, queue = store.load(path), [variant(0)[1]]
+
+    def overtaken(target: Path, content: bytes, *, replace: bool = True) -> None:
+        write_atomically(target, content, replace=replace)
+        if target == path and queue:
+            store.write(first, queue.pop())
+
+    monkeypatch.setattr("cl_bench.store.write_atomically", overtaken)
+    store.write(*variant(1))
+    assert not queue and store.load(path) == first and version(store, first) == 0
+    assert not [file for file in tmp_path.iterdir() if file.name.startswith(".")]
+
+
+def test_predictions_that_another_writer_removes_are_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Results 0 are stored again while another process, which has just replaced them, removes their npz."""
+    store = Store(tmp_path)
+    path = store.write(*variant(0))
+    first, queue = store.load(path), [variant(1)]
+
+    def overtaken(target: Path, content: bytes, *, replace: bool = True) -> None:
+        write_atomically(target, content, replace=replace)
+        if target == store.arrays_path(first) and queue:
+            store.write(*queue.pop())
+            assert not target.exists()
+
+    monkeypatch.setattr("cl_bench.store.write_atomically", overtaken)
+    store.write(first, variant(0)[1])
+    assert not queue and store.load(path) == first and version(store, first) == 0
+
+
+def test_files_and_their_folder_reach_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[bool] = []
+    real = os.fsync
+
+    def spied(handle: int) -> None:
+        flushed.append(stat.S_ISDIR(os.fstat(handle).st_mode))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", spied)
+    factories.write(tmp_path, factories.record())
+    assert flushed == [False, True, False, True], "predictions, their name, the record, its name"
+
+
+def test_predictions_that_contradict_the_counts_are_not_stored(tmp_path: Path) -> None:
+    record = factories.record()
+    arrays = factories.arrays(record)
+    arrays["predicted"][-1] = arrays["label"]
+    with pytest.raises(ValueError, match="'predicted' has .* hits"):
+        Store(tmp_path).write(record, arrays)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_traces_that_are_not_finite_do_not_cost_the_run(tmp_path: Path) -> None:
+    rows = {"residual": [{"task": 0, "value": float("nan"), "norm": float("inf"), "rate": 0.5}]}
+    record = RunRecord(**factories.record().model_dump() | {"traces": rows})
+    path = Store(tmp_path).write(record, factories.arrays(record))
+    assert Store(tmp_path).load(path).traces == {"residual": [{"task": 0, "value": None, "norm": None, "rate": 0.5}]}
