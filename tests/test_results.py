@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cl_bench import index, metrics, store
+from cl_bench import index, metrics, record, store
 from cl_bench.report import frame
 from cl_bench.store import DamagedRecord, RunRecord, Store
 from tests import factories
@@ -437,8 +437,8 @@ def test_small_folders_and_files_that_just_changed_are_not_indexed(many: Path, t
 
 
 def replaced(path: Path) -> None:
-    record = Store(path.parent).load(path)
-    Store(path.parent).write(record.model_copy(update={"recipe": "unified"}), factories.arrays(record))
+    found = Store(path.parent).load(path)
+    Store(path.parent).write(found.model_copy(update={"recipe": "unified"}), factories.arrays(found))
 
 
 def edited_in_place(path: Path) -> None:
@@ -516,7 +516,7 @@ def test_files_of_the_future_are_read_each_time(many: Path, tmp_path: Path, monk
 @settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_a_damaged_index_is_ignored(many: Path, data: st.DataObject) -> None:
-    expected = [record.key for record in records(many)]
+    expected = [found.key for found in records(many)]
     path = many / index.NAME
     whole = path.read_bytes()
     broken = bytearray(whole)
@@ -526,7 +526,7 @@ def test_a_damaged_index_is_ignored(many: Path, data: st.DataObject) -> None:
     broken = broken[: data.draw(st.integers(0, len(broken)))] if data.draw(st.booleans()) else broken
     try:
         path.write_bytes(bytes(broken))
-        assert [record.key for record in records(many)] == expected
+        assert [found.key for found in records(many)] == expected
     finally:
         path.write_bytes(whole)
 
@@ -555,8 +555,8 @@ def third_schema(monkeypatch: pytest.MonkeyPatch) -> None:
         rest = {name: value for name, value in fields.items() if name != "source"}
         return rest | {"recipe": {"tuned": "searched"}[fields["source"]]}
 
-    monkeypatch.setattr(store, "UPGRADES", {1: first, 2: second})
-    monkeypatch.setattr(store, "SCHEMA_VERSION", 3)
+    monkeypatch.setattr(record, "UPGRADES", {1: first, 2: second})
+    monkeypatch.setattr(record, "SCHEMA_VERSION", 3)
 
 
 def test_older_records_are_upgraded_step_by_step_and_stay_as_they_are(
@@ -571,7 +571,7 @@ def test_older_records_are_upgraded_step_by_step_and_stay_as_they_are(
     assert cl_bench("results", "verify").code == 0
     assert cl_bench("results", "merge", str(RUNS), "--into", "copy").code == 0
     assert content(Path("copy")) == content(RUNS) == before
-    assert {record.recipe for record in records(many)} == {"searched"}, "an index of the older schema does not count"
+    assert {found.recipe for found in records(many)} == {"searched"}, "an index of the older schema does not count"
 
 
 @pytest.mark.usefixtures("third_schema")
