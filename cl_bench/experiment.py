@@ -274,7 +274,7 @@ def parse_order(text: str) -> str:
     return text
 
 
-def read_order(path: Path, classes: Sequence[str], what: str = "class") -> str:
+def read_order(path: Path, classes: Sequence[str], what: Literal["class", "domain"] = "class") -> str:
     """The class order in a file: one class per line, by name or by index in the data set's own order.
 
     Args:
@@ -287,6 +287,7 @@ def read_order(path: Path, classes: Sequence[str], what: str = "class") -> str:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--order file '{path}' cannot be read ({error})") from error
+    plural = {"class": "classes", "domain": "domains"}[what]
     index = {name: number for number, name in enumerate(classes)}
     if not set(lines) & index.keys():
         index = {str(number): number for number in range(len(classes))}
@@ -296,7 +297,7 @@ def read_order(path: Path, classes: Sequence[str], what: str = "class") -> str:
         if line in lines[: number - 1]:
             raise UserError(f"--order file '{path}', line {number}: {what} '{line}' comes twice; name each one once")
     if missing := [name for name in index if name not in lines]:
-        raise UserError(f"--order file '{path}' lacks {len(missing)} of {len(classes)}, e.g. {what} '{missing[0]}'")
+        raise UserError(f"--order file '{path}' lacks {len(missing)} of {len(classes)} {plural}, e.g. '{missing[0]}'")
     return "order:" + ",".join(str(index[line]) for line in lines)
 
 

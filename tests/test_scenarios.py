@@ -209,7 +209,7 @@ def test_an_order_of_domains_from_a_file(cl_bench: Cli) -> None:
     Path("order.txt").write_text("\n".join([*domains[:-1], domains[0]]))
     assert_refused(cl_bench(*command, "order.txt"), "line 10", f"domain '{domains[0]}' comes twice")
     Path("order.txt").write_text("\n".join(domains[:-1]))
-    assert_refused(cl_bench(*command, "order.txt"), f"lacks 1 of 10, e.g. domain '{domains[-1]}'")
+    assert_refused(cl_bench(*command, "order.txt"), f"lacks 1 of 10 domains, e.g. '{domains[-1]}'")
 
 
 def test_a_number_of_tasks_other_than_that_of_the_domains(cl_bench: Cli) -> None:
