@@ -14,7 +14,6 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 from rich.text import Text
 
-from cl_bench import metrics
 from cl_bench.errors import UserError
 from cl_bench.files import write_atomically
 from cl_bench.store import Arrays, DamagedRecord, RunRecord, Store
@@ -334,28 +333,6 @@ def _find(run: PlannedRun, store: Store) -> RunRecord | None:
         return store.find(run.experiment)
     except DamagedRecord:
         return None
-
-
-def show_run(name: str, results: Path, out: Console, err: Console) -> bool:
-    """Show the stored run whose key starts with `name`; False if there is none."""
-    if len(name) < 4 or not all(c in "0123456789abcdef" for c in name):
-        return False
-    store = Store(results)
-    warn = lambda text: err.print(f"[yellow]warning:[/] skipped a damaged result: {escape(text)}")  # noqa: E731
-    fitting = [record for record in store.records(warn) if record.key.startswith(name)]
-    if len(fitting) > 1:
-        raise UserError(f"'{name}' fits {len(fitting)} runs in '{results}'; give more digits of the key")
-    if not fitting:
-        return False
-    record = fitting[0]
-    out.print(f"[bold]{escape(record.label)}[/] seed {record.experiment.seed}, key {record.key}")
-    out.print_json(data=record.experiment.model_dump(mode="json"))
-    table = Table("after", *(f"task {j + 1}" for j in range(len(record.total))), title="accuracy, %")
-    for t, row in enumerate(metrics.accuracy_matrix(record.correct, record.total)):
-        table.add_row(f"stage {t + 1}", *("" if value != value else f"{100 * value:.1f}" for value in row))
-    out.print(table)
-    out.print_json(data=record.environment)
-    return True
 
 
 def show_thing(name: str, benchmark: str, method_files: Sequence[Path], out: Console) -> None:
