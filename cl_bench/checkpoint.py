@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from cl_bench.experiment import Experiment, Scalar
+from cl_bench.experiment import Scalar
 from cl_bench.files import write_atomically
 
 VERSION = 1
@@ -99,11 +99,6 @@ class Checkpoint:
     def part(self, prefix: str) -> dict[str, Tensor]:
         """The tensors whose names begin so, without that."""
         return {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
-
-
-def path_of(root: Path, experiment: Experiment) -> Path:
-    """Where the checkpoint of an experiment lies in a results folder."""
-    return root / ".checkpoints" / f"{experiment.file_stem}.safetensors"
 
 
 def write(path: Path, checkpoint: Checkpoint) -> None:

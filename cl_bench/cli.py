@@ -1,4 +1,4 @@
-"""The command line: `cl-bench run|tune|audit|repeat|data|report|ls|show|new-method`."""
+"""The command line: `cl-bench run|tune|audit|repeat|data|results|report|ls|show|new-method`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from cl_bench import __version__, data_cli
+from cl_bench import __version__, data_cli, results_cli
 from cl_bench.errors import UserError
+from cl_bench.results_cli import REFERENCE, RESULTS
 
 # torch, timm and avalanche take seconds to import: only the commands that need them do so.
 
@@ -40,10 +41,11 @@ app = typer.Typer(
 ls = typer.Typer(no_args_is_help=True, help="List what there is.")
 app.add_typer(ls, name="ls")
 app.add_typer(data_cli.app, name="data")
+app.add_typer(results_cli.app, name="results")
 out = Console()
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
-RESULTS, REFERENCE, TRIALS = Path("results/runs"), Path("results/reference"), Path("results/tuning")
+TRIALS = Path("results/tuning")
 MethodFiles = Annotated[
     list[Path] | None,
     typer.Option(
@@ -368,7 +370,7 @@ def report(
     with err.status("rendering ..."):
         rendered = reports.render([(folder, folder.name) for folder in folders], output, command)
     for damaged in rendered.damaged:
-        err.print(f"[yellow]warning:[/] skipped a damaged result: {_escape(damaged)}")
+        results_cli.warn_damaged(damaged)
     for table in rendered.tables:
         show_table(table, out)
     out.print(f"report: {output / 'index.html'}", soft_wrap=True, highlight=False)
@@ -481,9 +483,7 @@ def show(
     method_file: MethodFiles = None,
 ) -> None:
     """Show one method, benchmark, backbone or stored run in full."""
-    from cl_bench.console import show_run
-
-    if show_run(name, results, out, err):
+    if results_cli.show_run(name, [results]):
         return
     _quiet_imports()
     from cl_bench.console import show_thing

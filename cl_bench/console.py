@@ -14,7 +14,6 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 from rich.text import Text
 
-from cl_bench import metrics
 from cl_bench.errors import UserError
 from cl_bench.files import write_atomically
 from cl_bench.store import Arrays, DamagedRecord, RunRecord, Store
@@ -151,7 +150,6 @@ def preview(
     Args:
         others: results folders whose times count as well.
     """
-    from cl_bench.checkpoint import path_of
     from cl_bench.estimate import Times
 
     stores = [store, *(Store(folder) for folder in others if folder.is_dir())]
@@ -164,7 +162,7 @@ def preview(
     for run in planned:
         experiment = run.experiment
         there = not force and _stored(run, store, err)
-        begun = path_of(store.root, experiment).exists() and not force
+        begun = store.checkpoint_path(experiment).exists() and not force
         state = "stored" if there else "begun" if begun else "missing"
         estimate = None if there else times.minutes(experiment)
         if not there:
@@ -178,8 +176,8 @@ def preview(
     unknown = len(minutes) - len(known)
     about = f", about {sum(known):.1f} min one after the other on {device.type}" if known else ""
     rest = f"; no times are stored for {unknown} of them" if unknown else ""
-    there = len(planned) - len(minutes)
-    out.print(f"{len(planned)} run(s): {there} stored, {len(minutes)} to do{about}{rest}", highlight=False)
+    stored = len(planned) - len(minutes)
+    out.print(f"{len(planned)} run(s): {stored} stored, {len(minutes)} to do{about}{rest}", highlight=False)
 
 
 def _bars(note: str, err: Console) -> Progress:
@@ -388,28 +386,6 @@ def _find(run: PlannedRun, store: Store) -> RunRecord | None:
         return store.find(run.experiment)
     except DamagedRecord:
         return None
-
-
-def show_run(name: str, results: Path, out: Console, err: Console) -> bool:
-    """Show the stored run whose key starts with `name`; False if there is none."""
-    if len(name) < 4 or not all(c in "0123456789abcdef" for c in name):
-        return False
-    store = Store(results)
-    warn = lambda text: err.print(f"[yellow]warning:[/] skipped a damaged result: {escape(text)}")  # noqa: E731
-    fitting = [record for record in store.records(warn) if record.key.startswith(name)]
-    if len(fitting) > 1:
-        raise UserError(f"'{name}' fits {len(fitting)} runs in '{results}'; give more digits of the key")
-    if not fitting:
-        return False
-    record = fitting[0]
-    out.print(f"[bold]{escape(record.label)}[/] seed {record.experiment.seed}, key {record.key}")
-    out.print_json(data=record.experiment.model_dump(mode="json"))
-    table = Table("after", *(f"task {j + 1}" for j in range(len(record.total))), title="accuracy, %")
-    for t, row in enumerate(metrics.accuracy_matrix(record.correct, record.total)):
-        table.add_row(f"stage {t + 1}", *("" if value != value else f"{100 * value:.1f}" for value in row))
-    out.print(table)
-    out.print_json(data=record.environment)
-    return True
 
 
 def show_thing(name: str, benchmark: str, method_files: Sequence[Path], out: Console) -> None:

@@ -19,9 +19,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from cl_bench.errors import UserError, unknown_name
 
 Scalar = bool | int | float | str | None
-Value = Scalar | list[Scalar]
+Value = Scalar | Annotated[list[Scalar], Field(fail_fast=True)]
 Scenario = Literal["class-incremental", "domain-incremental"]
-Tasks = Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], ...]
+_Tasks = Annotated[int, Field(ge=1, le=10**6)]
+Tasks = _Tasks | Annotated[tuple[_Tasks, ...], Field(fail_fast=True)]
 """How many tasks of the same size, or how many classes each task has."""
 MAX_SEED = 2**32 - 1
 """The largest seed that numpy's `RandomState`, which makes the class orders, takes."""
@@ -86,7 +87,7 @@ class Experiment(BaseModel):
         seed: training seed.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     method: str
     revision: int | str
@@ -103,7 +104,7 @@ class Experiment(BaseModel):
     precision: Literal["fp32"] = "fp32"
     storage: Literal["memory", "files"] = "memory"
     limits: Limits = Limits()
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, le=MAX_SEED)
 
     @property
     def num_tasks(self) -> int:
@@ -131,8 +132,11 @@ class Experiment(BaseModel):
 
     @property
     def file_stem(self) -> str:
-        """Readable file name; the key alone decides identity."""
-        return f"{self.method}-{self.benchmark.replace(':', '_').replace('/', '_')}-s{self.seed}-{self.key}"
+        """Readable name of a file in whatever folder it is put; the key alone decides identity."""
+        readable = re.sub(r"[:/\\\x00-\x1f\x7f]", "_", f"{self.method}-{self.benchmark}").lstrip(".")
+        # A benchmark may be the path of a folder, and file systems take 255 bytes, of which suffixes need some.
+        short = readable.encode(errors="replace")[:160].decode(errors="ignore")
+        return f"{short}-s{self.seed}-{self.key}"
 
 
 # --- the grammar of --methods ----------------------------------------------------------------------------------
@@ -196,8 +200,11 @@ def parse_settings(settings: Sequence[str], methods: Sequence[str]) -> dict[str,
     return options
 
 
-def parse_seeds(text: str) -> list[int]:
+def parse_seeds(text: str, what: str = "--seeds") -> list[int]:
     """Parse `0-4` or `0,2,5` into seeds.
+
+    Args:
+        what: the name of this input, for messages.
 
     Raises:
         UserError: anything else, or an empty range.
@@ -206,11 +213,11 @@ def parse_seeds(text: str) -> list[int]:
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
         if match is None or int(match[2] or match[1]) < int(match[1]):
-            raise UserError(f"--seeds '{text}' cannot be read; expected numbers and rising ranges, e.g. 0-4 or 0,2,5")
+            raise UserError(f"{what} '{text}' cannot be read; expected numbers and rising ranges, e.g. 0-4 or 0,2,5")
         if int(match[2] or match[1]) > MAX_SEED:
-            raise UserError(f"--seeds '{text}' is out of range; seeds are at most {MAX_SEED}")
+            raise UserError(f"{what} '{text}' is out of range; seeds are at most {MAX_SEED}")
         if len(seeds) + int(match[2] or match[1]) - int(match[1]) >= 10_000:
-            raise UserError(f"--seeds '{text}' asks for more than 10,000 seeds; name fewer")
+            raise UserError(f"{what} '{text}' asks for more than 10,000 seeds; name fewer")
         seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
     return list(dict.fromkeys(seeds))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from cl_bench.errors import UserError
 from cl_bench.plan import PlannedRun
 from cl_bench.recipes import Recipe
 from cl_bench.runner import Progress, execute
-from cl_bench.store import Arrays, RunRecord, Store
+from cl_bench.store import Arrays, RunRecord, matching
 from cl_bench.streams.build import split_hash
 
 
@@ -53,19 +52,15 @@ def find(key: str, folders: Iterable[Path]) -> tuple[RunRecord, Arrays]:
     Raises:
         UserError: there is none, or more than one.
     """
-    found: dict[str, tuple[RunRecord, Store]] = {}
     searched = [folder for folder in folders if folder.is_dir()]
-    for folder in searched:
-        store = Store(folder)
-        for record in store.records(lambda damaged: None, f"*-{glob.escape(key)}*.json"):
-            if record.key.startswith(key):
-                found.setdefault(record.key, (record, store))
+    found = matching(key, searched, lambda damaged: None)
     if not found:
         where = ", ".join(f"'{folder}'" for folder in searched) or "no folder that is there"
         raise UserError(f"no run with the key '{key}' in {where}; keys are in the names of the stored files")
     if len(found) > 1:
-        raise UserError(f"'{key}' begins {len(found)} keys: {', '.join(sorted(found)[:3])} ...; give more digits")
-    ((record, store),) = found.values()
+        keys = ", ".join(sorted(record.key for record, _ in found)[:3])
+        raise UserError(f"'{key}' begins {len(found)} keys: {keys} ...; give more digits")
+    ((record, store),) = found
     return record, store.arrays(record)
 
 

@@ -25,7 +25,6 @@ from cl_bench.checkpoint import (
     Position,
     Stage,
     UnusableCheckpoint,
-    path_of,
     random_state,
     read,
     restore_random_state,
@@ -200,7 +199,7 @@ def run(
         checkpoint_every: minutes between checkpoints inside a task.
         fresh: start from the beginning, whatever checkpoint there is.
     """
-    path = path_of(store.root, planned.experiment)
+    path = store.checkpoint_path(planned.experiment)
     if fresh:
         path.unlink(missing_ok=True)
     record, arrays = execute(planned, device, progress or Progress(), path, checkpoint_every)

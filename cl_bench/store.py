@@ -6,122 +6,55 @@ integer counts; every metric, table and figure is derived from them afterwards. 
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import io
 import json
+import os
+import secrets
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from fnmatch import fnmatchcase
+from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ValidationError
 
-from cl_bench import metrics
+from cl_bench import predictions
+from cl_bench import record as schema
 from cl_bench.errors import UserError
-from cl_bench.experiment import Experiment, Scalar
-from cl_bench.files import write_atomically
+from cl_bench.experiment import Experiment
+from cl_bench.files import open_regular, write_atomically
+from cl_bench.index import Index
+from cl_bench.predictions import Arrays
+from cl_bench.record import MAX_JSON_BYTES, NewerSchema, RunRecord, fault, parse
 
-SCHEMA_VERSION = 1
-Arrays = dict[str, NDArray[Any]]
-
-
-class RunRecord(BaseModel):
-    """Everything measured in one run.
-
-    Attributes:
-        schema_version: of this record; a reader refuses newer ones.
-        key: content key of `experiment`.
-        label: method and the options that the user set, e.g. `finetune[masked=true]`: the row name in tables.
-        recipe: where the hyper-parameters came from (`tuned`, `unified`, ...); informative, not part of the key.
-        tuning_trials, tuning_minutes: what the search for them has cost.
-        sessions: processes that have worked on the run: more than one if it was interrupted.
-        stages: the tasks trained on in each stage: `[[0], [1], ...]`, for joint training one stage with all.
-        correct: class-incremental hits `correct[t][j]`; None for tasks not seen by stage t.
-        correct_task_aware: hits when the argmax is restricted to the classes of the image's own task; all tasks.
-        total: test images per task.
-        classes: names of all classes of the stream in label order, also those that `limits` cut off.
-        domains: of a domain-incremental stream, the domain of each task.
-        train_seconds, eval_seconds: wall seconds per stage.
-        train_samples, eval_samples: images that passed through training steps and through evaluation, per stage.
-        trainable, stored: numbers trained in, and kept after, each stage (beside the frozen backbone).
-        flops_per_image: multiply-adds times two of one prediction; `forward_passes` of the backbone in it.
-        peak_memory_bytes: of the device (CUDA allocator), or of the process on a CPU.
-        environment: versions and hardware.
-        traces: optional tables that a method fills (magnitudes, residuals, distances), a list of rows each.
-        arrays_sha256: of the npz beside this file.
-        checksum: `content_hash` of the record, so that an edited number is noticed; the npz has its start in its name.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    schema_version: int = Field(default=SCHEMA_VERSION, strict=True)
-    key: str
-    label: str
-    recipe: str
-    tuning_trials: int = 0
-    tuning_minutes: float = 0.0
-    experiment: Experiment
-    sessions: int = 1
-    stages: list[list[int]]
-    correct: list[list[int | None]]
-    correct_task_aware: list[list[int]]
-    total: list[int]
-    classes: list[str]
-    domains: list[str] = []
-    train_seconds: list[float]
-    eval_seconds: list[float]
-    train_samples: list[int]
-    eval_samples: list[int]
-    trainable: list[int]
-    stored: list[int]
-    flops_per_image: int
-    forward_passes: int
-    peak_memory_bytes: int
-    environment: dict[str, Scalar]
-    traces: dict[str, list[dict[str, Scalar]]] = {}
-    arrays_sha256: str = ""
-    checksum: str = ""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _not_newer(cls, data: Any) -> Any:
-        version = data.get("schema_version") if isinstance(data, dict) else None
-        if isinstance(version, int) and version > SCHEMA_VERSION:
-            raise ValueError(f"schema version {version} is newer than {SCHEMA_VERSION}; update cl-bench")
-        return data
-
-    def sealed(self) -> RunRecord:
-        """The record with its checksum."""
-        return self.model_copy(update={"checksum": content_hash(self.model_dump(mode="json"))})
-
-    @model_validator(mode="after")
-    def _consistent(self) -> RunRecord:
-        if self.key != self.experiment.key:
-            raise ValueError(f"key {self.key} does not belong to the experiment in it ({self.experiment.key})")
-        stages, tasks = len(self.stages), len(self.total)
-        if tasks != (self.experiment.limits.tasks or self.experiment.num_tasks) or min(self.total) < 1:
-            raise ValueError(f"{tasks} test sets of sizes {self.total} do not fit the experiment's tasks")
-        for name in ("correct", "correct_task_aware"):
-            rows = getattr(self, name)
-            if len(rows) != stages or any(len(row) != tasks for row in rows):
-                raise ValueError(f"'{name}' is not {stages} stages x {tasks} tasks")
-            metrics.accuracy_matrix(rows, self.total)
-        for name in ("train_seconds", "eval_seconds", "train_samples", "eval_samples", "trainable", "stored"):
-            if len(getattr(self, name)) != stages:
-                raise ValueError(f"'{name}' does not have one entry for each of the {stages} stages")
-        return self
+__all__ = ["Arrays", "DamagedRecord", "RunRecord", "Store", "UnreadableRecord", "matching"]
 
 
-def content_hash(fields: Mapping[str, Any]) -> str:
-    """SHA-256 of the canonical JSON of a record as it is stored, without its `checksum`."""
-    rest = {name: value for name, value in fields.items() if name != "checksum"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+CHECKPOINTS = ".checkpoints"
+"""Folder in a results folder for runs that are not over."""
 
 
 class DamagedRecord(Exception):
     """A result file that cannot be trusted; the message names the file and what is wrong with it."""
+
+
+class UnreadableRecord(DamagedRecord):
+    """One that may be whole all the same: of a newer schema, or the file system does not give it out."""
+
+
+class _Stored(NamedTuple):
+    """A record that was read, with its files as they are: the JSON, and the npz still open."""
+
+    record: RunRecord
+    content: bytes
+    status: os.stat_result
+    arrays: BufferedReader
 
 
 class Store:
@@ -136,6 +69,10 @@ class Store:
 
     def json_path(self, experiment: Experiment) -> Path:
         return self.root / f"{experiment.file_stem}.json"
+
+    def checkpoint_path(self, experiment: Experiment) -> Path:
+        """Where the checkpoint of a run lies until the run is stored."""
+        return self.root / CHECKPOINTS / f"{experiment.file_stem}.safetensors"
 
     def arrays_path(self, record: RunRecord) -> Path:
         return self.root / f"{record.experiment.file_stem}-{record.checksum[:8]}.npz"
@@ -152,6 +89,93 @@ class Store:
                 "name a writable folder with --results"
             ) from error
 
+    # --- writing ----------------------------------------------------------------------------------------------
+
+    def write(self, record: RunRecord, arrays: Arrays) -> Path:
+        """Write a record and its arrays (per-sample predictions) atomically; returns the JSON's path.
+
+        Raises:
+            UserError: the folder cannot be written, or the record is too large.
+            ValueError: the arrays do not fit the record (see `predictions`).
+        """
+        self.check_writable()
+        packed = predictions.pack(arrays)
+        if wrong := fault(record, io.BytesIO(packed)):
+            raise ValueError(f"predictions of {record.label}: {wrong}")
+        finished = record.finished or datetime.now(UTC).replace(microsecond=0)
+        update = {"arrays_sha256": hashlib.sha256(packed).hexdigest(), "finished": finished}
+        record = record.model_copy(update=update).sealed()
+        text = json.dumps(record.model_dump(mode="json"), indent=1, sort_keys=True, allow_nan=False)
+        if len(text) >= MAX_JSON_BYTES:
+            raise UserError(
+                f"the record of {record.label} takes {len(text):,} bytes of the {MAX_JSON_BYTES:,} allowed; "
+                "let the method trace less"
+            )
+        path = self.json_path(record.experiment)
+        self._put(path, (text + "\n").encode(), self.arrays_path(record), packed)
+        return path
+
+    def copy(self, path: Path, *, replace: bool = False) -> Path:
+        """Copy a record of another store byte by byte, after every check.
+
+        Args:
+            path: the JSON in the other store.
+            replace: whether a record of the same run makes way.
+
+        Raises:
+            DamagedRecord: it cannot be trusted.
+            FileExistsError: there is a record of this run, and `replace` is false.
+            OSError: the folder cannot be written.
+        """
+        with Store(path.parent).opened(path) as stored:
+            if wrong := fault(stored.record, stored.arrays):
+                raise DamagedRecord(f"{path}: {wrong}")
+            stored.arrays.seek(0)
+            packed = stored.arrays.read()
+        target = self.root / path.name
+        self._put(target, stored.content, self.arrays_path(stored.record), packed, replace=replace)
+        return target
+
+    def _put(self, path: Path, content: bytes, arrays: Path, packed: bytes, *, replace: bool = True) -> None:
+        """Store both files so that a JSON always names an npz that is there, whoever else writes the same run.
+
+        Each content gives its npz a name of its own, and the npz comes before the JSON. The npz of a replaced record
+        is removed, unless that record was too damaged to name it.
+        """
+        write_atomically(arrays, packed)
+        earlier = self.named_arrays(path)
+        try:
+            write_atomically(path, content, replace=replace)
+        except OSError:
+            self._discard(arrays, path)
+            raise
+        if earlier not in (None, arrays):
+            self._discard(earlier, path)
+        # Another writer may have discarded it before this JSON was there.
+        if not arrays.exists() and self.named_arrays(path) == arrays:
+            write_atomically(arrays, packed)
+
+    def named_arrays(self, path: Path) -> Path | None:
+        """The npz that the record there names; None if it is too damaged to say."""
+        try:
+            return self.arrays_path(self._read(path)[0])
+        except DamagedRecord:
+            return None
+
+    def _discard(self, arrays: Path, path: Path) -> None:
+        """Remove an npz, unless the record names it (again)."""
+        aside = arrays.with_name(f".{arrays.name}-{secrets.token_hex(4)}")
+        try:
+            arrays.replace(aside)
+        except FileNotFoundError:
+            return
+        if self.named_arrays(path) == arrays:
+            aside.replace(arrays)
+        else:
+            aside.unlink(missing_ok=True)
+
+    # --- reading ----------------------------------------------------------------------------------------------
+
     def find(self, experiment: Experiment) -> RunRecord | None:
         """The record of this experiment, or None.
 
@@ -161,89 +185,149 @@ class Store:
         path = self.json_path(experiment)
         return self.load(path) if path.exists() else None
 
-    def write(self, record: RunRecord, arrays: Arrays) -> Path:
-        """Write a record and its arrays (per-sample predictions) atomically; returns the JSON's path.
-
-        Each write gives the npz a name of its own and makes it before the JSON, so that a JSON never points to another
-        writer's arrays; the npz of a replaced record is removed, unless that record was too damaged to name it.
-        """
-        self.check_writable()
-        path = self.json_path(record.experiment)
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, allow_pickle=False, **arrays)
-        packed = buffer.getvalue()
-        record = record.model_copy(update={"arrays_sha256": hashlib.sha256(packed).hexdigest()}).sealed()
-        write_atomically(self.arrays_path(record), packed)
-        try:
-            replaced = self.arrays_path(self._read(path))
-        except DamagedRecord:
-            replaced = None
-        text = json.dumps(record.model_dump(mode="json"), indent=1, sort_keys=True)
-        write_atomically(path, (text + "\n").encode())
-        if replaced is not None and replaced != self.arrays_path(record):
-            replaced.unlink(missing_ok=True)
-        return path
-
     def load(self, path: Path) -> RunRecord:
         """Read and validate one record.
 
         Raises:
             DamagedRecord: unreadable, not valid, misnamed, or its npz is missing or altered.
         """
-        return self._load(path)[0]
+        with self.opened(path) as stored:
+            return stored.record
 
-    def _load(self, path: Path) -> tuple[RunRecord, bytes]:
-        """A record and its packed arrays."""
-        record = self._read(path)
-        while True:
-            arrays = self.arrays_path(record)
-            try:
-                packed = arrays.read_bytes()
-                break
-            except OSError as error:
-                # Perhaps the record has just been replaced, and its arrays with it.
-                previous, record = record, self._read(path)
-                if record == previous:
-                    raise DamagedRecord(f"{arrays}: {error.strerror} (predictions of {path.name})") from error
-        if hashlib.sha256(packed).hexdigest() != record.arrays_sha256:
-            raise DamagedRecord(f"{arrays}: altered (its SHA-256 is not the one in {path.name})")
-        return record, packed
+    def check(self, path: Path) -> None:
+        """Check a record and its files in every way, and count its predictions again.
 
-    def _read(self, path: Path) -> RunRecord:
-        """The JSON alone."""
-        try:
-            content = path.read_bytes()
-            record = RunRecord.model_validate_json(content)
-        except OSError as error:
-            raise DamagedRecord(f"{path}: {error.strerror}") from error
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise DamagedRecord(f"{path}: {where + ': ' if where else ''}{first['msg']}") from error
-        if path.stem != record.experiment.file_stem:
-            raise DamagedRecord(f"{path}: holds the run {record.experiment.file_stem}")
-        if record.checksum != content_hash(json.loads(content)):
-            raise DamagedRecord(f"{path}: altered (its checksum does not fit its content)")
-        return record
+        Raises:
+            DamagedRecord: something is wrong.
+        """
+        with self.opened(path) as stored:
+            if wrong := fault(stored.record, stored.arrays):
+                raise DamagedRecord(f"{self.arrays_path(stored.record)}: {wrong}")
 
     def arrays(self, record: RunRecord) -> Arrays:
         """Per-sample arrays: `label`, `task` [images]; `predicted`, `predicted_task_aware` [stages, images].
 
         Raises:
-            DamagedRecord: the record as it is stored now cannot be trusted.
+            DamagedRecord: the record as it is stored now cannot be trusted, or its arrays have other shapes.
         """
-        _, packed = self._load(self.json_path(record.experiment))
-        with np.load(io.BytesIO(packed), allow_pickle=False) as data:
-            return {name: data[name] for name in data.files}
+        path = self.json_path(record.experiment)
+        with self.opened(path) as stored:
+            try:
+                return predictions.unpack(stored.arrays, len(stored.record.stages), sum(stored.record.total))
+            except ValueError as error:
+                raise DamagedRecord(f"{self.arrays_path(stored.record)}: {error}") from error
 
     def records(self, on_damaged: Callable[[str], None], files: str = "*.json") -> Iterator[RunRecord]:
         """All valid records of the folder, in file order; `on_damaged` is told of each that had to be skipped.
 
+        Large folders are read by way of a cache in them (see `index`).
+
         Args:
             files: pattern of the file names that are read at all.
+
+        Raises:
+            UserError: the folder cannot be read.
         """
-        for path in sorted(self.root.glob(files)):
+        index = Index(self.root, schema.SCHEMA_VERSION)
+        for name in self.names(files):
+            record = _remembered(index.find(name), name)
             try:
-                yield self.load(path)
+                yield record or self._indexed(name, index)
             except DamagedRecord as error:
                 on_damaged(str(error))
+        if files == "*.json":
+            index.save()
+
+    def _indexed(self, name: str, index: Index) -> RunRecord:
+        """A record from its own files."""
+        with self.opened(self.root / name) as stored:
+            record = stored.record
+            arrays_status = os.fstat(stored.arrays.fileno())
+            index.add(name, stored.status, self.arrays_path(record).name, arrays_status, record.model_dump_json())
+            return record
+
+    def names(self, files: str = "*.json") -> list[str]:
+        """Names of the folder's files that fit the pattern, in order; none where there is no folder.
+
+        Raises:
+            UserError: the folder cannot be read.
+        """
+        try:
+            return sorted(name for name in os.listdir(self.root) if fnmatchcase(name, files) and name[0] != ".")  # noqa: PTH208
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise UserError(
+                f"results folder '{self.root}' cannot be read ({error.strerror}); check its permissions"
+            ) from error
+
+    @contextmanager
+    def opened(self, path: Path) -> Iterator[_Stored]:
+        """A record and its files, which belong together and are what was written.
+
+        Raises:
+            DamagedRecord: as `load`.
+        """
+        record, content, status = self._read(path)
+        patient = abs(time.time() - status.st_mtime) < 10
+        while True:
+            arrays = self.arrays_path(record)
+            try:
+                file = open_regular(arrays, _room(record))
+                break
+            except OSError as error:
+                # Perhaps the record has just been replaced, and its arrays with it.
+                previous, (record, content, status) = record, self._read(path)
+                if record == previous and not patient:
+                    kind = DamagedRecord if isinstance(error, FileNotFoundError) else UnreadableRecord
+                    raise kind(f"{arrays}: {error.strerror} (predictions of {path.name})") from error
+                if record == previous:
+                    # Or another writer is putting them back.
+                    patient = False
+                    time.sleep(0.02)
+        with file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != record.arrays_sha256:
+                raise DamagedRecord(f"{arrays}: altered (its SHA-256 is not the one in {path.name})")
+            file.seek(0)
+            yield _Stored(record, content, status, file)
+
+    def _read(self, path: Path) -> tuple[RunRecord, bytes, os.stat_result]:
+        """The JSON alone: record, content and status from before it was read."""
+        try:
+            with open_regular(path, MAX_JSON_BYTES) as file:
+                status = os.fstat(file.fileno())
+                content = file.read(MAX_JSON_BYTES + 1)
+        except OSError as error:
+            raise UnreadableRecord(f"{path}: {error.strerror}") from error
+        try:
+            record = parse(content)
+        except ValueError as error:
+            kind = UnreadableRecord if isinstance(error, NewerSchema) else DamagedRecord
+            raise kind(f"{path}: {error}") from error
+        if path.stem != record.experiment.file_stem:
+            raise DamagedRecord(f"{path}: holds the run {record.experiment.file_stem}")
+        return record, content, status
+
+
+def matching(key: str, folders: Iterable[Path], on_damaged: Callable[[str], None]) -> list[tuple[RunRecord, Store]]:
+    """The stored runs whose key begins like this, each key once, from the first folder that has it."""
+    found: dict[str, tuple[RunRecord, Store]] = {}
+    for store in map(Store, folders):
+        for record in store.records(on_damaged, f"*-{glob.escape(key)}*.json"):
+            if record.key.startswith(key):
+                found.setdefault(record.key, (record, store))
+    return list(found.values())
+
+
+def _remembered(text: str | None, name: str) -> RunRecord | None:
+    """A record from the cache, if it is one of this file."""
+    try:
+        record = RunRecord.model_validate_json(text) if text else None
+    except ValidationError:
+        return None
+    return record if record and name.endswith(f"-{record.key}.json") else None
+
+
+def _room(record: RunRecord) -> int:
+    """Bytes that the npz of this record can take at most."""
+    return min(predictions.MAX_BYTES, 8 * (2 * len(record.stages) + 2) * sum(record.total)) + 2**16

@@ -102,8 +102,10 @@ def record(
     )
 
 
-def arrays(run: RunRecord) -> Arrays:
+def arrays(run: RunRecord, variant: int = 0) -> Arrays:
     """Per-sample arrays that agree with the counts of `run`: in each task the first images are the hits.
+
+    The others are taken for the class `1 + variant` further on.
 
     `label`, `task` [images]; `predicted`, `predicted_task_aware` [stages, images], -1 where not evaluated.
     """
@@ -114,7 +116,7 @@ def arrays(run: RunRecord) -> Arrays:
 
     def predict(counts: list[list[int | None]]) -> np.ndarray[Any, Any]:
         hits = np.array([[-1 if c is None else c for c in row] for row in counts])[:, task]
-        wrong = (label + 1) % len(run.classes)
+        wrong = (label + 1 + variant) % len(run.classes)
         return np.where(hits < 0, -1, np.where(within < hits, label, wrong))
 
     return {

@@ -459,7 +459,7 @@ STORED: dict[str, Callable[[int, dict[str, Any]], int]] = {
     # Ranks 3, 2, 1.
     "sdlora-rr": lambda t, traces: HEAD + sum(direction(4 - task) + 1 + PLACES for task in range(1, t + 1)),
     "seqlora": lambda t, traces: HEAD + direction(),
-    "simplecil": lambda t, traces: CLASSES * DIM,
+    "simplecil": lambda t, traces: CLASSES * (DIM + 1),
     "slca": lambda t, traces: WHOLE + HEAD + 4 * t * (DIM**2 + DIM + 3),
 }
 

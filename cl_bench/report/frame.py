@@ -7,11 +7,13 @@ and class order.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -152,7 +154,20 @@ def collect(folders: Iterable[tuple[Path, str]], on_damaged: Callable[[str], Non
         folders: pairs of path and origin name; a folder that does not exist holds no runs.
         on_damaged: told of each file that had to be skipped, with the reason.
     """
-    return named((record, origin) for path, origin in folders for record in Store(path).records(on_damaged=on_damaged))
+    with _without_collector():
+        return named((record, origin) for path, origin in folders for record in Store(path).records(on_damaged))
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Millions of small objects, all of which stay: looking for garbage among them would take half of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def named(records: Iterable[tuple[RunRecord, str]]) -> list[Run]:
@@ -208,6 +223,34 @@ def tidy(runs: Sequence[Run]) -> pd.DataFrame:
     the search for the hyper-parameters has cost.
     """
     return pd.DataFrame([_flat(run) for run in runs])
+
+
+def exported(runs: Sequence[Run]) -> pd.DataFrame:
+    """`tidy`, with columns of one type each: also `hyperparameters` (JSON) and `finished` (UTC, NaT if not known)."""
+    frame = tidy(runs).astype({"revision": str})
+    options = (json.dumps(run.record.experiment.hyperparameters, sort_keys=True) for run in runs)
+    finished = pd.Series([run.record.finished for run in runs], dtype="datetime64[s, UTC]")
+    return frame.assign(hyperparameters=list(options), finished=finished)
+
+
+def long(runs: Sequence[Run]) -> pd.DataFrame:
+    """One row per run, stage and task, the last two from 0.
+
+    Columns: `key`, `label`, `origin`, `benchmark`, `seed`, `class_order`, `stage`, `task`; test images in `total`, hits
+    in `correct` (missing where the task was not evaluated) and `correct_task_aware`.
+    """
+    rows = [
+        (run.record.key, run.label, run.origin, run.protocol.benchmark, run.record.experiment.seed,
+         run.record.experiment.class_order, t, j, size, run.record.correct[t][j], run.record.correct_task_aware[t][j])
+        for run in runs
+        for t in range(len(run.record.correct))
+        for j, size in enumerate(run.record.total)
+    ]  # fmt: skip
+    columns = (
+        "key", "label", "origin", "benchmark", "seed", "class_order", "stage", "task", "total", "correct",
+        "correct_task_aware",
+    )  # fmt: skip
+    return pd.DataFrame(rows, columns=columns).astype({"correct": "Int64"})
 
 
 def _flat(run: Run) -> dict[str, Any]:

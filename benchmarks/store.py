@@ -1,0 +1,136 @@
+"""How long a results folder of many runs takes to read: `python benchmarks/store.py --runs 10000 --out store.json`.
+
+Synthetic records (10 tasks of 10 classes) in a temporary folder; every load is a process of its own, and ends with the
+frame that tables and figures are made of. Cold: no index yet (files are in the page cache).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from cl_bench.experiment import Experiment, Transforms
+from cl_bench.index import NAME, SETTLED_NS
+from cl_bench.store import RunRecord, Store
+
+TASKS, CLASSES, IMAGES = 10, 10, 60
+LOAD = """
+import sys, time
+from pathlib import Path
+from cl_bench.report.frame import collect, tidy
+began = time.perf_counter()
+found = collect([(Path(sys.argv[1]), "runs")], sys.exit)
+read = time.perf_counter()
+frame = tidy(found)
+print(len(frame), read - began, time.perf_counter() - began)
+"""
+
+
+def record(number: int) -> RunRecord:
+    """One of the runs: 50 rows of many seeds."""
+    method, seed = f"method-{number % 50}", number // 50
+    experiment = Experiment(
+        method=method,
+        revision=1,
+        hyperparameters={"epochs": 20, "lr": 0.01, "rank": 4},
+        defaults={"epochs": 20, "lr": 0.01, "rank": 4},
+        benchmark="icons-100",
+        tasks=TASKS,
+        class_order=f"permutation:{seed}",
+        split="5b" * 32,
+        transforms=Transforms(size=32, crop_scale=(0.7, 1.0), mean=(0.5,) * 3, std=(0.5,) * 3),
+        backbone="vit_tiny_patch8_32.icons",
+        weights="c4" * 32,
+        seed=seed,
+    )
+    hits = np.random.default_rng(number).integers(IMAGES // 2, IMAGES, (TASKS, TASKS)).tolist()
+    return RunRecord(
+        key=experiment.key,
+        label=method,
+        recipe="tuned",
+        experiment=experiment,
+        stages=[[task] for task in range(TASKS)],
+        correct=[[count if j <= t else None for j, count in enumerate(row)] for t, row in enumerate(hits)],
+        correct_task_aware=hits,
+        total=[IMAGES] * TASKS,
+        classes=[f"class-{index}" for index in range(TASKS * CLASSES)],
+        train_seconds=[10.0] * TASKS,
+        eval_seconds=[1.0] * TASKS,
+        train_samples=[4000] * TASKS,
+        eval_samples=[IMAGES * TASKS] * TASKS,
+        trainable=[36_900] * TASKS,
+        stored=[1_930] * TASKS,
+        flops_per_image=36_000_000,
+        forward_passes=1,
+        peak_memory_bytes=700_000_000,
+        environment={"python": "3.11", "torch": "2.11", "device": "cpu", "threads": 2},
+    )
+
+
+def arrays(run: RunRecord) -> dict[str, np.ndarray[Any, Any]]:
+    """Predictions that agree with the counts: the first images of a task are its hits, the others one class off."""
+    task = np.repeat(np.arange(TASKS), IMAGES)
+    within = np.tile(np.arange(IMAGES), TASKS)
+    label = task * CLASSES + within % CLASSES
+
+    def predicted(rows: list[list[int | None]]) -> np.ndarray[Any, Any]:
+        hits = np.array([[-1 if count is None else count for count in row] for row in rows])[:, task]
+        return np.where(hits < 0, -1, np.where(within < hits, label, (label + 1) % (TASKS * CLASSES))).astype(np.int16)
+
+    return {
+        "label": label.astype(np.int16),
+        "task": task.astype(np.int16),
+        "predicted": predicted(run.correct),
+        "predicted_task_aware": predicted([list(row) for row in run.correct_task_aware]),
+    }
+
+
+def load(folder: Path) -> tuple[float, float]:
+    """Seconds to read the runs, and to have the frame, in a fresh process."""
+    done = subprocess.run([sys.executable, "-c", LOAD, str(folder)], check=True, capture_output=True, text=True)
+    _, read, frame = done.stdout.split()
+    return float(read), float(frame)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--runs", type=int, default=10_000)
+    parser.add_argument("--repeats", type=int, default=3, help="warm loads, of which the median counts")
+    parser.add_argument("--out", type=Path, default=Path("store.json"))
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        store, runs = Store(folder), [record(number) for number in range(chosen.runs)]
+        began = time.perf_counter()
+        for run in runs:
+            store.write(run, arrays(run))
+        written = time.perf_counter() - began
+        # Files that have just changed are not indexed.
+        time.sleep(SETTLED_NS / 1e9 + 0.1)
+        cold = load(folder)
+        warm = sorted(load(folder) for _ in range(chosen.repeats))[chosen.repeats // 2]
+        index = (folder / NAME).stat().st_size if (folder / NAME).exists() else 0
+        size = sum(file.stat().st_size for file in folder.iterdir()) - index
+    rows = [("write", written), ("cold: records", cold[0]), ("cold: frame", cold[1])]
+    rows += [("warm: records", warm[0]), ("warm: frame", warm[1])]
+    table = Table("what", "seconds", "runs/s", "of cold", title=f"{chosen.runs:,} runs, {os.cpu_count()} cores")
+    for what, seconds in rows:
+        table.add_row(what, f"{seconds:.2f}", f"{chosen.runs / seconds:,.0f}", f"{seconds / cold[1]:.2f}")
+    Console().print(table, f"files {size / 1e6:.0f} MB, index {index / 1e6:.1f} MB")
+    result = {"runs": chosen.runs, "cores": os.cpu_count(), "bytes": size, "index_bytes": index, "seconds": dict(rows)}
+    chosen.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

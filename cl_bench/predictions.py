@@ -1,0 +1,129 @@
+"""The per-sample predictions of a run: packed into an npz, read back with bounded memory, counted again.
+
+A file is read as data only (no pickle), and no more of it than the run's counts leave room for.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from tokenize import TokenError
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Arrays = dict[str, NDArray[Any]]
+MAX_BYTES = 2**29
+"""Largest size of all arrays of a run together, unpacked."""
+_HEADER = 1_000
+"""Characters of an array's header: a plain one has about a hundred."""
+_BROKEN = (
+    zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, NotImplementedError, RuntimeError, OverflowError,
+)  # fmt: skip
+
+
+def pack(arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    """The arrays as a compressed npz."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    return buffer.getvalue()
+
+
+def unpack(file: IO[bytes], stages: int, images: int) -> Arrays:
+    """Read `label`, `task` [images] and `predicted`, `predicted_task_aware` [stages, images], integers of any width.
+
+    Raises:
+        ValueError: not such an npz: another array, shape or dtype, cut, or larger than `MAX_BYTES` in all.
+    """
+    shapes = {
+        "label": (images,),
+        "task": (images,),
+        "predicted": (stages, images),
+        "predicted_task_aware": (stages, images),
+    }
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names = sorted(info.filename for info in archive.infolist())
+            if names != sorted(f"{name}.npy" for name in shapes):
+                raise ValueError(f"holds {_listed(names)} instead of the arrays {', '.join(shapes)}")
+            # Other methods may take any amount of memory, whatever is read.
+            if {info.compress_type for info in archive.infolist()} - {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+                raise ValueError("is compressed in an unusual way")
+            arrays, room = {}, MAX_BYTES
+            for name, shape in shapes.items():
+                with archive.open(f"{name}.npy") as member:
+                    arrays[name] = _array(member, name, shape, room)
+                room -= arrays[name].nbytes
+            return arrays
+    except _BROKEN as error:
+        raise ValueError(f"is not a whole npz ({error})") from error
+
+
+def fault(
+    arrays: Arrays, total: Sequence[int], classes: int, counts: Mapping[str, Sequence[Sequence[int | None]]]
+) -> str:
+    """What contradicts the counts of the run, in words; empty if nothing does.
+
+    Args:
+        arrays: of the right shapes (see `unpack`).
+        total: test images per task.
+        classes: labels are below this.
+        counts: hits [stages][tasks], None where not evaluated, of `predicted` and `predicted_task_aware`.
+    """
+    label, task = arrays["label"], arrays["task"]
+    for name, values, above in (("label", label, classes), ("task", task, len(total))):
+        if values.min() < 0 or values.max() >= above:
+            return f"'{name}' goes from {values.min()} to {values.max()}, expected 0 to {above - 1}"
+    task = task.astype(np.int64)
+    if (images := np.bincount(task, minlength=len(total)).tolist()) != list(total):
+        return f"'task' has {images} images per task, the record has {list(total)}"
+    for name, rows in counts.items():
+        for stage, (predicted, row) in enumerate(zip(arrays[name], rows, strict=True)):
+            if predicted.min() < -1 or predicted.max() >= classes:
+                return f"'{name}' of stage {stage + 1} holds labels outside 0 to {classes - 1}"
+            hits = np.bincount(task[predicted == label], minlength=len(total)).tolist()
+            evaluated = np.bincount(task[predicted >= 0], minlength=len(total)).tolist()
+            for j, count in enumerate(row):
+                found = hits[j] if evaluated[j] else None
+                if evaluated[j] not in (0, total[j]) or found != count:
+                    return (
+                        f"'{name}' has {found} hits in task {j + 1} after stage {stage + 1} "
+                        f"({evaluated[j]} of {total[j]} images predicted), the record has {count}"
+                    )
+    return ""
+
+
+def _array(member: Any, name: str, shape: tuple[int, ...], room: int) -> NDArray[Any]:
+    """One array of an npz, whose header must declare this shape and at most so many bytes."""
+    try:
+        version = np.lib.format.read_magic(member)
+        if version != (1, 0):
+            raise ValueError(f"format {version}")
+        declared, fortran, dtype = np.lib.format.read_array_header_1_0(member, max_header_size=_HEADER)
+    except (ValueError, TypeError, SyntaxError, TokenError, RecursionError, MemoryError) as error:
+        raise ValueError(f"'{name}' has no plain header") from error
+    if dtype.kind not in "iu" or dtype.hasobject or dtype.subdtype is not None:
+        raise ValueError(f"'{name}' has the dtype {str(dtype)[:60]}, expected integers")
+    if declared != shape:
+        raise ValueError(f"'{name}' has the shape {_short(declared)}, expected {shape}")
+    size = math.prod(shape) * dtype.itemsize
+    if size > room:
+        raise ValueError(f"'{name}' would take the arrays beyond {MAX_BYTES:,} bytes")
+    content = member.read(size)
+    if len(content) != size or member.read(1):
+        raise ValueError(f"'{name}' is not as long as its header says")
+    return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def _listed(names: Sequence[str]) -> str:
+    return _short(", ".join(map(repr, names[:8])) or "nothing")
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 120 else f"{text[:120]} ..."
