@@ -28,8 +28,12 @@ def start(folder: Path, *arguments: str, largest_file: int | None = None) -> Bas
 
 
 def _work(folder: str, arguments: Sequence[str], largest_file: int | None) -> None:
+    import torch
+
     from cl_bench import cli
 
+    # The numbers of several threads are the same in every run, too, but wait for each other where cores are busy.
+    torch.set_num_threads(1)
     os.chdir(folder)
     # A server's children ignore Ctrl-C unless told otherwise.
     signal.signal(signal.SIGINT, signal.default_int_handler)
