@@ -201,10 +201,10 @@ def run(
     """
     path = store.checkpoint_path(planned.experiment)
     if fresh:
-        path.unlink(missing_ok=True)
+        store.forget_checkpoint(planned.experiment)
     record, arrays = execute(planned, device, progress or Progress(), path, checkpoint_every)
     store.write(record, arrays)
-    path.unlink(missing_ok=True)
+    store.forget_checkpoint(planned.experiment)
     return record
 
 

@@ -74,6 +74,12 @@ class Store:
         """Where the checkpoint of a run lies until the run is stored."""
         return self.root / CHECKPOINTS / f"{experiment.file_stem}.safetensors"
 
+    def forget_checkpoint(self, experiment: Experiment) -> None:
+        """Remove it, and what writers that were killed have left of it."""
+        path = self.checkpoint_path(experiment)
+        for file in (path, *path.parent.glob(f".{glob.escape(path.name)}-*")):
+            file.unlink(missing_ok=True)
+
     def arrays_path(self, record: RunRecord) -> Path:
         return self.root / f"{record.experiment.file_stem}-{record.checksum[:8]}.npz"
 
