@@ -67,7 +67,7 @@ class Facts(BaseModel):
         position: inside the task that comes next; None: at its start.
         seen, trained, trainable: of the strategy: classes, names of trained parameters, numbers trained in a stage.
         traces: as in the run record.
-        sha256: of all tensors.
+        sha256: of everything else in the checkpoint.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -109,7 +109,7 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
     """
     # Copies: safetensors takes no tensors that share memory.
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in checkpoint.tensors.items()}
-    facts = checkpoint.facts.model_copy(update={"sha256": _digest(tensors)})
+    facts = checkpoint.facts.model_copy(update={"sha256": _digest(checkpoint.facts, tensors)})
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, save(tensors, metadata={_META: facts.model_dump_json()}))
 
@@ -124,7 +124,7 @@ def read(path: Path, key: str) -> Checkpoint | None:
         return None
     try:
         with safe_open(path, "pt") as file:
-            facts = Facts.model_validate_json((file.metadata() or {}).get(_META, ""))
+            facts = Facts.model_validate_json((file.metadata() or {}).get(_META, "{}"))
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except ValidationError as error:
         raise UnusableCheckpoint(f"{path}: {error.errors()[0]['msg']}") from error
@@ -132,13 +132,13 @@ def read(path: Path, key: str) -> Checkpoint | None:
         raise UnusableCheckpoint(f"{path}: {str(error).splitlines()[0]}") from error
     if facts.version != VERSION or facts.key != key:
         raise UnusableCheckpoint(f"{path}: it is of another version, or of the run {facts.key}")
-    if facts.sha256 != _digest(tensors):
+    if facts.sha256 != _digest(facts, tensors):
         raise UnusableCheckpoint(f"{path}: its content does not fit its checksum")
     return Checkpoint(facts, tensors)
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _digest(facts: Facts, tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256(facts.model_dump_json(exclude={"sha256"}).encode())
     for name in sorted(tensors):
         digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}\n".encode())
         digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
