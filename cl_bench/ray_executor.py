@@ -191,7 +191,15 @@ def _cluster(address: str | None) -> Iterator[Any]:
     finally:
         ray.shutdown()
         if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Delete Ray's logs and sockets; processes of it may write for a moment after they have been told to end."""
+    until = time.monotonic() + 5
+    while folder.exists() and time.monotonic() < until:
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.1)
 
 
 def _unreachable(address: str | None, error: BaseException) -> str:
