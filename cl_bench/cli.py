@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -14,6 +14,9 @@ from typer.core import TyperGroup
 from cl_bench import __version__, data_cli, results_cli
 from cl_bench.errors import UserError
 from cl_bench.results_cli import REFERENCE, RESULTS
+
+if TYPE_CHECKING:
+    from cl_bench.ray_executor import OnRay
 
 # torch, timm and avalanche take seconds to import: only the commands that need them do so.
 
@@ -155,6 +158,20 @@ def run(
     checkpoint_every: Annotated[
         float, typer.Option(min=0, help="Minutes between checkpoints inside a task; after each task there is one.")
     ] = 10.0,
+    executor: Annotated[str, typer.Option(help="Where runs execute: here, or ray: all GPUs, or a cluster.")] = "here",
+    address: Annotated[
+        str | None,
+        typer.Option(help="With ray: a running cluster, auto or HOST:PORT.", show_default="this host alone"),
+    ] = None,
+    gpus_per_run: Annotated[
+        float | None, typer.Option(help="With ray: 0.5 puts two runs on a GPU.", show_default="1; on a CPU 0")
+    ] = None,
+    cpus_per_run: Annotated[
+        int | None, typer.Option(min=1, help="With ray: also the threads of a run.", show_default="1")
+    ] = None,
+    collect: Annotated[
+        bool, typer.Option("--collect", help="With ray: hosts share no disk; results come back through Ray.")
+    ] = False,
     limit_tasks: Annotated[int | None, typer.Option(min=1, help="Trial: only the first tasks.")] = None,
     limit_train: Annotated[int | None, typer.Option(min=1, help="Trial: training images per class.")] = None,
     limit_test: Annotated[int | None, typer.Option(min=1, help="Trial: test images per class.")] = None,
@@ -182,6 +199,7 @@ def run(
         "limit_train": limit_train,
         "limit_test": limit_test,
     }
+    on_ray = _on_ray(executor, device, address, gpus_per_run, cpus_per_run, collect)
     given = {name: value for name, value in asked.items() if value is not None}
     grids = [grid.changed(given) for grid in find(suite).runs] if suite else [Grid.model_validate(given)]
     if suite and checkpoint is not None:
@@ -203,12 +221,12 @@ def run(
     from cl_bench.console import preview, run_all
     from cl_bench.executors import Here, Settings
 
-    where = pick_device(device)
+    where = on_ray.guess() if on_ray else pick_device(device)
     if dry_run:
         preview(planned, store, [REFERENCE], where, out, err, force)
         return
     settings_ = Settings(checkpoint_every, fresh=force)
-    sys.exit(run_all(planned, store, Here(where), settings_, out, err, fail_fast))
+    sys.exit(run_all(planned, store, on_ray or Here(where), settings_, out, err, fail_fast))
 
 
 @app.command(epilog=r"Example: cl-bench tune --methods 'sdlora,finetune\[loss=masked]' --budget 16")
@@ -523,6 +541,23 @@ def new_method(
 def version() -> None:
     """Print the version."""
     out.print(__version__, highlight=False)
+
+
+def _on_ray(
+    executor: str, device: str, address: str | None, gpus: float | None, cpus: int | None, collect: bool
+) -> OnRay | None:
+    """The Ray executor, if it is asked for."""
+    if executor == "ray":
+        from cl_bench.ray_executor import OnRay
+
+        return OnRay(device, address, gpus, cpus or 1, collect)
+    if executor != "here":
+        raise UserError(f"--executor '{executor}' is unknown; expected here or ray")
+    asked = {"--address": address, "--gpus-per-run": gpus, "--cpus-per-run": cpus, "--collect": collect or None}
+    for name, value in asked.items():
+        if value is not None:
+            raise UserError(f"{name} is for --executor ray")
+    return None
 
 
 def _use_data(root: Path | None, skip_bad: bool = False, split_list: Path | None = None) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,15 +38,16 @@ def _display(bars: Progress, runs: int, err: Console) -> runner.Progress:
     class Display(runner.Progress):
         """A bar with the time left on a terminal, one plain line per task elsewhere."""
 
-        def __init__(self, bars: Progress, runs: int) -> None:
-            self.bars, self.runs = bars, runs
+        def __init__(self, bars: Progress, runs: int, numbers: Iterator[int]) -> None:
+            self.bars, self.runs, self.numbers = bars, runs, numbers
             self.name = ""
-            self.number = 0
             self.bar: TaskID | None = None
 
+        def beside(self) -> runner.Progress:
+            return Display(self.bars, self.runs, self.numbers)
+
         def start(self, run: PlannedRun, images: int) -> None:
-            self.number += 1
-            self.name = f"[{self.number}/{self.runs}] {run.label} seed {run.experiment.seed}"
+            self.name = f"[{next(self.numbers)}/{self.runs}] {run.label} seed {run.experiment.seed}"
             self.bar = self.bars.add_task(escape(self.name), total=images, note="")
 
         def advance(self, images: int) -> None:
@@ -64,7 +67,7 @@ def _display(bars: Progress, runs: int, err: Console) -> runner.Progress:
             if not err.is_terminal:
                 err.print(escape(f"{self.name} {note} after {seconds:.0f} s"))
 
-    return Display(bars, runs)
+    return Display(bars, runs, itertools.count(1))
 
 
 def repeat_run(
@@ -111,8 +114,10 @@ def run_all(
     failed: list[Outcome] = []
     done = 0
     began = time.perf_counter()
-    with _bars("{task.fields[note]}", err) as bars:
-        outcomes = executor(missing, store, settings, _display(bars, len(missing), err))
+    with (
+        _bars("{task.fields[note]}", err) as bars,
+        closing(executor(missing, store, settings, _display(bars, len(missing), err))) as outcomes,
+    ):
         for outcome in outcomes:
             if outcome.failure:
                 failed.append(outcome)

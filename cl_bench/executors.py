@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -37,11 +37,11 @@ class Settings:
 
 
 class Executor(Protocol):
-    """Carries runs out, in any order, and tells of each as soon as it is over; closing the iterator ends the rest."""
+    """Carries runs out, in any order, and tells of each as soon as it is over; closing the generator ends the rest."""
 
     def __call__(
         self, runs: Sequence[PlannedRun], store: Store, settings: Settings, progress: runner.Progress
-    ) -> Iterator[Outcome]: ...
+    ) -> Generator[Outcome, None, None]: ...
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Here:
 
     def __call__(
         self, runs: Sequence[PlannedRun], store: Store, settings: Settings, progress: runner.Progress
-    ) -> Iterator[Outcome]:
+    ) -> Generator[Outcome, None, None]:
         for run in runs:
             yield attempt(run, store, self.device, settings, progress)
 

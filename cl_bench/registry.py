@@ -20,6 +20,8 @@ from cl_bench.experiment import Value
 from cl_bench.method import Method, validated, validators
 
 ENTRY_POINTS = "cl_bench.methods"
+FILE_MODULE = "cl_bench_method_file_"
+"""How the names of modules begin that are files of the user's."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def load_file(path: Path) -> Found:
         raise UserError(f"method file '{path}' cannot be read ({error.strerror})") from error
     if not path.stem.isidentifier():
         raise UserError(f"method file '{path.name}' must be named like a Python module, e.g. my_method.py")
-    spec = importlib.util.spec_from_file_location(f"cl_bench_method_file_{path.stem}", path)
+    spec = importlib.util.spec_from_file_location(FILE_MODULE + path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     # dataclasses look their module up by name.
@@ -128,7 +130,12 @@ def load_file(path: Path) -> Found:
     except Exception as error:
         raise UserError(f"method file '{path}' does not import: {type(error).__name__}: {error}") from error
     cls = _only_method(module, str(path))
-    return Found(path.stem, cls, "file:" + hashlib.sha256(source).hexdigest()[:16])
+    return Found(path.stem, cls, revision_of(source))
+
+
+def revision_of(source: bytes) -> str:
+    """The revision of a method in a file of this content."""
+    return "file:" + hashlib.sha256(source).hexdigest()[:16]
 
 
 def _only_method(module: ModuleType, where: str) -> type[Method]:

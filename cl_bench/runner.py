@@ -41,6 +41,10 @@ from cl_bench.streams.build import TaskStream, build
 class Progress:
     """What a run tells while it goes on; the base class is silent."""
 
+    def beside(self) -> Progress:
+        """The same for a run that goes on side by side with others."""
+        return self
+
     def start(self, run: PlannedRun, images: int) -> None:
         """A run begins that will pass about this many images through the network."""
 

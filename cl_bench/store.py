@@ -15,7 +15,7 @@ import secrets
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from io import BufferedReader
@@ -79,6 +79,8 @@ class Store:
         path = self.checkpoint_path(experiment)
         for file in (path, *path.parent.glob(f".{glob.escape(path.name)}-*")):
             file.unlink(missing_ok=True)
+        with suppress(OSError):
+            path.parent.rmdir()
 
     def arrays_path(self, record: RunRecord) -> Path:
         return self.root / f"{record.experiment.file_stem}-{record.checksum[:8]}.npz"
