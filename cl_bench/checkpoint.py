@@ -120,12 +120,12 @@ def read(path: Path, key: str) -> Checkpoint | None:
     Raises:
         UnusableCheckpoint: damaged, of another version or of another run.
     """
-    if not path.exists():
-        return None
     try:
         with safe_open(path, "pt") as file:
             facts = Facts.model_validate_json((file.metadata() or {}).get(_META, "{}"))
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        return None
     except ValidationError as error:
         raise UnusableCheckpoint(f"{path}: {error.errors()[0]['msg']}") from error
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:

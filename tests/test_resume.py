@@ -188,3 +188,30 @@ def test_a_full_disk_ends_in_a_sentence_and_stores_nothing(tmp_path: Path) -> No
     assert not [file for file in (folder / "results" / "runs").rglob("*") if file.is_file()]
     finish(folder, *RUN, "sdlora[epochs=1]")
     assert result(folder)[0]["sessions"] == 1
+
+
+def test_four_processes_on_one_store_lose_nothing(tmp_path: Path) -> None:
+    """All of them are asked for the same runs, so each is computed up to four times at once, checkpoints included."""
+    methods = "simplecil,linear[epochs=1],ranpac[epochs=1,projection=100]"
+    arguments = [*RUN, methods, "--seeds", "0-1"]
+    # Each has its own current folder, for its log, and one results folder.
+    folders = [tmp_path / str(number) for number in range(4)]
+    store = tmp_path / "store"
+    started = []
+    for folder in folders:
+        folder.mkdir()
+        started.append(processes.start(folder, *arguments, "--results", str(store)))
+    for folder, process in zip(folders, started, strict=True):
+        process.join(240)
+        log = (folder / "log").read_text()
+        assert process.exitcode == 0 and "error" not in log and "Traceback" not in log, log
+    assert len(list(store.glob("*.json"))) == len(list(store.glob("*.npz"))) == 6
+    check = processes.start(tmp_path, "results", "verify", "--results", str(store))
+    check.join(60)
+    assert check.exitcode == 0, (tmp_path / "log").read_text()
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    finish(alone, *arguments)
+    for path in (alone / "results" / "runs").glob("*.json"):
+        one, other = (json.loads(file.read_text()) for file in (path, store / path.name))
+        assert one["correct"] == other["correct"] and one["correct_task_aware"] == other["correct_task_aware"]
