@@ -207,7 +207,8 @@ def run(
     if fresh:
         store.forget_checkpoint(planned.experiment)
     record, arrays = execute(planned, device, progress or Progress(), path, checkpoint_every)
-    store.write(record, arrays)
+    # If another process was first, its record stays: the numbers are the same.
+    store.write(record, arrays, replace=fresh)
     store.forget_checkpoint(planned.experiment)
     return record
 

@@ -99,8 +99,11 @@ class Store:
 
     # --- writing ----------------------------------------------------------------------------------------------
 
-    def write(self, record: RunRecord, arrays: Arrays) -> Path:
+    def write(self, record: RunRecord, arrays: Arrays, *, replace: bool = True) -> Path:
         """Write a record and its arrays (per-sample predictions) atomically; returns the JSON's path.
+
+        Args:
+            replace: whether a valid record of the same run makes way; otherwise the first one stays.
 
         Raises:
             UserError: the folder cannot be written, or the record is too large.
@@ -120,7 +123,14 @@ class Store:
                 "let the method trace less"
             )
         path = self.json_path(record.experiment)
-        self._put(path, (text + "\n").encode(), self.arrays_path(record), packed)
+        content = (text + "\n").encode()
+        try:
+            self._put(path, content, self.arrays_path(record), packed, replace=replace)
+        except FileExistsError:
+            try:
+                self.load(path)
+            except DamagedRecord:
+                self._put(path, content, self.arrays_path(record), packed)
         return path
 
     def copy(self, path: Path, *, replace: bool = False) -> Path:

@@ -65,7 +65,14 @@ class Processes:
     def start(self, folder: Path, log: Path, *command: str) -> subprocess.Popen[bytes]:
         with log.open("ab") as out:
             process = subprocess.Popen(
-                command, cwd=folder, env=self.environment, stdout=out, stderr=out, start_new_session=True
+                command,
+                cwd=folder,
+                env=self.environment,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+                # A background job starts with SIGINT ignored, and Python leaves that as it is.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
         self.sessions.append(process.pid)
         return process

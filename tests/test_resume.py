@@ -22,11 +22,11 @@ RUN = ["run", "--benchmark", "icons-tune", "--device", "cpu", *LIMITS, "--method
 KILLS = int(os.environ.get("CL_BENCH_KILLS", "1"))
 """Per method; `make soak` asks for more."""
 METHODS = [
-    "sdlora[epochs=3]",
+    "sdlora[epochs=2]",
     "inflora[epochs=2]",
     "coda[epochs=2]",
     "ranpac[epochs=3,projection=500]",
-    "joint[epochs=4]",
+    "joint[epochs=2]",
 ]
 STATEFUL = [
     "linear[align=true,epochs=2,optimizer=adamw]",
@@ -145,17 +145,13 @@ def test_ctrl_c_leaves_a_checkpoint_to_go_on_from(tmp_path: Path, whole: Path) -
     assert_same_numbers(whole, folder)
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "emptied", "other"])
+@pytest.mark.parametrize("damage", ["flipped", "other"])
 def test_a_damaged_checkpoint_is_named_and_the_run_starts_anew(tmp_path: Path, whole: Path, damage: str) -> None:
     folder = tmp_path / "run"
     checkpoint = interrupted(folder)
     content = bytearray(checkpoint.read_bytes())
-    if damage == "cut":
-        content = content[: len(content) // 2]
-    elif damage == "flipped":
+    if damage == "flipped":
         content[-100] ^= 4
-    elif damage == "emptied":
-        content = bytearray()
     else:
         content = bytearray(safetensors.torch.save({"model.head": torch.zeros(2)}))
     checkpoint.write_bytes(bytes(content))
@@ -192,7 +188,7 @@ def test_a_full_disk_ends_in_a_sentence_and_stores_nothing(tmp_path: Path) -> No
 
 def test_four_processes_on_one_store_lose_nothing(tmp_path: Path) -> None:
     """All of them are asked for the same runs, so each is computed up to four times at once, checkpoints included."""
-    methods = "simplecil,linear[epochs=1],ranpac[epochs=1,projection=100]"
+    methods = "simplecil,linear[epochs=1]"
     arguments = [*RUN, methods, "--seeds", "0-1"]
     # Each has its own current folder, for its log, and one results folder.
     folders = [tmp_path / str(number) for number in range(4)]
@@ -205,7 +201,7 @@ def test_four_processes_on_one_store_lose_nothing(tmp_path: Path) -> None:
         process.join(240)
         log = (folder / "log").read_text()
         assert process.exitcode == 0 and "error" not in log and "Traceback" not in log, log
-    assert len(list(store.glob("*.json"))) == len(list(store.glob("*.npz"))) == 6
+    assert len(list(store.glob("*.json"))) == len(list(store.glob("*.npz"))) == 4
     check = processes.start(tmp_path, "results", "verify", "--results", str(store))
     check.join(60)
     assert check.exitcode == 0, (tmp_path / "log").read_text()

@@ -166,13 +166,13 @@ def test_limits_are_for_each_class_of_each_domain() -> None:
 
 def test_methods_of_every_kind_learn_from_domain_to_domain(cl_bench: Cli) -> None:
     methods = (
-        "simplecil,sdlora[epochs=1],inflora[epochs=1],l2p[epochs=1],dualprompt[epochs=1],coda[epochs=1],"
+        "simplecil,sdlora[epochs=1],inflora[epochs=1],dualprompt[epochs=1],"
         "ranpac[projection=64,epochs=1],linear[align=true,epochs=1],joint[epochs=1,train=lora]"
     )
     outcome = cl_bench("run", "--methods", methods, "--benchmark", "icons-designers", *FEW)
     assert outcome.code == 0, outcome
     records = _records()
-    assert len(records) == 9
+    assert len(records) == 7
     for record in records:
         assert record["experiment"]["scenario"] == "domain-incremental" and len(record["domains"]) == 2
         if len(record["stages"]) == 2:
@@ -185,13 +185,13 @@ def test_methods_of_every_kind_learn_from_domain_to_domain(cl_bench: Cli) -> Non
 
 def test_a_class_mean_is_over_all_domains(cl_bench: Cli) -> None:
     """After two domains nearest means cannot depend on which came first, up to rounding."""
-    command = ["run", "--methods", "simplecil", "--benchmark", "icons-designers", "--limit-tasks", "2", "--order"]
+    command = ["run", "--methods", "simplecil", "--benchmark", "icons-designers", *FEW, "--order"]
     first, second, *others = DESIGNERS.source().domains
     for number, order in enumerate(((first, second), (second, first))):
         Path(f"{number}.txt").write_text("\n".join([*order, *others]))
         assert cl_bench(*command, f"{number}.txt").code == 0
     one, other = (sum(record["correct"][-1]) for record in _records())
-    assert abs(one - other) <= 2 and one > 100
+    assert abs(one - other) <= 1 and one > 30
 
 
 def test_a_method_that_infers_the_task_from_the_class_needs_new_classes(cl_bench: Cli) -> None:
