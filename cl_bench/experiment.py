@@ -28,6 +28,11 @@ MAX_SEED = 2**32 - 1
 """The largest seed that numpy's `RandomState`, which makes the class orders, takes."""
 
 
+def number_of(tasks: Tasks) -> int:
+    """How many tasks these are."""
+    return tasks if isinstance(tasks, int) else len(tasks)
+
+
 class Transforms(BaseModel):
     """Image transforms of a run, resolved to numbers.
 
@@ -109,7 +114,7 @@ class Experiment(BaseModel):
     @property
     def num_tasks(self) -> int:
         """Length of the whole stream."""
-        return self.tasks if isinstance(self.tasks, int) else len(self.tasks)
+        return number_of(self.tasks)
 
     def identity(self) -> dict[str, Any]:
         """The fields that differ from their defaults: what the key is made of.

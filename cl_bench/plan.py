@@ -19,6 +19,7 @@ from cl_bench.experiment import (
     Tasks,
     Transforms,
     Value,
+    number_of,
     parse_order,
     parse_scenario,
     parse_seeds,
@@ -105,7 +106,7 @@ def plan(
         method, chosen = resolve(found, data, options, recipe, tuned)
         if scenario not in method.scenarios:
             raise UserError(f"'{found.name}' is for {' and '.join(method.scenarios)} streams, this one is {scenario}")
-        method.check(tasks if isinstance(tasks, int) else len(tasks))
+        method.check(number_of(tasks))
         method.create(backbones.skeleton(vit), data.num_classes)
         shown = {name: method.values()[name] for name in options}
         listed = ",".join(f"{name}={_shown(value)}" for name, value in sorted(shown.items()))

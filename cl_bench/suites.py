@@ -93,7 +93,7 @@ class Grid(BaseModel):
 
     def changed(self, given: dict[str, Any]) -> Grid:
         """With what the command line sets in place of the file's; on another benchmark, the file's recipe, backbone and
-        tasks do not hold unless they are given again.
+        scenario do not hold unless they are given again.
 
         Raises:
             ValidationError: a value is not of its kind.

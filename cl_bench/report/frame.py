@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from cl_bench import metrics
-from cl_bench.experiment import Limits, Tasks, Transforms, Value
+from cl_bench.experiment import Limits, Tasks, Transforms, Value, number_of
 from cl_bench.store import RunRecord, Store
 
 
@@ -64,7 +64,7 @@ class Protocol:
     @property
     def num_tasks(self) -> int:
         """Length of the whole stream."""
-        return self.tasks if isinstance(self.tasks, int) else len(self.tasks)
+        return number_of(self.tasks)
 
     @property
     def shape(self) -> str:
