@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from cl_bench import __version__, data_cli, results_cli
+from cl_bench import __version__, data_cli, report_cli, results_cli
 from cl_bench.errors import UserError
 from cl_bench.results_cli import REFERENCE, RESULTS
 
@@ -45,6 +45,7 @@ ls = typer.Typer(no_args_is_help=True, help="List what there is.")
 app.add_typer(ls, name="ls")
 app.add_typer(data_cli.app, name="data")
 app.add_typer(results_cli.app, name="results")
+report_cli.add_to(app)
 out = Console()
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -366,32 +367,6 @@ def repeat(
     record, arrays = repeats.find(key, results or [RESULTS, REFERENCE])
     run = repeats.planned(record, checkpoint, method_file or [])
     sys.exit(0 if repeat_run(record, arrays, run, pick_device(device), out, err) else 1)
-
-
-@app.command(epilog="Example: cl-bench report --results results/reference --out reports")
-def report(
-    results: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="Folders to read; may be given several times.",
-            show_default="results/runs, results/reference",
-        ),
-    ] = None,
-    output: Annotated[Path, typer.Option("--out", help="Folder to write to.")] = Path("reports"),
-) -> None:
-    """Recompute tables, figures and the HTML page from stored results alone."""
-    from cl_bench import report as reports
-    from cl_bench.report.tables import show as show_table
-
-    folders = results or [folder for folder in (RESULTS, REFERENCE) if folder.is_dir()] or [RESULTS]
-    command = " ".join(["cl-bench report", *(f"--results {folder}" for folder in folders), f"--out {output}"])
-    with err.status("rendering ..."):
-        rendered = reports.render([(folder, folder.name) for folder in folders], output, command)
-    for damaged in rendered.damaged:
-        results_cli.warn_damaged(damaged)
-    for table in rendered.tables:
-        show_table(table, out)
-    out.print(f"report: {output / 'index.html'}", soft_wrap=True, highlight=False)
 
 
 @ls.command("methods")

@@ -21,11 +21,13 @@ class Summary:
         n: how many values.
         mean: their arithmetic mean.
         half_width: of the symmetric interval; None where one value says nothing about the spread.
+        stderr: standard error of the mean; None likewise.
     """
 
     n: int
     mean: float
     half_width: float | None
+    stderr: float | None = None
 
     @property
     def low(self) -> float | None:
@@ -57,8 +59,8 @@ def summarise(values: ArrayLike, level: float = LEVEL) -> Summary:
     n, mean = sample.size, float(sample.mean())
     if n == 1:
         return Summary(1, mean, None)
-    quantile = float(scipy_stats.t.ppf((1 + level) / 2, n - 1))
-    return Summary(n, mean, quantile * float(sample.std(ddof=1)) / n**0.5)
+    stderr = float(sample.std(ddof=1)) / n**0.5
+    return Summary(n, mean, float(scipy_stats.t.ppf((1 + level) / 2, n - 1)) * stderr, stderr)
 
 
 def summarise_curves(curves: Sequence[ArrayLike], level: float = LEVEL) -> list[Summary]:

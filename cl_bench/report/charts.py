@@ -1,0 +1,176 @@
+"""What a chart shows, as data: drawn for paper by `drawing`, for the page by `interactive`, and written as CSV.
+
+A chart is a row or grid of panels. Values are `Summary`s over runs, in the unit that the axis names; a single value is
+a summary of one, which has no interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pandas as pd
+
+from cl_bench.stats import Summary
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve with a pointwise interval where there are several runs.
+
+    Attributes:
+        label: name in the legend; rows of tables keep theirs, which fixes their style (see `styles`).
+        x: shape [n].
+        y: one summary for each of them.
+    """
+
+    label: str
+    x: tuple[float, ...]
+    y: tuple[Summary, ...]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A place in a scatter plot, with intervals in both directions where there are several runs."""
+
+    label: str
+    x: Summary
+    y: Summary
+
+
+@dataclass(frozen=True)
+class Lines:
+    """A panel of curves.
+
+    Attributes:
+        levels: horizontal reference lines by label, e.g. joint training as a ceiling.
+        whole: whether x counts something (ticks at whole numbers only).
+    """
+
+    title: str
+    x: str
+    y: str
+    lines: tuple[Line, ...]
+    levels: tuple[tuple[str, Summary], ...] = ()
+    whole: bool = True
+
+
+@dataclass(frozen=True)
+class Heat:
+    """A panel of coloured cells, shape [rows, columns]; None where there is no value.
+
+    Attributes:
+        x, y: what columns and rows are; `columns` and `rows` name them.
+        unit: of the values, for the colour bar.
+        low, high: ends of the colour scale, the same for all panels of a chart.
+        decimals: of the number printed in each cell.
+    """
+
+    title: str
+    x: str
+    y: str
+    columns: tuple[str, ...]
+    rows: tuple[str, ...]
+    values: tuple[tuple[float | None, ...], ...]
+    unit: str
+    low: float
+    high: float
+    decimals: int = 0
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """A panel of points.
+
+    Attributes:
+        log: whether the x axis is logarithmic.
+        front: labels of the points on the Pareto front (best y for each x), from left to right; empty: none is drawn.
+    """
+
+    title: str
+    x: str
+    y: str
+    points: tuple[Point, ...]
+    log: bool = False
+    front: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """A critical-difference diagram (Demsar, JMLR 2006): average ranks, 1 is best.
+
+    Attributes:
+        ranks: by label, best first.
+        groups: sets of labels that cannot be told apart, each to be joined by a bar.
+        note: test, level and number of blocks, in words.
+    """
+
+    title: str
+    ranks: tuple[tuple[str, float], ...]
+    groups: tuple[tuple[str, ...], ...]
+    note: str
+
+
+Panel = Lines | Heat | Scatter | Ranks
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One figure.
+
+    Attributes:
+        name: short and unique in a report, part of file names: `accuracy`, `sdlora-fig2`.
+        title: a headline in words.
+        caption: one or two sentences: what is shown, what bands and bars mean, over how many runs.
+        panels: drawn from left to right, then down.
+    """
+
+    name: str
+    title: str
+    caption: str
+    panels: tuple[Panel, ...]
+
+
+def frame(chart: Chart) -> pd.DataFrame:
+    """The numbers behind a chart: a row per value, in drawing order.
+
+    Columns: `panel` (from 1), `title`, `kind` (`line`, `level`, `cell`, `point`, `rank`), `label`, `x`, `y` with its
+    interval `y_low`, `y_high` and the number of runs `n`, and `x_low`, `x_high` of points; empty where undefined. In a
+    heat map `label` is the row's name, `x` the column's.
+    """
+    rows = [
+        {"panel": number, "title": panel.title, **row}
+        for number, panel in enumerate(chart.panels, start=1)
+        for row in _values(panel)
+    ]
+    columns = ["panel", "title", "kind", "label", "x", "x_low", "x_high", "y", "y_low", "y_high", "n"]
+    return pd.DataFrame(rows, columns=columns).astype({"n": "Int64"})
+
+
+def to_csv(chart: Chart) -> str:
+    """`frame` as CSV, 10 significant digits."""
+    return frame(chart).to_csv(index=False, lineterminator="\n", float_format="%.10g")
+
+
+def _values(panel: Panel) -> Iterator[dict[str, object]]:
+    if isinstance(panel, Lines):
+        for line in panel.lines:
+            for x, y in zip(line.x, line.y, strict=True):
+                yield {"kind": "line", "label": line.label, "x": x, **_summary("y", y)}
+        for label, level in panel.levels:
+            yield {"kind": "level", "label": label, **_summary("y", level)}
+    elif isinstance(panel, Heat):
+        for name, row in zip(panel.rows, panel.values, strict=True):
+            for column, value in zip(panel.columns, row, strict=True):
+                yield {"kind": "cell", "label": name, "x": column, "y": value}
+    elif isinstance(panel, Scatter):
+        for point in panel.points:
+            # The count comes last and is that of y.
+            yield {"kind": "point", "label": point.label, **_summary("x", point.x), **_summary("y", point.y)}
+    else:
+        for label, rank in panel.ranks:
+            yield {"kind": "rank", "label": label, "y": rank}
+
+
+def _summary(axis: str, value: Summary) -> dict[str, object]:
+    return {axis: value.mean, f"{axis}_low": value.low, f"{axis}_high": value.high, "n": value.n}
