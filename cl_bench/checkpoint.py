@@ -45,6 +45,7 @@ class Position(BaseModel):
 
     Attributes:
         seconds, samples: spent on the task, and seen by it, so far.
+        loss, counted: sum of the losses in this epoch so far, and of how many samples.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -54,6 +55,8 @@ class Position(BaseModel):
     step: int
     seconds: float = 0.0
     samples: int = 0
+    loss: float = 0.0
+    counted: int = 0
 
 
 class Facts(BaseModel):

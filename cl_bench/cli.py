@@ -148,6 +148,13 @@ def run(
     recipe_file: Annotated[
         Path | None, typer.Option("--recipes", help="Tuned recipes of your own.", show_default=False)
     ] = None,
+    probe: Annotated[
+        str | None,
+        typer.Option(
+            help="Measure besides: interpolation, accuracy between the weights of consecutive tasks (LoRA methods).",
+            show_default="none",
+        ),
+    ] = None,
     results: Annotated[Path, typer.Option(help="Folder of the results store.")] = RESULTS,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     method_file: MethodFiles = None,
@@ -199,6 +206,7 @@ def run(
         "limit_tasks": limit_tasks,
         "limit_train": limit_train,
         "limit_test": limit_test,
+        "probe": probe,
     }
     on_ray = _on_ray(executor, device, address, gpus_per_run, cpus_per_run, collect)
     given = {name: value for name, value in asked.items() if value is not None}

@@ -21,6 +21,7 @@ from cl_bench.errors import UserError, unknown_name
 Scalar = bool | int | float | str | None
 Value = Scalar | Annotated[list[Scalar], Field(fail_fast=True)]
 Scenario = Literal["class-incremental", "domain-incremental"]
+ProbeName = Literal["none", "interpolation"]
 _Tasks = Annotated[int, Field(ge=1, le=10**6)]
 Tasks = _Tasks | Annotated[tuple[_Tasks, ...], Field(fail_fast=True)]
 """How many tasks of the same size, or how many classes each task has."""
@@ -89,6 +90,7 @@ class Experiment(BaseModel):
         split, weights: SHA-256 of the split and of the backbone's weights.
         precision: as resolved, not as requested.
         storage: how the images are kept: all of one size in `memory`, or as `files`, decoded whenever they are read.
+        probe: what is measured besides (see `probes`); the counts are the same.
         seed: training seed.
     """
 
@@ -109,6 +111,7 @@ class Experiment(BaseModel):
     precision: Literal["fp32"] = "fp32"
     storage: Literal["memory", "files"] = "memory"
     limits: Limits = Limits()
+    probe: ProbeName = "none"
     seed: int = Field(ge=0, le=MAX_SEED)
 
     @property
@@ -257,6 +260,18 @@ def parse_scenario(text: str) -> Scenario:
         if text == scenario:
             return scenario
     raise unknown_name("scenario", text, get_args(Scenario))
+
+
+def parse_probe(text: str) -> ProbeName:
+    """Check the name of a probe.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    for probe in get_args(ProbeName):
+        if text == probe:
+            return probe
+    raise unknown_name("probe", text, get_args(ProbeName))
 
 
 def equalled(sizes: Sequence[int]) -> Tasks:

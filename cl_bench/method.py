@@ -32,6 +32,8 @@ ParameterGroup = dict[str, Any]
 Loss = Callable[[Any, Tensor], Tensor]
 Batch = tuple[Tensor, Tensor, int]
 Schedule = Literal["constant", "cosine", "coda", "inflora", "steps"]
+Traces = dict[str, list[dict[str, Scalar]]]
+"""Rows by name of table."""
 
 
 @dataclass(frozen=True)
@@ -162,8 +164,13 @@ class Method(SupervisedPlugin):  # type: ignore[misc]
         """`storage`, and what the harness adds to it."""
         return self.storage(backbone, num_classes, classes)
 
-    def traces(self, task: Task) -> dict[str, list[dict[str, Scalar]]]:
+    def traces(self, task: Task) -> Traces:
         """Rows for the run record's `traces` after this task, e.g. learned magnitudes."""
+        return {}
+
+    def step_traces(self, task: Task, step: int) -> Traces:
+        """The same while the task is learned, after so many optimiser steps of a phase: asked for at the first and the
+        last of them and at about 24 in between, so it may cost some milliseconds."""
         return {}
 
     def values(self) -> dict[str, Value]:

@@ -15,12 +15,14 @@ from cl_bench.experiment import (
     Experiment,
     Limits,
     MethodSpec,
+    ProbeName,
     Scenario,
     Tasks,
     Transforms,
     Value,
     number_of,
     parse_order,
+    parse_probe,
     parse_scenario,
     parse_seeds,
     parse_settings,
@@ -28,6 +30,7 @@ from cl_bench.experiment import (
     read_order,
 )
 from cl_bench.method import Method
+from cl_bench.probes import PROBES
 from cl_bench.recipes import Recipe, Tuned
 from cl_bench.registry import Found
 from cl_bench.streams import Benchmark, Source
@@ -64,6 +67,7 @@ def plan(
     tasks: Tasks | None = None,
     order: str | None = None,
     limits: Limits | None = None,
+    probe: ProbeName = "none",
     recipe: str = "auto",
     tuned: Sequence[Tuned] = (),
 ) -> list[PlannedRun]:
@@ -107,7 +111,7 @@ def plan(
         if scenario not in method.scenarios:
             raise UserError(f"'{found.name}' is for {' and '.join(method.scenarios)} streams, this one is {scenario}")
         method.check(number_of(tasks))
-        method.create(backbones.skeleton(vit), data.num_classes)
+        PROBES[probe].check(method.create(backbones.skeleton(vit), data.num_classes), found.name)
         shown = {name: method.values()[name] for name in options}
         listed = ",".join(f"{name}={_shown(value)}" for name, value in sorted(shown.items()))
         for seed in seeds:
@@ -128,6 +132,7 @@ def plan(
                 backbone=vit.name,
                 weights=vit.weights,
                 limits=limits,
+                probe=probe,
                 seed=seed,
             )
             label = f"{found.name}[{listed}]" if listed else found.name
@@ -167,6 +172,7 @@ def plan_cells(
             tasks=parse_tasks(cell.tasks[0]) if cell.tasks else None,
             order=cell.order,
             limits=Limits(tasks=cell.limit_tasks, train_per_class=cell.limit_train, test_per_class=cell.limit_test),
+            probe=parse_probe(cell.probe),
             recipe=cell.recipe,
             tuned=tuned,
         ):

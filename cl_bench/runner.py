@@ -33,6 +33,7 @@ from cl_bench.checkpoint import (
 from cl_bench.errors import UserError
 from cl_bench.experiment import Experiment, Scalar
 from cl_bench.plan import PlannedRun
+from cl_bench.probes import PROBES, Probe
 from cl_bench.store import Arrays, RunRecord, Store
 from cl_bench.strategy import ContinualStrategy, Counts
 from cl_bench.streams.build import TaskStream, build
@@ -77,7 +78,7 @@ class _Session(SupervisedPlugin):  # type: ignore[misc]
         self.arrays: dict[str, list[NDArray[np.int16]]] = {"predicted": [], "predicted_task_aware": []}
         self.fixed: dict[str, NDArray[np.int16]] = {}
         self.total: list[int] = []
-        self.traces: dict[str, list[dict[str, Scalar]]] = {}
+        self.probe: Probe = PROBES[planned.experiment.probe]()
         self.sessions = 1
         self.warned = False
         self.written = time.monotonic()
@@ -117,7 +118,8 @@ class _Session(SupervisedPlugin):  # type: ignore[misc]
             if len(rows) != len(facts.stages):
                 raise ValueError(f"'{name}' does not have one row for each stage")
         self.fixed = {name: tensors[name].numpy() for name in ("label", "task") if facts.stages}
-        self.stages, self.total, self.traces = list(facts.stages), facts.total, facts.traces
+        self.stages, self.total = list(facts.stages), facts.total
+        self.probe.load(checkpoint.part("probe."))
         self.sessions = facts.sessions + 1
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
@@ -126,7 +128,7 @@ class _Session(SupervisedPlugin):  # type: ignore[misc]
             self.progress.advance(len(strategy.mb_y))
         if strategy.position is not None and time.monotonic() - self.written >= 60 * self.every:
             spent = {"seconds": time.perf_counter() - self.start, "samples": self.samples}
-            self.write(strategy, strategy.position.model_copy(update=spent))
+            self.write(strategy, strategy.where().model_copy(update=spent))
 
     def write(self, strategy: ContinualStrategy, position: Position | None = None) -> None:
         """Write a checkpoint, if there is a place for it; where that fails, the run goes on without."""
@@ -141,7 +143,7 @@ class _Session(SupervisedPlugin):  # type: ignore[misc]
             seen=list(strategy.seen),
             trained=sorted(strategy.trained),
             trainable=strategy.trainable,
-            traces=self.traces,
+            traces=strategy.traces,
         )
         tensors = {f"model.{name}": tensor for name, tensor in self._changed(strategy).items()}
         if position is not None:
@@ -149,6 +151,7 @@ class _Session(SupervisedPlugin):  # type: ignore[misc]
         if self.stages:
             tensors |= {name: torch.from_numpy(np.stack(rows)) for name, rows in self.arrays.items()}
             tensors |= {name: torch.from_numpy(row) for name, row in self.fixed.items()}
+        tensors |= {f"probe.{name}": tensor for name, tensor in self.probe.tensors().items()}
         tensors |= {f"random.{name}": state for name, state in random_state().items()}
         try:
             write(self.path, Checkpoint(facts, tensors))
@@ -243,10 +246,8 @@ def execute(
         _wait(device)
         trained = time.perf_counter()
         counts = strategy.count_matrix(stream.test, learned=stages[index][-1] + 1)
-        assert strategy.task is not None
-        for name, rows in method.traces(strategy.task).items():
-            session.traces.setdefault(name, []).extend(rows)
         session.add(counts, strategy, trained)
+        session.probe.after_stage(index, strategy, stream.test)
         progress.advance(test_images)
         progress.stage(index, len(stages), _accuracy(counts), time.perf_counter() - began)
         if index + 1 < len(stages):
@@ -277,7 +278,7 @@ def execute(
         forward_passes=method.forward_passes,
         peak_memory_bytes=_peak_memory(device),
         environment=_environment(device),
-        traces=session.traces,
+        traces=strategy.traces,
     )
     return record, {**session.fixed, **{name: np.stack(rows) for name, rows in session.arrays.items()}}
 

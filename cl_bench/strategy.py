@@ -21,7 +21,8 @@ from cl_bench.backbones import Backbone
 from cl_bench.checkpoint import Facts, Position
 from cl_bench.data.samples import Concatenated, EvaluationBatches, Samples, TaskImages, TrainingBatches, samples_of
 from cl_bench.errors import UserError
-from cl_bench.method import Method, Phase, Task
+from cl_bench.experiment import Scalar
+from cl_bench.method import Method, Phase, Task, Traces
 from cl_bench.randomness import permutation, seeded
 
 
@@ -46,11 +47,16 @@ class Counts:
     predicted_task_aware: NDArray[np.int16]
 
 
+_STEPS_TRACED = 24
+"""About so many optimiser steps of a phase are shown to the method's `step_traces`."""
+
+
 class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
     """An Avalanche strategy for one `Method` among its plugins.
 
     `train(experience)` runs the method's phases, each with a fresh optimiser over the method's own parameter groups;
     `eval(stream)` is Avalanche's, with its metrics and loggers; `count_matrix(stream)` counts all tasks in one pass.
+    `traces` collects what happens on the way: the mean training `loss` of every epoch, and what the method traces.
 
     Args:
         plugins: exactly one `Method`, and any other Avalanche plugins.
@@ -120,7 +126,10 @@ class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
         self.task: Task | None = None
         self.phase: Phase | None = None
         self.position: Position | None = None
+        self.traces: Traces = {}
         self.valid = 0
+        self._loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        self._counted = self._steps = 0
         self._outputs: tuple[Tensor, ...] = ()
         self.trained: set[str] = set()
         self._resumed: tuple[Position, dict[str, Tensor]] | None = None
@@ -182,6 +191,8 @@ class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
         for phase in alignment:
             self._run_phase(phase, samples, key, **kwargs)
         self._settle()
+        with torch.no_grad():
+            self._trace(self.method.traces(self.task))
         trained = {id(p): p.numel() for phase in (*phases, *alignment) for p in phase.trainable()}
         self.trainable = sum(trained.values())
         self.tasks_learned += 1
@@ -211,6 +222,7 @@ class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
         self.tasks_learned = len(facts.stages)
         self.trainable = facts.trainable
         self.trained = set(facts.trained)
+        self.traces = {name: list(rows) for name, rows in facts.traces.items()}
         if facts.position is not None:
             self._resumed = facts.position, optimizer
 
@@ -249,9 +261,11 @@ class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
         self.optimizer = phase.optimizer(phase.parameters)
         base = [group["lr"] for group in self.optimizer.param_groups]
         start = skipped = 0
+        self._loss, self._counted = torch.zeros_like(self._loss), 0
         if state is not None:
             assert self.position is not None
             start, skipped = self.position.epoch, self.position.step
+            self._loss, self._counted = self._loss + self.position.loss, self.position.counted
             self._restore_optimizer(state)
         for epoch in range(start, phase.epochs):
             if self.position is not None:
@@ -260,6 +274,7 @@ class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
                 group["lr"] = lr * phase.schedule(epoch, phase.epochs)
             if phase.batches is None:
                 self.dataloader = TrainingBatches(samples, phase.batch_size, (*key, epoch), self.device, skipped)
+                self._steps = len(self.dataloader) + skipped
             else:
                 self.dataloader = list(phase.batches(epoch))[skipped:]
             skipped = 0
@@ -269,7 +284,26 @@ class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
                 break
             self.training_epoch(**kwargs)
             self._after_training_epoch(**kwargs)
+            self._trace_loss(epoch)
         self.phase = None
+
+    def _trace(self, traces: Traces) -> None:
+        for name, rows in traces.items():
+            self.traces.setdefault(name, []).extend(rows)
+
+    def _trace_loss(self, epoch: int) -> None:
+        """Close an epoch of a phase on images: the mean of its losses."""
+        if self.position is not None and self._counted:
+            assert self.task is not None
+            row: dict[str, Scalar] = {"stage": self.task.index, "phase": self.position.phase, "epoch": epoch}
+            self._trace({"loss": [row | {"loss": float(self._loss) / self._counted}]})
+            self._loss, self._counted = torch.zeros_like(self._loss), 0
+
+    def where(self) -> Position | None:
+        """The position inside the task as of now, with the losses of the epoch so far; None between tasks."""
+        if self.position is None:
+            return None
+        return self.position.model_copy(update={"loss": float(self._loss), "counted": self._counted})
 
     def _unpack_minibatch(self) -> None:
         if self.is_training:
@@ -295,11 +329,20 @@ class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
         self.mb_output = self.mb_output[: self.valid]
         self.mbatch = [tensor[: self.valid] for tensor in self.mbatch]
         logits, *others = (output[: self.valid] for output in self._outputs)
-        return self.phase.loss((logits, *others) if others else logits, self.mb_y).mean()
+        losses = self.phase.loss((logits, *others) if others else logits, self.mb_y)
+        # Summed on the device: reading each loss would make the device wait in every step.
+        self._loss += losses.detach().sum(dtype=torch.float64)
+        self._counted += self.valid
+        return losses.mean()
 
     def _after_training_iteration(self, **kwargs: Any) -> None:
         if self.position is not None:
+            assert self.task is not None and self.phase is not None
             self.position.step += 1
+            done, steps = self.position.epoch * self._steps + self.position.step, self.phase.epochs * self._steps
+            if done in (1, steps) or done % max(1, steps // _STEPS_TRACED) == 0:
+                with torch.no_grad():
+                    self._trace(self.method.step_traces(self.task, done))
         super()._after_training_iteration(**kwargs)
 
     def optimizer_step(self) -> None:
@@ -315,12 +358,13 @@ class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
         self.dataloader = EvaluationBatches(TaskImages(samples, (), self.device, self.eval_mb_size))
 
     @torch.inference_mode()
-    def count_matrix(self, stream: Iterable[Any], learned: int | None = None) -> Counts:
-        """Evaluate the current model on all tasks of a test stream, in one pass over the mixed images.
+    def count_matrix(self, stream: Iterable[Any], learned: int | None = None, model: nn.Module | None = None) -> Counts:
+        """Evaluate on all tasks of a test stream, in one pass over the mixed images.
 
         Args:
             learned: the first so many tasks count as learned; None: those whose classes have all been seen, which is
                 right where every task brings new ones.
+            model: what predicts, in evaluation mode; None: the current model.
 
         Images of all tasks are shuffled together (by a fixed key), so that no prediction could profit from
         neighbours of its own task; the device is synchronised once, at the end.
@@ -340,7 +384,7 @@ class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
         seen = self._mask(self.seen)
         order = permutation(("evaluation",), len(label))
         predicted, task_aware = [], []
-        model = self.predictor()
+        model = self.predictor() if model is None else model
         for chunk in _chunks(order, self.eval_mb_size):
             logits = self._predict(model, images.view(chunk, None, self.device), chunk.tobytes()).float()
             tasks = task[torch.from_numpy(chunk)].to(self.device)

@@ -12,7 +12,15 @@ import yaml  # type: ignore[import-untyped]
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from cl_bench.errors import UserError, unknown_name
-from cl_bench.experiment import MethodSpec, parse_methods, parse_scenario, parse_seeds, parse_settings, parse_tasks
+from cl_bench.experiment import (
+    MethodSpec,
+    parse_methods,
+    parse_probe,
+    parse_scenario,
+    parse_seeds,
+    parse_settings,
+    parse_tasks,
+)
 
 Texts = Annotated[tuple[str, ...], BeforeValidator(lambda given: _texts(given))]
 
@@ -33,6 +41,7 @@ class Grid(BaseModel):
         recipe: where hyper-parameters come from.
         set: hyper-parameters, as with `--set`.
         limit_tasks, limit_train, limit_test: cuts, for trials.
+        probe: what is measured besides.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,6 +61,7 @@ class Grid(BaseModel):
     limit_tasks: int | None = Field(default=None, ge=1)
     limit_train: int | None = Field(default=None, ge=1)
     limit_test: int | None = Field(default=None, ge=1)
+    probe: str = "none"
 
     def cells(self) -> list[Grid]:
         """The same with one benchmark, one cut into tasks and one backbone each."""
@@ -80,6 +90,7 @@ class Grid(BaseModel):
             parse_scenario(self.scenario)
         for text in self.tasks or ():
             parse_tasks(text)
+        parse_probe(self.probe)
         if self.pretrained not in ("yes", "no"):
             raise UserError(f"--pretrained '{self.pretrained}' is unknown; expected yes or no")
 

@@ -33,8 +33,8 @@ from torch import Tensor, nn
 
 from cl_bench.adapters.lora import LoRABank, LoRAModel, Target, attention_covariances
 from cl_bench.data.samples import TaskImages
-from cl_bench.experiment import Scalar, Value
-from cl_bench.method import GradientMethod, Phase, Schedule, Task
+from cl_bench.experiment import Value
+from cl_bench.method import GradientMethod, Phase, Schedule, Task, Traces
 from cl_bench.space import Choice, LogUniform, Range
 
 Mode = Literal["remove", "retain"]
@@ -202,7 +202,7 @@ class InfLoRA(GradientMethod):
         covariances, _ = attention_covariances(task.model, images.batches(augmented=True))
         task.model.remember(covariances, self.threshold(task.index, task.num_tasks), dual=self.memory == "dual")
 
-    def traces(self, task: Task) -> dict[str, list[dict[str, Scalar]]]:
+    def traces(self, task: Task) -> Traces:
         """How much each block's memory holds: directions, and whether they span old inputs or their complement."""
         memories = [task.model.memory(number) for number in range(task.model.bank.blocks)]
         return {

@@ -30,8 +30,8 @@ from cl_bench.adapters.heads import CosineHead, FeatureModel, cosine
 from cl_bench.adapters.peft import Adapters, ScaleShift
 from cl_bench.adapters.prompts import check_blocks
 from cl_bench.data.samples import TaskImages
-from cl_bench.experiment import Scalar, Value
-from cl_bench.method import GradientMethod, Phase, Schedule, Task
+from cl_bench.experiment import Value
+from cl_bench.method import GradientMethod, Phase, Schedule, Task, Traces
 from cl_bench.space import Choice, LogUniform, Range
 
 RIDGES = tuple(10.0**power for power in range(-8, 9))
@@ -216,6 +216,6 @@ class RanPAC(GradientMethod):
         head.update(head.project(features[order]), nn.functional.one_hot(labels[order], task.num_classes))
         head.solve()
 
-    def traces(self, task: Task) -> dict[str, list[dict[str, Scalar]]]:
+    def traces(self, task: Task) -> Traces:
         """The lambda of each stage."""
         return {"ridge": [{"stage": task.index, "value": float(task.model.head.ridge)}]}

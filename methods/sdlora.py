@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from cl_bench.adapters.lora import LoRABank, LoRAModel, Norm, Target
 from cl_bench.data.samples import TaskImages
-from cl_bench.experiment import Scalar, Value
-from cl_bench.method import GradientMethod, Phase, Task
+from cl_bench.experiment import Value
+from cl_bench.method import GradientMethod, Phase, Task, Traces
 
 
 class SDLoRAModel(LoRAModel):
@@ -184,7 +184,7 @@ class SDLoRA(GradientMethod):
             trained += model.bank.direction(-1)
         return [self.phase([{"params": trained}], self.cross_entropy(task))]
 
-    def traces(self, task: Task) -> dict[str, list[dict[str, Scalar]]]:
+    def traces(self, task: Task) -> Traces:
         """The learned magnitudes (Figures 3 and 6 of the paper)."""
         values = enumerate(float(value.detach()) for value in task.model.magnitudes)
         return {"magnitudes": [{"stage": task.index, "direction": k, "value": value} for k, value in values]}

@@ -33,10 +33,11 @@ from torch import Tensor, nn
 
 from cl_bench.data.samples import TaskImages
 from cl_bench.experiment import Scalar
-from cl_bench.method import Task
+from cl_bench.method import Task, Traces
 from cl_bench.methods.sdlora import SDLoRA, SDLoRAModel
 
 Residual = Literal["frobenius", "rms", "relative"]
+_TRACED: tuple[Residual, ...] = ("frobenius", "relative")
 _TINY = 1e-24
 """Square of the norm that a direction without any gradient (B = 0) is given."""
 
@@ -90,14 +91,17 @@ class SDLoRAKDModel(SDLoRAModel):
         return super().coefficients() + self.offsets
 
     @torch.no_grad()
-    def fit(self, scope: Literal["joint", "projection"]) -> Fit:
-        """Fit the last direction on all others, in float64."""
-        count = len(self.bank)
-        inner = torch.stack(
-            [torch.stack([self._inner(k, other) for other in range(count)]) for k in range(count)]
-        ).flatten(2)
-        norms = inner.diagonal().T.clamp_min(_TINY).sqrt()
-        unit = (inner / norms[:, None] / norms[None]).permute(2, 0, 1)
+    def fit(self, scope: Literal["joint", "projection"], raw: bool = False) -> Fit:
+        """Fit the last direction on all others, in float64.
+
+        Args:
+            raw: leave the last one as it is, which starts at 0, instead of scaling it to unit norm.
+        """
+        inner = self.bank.gram(torch.float64).flatten(0, 1)
+        norms = inner.diagonal(dim1=1, dim2=2).clamp_min(_TINY).sqrt()
+        if raw:
+            norms = torch.cat([norms[:, :-1], torch.ones_like(norms[:, -1:])], dim=1)
+        unit = inner / norms[:, :, None] / norms[:, None]
         projections = len(unit)
         if scope == "joint":
             unit = unit.sum(dim=0, keepdim=True)
@@ -112,7 +116,8 @@ class SDLoRAKDModel(SDLoRAModel):
     @torch.no_grad()
     def absorb(self, fit: Fit) -> None:
         """Drop the last direction and give its share of the weights to the others."""
-        norms = torch.stack([self._inner(k, k).clamp_min(_TINY).sqrt() for k in range(len(self.bank))])
+        inner = self.bank.gram(torch.float64)
+        norms = inner.diagonal(dim1=2, dim2=3).permute(2, 0, 1).clamp_min(_TINY).sqrt()
         shares = fit.coefficients.expand(norms[0].numel(), -1).T.unflatten(1, norms[0].shape)
         lost = super().coefficients()[-1] + self.offsets[-1]
         absorbed = (lost * norms[-1] * shares / norms[:-1]).to(self.offsets.dtype)
@@ -120,9 +125,6 @@ class SDLoRAKDModel(SDLoRAModel):
         self.normalisers = self.normalisers[:-1]
         self.magnitudes = nn.ParameterList(list(self.magnitudes)[:-1])
         self.bank.drop()
-
-    def _inner(self, k: int, other: int) -> Tensor:
-        return self.bank.inner(k, other, torch.float64)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -156,9 +158,18 @@ class SDLoRAKD(SDLoRA):
         if fit.pooled(self.residual) <= self.tau:
             model.absorb(fit)
 
-    def traces(self, task: Task) -> dict[str, list[dict[str, Scalar]]]:
+    def traces(self, task: Task) -> Traces:
         """Besides the magnitudes: how many directions are kept, and the relative residual of this task's."""
         model = task.model
         residual = float(model.residuals[-1]) if len(model.residuals) else None
         row: dict[str, Scalar] = {"stage": task.index, "kept": len(model.bank), "relative_residual": residual}
         return super().traces(task) | {"directions": [row]}
+
+    def step_traces(self, task: Task, step: int) -> Traces:
+        """How much of the direction that is being learned the kept ones do not span (Figure 3a of the paper): the
+        residual of the raw B A, which starts at 0, as a Frobenius norm over all projections, and relative to it."""
+        if len(task.model.bank) < 2:
+            return {}
+        fit = task.model.fit(self.scope, raw=True)
+        residuals: dict[str, Scalar] = {kind: fit.pooled(kind) for kind in _TRACED}
+        return {"residuals": [{"stage": task.index, "step": step, **residuals}]}

@@ -103,6 +103,14 @@ class LoRABank(Growing):
         down = self.A[k].to(dtype) @ self.A[other].to(dtype).transpose(2, 3)
         return (up * down).sum(dim=(2, 3))
 
+    def gram(self, dtype: torch.dtype | None = None) -> Tensor:
+        """`inner` of all pairs of directions, [L, P, K, K], from one product of all ranks with all ranks."""
+        up, down = torch.cat(list(self.B), dim=3).to(dtype), torch.cat(list(self.A), dim=2).to(dtype)
+        pairs = (up.transpose(2, 3) @ up) * (down @ down.transpose(2, 3))
+        ranks = torch.tensor([len(factor[0, 0]) for factor in self.A], device=up.device)
+        owner = torch.repeat_interleave(torch.eye(len(ranks), dtype=pairs.dtype, device=up.device), ranks, dim=0)
+        return owner.T @ pairs @ owner
+
     def update(self, coefficients: Tensor) -> Tensor:
         """sum_k c_k B_k A_k as one pair of concatenated factors.
 
@@ -162,11 +170,16 @@ class LoRAModel(FeatureModel):
         return functional_call(self.backbone, self.bank.weights(self.backbone, self.update()), (images,))
 
     @torch.no_grad()
-    def merged(self) -> nn.Module:
-        """A plain ViT with the update in its weights, and the head: the same predictions at a plain ViT's cost."""
+    def merged(self, update: Tensor | None = None) -> nn.Module:
+        """A plain ViT with the update in its weights, and the head: the same predictions at a plain ViT's cost.
+
+        Args:
+            update: another change of the weights, [L, P, d, d]; None: the model's own.
+        """
         vit = copy.deepcopy(self.backbone)
         if len(self.bank):
-            vit.load_state_dict(self.bank.weights(self.backbone, self.update()), strict=False)
+            change = self.update() if update is None else update
+            vit.load_state_dict(self.bank.weights(self.backbone, change), strict=False)
         return nn.Sequential(vit, self.predicting_head).eval()
 
 
