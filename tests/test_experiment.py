@@ -122,6 +122,7 @@ CHANGES: list[dict[str, Any]] = [
     {"limits": Limits(tasks=3)},
     {"limits": Limits(train_per_class=3)},
     {"limits": Limits(test_per_class=3)},
+    {"probe": "interpolation"},
     {"transforms": transforms(size=32)},
     {"transforms": transforms(crop_scale=(0.05, 1.0))},
     {"transforms": transforms(crop_ratio=(1.0, 1.0))},

@@ -201,6 +201,14 @@ PINNED: dict[str, tuple[int, dict[str, Any]]] = {
             "product": "AB",
         },
     ),
+    "optima": (
+        1,
+        COMMON
+        | {
+            "loss": "masked",
+            "backbone_lr_scale": 1.0,
+        },
+    ),
     "olora": (
         1,
         COMMON
@@ -437,6 +445,8 @@ STORED: dict[str, Callable[[int, dict[str, Any]], int]] = {
     "nlora": lambda t, traces: HEAD + t * direction(),
     "nlora[product=BA]": lambda t, traces: HEAD + t * direction(),
     "olora": lambda t, traces: HEAD + t * direction(),
+    # The pre-trained weights, and a change of them for each task.
+    "optima": lambda t, traces: WHOLE + (1 + t) * (WHOLE - HEAD),
     # Bottlenecks, the first task's head, projection, G, Q and the solution, lambda.
     "ranpac": lambda t, traces: DEPTH * (8 * DIM + 4 + DIM) + CLASSES * DIM + 1 + 48 * (DIM + 48 + 2 * CLASSES) + 1,
     "ranpac[adaptation=frozen,projection=0]": lambda t, traces: DIM * (DIM + 2 * CLASSES) + 1,

@@ -19,6 +19,7 @@ from tests import processes
 
 LIMITS = ["--limit-tasks", "3", "--limit-train", "6", "--limit-test", "4", "--checkpoint-every", "0"]
 RUN = ["run", "--benchmark", "icons-tune", "--device", "cpu", *LIMITS, "--methods"]
+PROBED = ("--probe", "interpolation")
 KILLS = int(os.environ.get("CL_BENCH_KILLS", "1"))
 """Per method; `make soak` asks for more."""
 METHODS = [
@@ -59,12 +60,13 @@ def test_a_killed_run_ends_as_if_it_had_never_been_killed(method: str, tmp_path:
     whole.mkdir()
     killed.mkdir()
     began = time.monotonic()
-    finish(whole, *RUN, method)
+    probe = PROBED if method.startswith("sdlora") else ()
+    finish(whole, *RUN, method, *probe)
     seconds = time.monotonic() - began
     chance = random.Random(f"{method} {KILLS}")
     kills = 0
     while kills < KILLS:
-        process = processes.start(killed, *RUN, method)
+        process = processes.start(killed, *RUN, method, *probe)
         process.join(chance.uniform(0.1, 0.9) * seconds)
         if process.exitcode is not None:
             assert process.exitcode == 0, (killed / "log").read_text()
@@ -77,8 +79,9 @@ def test_a_killed_run_ends_as_if_it_had_never_been_killed(method: str, tmp_path:
         os.kill(process.pid, signal.SIGKILL)
         process.join()
         kills += 1
-    finish(killed, *RUN, method)
+    finish(killed, *RUN, method, *probe)
     (one, arrays), (other, arrays_of_other) = result(whole), result(killed)
+    assert ("interpolation" in one["traces"]) == bool(probe)
     for name in ("key", "stages", "correct", "correct_task_aware", "total", "trainable", "stored", "traces"):
         assert one[name] == other[name], name
     assert one["train_samples"] == other["train_samples"]

@@ -587,7 +587,7 @@ def test_the_backbone_stays_bit_identical(name: str) -> None:
 
 
 def test_only_full_training_touches_the_backbone() -> None:
-    assert sorted(set(ROWS) - set(FROZEN_BACKBONE)) == ["finetune", "finetune[loss=masked]", "joint", "slca"]
+    assert sorted(set(ROWS) - set(FROZEN_BACKBONE)) == ["finetune", "finetune[loss=masked]", "joint", "optima", "slca"]
 
 
 @pytest.mark.parametrize("name", [row for row in GROWING if row not in ONE_DIRECTION])
