@@ -22,11 +22,13 @@ class Line:
         label: name in the legend; rows of tables keep theirs, which fixes their style (see `styles`).
         x: shape [n].
         y: one summary for each of them.
+        order: place in a sequence, from 0 to 1, which decides the colour; None: the style of the label does.
     """
 
     label: str
     x: tuple[float, ...]
     y: tuple[Summary, ...]
+    order: float | None = None
 
 
 @dataclass(frozen=True)
