@@ -1,4 +1,4 @@
-"""The command line: `cl-bench run|tune|audit|repeat|data|results|report|ls|show|new-method`."""
+"""The command line: `cl-bench run|tune|audit|repeat|data|results|report|table|figure|compare|ls|show|new-method`."""
 
 from __future__ import annotations
 
@@ -447,6 +447,34 @@ def ls_suites() -> None:
     for name in suites.names():
         table.add_row(name, suites.find(name).title)
     out.print(table)
+
+
+@ls.command("tables")
+def ls_tables() -> None:
+    """Tables of the paper, by name: 'cl-bench table NAME'."""
+    from rich.table import Table
+
+    from cl_bench.report import paper_tables
+
+    listed = Table("table", "what it is", box=None, header_style="bold")
+    for name, title in paper_tables.names().items():
+        listed.add_row(name, title)
+    out.print(listed)
+
+
+@ls.command("figures")
+def ls_figures() -> None:
+    """Figures of the paper and of every protocol, by name: 'cl-bench figure NAME'."""
+    from rich.table import Table
+
+    from cl_bench.report import paper_figures, plots
+
+    listed = Table("figure", "what it is", box=None, header_style="bold")
+    for name, layout in paper_figures.layouts().items():
+        listed.add_row(name, layout.title)
+    for name, title in plots.NAMES.items():
+        listed.add_row(name, title)
+    out.print(listed)
 
 
 @ls.command("backbones")

@@ -108,7 +108,7 @@ def run_all(
         The exit code: 0, 2 if a run failed for its input, 1 if one failed for another reason.
     """
     from cl_bench import report
-    from cl_bench.report.tables import show
+    from cl_bench.report import sheets, tables
 
     missing = [run for run in planned if settings.fresh or not _stored(run, store, err)]
     failed: list[Outcome] = []
@@ -129,7 +129,7 @@ def run_all(
     records = [record for run in planned if (record := _find(run, store)) is not None]
     if records:
         for table in report.tables_of(records, origin=str(store.root)):
-            show(table, out)
+            sheets.show(tables.sheet(table), out)
     there = len(planned) - len(missing)
     computed = f"{done} run(s) computed in {(time.perf_counter() - began) / 60:.1f} min"
     left = len(missing) - done - len(failed)

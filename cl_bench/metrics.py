@@ -12,7 +12,8 @@ CODA-Prompt). They differ where tasks have test sets of different size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +44,14 @@ def is_sequential(correct: Counts, total: Totals) -> bool:
     """
     rows = [[c is not None for c in row] for row in correct]
     return rows == [[j <= t for j in range(len(total))] for t in range(len(total))]
+
+
+def learning_accuracy(correct: Counts, total: Totals) -> float:
+    """Accuracy on a task right after it was learned, averaged over tasks: 1/T sum_j R[j, j] (plasticity).
+
+    Source: `learning_acc` of the L2P and DualPrompt code.
+    """
+    return float(np.diag(accuracy_matrix(correct, total)).mean())
 
 
 def accuracy_curve(correct: Counts, total: Totals) -> NDArray[np.float64]:
@@ -116,9 +125,132 @@ def forgetting_rwalk(correct: Counts, total: Totals) -> float:
     return float((np.nanmax(accuracy[:-1, :-1], axis=0) - accuracy[-1, :-1]).mean())
 
 
+def forgetting_rwalk_curve(correct: Counts, total: Totals) -> NDArray[np.float64]:
+    """`forgetting_rwalk` after each stage k = 1..T-1 (Chaudhry et al. 2018). Shape [stages - 1]."""
+    stages = range(2, len(correct) + 1)
+    return np.array([forgetting_rwalk([row[:k] for row in correct[:k]], total[:k]) for k in stages])
+
+
+def forgetting_coda(correct: Counts, total: Totals) -> float:
+    """1/(T-1) sum_{t=1..T-1} 1/t sum_{i<t} (R[t-1, i] - R[t, i]): drops from stage to stage. 0 for a single task.
+
+    Source: CODA-Prompt's released helper, which assumes tasks of equal size.
+    """
+    accuracy = accuracy_matrix(correct, total)
+    drops = [float((accuracy[t - 1, :t] - accuracy[t, :t]).mean()) for t in range(1, len(accuracy))]
+    return float(np.mean(drops)) if drops else 0.0
+
+
 def bwt(correct: Counts, total: Totals) -> float:
     """Backward transfer 1/(T-1) sum_{j<T-1} (R[T-1, j] - R[j, j]) (Lopez-Paz & Ranzato 2017). 0 for a single task."""
     accuracy = accuracy_matrix(correct, total)
     if accuracy.shape[1] < 2:
         return 0.0
     return float((accuracy[-1, :-1] - np.diag(accuracy)[:-1]).mean())
+
+
+def bwt_all(correct: Counts, total: Totals) -> float:
+    """Backward transfer over all stages: sum_{i=1..T-1} sum_{j<i} (R[i, j] - R[j, j]) / (T (T-1) / 2).
+
+    Source: Diaz-Rodriguez et al. 2018. 0 for a single task.
+    """
+    accuracy = accuracy_matrix(correct, total)
+    changes = [accuracy[i, j] - accuracy[j, j] for i in range(1, len(accuracy)) for j in range(i)]
+    return float(np.mean(changes)) if changes else 0.0
+
+
+def fwt(correct_task_aware: Counts, total: Totals, baseline: Sequence[float]) -> float:
+    """Forward transfer 1/(T-1) sum_{j=1..T-1} (R[j-1, j] - b_j) (Lopez-Paz & Ranzato 2017). 0 for a single task.
+
+    Args:
+        correct_task_aware: the full matrix: hits on task j before it was learned need the task's identity.
+        baseline: accuracy b_j on each task without any training, shape [tasks]: of a random initialisation, or chance.
+    """
+    accuracy = accuracy_matrix(correct_task_aware, total)
+    gains = [accuracy[j - 1, j] - baseline[j] for j in range(1, accuracy.shape[1])]
+    return float(np.mean(gains)) if gains else 0.0
+
+
+def intransigence_per_task(correct: Counts, total: Totals, reference: Sequence[float]) -> NDArray[np.float64]:
+    """I_k = ref_k - R[k, k]: what a task is learned worse than by joint training (Chaudhry et al. 2018).
+
+    Args:
+        reference: accuracy on task k of a model trained jointly on the tasks 0..k, shape [tasks].
+    """
+    return np.asarray(reference, dtype=np.float64) - np.diag(accuracy_matrix(correct, total))
+
+
+def intransigence(correct: Counts, total: Totals, reference: Sequence[float]) -> float:
+    """Mean of `intransigence_per_task`; the paper reports each I_k."""
+    return float(intransigence_per_task(correct, total, reference).mean())
+
+
+def pilot_aaa(correct: Counts, total: Totals) -> float:
+    """`aaa` in percent as PILOT prints it: each accuracy of the curve is rounded to two decimals before the mean."""
+    return float(np.mean(np.around(100 * accuracy_curve(correct, total), 2)))
+
+
+def pilot_forgetting(correct: Counts, total: Totals) -> float:
+    """`forgetting` in percent as PILOT prints it: from per-task accuracies rounded to two decimals."""
+    rounded = np.around(100 * accuracy_matrix(correct, total), 2)
+    if len(rounded) < 2:
+        return 0.0
+    return float((np.nanmax(rounded[:, :-1], axis=0) - rounded[-1, :-1]).mean())
+
+
+class Metric(NamedTuple):
+    """A metric of a run that its class-incremental counts alone define.
+
+    Attributes:
+        title: head of a column, for values in percent or percentage points.
+        description: what it is, in a clause.
+        value: from counts and totals, a fraction.
+        higher: whether more is better.
+        sequential: defined only where the tasks are learned one after the other.
+    """
+
+    title: str
+    description: str
+    value: Callable[[Counts, Totals], float]
+    higher: bool = True
+    sequential: bool = True
+
+
+METRICS: Mapping[str, Metric] = {
+    "acc": Metric("acc, %", "top-1 accuracy over all classes after the last task", acc, sequential=False),
+    "aaa": Metric("aaa, %", "top-1 accuracy over the classes seen so far, averaged over the tasks", aaa),
+    "forgetting": Metric(
+        "forgetting, %", "best minus last accuracy, averaged over all tasks but the last", forgetting, higher=False
+    ),
+    "acc_task": Metric(
+        "acc (tasks), %", "mean over tasks of the accuracy after the last one", acc_task, sequential=False
+    ),
+    "aaa_task": Metric("aaa (tasks), %", "mean over stages of the mean accuracy on the tasks seen", aaa_task),
+    "learning": Metric(
+        "learning, %", "accuracy on a task right after it was learned, mean over tasks", learning_accuracy
+    ),
+    "forgetting_rwalk": Metric(
+        "forgetting (RWalk), %",
+        "best accuracy before the last stage minus the last (Chaudhry)",
+        forgetting_rwalk,
+        False,
+    ),
+    "forgetting_coda": Metric(
+        "forgetting (CODA), %", "drop of accuracy from stage to stage, mean (CODA-Prompt)", forgetting_coda, False
+    ),
+    "bwt": Metric("bwt, %", "last accuracy minus that right after learning (Lopez-Paz & Ranzato)", bwt),
+    "bwt_all": Metric("bwt (all), %", "the same over all stages (Diaz-Rodriguez)", bwt_all),
+}
+"""By the name under which tables, the page and the command line know them."""
+
+
+def value(name: str, correct: Counts, total: Totals) -> float:
+    """A metric of a run by name; NaN where it is not defined.
+
+    Raises:
+        KeyError: there is none of this name.
+    """
+    metric = METRICS[name]
+    if metric.sequential and not is_sequential(correct, total):
+        return float("nan")
+    return metric.value(correct, total)

@@ -1,4 +1,9 @@
-"""Uncertainty over repeated runs: pure functions of a list of numbers, in the numbers' own unit."""
+"""Uncertainty and comparison over repeated runs: pure functions of numbers, in the numbers' own unit.
+
+Three to five runs are usual, which decides the methods: Student's t (a percentile bootstrap of five values covers far
+less than it says), paired tests on the same seeds and class orders, no signed-rank test (at five pairs its smallest
+two-sided p is 0.0625), average ranks only from ten blocks on.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
 from scipy import stats as scipy_stats
+from scipy.special import stdtr, stdtrit
 
 LEVEL = 0.95
 """Confidence level of every interval that cl-bench prints."""
+FEWEST_BLOCKS = 10
+"""Average ranks over fewer blocks say nothing: Nemenyi's critical difference spans most of the scale."""
 
 
 @dataclass(frozen=True)
@@ -54,15 +63,230 @@ def summarise(values: ArrayLike, level: float = LEVEL) -> Summary:
         ValueError: no values, a value that is not finite, or more than one dimension.
     """
     sample = np.asarray(values, dtype=np.float64)
-    if sample.ndim != 1 or sample.size == 0 or not np.isfinite(sample).all():
-        raise ValueError(f"cannot summarise {sample.size} values of shape {sample.shape}: not finite, or none")
-    n, mean = sample.size, float(sample.mean())
-    if n == 1:
-        return Summary(1, mean, None)
-    stderr = float(sample.std(ddof=1)) / n**0.5
-    return Summary(n, mean, float(scipy_stats.t.ppf((1 + level) / 2, n - 1)) * stderr, stderr)
+    if sample.ndim != 1:
+        raise ValueError(f"cannot summarise values of shape {sample.shape}: one dimension is expected")
+    return summarise_curves(sample[:, None], level)[0]
 
 
-def summarise_curves(curves: Sequence[ArrayLike], level: float = LEVEL) -> list[Summary]:
+def summarise_curves(curves: Sequence[ArrayLike] | NDArray[np.float64], level: float = LEVEL) -> list[Summary]:
     """`summarise` at each point of `curves`, shape [n, points]: pointwise intervals, not a joint band."""
-    return [summarise(point, level) for point in np.asarray(curves, dtype=np.float64).T]
+    sample = np.asarray(curves, dtype=np.float64)
+    if sample.ndim != 2 or not len(sample) or not np.isfinite(sample).all():
+        raise ValueError(f"cannot summarise values of shape {sample.shape}: none, or some that are not finite")
+    n, means = len(sample), sample.mean(axis=0)
+    if n == 1:
+        return [Summary(1, float(mean), None) for mean in means]
+    errors = sample.std(axis=0, ddof=1) / n**0.5
+    quantile = float(stdtrit(n - 1, (1 + level) / 2))
+    return [
+        Summary(n, float(mean), quantile * float(error), float(error))
+        for mean, error in zip(means, errors, strict=True)
+    ]
+
+
+# --- two rows on the same seeds and class orders ---------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Differences of two rows on the same blocks (seed and class order), in the unit of the values.
+
+    Attributes:
+        difference: mean of a - b with its Student-t interval.
+        t, p: paired t test, two-sided; None with fewer than two blocks.
+        effect: Cohen's d_z = mean / standard deviation of the differences, times Hedges' correction for small samples
+            (1 - 3 / (4 (n - 1) - 1)); None where all differences are equal.
+        wins, ties, losses: blocks in which a is better than, as good as, worse than b.
+    """
+
+    difference: Summary
+    t: float | None
+    p: float | None
+    effect: float | None
+    wins: int
+    ties: int
+    losses: int
+
+
+def paired(a: ArrayLike, b: ArrayLike, higher: bool = True) -> Paired:
+    """Compare two rows block by block (paired t test).
+
+    Where all differences are the same there is no spread to test against: p is 1 if they are 0, and 0 otherwise.
+
+    Args:
+        a, b: shape [n], the same blocks in the same order.
+        higher: whether more is better.
+
+    Raises:
+        ValueError: other shapes, no blocks, values that are not finite.
+    """
+    one, other = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if one.shape != other.shape or one.ndim != 1:
+        raise ValueError(f"cannot pair values of shapes {one.shape} and {other.shape}")
+    differences = one - other
+    summary = summarise(differences)
+    better = differences if higher else -differences
+    counts = int((better > 0).sum()), int((better == 0).sum()), int((better < 0).sum())
+    n = len(differences)
+    if n < 2:
+        return Paired(summary, None, None, None, *counts)
+    spread = float(differences.std(ddof=1))
+    if spread <= 1e-12 * max(1.0, float(np.abs(differences).max())):
+        return Paired(summary, None, 1.0 if abs(summary.mean) <= 1e-12 else 0.0, None, *counts)
+    t = summary.mean / (spread / n**0.5)
+    # As `scipy.stats.ttest_rel`, of which a page with all pairs of its rows needs thousands.
+    p = 2 * float(stdtr(n - 1, -abs(t)))
+    correction = 1 - 3 / (4 * (n - 1) - 1)
+    return Paired(summary, t, p, summary.mean / spread * correction, *counts)
+
+
+def holm(pvalues: Sequence[float]) -> list[float]:
+    """p-values corrected for how many there are (Holm 1979), which keeps the chance of any false alarm at the level."""
+    from statsmodels.stats.multitest import multipletests
+
+    return [float(p) for p in multipletests(list(pvalues), method="holm")[1]] if len(pvalues) else []
+
+
+@dataclass(frozen=True)
+class Equivalence:
+    """Two one-sided tests (TOST; Schuirmann 1987) of |mean difference| < margin.
+
+    Attributes:
+        margin: the largest difference that counts as the same.
+        p: the larger one of both tests'.
+        low, high: the 90 % interval of the mean difference, which lies within the margin exactly where p < 0.05.
+    """
+
+    margin: float
+    p: float
+    low: float
+    high: float
+
+    @property
+    def equivalent(self) -> bool:
+        """Whether the difference is within the margin at the 5 % level."""
+        return self.p < 0.05
+
+
+def equivalence(a: ArrayLike, b: ArrayLike, margin: float) -> Equivalence | None:
+    """Whether two rows are the same within a margin, on the same blocks; None with fewer than two.
+
+    Raises:
+        ValueError: the margin is not positive, or the shapes differ.
+    """
+    from statsmodels.stats.weightstats import ttost_paired
+
+    one, other = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if margin <= 0 or one.shape != other.shape:
+        raise ValueError(f"cannot test {one.shape} and {other.shape} for equivalence within {margin}")
+    if len(one) < 2:
+        return None
+    interval = summarise(one - other, 0.9)
+    assert interval.low is not None and interval.high is not None
+    if interval.half_width is not None and interval.half_width <= 1e-12:
+        return Equivalence(margin, 0.0 if abs(interval.mean) < margin else 1.0, interval.low, interval.high)
+    return Equivalence(margin, float(ttost_paired(one, other, -margin, margin)[0]), interval.low, interval.high)
+
+
+# --- inside a seed: the same test images -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SampleDifference:
+    """Difference in accuracy of two models on the same test images.
+
+    Attributes:
+        difference: accuracy of a minus that of b, a fraction.
+        low, high: percentile interval of the paired bootstrap over images, inside each task.
+        disagreement: share of the images on which exactly one of them is right.
+    """
+
+    difference: float
+    low: float
+    high: float
+    disagreement: float
+
+
+def bootstrap_difference(
+    hits_a: ArrayLike, hits_b: ArrayLike, task: ArrayLike, seed: int = 0, draws: int = 10_000, level: float = LEVEL
+) -> SampleDifference:
+    """Paired bootstrap over test images (Efron & Tibshirani 1993), stratified by task.
+
+    It says how far the test set decides, not what another training run would give: that is for seeds. Only the counts
+    of images that both, one or none get right matter, so whole test sets are drawn as multinomials.
+
+    Args:
+        hits_a, hits_b: bool [n], the same images.
+        task: int [n], of each image.
+
+    Raises:
+        ValueError: other shapes, or no images.
+    """
+    one, other, tasks = np.asarray(hits_a, dtype=bool), np.asarray(hits_b, dtype=bool), np.asarray(task)
+    if not (one.shape == other.shape == tasks.shape) or one.ndim != 1 or not len(one):
+        raise ValueError(f"cannot pair hits of shapes {one.shape} and {other.shape} on {tasks.shape} images")
+    # +1 where only a is right, -1 where only b is, else 0.
+    gains = one.astype(np.int64) - other.astype(np.int64)
+    random = np.random.default_rng([seed, len(gains)])
+    sums = np.zeros(draws)
+    for number in np.unique(tasks):
+        mine = gains[tasks == number]
+        shares = np.array([(mine == 1).mean(), (mine == -1).mean(), (mine == 0).mean()])
+        drawn = random.multinomial(len(mine), shares / shares.sum(), size=draws)
+        sums += drawn[:, 0] - drawn[:, 1]
+    low, high = np.quantile(sums / len(gains), [(1 - level) / 2, (1 + level) / 2])
+    return SampleDifference(float(gains.mean()), float(low), float(high), float(np.abs(gains).mean()))
+
+
+# --- many rows on many blocks ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Average ranks of rows over blocks (Demsar, JMLR 2006).
+
+    Attributes:
+        ranks: by row, best (lowest) first.
+        p: Friedman's test that all rows are alike.
+        groups: maximal sets of rows, by rank, no two of which Nemenyi's test tells apart at the 5 % level.
+        blocks: how many.
+    """
+
+    ranks: dict[str, float]
+    p: float
+    groups: tuple[tuple[str, ...], ...]
+    blocks: int
+
+
+def average_ranks(table: pd.DataFrame, higher: bool = True) -> Ranking:
+    """Rank rows in every block and average.
+
+    Args:
+        table: blocks x rows, complete.
+        higher: whether more is better.
+
+    Raises:
+        ValueError: fewer than ten blocks or three rows, or a value is missing.
+    """
+    import scikit_posthocs
+
+    blocks, rows = table.shape
+    if blocks < FEWEST_BLOCKS or rows < 3 or table.isna().any(axis=None):
+        raise ValueError(f"ranks need {FEWEST_BLOCKS} blocks and 3 rows without gaps, not {blocks} x {rows}")
+    ranked = table.rank(axis=1, ascending=not higher)
+    means = ranked.mean().sort_values(kind="stable")
+    alike = not (ranked.nunique(axis=1) > 1).any()
+    p = 1.0 if alike else float(scipy_stats.friedmanchisquare(*(table[name] for name in table)).pvalue)
+    order = list(means.index)
+    if alike:
+        return Ranking({str(n): float(means[n]) for n in order}, p, (tuple(map(str, order)),), blocks)
+    pairs = scikit_posthocs.posthoc_nemenyi_friedman(table.reset_index(drop=True)).loc[order, order].to_numpy()
+    groups: list[tuple[str, ...]] = []
+    for start in range(rows):
+        end = start
+        while end + 1 < rows and pairs[start, end + 1] >= 0.05:
+            end += 1
+        # Not inside the group before.
+        if end > start and not (groups and str(order[end]) in groups[-1]):
+            groups.append(tuple(str(name) for name in order[start : end + 1]))
+    return Ranking({str(name): float(means[name]) for name in order}, p, tuple(groups), blocks)

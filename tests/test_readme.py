@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cl_bench import report
-from cl_bench.report import tables
+from cl_bench.report import sheets, tables
 from cl_bench.report.frame import Section
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,7 +25,7 @@ def section() -> Section:
 
 def test_table_is_recomputed_from_the_stored_counts(section: Section) -> None:
     shown = README.partition("<!-- results -->\n")[2].partition("<!-- /results -->")[0]
-    assert tables.to_markdown(tables.build(section)) == shown, "run tools/update_readme.py"
+    assert sheets.markdown(tables.sheet(tables.build(section))) == shown, "run tools/update_readme.py"
 
 
 def test_reference_results_are_those_of_the_command_in_the_readme(section: Section) -> None:

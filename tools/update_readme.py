@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cl_bench import report
-from cl_bench.report import tables
+from cl_bench.report import sheets, tables
 
 BEGIN, END = "<!-- results -->\n", "<!-- /results -->"
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,7 +24,7 @@ def readme_table(reference: Path) -> str:
     if damaged:
         raise ValueError("; ".join(damaged))
     (section,) = (section for section in sections if section.protocol.benchmark == "icons-100")
-    return tables.to_markdown(tables.build(section))
+    return sheets.markdown(tables.sheet(tables.build(section)))
 
 
 def main() -> None:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 from cl_bench.errors import UserError
-from cl_bench.report import figures, page, tables
-from cl_bench.report.frame import Folder, Section, collect, named, sections
+from cl_bench.report import charts, page, paper_figures, paper_tables, plots, sheets, tables
+from cl_bench.report.charts import Chart
+from cl_bench.report.frame import Folder, Run, Section, collect, named, sections
+from cl_bench.report.sheets import Sheet
 from cl_bench.store import RunRecord
 
 __all__ = ["Folder", "Report", "load", "render", "tables_of"]
+
+_FEW = 8
+"""So many pictures are drawn by this process itself: others would have to import everything first."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +29,7 @@ class Report:
     Attributes:
         paths: files written, the page first.
         damaged: one sentence per result file that was skipped, naming it.
-        tables: one per protocol, for printing (`tables.to_rich`).
+        tables: one per protocol, for printing.
     """
 
     paths: list[Path]
@@ -53,48 +61,104 @@ def load(folders: Iterable[tuple[Path, str]]) -> tuple[list[Section], list[str]]
     return found, damaged
 
 
-def render(folders: Iterable[tuple[Path, str]], out: Path, command: str) -> Report:
-    """Write the page, `index.html`, and per protocol its tables and figures.
+def render(folders: Iterable[tuple[Path, str]], out: Path, command: str, pictures: Sequence[str] = ()) -> Report:
+    """Write the page, `index.html`, and what it shows as files: tables and the numbers behind every figure.
 
-    These are `tables/SLUG.{md,csv,tex}` and `figures/SLUG-{accuracy,forgetting,matrix}.{png,pdf}`; only the
-    first figure where no method learned task by task. The same records give the same bytes. Other files in
-    `out` are left alone.
+    Per protocol these are `tables/SLUG.{md,csv,tex,html}` and `figures/SLUG-NAME.csv` for each of `plots.standard`; and
+    for each benchmark with runs for them the paper's tables and figures, `tables/sdlora-table2-BENCHMARK.*`,
+    `figures/sdlora-fig2-BENCHMARK.csv`. The same records give the same bytes. Other files in `out` are left alone.
 
     Args:
         folders: pairs of path and origin name, the preferred one first.
         out: the folder to write into; made if missing.
         command: the command line that makes this report, shown on the page.
+        pictures: also draw every figure, in these of `drawing.FORMATS`.
 
     Raises:
         UserError: no valid run, or `out` cannot be written.
     """
     found, damaged = load(folders)
-    look = figures.styles(found)
     built = [tables.build(section) for section in found]
+    runs = [run for section in found for run in section.runs]
+    papers, figures = _papers(runs)
+    shown = {section.slug: plots.standard(section) for section in found}
+    jobs = [
+        (chart, out / "figures" / f"{section.slug}-{name}", pictures, _ceilings(section))
+        for section in found
+        for name, chart in shown[section.slug].items()
+    ]
+    jobs += [(chart, out / "figures" / chart.name, pictures, ()) for chart in figures]
     try:
-        drawn = [_write_files(section, table, out, look) for section, table in zip(found, built, strict=True)]
         index = out / "index.html"
-        index.write_text(page.render(found, built, drawn, damaged, command), encoding="utf-8")
+        for folder in ("tables", "figures"):
+            (out / folder).mkdir(parents=True, exist_ok=True)
+        written = [
+            path
+            for sheet in (*map(tables.sheet, built), *papers)
+            for path in write_table(sheet, out / "tables", sheets.FORMATS)
+        ]
+        written += [path for paths in _save(jobs) for path in paths]
+        text = page.render(found, built, shown, papers, figures, damaged, command)
+        index.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(
             f"report folder '{out}' cannot be written ({error.strerror}: {error.filename}); name another one"
         ) from error
-    return Report([index, *(path for paths in drawn for path in paths)], damaged, built)
+    return Report([index, *written], damaged, built)
 
 
-def _write_files(section: Section, table: tables.Table, out: Path, look: figures.Styles) -> Sequence[Path]:
-    """Tables and figures of one protocol; returns their paths."""
-    written = []
-    for folder in ("tables", "figures"):
-        (out / folder).mkdir(parents=True, exist_ok=True)
-    for suffix, text in (
-        ("md", tables.to_markdown(table)),
-        ("csv", tables.to_csv(table)),
-        ("tex", tables.to_latex(table)),
-    ):
-        path = out / "tables" / f"{table.slug}.{suffix}"
-        path.write_text(text, encoding="utf-8")
-        written.append(path)
-    for name, figure in figures.draw(section, look).items():
-        written += figures.save(figure, out / "figures" / f"{table.slug}-{name}")
-    return written
+def write_table(sheet: Sheet, folder: Path, forms: Iterable[str]) -> list[Path]:
+    """Write a table in these formats; returns the paths.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    paths = []
+    for form in forms:
+        paths.append(folder / f"{sheet.name}.{form}")
+        paths[-1].write_text(sheets.write(sheet, form), encoding="utf-8")
+    return paths
+
+
+def _papers(runs: Sequence[Run]) -> tuple[list[Sheet], list[Chart]]:
+    """The papers' tables and figures: of their own protocol, and of every other benchmark, where there are runs."""
+    others = sorted({run.protocol.benchmark for run in runs})
+    made_tables, made_figures = [], []
+    for name in paper_tables.names():
+        for table in (paper_tables.build(name, runs, benchmark) for benchmark in (None, *others)):
+            if table.filled:
+                made_tables.append(table.sheet)
+    for name, layout in paper_figures.layouts().items():
+        own = {panel.benchmark for panel in layout.panels}
+        for benchmark in (None, *(other for other in others if other not in own)):
+            figure = paper_figures.build(name, runs, benchmark)
+            if figure.chart is not None and figure.filled:
+                made_figures.append(figure.chart)
+    return made_tables, made_figures
+
+
+def _ceilings(section: Section) -> tuple[str, ...]:
+    return tuple(label for label, runs in section.rows.items() if not runs[0].sequential)
+
+
+def _save(jobs: Sequence[tuple[Chart, Path, Sequence[str], Sequence[str]]]) -> list[list[Path]]:
+    """Write every chart; many pictures by several processes."""
+    if not any(pictures for _, _, pictures, _ in jobs):
+        return [_save_numbers(chart, stem) for chart, stem, _, _ in jobs]
+    workers = min(os.cpu_count() or 1, len(jobs))
+    if workers == 1 or len(jobs) <= _FEW:
+        return [_draw(job) for job in jobs]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        return list(pool.map(_draw, jobs, chunksize=2))
+
+
+def _save_numbers(chart: Chart, stem: Path) -> list[Path]:
+    path = stem.with_name(f"{stem.name}.csv")
+    path.write_text(charts.to_csv(chart), encoding="utf-8")
+    return [path]
+
+
+def _draw(job: tuple[Chart, Path, Sequence[str], Sequence[str]]) -> list[Path]:
+    from cl_bench.report import drawing
+
+    return drawing.save(*job)

@@ -125,12 +125,15 @@ class Chart:
         title: a headline in words.
         caption: one or two sentences: what is shown, what bands and bars mean, over how many runs.
         panels: drawn from left to right, then down.
+        shown: so many curves of a panel, and so many panels, are drawn on paper and at first on the page; they come in
+            the order of what a reader wants to see first. The numbers behind a chart are always all.
     """
 
     name: str
     title: str
     caption: str
     panels: tuple[Panel, ...]
+    shown: int = 100
 
 
 def frame(chart: Chart) -> pd.DataFrame:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +81,13 @@ def save(chart: Chart, stem: Path, formats: Sequence[str] = FORMATS, ceilings: I
 
 def draw(chart: Chart, ceilings: Iterable[str] = ()) -> Figure:
     """The picture of a chart: its panels, and below them one legend for the rows in all of them."""
+    chart = _cut(chart)
     look = styles.of(_labels(chart), set(ceilings) | _levels(chart))
     heat = isinstance(chart.panels[0], Heat)
     columns = _columns(chart)
     lines = math.ceil(len(chart.panels) / columns)
-    width = COLUMN if len(chart.panels) == 1 and not _crowded(chart.panels[0]) else TEXT
+    wide = len(chart.panels) > 1 or _crowded(chart.panels[0]) or isinstance(chart.panels[0], Ranks)
+    width = TEXT if wide else COLUMN
     panel = width / columns
     shared = len(chart.panels) > 3 and len({_axes_of(panel) for panel in chart.panels}) == 1
     height = lines * (max(_height(p, panel) for p in chart.panels) - (0.3 if heat and shared else 0))
@@ -122,6 +125,15 @@ def draw(chart: Chart, ceilings: Iterable[str] = ()) -> Figure:
     return figure
 
 
+def _cut(chart: Chart) -> Chart:
+    """What of a chart is drawn on paper."""
+    panels = (
+        replace(panel, lines=panel.lines[: chart.shown]) if isinstance(panel, Lines) else panel
+        for panel in chart.panels[: chart.shown]
+    )
+    return replace(chart, panels=tuple(panels))
+
+
 def _labels(chart: Chart) -> list[str]:
     """Labels whose style their name decides."""
     found = []
@@ -155,7 +167,7 @@ def _height(panel: charts.Panel, width: float) -> float:
     if isinstance(panel, Heat):
         return (width - 0.35) * len(panel.rows) / len(panel.columns) + 0.55
     if isinstance(panel, Ranks):
-        return 0.62 + 0.17 * math.ceil(len(panel.ranks) / 2) + 0.1 * len(panel.groups)
+        return 0.75 + 0.17 * math.ceil(len(panel.ranks) / 2) + 0.1 * len(panel.groups)
     if isinstance(panel, Scatter):
         return 2.9
     return 2.35 if width > 2.6 else 1.9 if width > 2 else 1.6
@@ -420,7 +432,13 @@ def _draw_ranks(axes: Axes, panel: Ranks, look: Mapping[str, Style]) -> None:
             ha="right" if left else "left", annotation_clip=False,
         )  # fmt: skip
     axes.set_axis_off()
-    axes.text(0.5, -0.02, panel.note, transform=axes.transAxes, ha="center", va="top", fontsize=6.5, color="#555555")
+    # The names stand outside the axes, for which the layout engine would leave no room.
+    axes.figure.set_layout_engine("none")  # type: ignore[union-attr]
+    axes.set_position((0.3, 0.14, 0.4, 0.84))
+    axes.text(
+        0.5, -0.03, textwrap.fill(panel.note, 100), transform=axes.transAxes, ha="center", va="top", fontsize=6.5,
+        color="#555555",
+    )  # fmt: skip
 
 
 _DRAW: Mapping[type, Callable[[Axes, Any, Mapping[str, Style]], None]] = {

@@ -14,7 +14,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -217,10 +217,10 @@ def sections(runs: Iterable[Run]) -> list[Section]:
 def tidy(runs: Sequence[Run]) -> pd.DataFrame:
     """One row per run, in the given order.
 
-    Columns: the protocol's fields; `label`, `method`, `revision`, `recipe`, `origin`, `key`, `seed`,
-    `class_order`; `acc`, `aaa`, `forgetting` as fractions, NaN where undefined; `minutes` of training and
-    evaluation together; `trainable`, the most numbers trained in any stage; `tuning_trials` and `tuning_minutes`, what
-    the search for the hyper-parameters has cost.
+    Columns: the protocol's fields; `label`, `method`, `revision`, `recipe`, `origin`, `key`, `seed`, `class_order`;
+    every one of `metrics.METRICS` and `fwt` (against chance) as fractions, NaN where undefined; `minutes` of training
+    and evaluation together; `trainable`, the most numbers trained in any stage; `tuning_trials` and `tuning_minutes`,
+    what the search for the hyper-parameters has cost.
     """
     return pd.DataFrame([_flat(run) for run in runs])
 
@@ -275,13 +275,55 @@ def _flat(run: Run) -> dict[str, Any]:
         "key": record.key,
         "seed": experiment.seed,
         "class_order": experiment.class_order,
-        "acc": metrics.acc(*counts),
-        "aaa": metrics.aaa(*counts) if run.sequential else float("nan"),
-        "forgetting": metrics.forgetting(*counts) if run.sequential else float("nan"),
+        **{name: metrics.value(name, *counts) for name in metrics.METRICS},
+        "fwt": _forward_transfer(run),
         "minutes": (sum(record.train_seconds) + sum(record.eval_seconds)) / 60,
         "trainable": max(record.trainable, default=0),
         "tuning_trials": record.tuning_trials,
         "tuning_minutes": record.tuning_minutes,
+    }
+
+
+def _forward_transfer(run: Run) -> float:
+    """`metrics.fwt` against chance: 1 / classes of the task, as a head that has not been trained guesses."""
+    if not run.sequential or run.protocol.scenario != "class-incremental":
+        return float("nan")
+    tasks = run.protocol.tasks
+    sizes = [run.protocol.classes // tasks] * tasks if isinstance(tasks, int) else list(tasks)
+    chance = [1 / size for size in sizes[: len(run.record.total)]]
+    return metrics.fwt(run.record.correct_task_aware, run.record.total, chance)
+
+
+def intransigence(run: Run, runs: Iterable[Run]) -> dict[str, list[float]]:
+    """What each task is learned worse than by joint training on it and all tasks before (`metrics`), as fractions.
+
+    Args:
+        runs: where to look for joint training on the first k tasks of the same stream (suite `intransigence`), with
+            the seed and class order of `run`.
+
+    Returns:
+        One value per task, by the row that is the reference; rows that lack a prefix are left out.
+    """
+    runs = list(runs)
+    # Of the first task alone, joint training looks like any other.
+    joint = {other.record.label for other in runs if not other.sequential}
+    found: defaultdict[str, dict[int, float]] = defaultdict(dict)
+    for other in runs:
+        record, limits = other.record, other.protocol.limits
+        same = limits.model_copy(update={"tasks": run.protocol.limits.tasks})
+        if (
+            record.label in joint
+            and record.experiment.seed == run.record.experiment.seed
+            and record.experiment.class_order == run.record.experiment.class_order
+            and replace(other.protocol, limits=same) == run.protocol
+        ):
+            last = len(record.total) - 1
+            found[record.label].setdefault(last, (record.correct[0][last] or 0) / record.total[last])
+    correct, total = run.record.correct, run.record.total
+    complete = {label: by_task for label, by_task in found.items() if run.sequential and len(by_task) == len(total)}
+    return {
+        label: metrics.intransigence_per_task(correct, total, [by_task[k] for k in range(len(total))]).tolist()
+        for label, by_task in sorted(complete.items())
     }
 
 

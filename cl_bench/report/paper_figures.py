@@ -66,12 +66,14 @@ class Figure:
     """A figure as far as there are runs.
 
     Attributes:
-        chart: None if there is no run for any panel.
+        chart: None if there is nothing for any panel.
+        filled: how many panels are from runs of ours.
         notes: what a reader must know: panels left out, runs of other protocols.
         command: makes the runs that are missing; empty if none is.
     """
 
     chart: Chart | None
+    filled: int
     notes: tuple[str, ...]
     command: str
 
@@ -103,6 +105,7 @@ def build(name: str, runs: Sequence[Run], benchmark: str | None = None, backbone
     panels: list[Panel] = []
     notes: list[str] = []
     missing = False
+    filled = 0
     counts: set[int] = set()
     for panel in _panels(layout, benchmark, backbone):
         chosen, note = _choose(panel, runs)
@@ -116,12 +119,13 @@ def build(name: str, runs: Sequence[Run], benchmark: str | None = None, backbone
             letter = chr(ord("a") + len(panels))
             panels.append(replace(drawn, title=f"{letter}  {drawn.title}"))
             counts |= {len(found) for found in chosen.values() if found}
+            filled += bool(chosen)
     command = f"cl-bench run --suite {name}" if missing else ""
     for option, value in (("--benchmark", benchmark), ("--backbone", backbone)):
         command += f" {option} {value}" if value and command else ""
     slug = "-".join(part for part in (name, benchmark, backbone) if part).replace(":", "_").replace("/", "_")
     chart = Chart(slug, layout.title, _caption(panels, counts, layout), tuple(panels)) if panels else None
-    return Figure(chart, tuple(dict.fromkeys(notes)), command)
+    return Figure(chart, filled, tuple(dict.fromkeys(notes)), command)
 
 
 def _panels(layout: FigureLayout, benchmark: str | None, backbone: str | None) -> list[PanelLayout]:

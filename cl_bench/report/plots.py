@@ -17,14 +17,24 @@ from cl_bench.stats import Summary, summarise, summarise_curves
 SHOWN = 12
 """So many rows at most in a chart that cannot hold all: those of the best final accuracy."""
 _BANDS = "Means over runs; bands and bars are 95 % Student-t intervals of the mean."
+NAMES = {
+    "accuracy": "accuracy over the classes seen so far",
+    "forgetting": "average forgetting after each task",
+    "retention": "accuracy lost since a task was learned",
+    "tasks": "accuracy on each task, as more are learned",
+    "matrix": "accuracy on every task after each task",
+    "stability": "stability against plasticity",
+    "loss": "training loss along the stream",
+    "cost": "accuracy against seconds, parameters, memory and FLOPs",
+}
+"""The charts of `standard`."""
 Rows = Mapping[str, Sequence[Run]]
 
 
 def standard(section: Section) -> dict[str, Chart]:
     """All charts by name that the runs of a protocol allow.
 
-    `accuracy`, `forgetting`, `retention`, `tasks`, `matrix`, `stability`, `loss`, and `cost-seconds`,
-    `cost-parameters`, `cost-memory`, `cost-flops`. Where nothing learns task by task there is none.
+    They are some of `NAMES`; where nothing learns task by task there is none.
     """
     best = sorted(section.rows, key=lambda label: (-_final(section.rows[label]), label))
     turn = {label: section.rows[label] for label in best if section.rows[label][0].sequential}
@@ -46,49 +56,41 @@ def standard(section: Section) -> dict[str, Chart]:
         _matrix(turn),
         _stability(turn),
         _loss(turn),
-        *(_cost(name, {**turn, **rest}) for name in _COSTS),
+        _cost({**turn, **rest}),
     ]
     return {chart.name: chart for chart in made if chart is not None}
 
 
 def _final(runs: Sequence[Run]) -> float:
-    return summarise([metrics.acc(run.record.correct, run.record.total) for run in runs]).mean
+    return summarise([_acc(run) for run in runs]).mean
 
 
 def _matrix_of(run: Run) -> NDArray[np.float64]:
     return metrics.accuracy_matrix(run.record.correct, run.record.total)
 
 
-def _cut(rows: Rows, most: int = SHOWN) -> tuple[dict[str, Sequence[Run]], str]:
-    """The best rows, and a sentence if some are left out."""
-    shown = dict(list(rows.items())[:most])
-    left = len(rows) - len(shown)
-    note = f" The {most} rows of the best final accuracy; {left} more are left out." if left else ""
-    return shown, note
+def _note(rows: Rows) -> str:
+    """A sentence if there are more rows than are drawn."""
+    left = len(rows) - SHOWN
+    return f" Drawn: the {SHOWN} rows of the best final accuracy, without {left} more." if left > 0 else ""
 
 
 # --- curves ----------------------------------------------------------------------------------------------------
 
 
 def _accuracy(turn: Rows, rest: Rows) -> Chart:
-    shown, note = _cut(turn)
-    levels = tuple(
-        (label, summarise([100 * metrics.acc(run.record.correct, run.record.total) for run in runs]))
-        for label, runs in rest.items()
-    )
-    panel = Lines("", "tasks learned", "top-1 accuracy, %", _lines(shown, metrics.accuracy_curve), levels)
+    levels = tuple((label, summarise([_acc(run) for run in runs])) for label, runs in rest.items())
+    panel = Lines("", "tasks learned", "top-1 accuracy, %", _lines(turn, metrics.accuracy_curve), levels)
     ceiling = " Dashed without markers: training on all tasks at once." if levels else ""
-    return Chart(
-        "accuracy", "Accuracy so far", f"Accuracy over the classes seen so far.{ceiling} {_BANDS}{note}", (panel,)
-    )
+    caption = f"Accuracy over the classes seen so far.{ceiling} {_BANDS}{_note(turn)}"
+    return Chart("accuracy", "Accuracy so far", caption, (panel,), SHOWN)
 
 
 def _curves_chart(
     name: str, title: str, caption: str, unit: str, rows: Rows, curve: Callable[..., NDArray[np.float64]]
 ) -> Chart:
-    shown, note = _cut(rows)
-    panel = Lines("", "tasks learned", unit, _lines(shown, curve))
-    return Chart(name, title, f"{caption} {_BANDS}{note}", (panel,))
+    panel = Lines("", "tasks learned", unit, _lines(rows, curve))
+    return Chart(name, title, f"{caption} {_BANDS}{_note(rows)}", (panel,), SHOWN)
 
 
 def _lines(rows: Rows, curve: Callable[..., NDArray[np.float64]]) -> tuple[Line, ...]:
@@ -109,24 +111,22 @@ def _retention(rows: Rows) -> Chart | None:
         since = [[accuracy[j + k, j] - accuracy[j, j] for j in range(tasks - k)] for k in range(tasks)]
         return 100 * np.array([np.mean(changes) for changes in since])
 
-    shown, note = _cut(rows)
     lines = []
-    for label, runs in shown.items():
+    for label, runs in rows.items():
         points = summarise_curves([curve(run) for run in runs])
         lines.append(Line(label, tuple(range(len(points))), tuple(points)))
     if len(lines[0].x) < 2:
         return None
     caption = "Change of the accuracy on a task since it was learned, averaged over all tasks that are so old."
     panel = Lines("", "tasks learned since", "change of accuracy, points", tuple(lines))
-    return Chart("retention", "Retention", f"{caption} {_BANDS}{note}", (panel,))
+    return Chart("retention", "Retention", f"{caption} {_BANDS}{_note(rows)}", (panel,), SHOWN)
 
 
 def _tasks(rows: Rows, tasks: int = 10) -> Chart:
     """Small multiples: how the accuracy on each task goes on."""
-    shown, note = _cut(rows)
     panels: list[Panel] = []
     length = 0
-    for label, runs in shown.items():
+    for label, runs in rows.items():
         curves = summarise_matrices([100 * _matrix_of(run) for run in runs])
         length = len(curves)
         lines = tuple(
@@ -137,7 +137,8 @@ def _tasks(rows: Rows, tasks: int = 10) -> Chart:
         panels.append(Lines(label, "tasks learned", "accuracy on the task, %", lines))
     first = f" The first {tasks} of {length} tasks." if length > tasks else ""
     caption = "Accuracy on each task from when it was learned on, dark to light in the order of the tasks."
-    return Chart("tasks", "Forgetting, task by task", f"{caption}{first} Means over runs.{note}", tuple(panels))
+    text = f"{caption}{first} Means over runs.{_note(rows)}"
+    return Chart("tasks", "Forgetting, task by task", text, tuple(panels), SHOWN)
 
 
 def summarise_matrices(matrices: Sequence[NDArray[np.float64]]) -> list[list[Summary]]:
@@ -147,9 +148,8 @@ def summarise_matrices(matrices: Sequence[NDArray[np.float64]]) -> list[list[Sum
 
 
 def _matrix(rows: Rows) -> Chart:
-    shown, note = _cut(rows)
-    means = {label: 100 * np.mean([_matrix_of(run) for run in runs], axis=0) for label, runs in shown.items()}
-    low = 10.0 * int(min(np.nanmin(mean) for mean in means.values()) / 10)
+    means = {label: 100 * np.mean([_matrix_of(run) for run in runs], axis=0) for label, runs in rows.items()}
+    low = 10.0 * int(min(np.nanmin(mean) for mean in list(means.values())[:SHOWN]) / 10)
     panels = []
     for label, mean in means.items():
         names = tuple(str(task + 1) for task in range(len(mean)))
@@ -158,7 +158,7 @@ def _matrix(rows: Rows) -> Chart:
             Heat(label, "tested on task", "after learning task", names, names, values, "top-1 accuracy, %", low, 100.0)
         )
     caption = "Accuracy on every task (columns) after each task learned (rows), in percent, means over runs."
-    return Chart("matrix", "Accuracy matrices", f"{caption}{note}", tuple(panels))
+    return Chart("matrix", "Accuracy matrices", f"{caption}{_note(rows)}", tuple(panels), SHOWN)
 
 
 def _loss(rows: Rows) -> Chart | None:
@@ -173,13 +173,13 @@ def _loss(rows: Rows) -> Chart | None:
             lines.append(Line(label, _places(stages.pop()), tuple(points)))
     if not lines:
         return None
-    note = f" The {SHOWN} rows of the best final accuracy; {len(lines) - SHOWN} more are left out."
     caption = (
         "Mean training loss of every epoch, in the order of training, with the epochs of each task spread over its "
         "place; it rises where a new task begins. Losses of methods differ in what they add to the cross-entropy."
     )
-    panel = Lines("", "tasks", "training loss", tuple(lines[:SHOWN]))
-    return Chart("loss", "Learning curves", f"{caption} {_BANDS}{note if len(lines) > SHOWN else ''}", (panel,))
+    panel = Lines("", "tasks", "training loss", tuple(lines))
+    note = _note({line.label: [] for line in lines})
+    return Chart("loss", "Learning curves", f"{caption} {_BANDS}{note}", (panel,), SHOWN)
 
 
 def _places(stages: Sequence[Scalar]) -> tuple[float, ...]:
@@ -209,51 +209,35 @@ def _stability(rows: Rows) -> Chart | None:
     return Chart("stability", "Stability against plasticity", f"{caption} {_BANDS}", (panel,))
 
 
-_COSTS: Mapping[str, tuple[str, str, Callable[[Run], float]]] = {
-    "cost-seconds": (
-        "seconds of training and evaluation",
-        "wall time of one run; comparable on the same hardware only",
-        lambda run: sum(run.record.train_seconds) + sum(run.record.eval_seconds),
-    ),
-    "cost-parameters": (
-        "numbers trained",
-        "the most numbers trained in any stage",
-        lambda run: float(max(run.record.trainable, default=0)),
-    ),
-    "cost-memory": (
-        "peak memory, MiB",
-        "peak memory of the device (of the process on a CPU)",
-        lambda run: run.record.peak_memory_bytes / 2**20,
-    ),
-    "cost-flops": (
-        "GFLOPs per prediction",
-        "floating-point operations of one prediction, two per multiply-add",
-        lambda run: run.record.flops_per_image / 1e9,
-    ),
-}
+_COSTS: tuple[tuple[str, Callable[[Run], float]], ...] = (
+    ("seconds", lambda run: sum(run.record.train_seconds) + sum(run.record.eval_seconds)),
+    ("numbers trained", lambda run: float(max(run.record.trainable, default=0))),
+    ("peak memory, MiB", lambda run: run.record.peak_memory_bytes / 2**20),
+    ("GFLOPs per prediction", lambda run: run.record.flops_per_image / 1e9),
+)
 
 
-def _cost(name: str, rows: Rows) -> Chart | None:
-    unit, words, cost = _COSTS[name]
-    points = [
-        Point(
-            label,
-            summarise([cost(run) for run in runs]),
-            summarise([100 * metrics.acc(run.record.correct, run.record.total) for run in runs]),
-        )
-        for label, runs in rows.items()
-    ]
-    # What trains nothing has no place on a logarithmic axis.
-    placed = tuple(point for point in points if point.x.mean > 0)
-    left = [point.label for point in points if point.x.mean <= 0]
-    if not placed:
-        return None
+def _cost(rows: Rows) -> Chart:
+    """Final accuracy against each cost; what costs nothing (trains no number) has no place on a logarithmic axis."""
+    accuracies = {label: summarise([_acc(run) for run in runs]) for label, runs in rows.items()}
     eligible = {label for label, runs in rows.items() if runs[0].sequential and not _leaky(runs[0])}
-    front = _front([point for point in placed if point.label in eligible])
-    note = f" Not shown, at zero: {', '.join(left)}." if left else ""
-    caption = f"Final accuracy against {words}. The line joins what nothing beats at less cost (Pareto front)."
-    panel = Scatter("", unit, "final accuracy, %", placed, log=True, front=front)
-    return Chart(name, f"Accuracy against {unit}", f"{caption} {_BANDS}{note}", (panel,))
+    panels = []
+    for unit, cost in _COSTS:
+        costs = {label: summarise([cost(run) for run in runs]) for label, runs in rows.items()}
+        points = tuple(Point(label, x, accuracies[label]) for label, x in costs.items() if x.mean > 0)
+        if points:
+            front = _front([point for point in points if point.label in eligible])
+            panels.append(Scatter("", unit, "final accuracy, %", points, log=True, front=front))
+    caption = (
+        "Final accuracy against wall seconds of training and evaluation of one run (comparable on the same hardware "
+        "only), the most numbers trained in any stage, peak memory of the device (of the process on a CPU), and "
+        "floating-point operations of one prediction. The line joins what nothing beats at less cost (Pareto front)."
+    )
+    return Chart("cost", "Accuracy against cost", f"{caption} {_BANDS}", tuple(panels))
+
+
+def _acc(run: Run) -> float:
+    return 100 * metrics.acc(run.record.correct, run.record.total)
 
 
 def _leaky(run: Run) -> bool:

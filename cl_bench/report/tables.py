@@ -1,28 +1,21 @@
-"""The result table of a protocol: built once as data, written as Markdown, CSV, LaTeX or for the terminal."""
+"""The result table of a protocol, built once as data."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table as RichTable
-from rich.text import Text
 
 from cl_bench.experiment import Value
 from cl_bench.report.frame import Protocol, Run, Section, tidy
+from cl_bench.report.sheets import DAGGER, DASH, TIMES, Column, Sheet, by_row
 from cl_bench.stats import Summary, summarise
 
 HEADER = ("method", "acc, %", "aaa, %", "forgetting, %", "seeds", "minutes", "trainable", "tuning")
-TIMES = "\N{MULTIPLICATION SIGN}"
-DASH = "\N{EN DASH}"
-"""Stands for a value that is not defined, and between the ends of a range."""
-LEAKY = "\N{DAGGER}"
+LEAKY = DAGGER
 """Marks rows whose samples see their batch."""
 
 
@@ -103,72 +96,11 @@ def build(section: Section) -> Table:
     return Table(section.protocol, section.slug, tuple(rows), _caption(section.protocol), tuple(_notes(rows)))
 
 
-def to_csv(table: Table) -> str:
-    """Raw numbers: fractions in full precision, one column per statistic, empty where undefined."""
-    return _wide(table).to_csv(index=False, lineterminator="\n")
-
-
-def to_markdown(table: Table) -> str:
-    """A pipe table with its caption above and its notes below."""
-    header = [_markdown(cell) for cell in HEADER]
-    rule = ["---", *["---:"] * (len(header) - 1)]
-    lines = [header, rule, *([_markdown(cell) for cell in cells(row)] for row in table.rows)]
-    body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    notes = "\n".join(f"- {_markdown(note)}" for note in table.notes)
-    return f"**{_markdown(table.caption)}**\n\n{body}\n\n{notes}\n"
-
-
-def to_latex(table: Table) -> str:
-    """A `table` environment; needs the package `booktabs`."""
-    lines = [" & ".join(_latex(cell) for cell in line) + r" \\" for line in (HEADER, *map(cells, table.rows))]
-    caption = " ".join(_latex(sentence) for sentence in (table.caption, *table.notes))
-    return "\n".join(
-        [
-            r"\begin{table}",
-            r"\centering",
-            rf"\caption{{{caption}}}",
-            rf"\label{{tab:{table.slug}}}",
-            rf"\begin{{tabular}}{{l{'r' * (len(HEADER) - 1)}}}",
-            r"\toprule",
-            lines[0],
-            r"\midrule",
-            *lines[1:],
-            r"\bottomrule",
-            r"\end{tabular}",
-            r"\end{table}",
-            "",
-        ]
-    )
-
-
-def to_rich(table: Table) -> RichTable:
-    """For the terminal: the caption as title, the notes below."""
-    # Text, not str: rich would take `finetune[masked=true]` for markup.
-    view = RichTable(
-        title=Text(table.caption),
-        caption=Text("\n".join(table.notes)),
-        title_justify="left",
-        caption_justify="left",
-        box=SIMPLE_HEAD,
-    )
-    for name in HEADER:
-        if name == HEADER[0]:
-            view.add_column(Text(name), overflow="fold", min_width=12)
-        else:
-            view.add_column(Text(name), justify="right", no_wrap=True)
-    for row in table.rows:
-        view.add_row(*map(Text, cells(row)))
-    return view
-
-
-def show(table: Table, out: Console) -> None:
-    """Print for the terminal; a narrow one wraps lines rather than lose columns."""
-    width = out.width
-    try:
-        out.width = max(width, 112)
-        out.print(to_rich(table))
-    finally:
-        out.width = width
+def sheet(table: Table) -> Sheet:
+    """The table as texts; its CSV has fractions in full precision, one column per statistic, empty where undefined."""
+    columns = tuple(Column(title, numeric=number > 0) for number, title in enumerate(HEADER))
+    rows = tuple(cells(row) for row in table.rows)
+    return Sheet(table.slug, table.caption, columns, rows, table.notes, data=_wide(table))
 
 
 def cells(row: Row) -> tuple[str, ...]:
@@ -297,7 +229,7 @@ def _notes(rows: Sequence[Row]) -> list[str]:
     ]
     if single and len(single) < len(rows):
         notes.append(f"One run only, no interval: {', '.join(single)}.")
-    notes.append(_by_row("Runs", [(row.label, row.varied) for row in rows]))
+    notes.append(by_row("Runs", [(row.label, row.varied) for row in rows]))
     joint = [row.label for row in rows if not row.sequential]
     if joint:
         notes.append(f"{', '.join(joint)}: trained on all tasks at once, so aaa and forgetting are not defined.")
@@ -311,8 +243,8 @@ def _notes(rows: Sequence[Row]) -> list[str]:
         "trainable: the most numbers trained in any stage; tuning: minutes of all runs of the search for the "
         "hyper-parameters."
     )
-    notes.append(_by_row("Hyper-parameters", [(row.label, _provenance(row)) for row in rows]))
-    notes.append(_by_row("Origin", [(row.label, ", ".join(row.origins)) for row in rows]))
+    notes.append(by_row("Hyper-parameters", [(row.label, _provenance(row)) for row in rows]))
+    notes.append(by_row("Origin", [(row.label, ", ".join(row.origins)) for row in rows]))
     return notes
 
 
@@ -322,19 +254,6 @@ def _provenance(row: Row) -> str:
         return "none"
     trials = f", best of {row.tuning_trials} settings" if row.tuning_trials else ""
     return f"{', '.join(row.recipes)}{trials}"
-
-
-def _by_row(what: str, texts: Sequence[tuple[str, str]]) -> str:
-    """One sentence where all rows agree, otherwise one clause per group of rows; a large group is `all others`."""
-    groups: dict[str, list[str]] = {}
-    for label, text in texts:
-        groups.setdefault(text, []).append(label)
-    if len(groups) == 1:
-        return f"{what}: {texts[0][1]}."
-    largest = max(groups, key=lambda text: len(groups[text]))
-    others = largest if len(groups[largest]) > max(3, len(texts) / 2) else None
-    clauses = [f"{text} ({', '.join(labels)})" for text, labels in groups.items() if text != others]
-    return f"{what}: " + "; ".join([*clauses, f"all others {others}"] if others else clauses) + "."
 
 
 def _order(class_order: str) -> str:
@@ -352,30 +271,3 @@ def _ranges(numbers: Sequence[int]) -> str:
         else:
             runs.append([number])
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}{DASH}{run[-1]}" for run in runs)
-
-
-def _markdown(text: str) -> str:
-    """Escape what would end a cell or start markup."""
-    return re.sub(r"([\\|*_`<>$\[\]])", r"\\\1", " ".join(text.split()))
-
-
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    "±": r"$\pm$",
-    TIMES: r"$\times$",
-    DASH: "--",
-    LEAKY: r"\textdagger{}",
-    # After the end of a row LaTeX would take brackets for an argument.
-    "[": "{[}",
-    "]": "{]}",
-}
-
-
-def _latex(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))

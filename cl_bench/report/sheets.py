@@ -1,0 +1,230 @@
+"""One kind of text table for all that the project prints: for the terminal, as Markdown, CSV, LaTeX and HTML."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from cl_bench.errors import unknown_name
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
+TIMES = "\N{MULTIPLICATION SIGN}"
+DASH = "\N{EN DASH}"
+"""Stands for a value that is not defined, and between the ends of a range."""
+DAGGER = "\N{DAGGER}"
+
+
+@dataclass(frozen=True)
+class Column:
+    """The head of a column; neighbours of the same `group` share a head above theirs."""
+
+    title: str
+    group: str = ""
+    numeric: bool = True
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table of texts with what a reader must know to read it.
+
+    Attributes:
+        name: part of file names.
+        caption: what the table shows, in one sentence.
+        rows: shape [rows, columns]; "" where there is nothing.
+        notes: sentences below the table.
+        rules: a line stands above each of these rows.
+        bold: places (row, column) that stand out.
+        data: the numbers behind it, in full precision, for CSV.
+    """
+
+    name: str
+    caption: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+    rules: frozenset[int] = frozenset()
+    bold: frozenset[tuple[int, int]] = frozenset()
+    data: pd.DataFrame = field(default_factory=pd.DataFrame, compare=False)
+
+    @property
+    def grouped(self) -> bool:
+        """Whether there are heads above heads."""
+        return any(column.group for column in self.columns)
+
+    def groups(self) -> list[tuple[str, int]]:
+        """The upper heads with the number of columns below each."""
+        return [(name, len(list(found))) for name, found in groupby(column.group for column in self.columns)]
+
+
+def write(sheet: Sheet, form: str) -> str:
+    """The table in one of `FORMATS`.
+
+    Raises:
+        UserError: there is no such format.
+    """
+    if form not in FORMATS:
+        raise unknown_name("--format", form, [*FORMATS, "terminal"])
+    return FORMATS[form](sheet)
+
+
+def csv(sheet: Sheet) -> str:
+    """Raw numbers, empty where undefined."""
+    return sheet.data.to_csv(index=False, lineterminator="\n")
+
+
+def markdown(sheet: Sheet) -> str:
+    """A pipe table with its caption above and its notes below."""
+    header = [_markdown(f"{c.group} {c.title}".strip()) for c in sheet.columns]
+    rule = ["---:" if column.numeric else "---" for column in sheet.columns]
+    cells = [
+        [f"**{_markdown(text)}**" if (r, c) in sheet.bold and text else _markdown(text) for c, text in enumerate(row)]
+        for r, row in enumerate(sheet.rows)
+    ]
+    body = "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *cells))
+    notes = "\n".join(f"- {_markdown(note)}" for note in sheet.notes)
+    return f"**{_markdown(sheet.caption)}**\n\n{body}\n" + (f"\n{notes}\n" if notes else "")
+
+
+def latex(sheet: Sheet) -> str:
+    """A `table` environment; needs the package `booktabs`."""
+    lines = [r"\begin{table}", r"\centering", rf"\caption{{{_latex(sheet.caption)}}}", rf"\label{{tab:{sheet.name}}}"]
+    lines += [rf"\begin{{tabular}}{{{''.join('r' if c.numeric else 'l' for c in sheet.columns)}}}", r"\toprule"]
+    if sheet.grouped:
+        heads, rules, place = [], [], 1
+        for name, width in sheet.groups():
+            heads.append(rf"\multicolumn{{{width}}}{{c}}{{{_latex(name)}}}" if name else " & ".join([""] * width))
+            rules += [rf"\cmidrule(lr){{{place}-{place + width - 1}}}"] if name else []
+            place += width
+        lines += [" & ".join(heads) + r" \\", " ".join(rules)]
+    lines += [" & ".join(_latex(column.title) for column in sheet.columns) + r" \\", r"\midrule"]
+    for r, row in enumerate(sheet.rows):
+        lines += [r"\midrule"] if r in sheet.rules else []
+        cells = [rf"\textbf{{{_latex(text)}}}" if (r, c) in sheet.bold else _latex(text) for c, text in enumerate(row)]
+        lines.append(" & ".join(cells) + r" \\")
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    if sheet.notes:
+        notes = " ".join(map(_latex, sheet.notes))
+        lines += ["", r"\smallskip", rf"\parbox{{\linewidth}}{{\footnotesize {notes}}}"]
+    return "\n".join([*lines, r"\end{table}", ""])
+
+
+def html(sheet: Sheet) -> str:
+    """A `table` element with a caption, and a list of notes after it."""
+    lines = ["<table>", f"<caption>{escape(sheet.caption)}</caption>", "<thead>"]
+    if sheet.grouped:
+        heads = [f'<th scope="colgroup" colspan="{width}">{escape(name)}</th>' for name, width in sheet.groups()]
+        lines.append(f"<tr>{''.join(heads)}</tr>")
+    lines.append("<tr>" + "".join(f'<th scope="col">{escape(c.title)}</th>' for c in sheet.columns) + "</tr>")
+    lines += ["</thead>", "<tbody>"]
+    for r, row in enumerate(sheet.rows):
+        cells = []
+        for c, text in enumerate(row):
+            shown = f"<strong>{escape(text)}</strong>" if (r, c) in sheet.bold and text else escape(text)
+            cells.append(f'<th scope="row">{shown}</th>' if c == 0 else f"<td>{shown}</td>")
+        lines.append(f"<tr{' class=rule' if r in sheet.rules else ''}>{''.join(cells)}</tr>")
+    lines += ["</tbody>", "</table>"]
+    if sheet.notes:
+        lines += ["<ul>", *(f"<li>{escape(note)}</li>" for note in sheet.notes), "</ul>"]
+    return "\n".join([*lines, ""])
+
+
+def rich(sheet: Sheet) -> RichTable:
+    """For the terminal: the caption as title, the notes below."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    # Text, not str: rich would take `finetune[masked=true]` for markup.
+    view = Table(
+        title=Text(sheet.caption),
+        caption=Text("\n".join(sheet.notes)),
+        title_justify="left",
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+    )
+    for number, column in enumerate(sheet.columns):
+        # The upper head stands above the first of its columns.
+        begins = number == 0 or sheet.columns[number - 1].group != column.group
+        title = Text(f"{column.group if begins else ''}\n{column.title}" if sheet.grouped else column.title)
+        if column.numeric:
+            view.add_column(title, justify="right", no_wrap=True)
+        else:
+            view.add_column(title, overflow="fold", min_width=12)
+    for r, row in enumerate(sheet.rows):
+        cells = [Text(text, style="bold" if (r, c) in sheet.bold else "") for c, text in enumerate(row)]
+        view.add_row(*cells, end_section=r + 1 in sheet.rules)
+    return view
+
+
+def show(sheet: Sheet, out: Console) -> None:
+    """Print for the terminal; a narrow one wraps lines rather than lose columns."""
+    width = out.width
+    needed = sum(
+        2 + max([len(part) for part in (column.group, column.title)] + [len(row[c]) for row in sheet.rows])
+        for c, column in enumerate(sheet.columns)
+        if column.numeric
+    )
+    try:
+        out.width = max(width, needed + 30)
+        out.print(rich(sheet))
+    finally:
+        out.width = width
+
+
+FORMATS: Mapping[str, Callable[[Sheet], str]] = {"md": markdown, "csv": csv, "tex": latex, "html": html}
+"""How to write a table to a file, by the file's ending."""
+
+
+def by_row(what: str, texts: Sequence[tuple[str, str]]) -> str:
+    """One sentence where all rows agree, otherwise one clause per group of rows; a large group is `all others`.
+
+    Args:
+        texts: pairs of a row's name and what holds for it.
+    """
+    groups: dict[str, list[str]] = {}
+    for label, text in texts:
+        groups.setdefault(text, []).append(label)
+    if len(groups) == 1:
+        return f"{what}: {texts[0][1]}."
+    largest = max(groups, key=lambda text: len(groups[text]))
+    others = largest if len(groups[largest]) > max(3, len(texts) / 2) else None
+    clauses = [f"{text} ({', '.join(labels)})" for text, labels in groups.items() if text != others]
+    return f"{what}: " + "; ".join([*clauses, f"all others {others}"] if others else clauses) + "."
+
+
+def _markdown(text: str) -> str:
+    """Escape what would end a cell or start markup."""
+    return re.sub(r"([\\|*_`<>$\[\]])", r"\\\1", " ".join(text.split()))
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "±": r"$\pm$",
+    TIMES: r"$\times$",
+    DASH: "--",
+    "−": "$-$",
+    DAGGER: r"\textdagger{}",
+    # After the end of a row LaTeX would take brackets for an argument.
+    "[": "{[}",
+    "]": "{]}",
+}
+
+
+def _latex(text: str) -> str:
+    """Escape all that LaTeX reads as more than a letter; what its fonts lack is left to the user's."""
+    return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
