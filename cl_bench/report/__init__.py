@@ -12,7 +12,7 @@ from pathlib import Path
 from cl_bench.errors import UserError
 from cl_bench.report import charts, page, paper_figures, paper_tables, plots, sheets, tables
 from cl_bench.report.charts import Chart
-from cl_bench.report.frame import Folder, Run, Section, collect, named, sections
+from cl_bench.report.frame import Folder, Run, Section, collect, is_reference, named, sections
 from cl_bench.report.sheets import Sheet
 from cl_bench.store import RunRecord
 
@@ -77,9 +77,12 @@ def render(folders: Iterable[tuple[Path, str]], out: Path, command: str, picture
     Raises:
         UserError: no valid run, or `out` cannot be written.
     """
-    found, damaged = load(folders)
+    folders = list(folders)
+    everything, damaged = load(folders)
+    runs = [run for section in everything for run in section.runs]
+    joint = {run.label for run in runs if not run.sequential}
+    found = [section for section in everything if not is_reference(section, joint)] or everything
     built = [tables.build(section) for section in found]
-    runs = [run for section in found for run in section.runs]
     papers, figures = _papers(runs)
     shown = {section.slug: plots.standard(section) for section in found}
     jobs = [
@@ -98,7 +101,8 @@ def render(folders: Iterable[tuple[Path, str]], out: Path, command: str, picture
             for path in write_table(sheet, out / "tables", sheets.FORMATS)
         ]
         written += [path for paths in _save(jobs) for path in paths]
-        text = page.render(found, built, shown, papers, figures, damaged, command)
+        places = {origin: str(path) for path, origin in folders}
+        text = page.render(found, built, shown, papers, figures, damaged, command, places, runs)
         index.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(

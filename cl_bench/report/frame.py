@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -24,6 +24,16 @@ import pandas as pd
 from cl_bench import metrics
 from cl_bench.experiment import Limits, Tasks, Transforms, Value, number_of
 from cl_bench.store import RunRecord, Store
+
+EXTRA: Mapping[str, tuple[str, str, bool]] = {
+    "fwt": ("fwt, %", "task-aware accuracy on a task before it is learned, minus chance, mean over tasks", True),
+    "intransigence": (
+        "intransigence, %",
+        "accuracy of joint training on all tasks up to a new one, minus that right after learning it, mean over tasks",
+        False,
+    ),
+}
+"""Metrics that need more than a run's class-incremental counts: title, description, whether more is better."""
 
 
 class Folder(NamedTuple):
@@ -87,7 +97,8 @@ class Protocol:
             shape = f"{self.tasks}x{self.classes / self.tasks:g}"
         else:
             shape = "+".join(f"{n}x{size}" if n > 1 else f"{size}" for n, size in _runs(self.tasks))[:60]
-        return f"{parts[0]}-{shape}-{parts[1]}"
+        cuts = self.limits.model_dump(exclude_none=True)
+        return "-".join([parts[0], shape, parts[1], *(f"{name}{value:g}" for name, value in cuts.items())])
 
     def limits_text(self) -> str:
         """The limits in words; empty where there are none."""
@@ -218,11 +229,12 @@ def tidy(runs: Sequence[Run]) -> pd.DataFrame:
     """One row per run, in the given order.
 
     Columns: the protocol's fields; `label`, `method`, `revision`, `recipe`, `origin`, `key`, `seed`, `class_order`;
-    every one of `metrics.METRICS` and `fwt` (against chance) as fractions, NaN where undefined; `minutes` of training
-    and evaluation together; `trainable`, the most numbers trained in any stage; `tuning_trials` and `tuning_minutes`,
+    every one of `metrics.METRICS` and of `EXTRA` as fractions, NaN where undefined; `minutes` of training and
+    evaluation together; `trainable`, the most numbers trained in any stage; `tuning_trials` and `tuning_minutes`,
     what the search for the hyper-parameters has cost.
     """
-    return pd.DataFrame([_flat(run) for run in runs])
+    known = references(runs)
+    return pd.DataFrame([_flat(run, known) for run in runs])
 
 
 def exported(runs: Sequence[Run]) -> pd.DataFrame:
@@ -253,7 +265,7 @@ def long(runs: Sequence[Run]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).astype({"correct": "Int64"})
 
 
-def _flat(run: Run) -> dict[str, Any]:
+def _flat(run: Run, known: Mapping[_Place, Mapping[str, Mapping[int, float]]]) -> dict[str, Any]:
     record, experiment, protocol = run.record, run.record.experiment, run.protocol
     counts = (record.correct, record.total)
     return {
@@ -277,6 +289,7 @@ def _flat(run: Run) -> dict[str, Any]:
         "class_order": experiment.class_order,
         **{name: metrics.value(name, *counts) for name in metrics.METRICS},
         "fwt": _forward_transfer(run),
+        "intransigence": next((sum(v) / len(v) for v in intransigence(run, known).values()), float("nan")),
         "minutes": (sum(record.train_seconds) + sum(record.eval_seconds)) / 60,
         "trainable": max(record.trainable, default=0),
         "tuning_trials": record.tuning_trials,
@@ -294,37 +307,54 @@ def _forward_transfer(run: Run) -> float:
     return metrics.fwt(run.record.correct_task_aware, run.record.total, chance)
 
 
-def intransigence(run: Run, runs: Iterable[Run]) -> dict[str, list[float]]:
+_Place = tuple[Protocol, int, str]
+
+
+def references(runs: Iterable[Run]) -> dict[_Place, dict[str, dict[int, float]]]:
+    """Joint training on the first k tasks of a stream (suite `intransigence`): accuracies on the last of them.
+
+    Returns:
+        By protocol without its cut to k tasks, seed and class order; then by row and task k - 1: a fraction.
+    """
+    runs = list(runs)
+    # Of the first task alone, joint training looks like any other: its label tells.
+    joint = {run.record.label for run in runs if not run.sequential}
+    found: defaultdict[_Place, dict[str, dict[int, float]]] = defaultdict(dict)
+    for run in runs:
+        if run.record.label in joint:
+            record, last = run.record, len(run.record.total) - 1
+            accuracy = (record.correct[0][last] or 0) / record.total[last]
+            found[_place(run, None)].setdefault(record.label, {}).setdefault(last, accuracy)
+    return dict(found)
+
+
+def intransigence(run: Run, known: Mapping[_Place, Mapping[str, Mapping[int, float]]]) -> dict[str, list[float]]:
     """What each task is learned worse than by joint training on it and all tasks before (`metrics`), as fractions.
 
     Args:
-        runs: where to look for joint training on the first k tasks of the same stream (suite `intransigence`), with
-            the seed and class order of `run`.
+        known: `references`.
 
     Returns:
         One value per task, by the row that is the reference; rows that lack a prefix are left out.
     """
-    runs = list(runs)
-    # Of the first task alone, joint training looks like any other.
-    joint = {other.record.label for other in runs if not other.sequential}
-    found: defaultdict[str, dict[int, float]] = defaultdict(dict)
-    for other in runs:
-        record, limits = other.record, other.protocol.limits
-        same = limits.model_copy(update={"tasks": run.protocol.limits.tasks})
-        if (
-            record.label in joint
-            and record.experiment.seed == run.record.experiment.seed
-            and record.experiment.class_order == run.record.experiment.class_order
-            and replace(other.protocol, limits=same) == run.protocol
-        ):
-            last = len(record.total) - 1
-            found[record.label].setdefault(last, (record.correct[0][last] or 0) / record.total[last])
     correct, total = run.record.correct, run.record.total
-    complete = {label: by_task for label, by_task in found.items() if run.sequential and len(by_task) == len(total)}
+    by_row = known.get(_place(run, run.protocol.limits.tasks), {}) if run.sequential else {}
     return {
         label: metrics.intransigence_per_task(correct, total, [by_task[k] for k in range(len(total))]).tolist()
-        for label, by_task in sorted(complete.items())
+        for label, by_task in sorted(by_row.items())
+        if label != run.record.label and all(k in by_task for k in range(len(total)))
     }
+
+
+def _place(run: Run, tasks: int | None) -> _Place:
+    """Where a run belongs, with its stream cut to so many tasks."""
+    limits = run.protocol.limits.model_copy(update={"tasks": tasks})
+    return replace(run.protocol, limits=limits), run.record.experiment.seed, run.record.experiment.class_order
+
+
+def is_reference(section: Section, joint: Collection[str]) -> bool:
+    """Whether a cut-down stream has runs of joint training only: what `references` is made of, no table of its own."""
+    return section.protocol.limits.tasks is not None and all(label in joint for label in section.rows)
 
 
 def _identity(record: RunRecord, defaults: dict[str, Value]) -> _Identity:

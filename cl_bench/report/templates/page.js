@@ -1,0 +1,357 @@
+"use strict";
+// Makes the tables sortable and filterable, shows details of rows and runs, and draws plots when they come into view.
+// All texts of result files enter the page as text nodes, never as HTML.
+
+const DATA = JSON.parse(document.getElementById("data").textContent);
+const COSTS = ["seeds", "minutes", "trainable", "tuning"];
+const state = { metric: "acc", filter: "", benchmark: "", backbone: "", protocol: "", sort: "", down: true };
+const open = new Set();
+
+function el(name, attributes = {}, ...children) {
+  const node = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) {
+    if (key === "onclick") node.addEventListener("click", value);
+    else if (value !== null && value !== false) node.setAttribute(key, value === true ? "" : value);
+  }
+  node.append(...children.filter((child) => child !== null));
+  return node;
+}
+
+const fixed = (value) => value.toFixed(2);
+const signed = (value) => (value < 0 ? "\u2212" : "+") + Math.abs(value).toFixed(2);
+const spread = ([mean, half]) => fixed(mean) + (half === null ? "" : " \u00b1 " + fixed(half));
+const small = (p) => (p === null ? "\u2013" : p < 0.001 ? "<0.001" : p.toFixed(3));
+
+function breakable(text) {
+  return text.split(/(?<=[[,])/).flatMap((part, i) => (i ? [el("wbr"), part] : [part]));
+}
+
+// --- state in the address, so that a link shows the same view -------------------------------------------------------
+
+function readState() {
+  const given = new URLSearchParams(location.hash.slice(1));
+  for (const key of Object.keys(state)) {
+    if (given.has(key)) state[key] = key === "down" ? given.get(key) === "1" : given.get(key);
+  }
+  if (!(state.metric in DATA.metrics)) state.metric = "acc";
+}
+
+function writeState() {
+  const shown = new URLSearchParams();
+  for (const [key, value] of Object.entries(state)) {
+    if (key === "down" ? state.sort && !value : value && !(key === "metric" && value === "acc")) shown.set(key, key === "down" ? "0" : value);
+  }
+  history.replaceState(null, "", shown.toString() ? "#" + shown : location.pathname + location.search);
+}
+
+// --- leaderboards ---------------------------------------------------------------------------------------------------
+
+function columns() {
+  const rest = ["acc", "aaa", "forgetting"].filter((name) => name !== state.metric);
+  return [state.metric, ...rest];
+}
+
+function sortValue(row, key) {
+  if (key === "method") return row.label;
+  const cost = COSTS.indexOf(key);
+  if (cost >= 0) return row.sort[cost];
+  return row.metrics[key] ? row.metrics[key][0] : null;
+}
+
+function sorted(rows) {
+  const key = state.sort || state.metric;
+  const down = state.sort ? state.down : DATA.metrics[state.metric].higher;
+  return [...rows].sort((a, b) => {
+    const [x, y] = [sortValue(a, key), sortValue(b, key)];
+    if (x === null || y === null) return (x === null) - (y === null);
+    const order = typeof x === "string" ? x.localeCompare(y) : x - y;
+    return down ? -order : order;
+  });
+}
+
+function head(key, title, description) {
+  const current = (state.sort || state.metric) === key;
+  const down = state.sort ? state.down : DATA.metrics[state.metric].higher;
+  const press = () => {
+    state.down = current ? !down : key !== "method" && !(key in DATA.metrics && !DATA.metrics[key].higher);
+    state.sort = key;
+    update();
+    const again = document.querySelector(`[data-slug="${CSS.escape(lastSlug)}"] button[data-key="${key}"]`);
+    if (again) again.focus();
+  };
+  return el("th", { scope: "col", "aria-sort": current ? (down ? "descending" : "ascending") : null, title: description },
+    el("button", { type: "button", "data-key": key, onclick: (event) => { lastSlug = event.target.closest("section").dataset.slug; press(); } }, title));
+}
+let lastSlug = "";
+
+function scale(rows, metric) {
+  const ends = rows.filter((row) => row.metrics[metric]).flatMap((row) => {
+    const [mean, half] = row.metrics[metric];
+    return [mean - (half || 0), mean + (half || 0)];
+  });
+  // What lies far below the rest must not press it together: it stands at the end of the scale.
+  const means = rows.filter((row) => row.metrics[metric]).map((row) => row.metrics[metric][0]).sort((a, b) => a - b);
+  const quarter = (share) => means[Math.round(share * (means.length - 1))];
+  const reach = 2 * (quarter(0.75) - quarter(0.25)) || Infinity;
+  return [Math.max(Math.min(...ends), quarter(0.25) - reach), Math.min(Math.max(...ends), quarter(0.75) + reach)];
+}
+
+function cell(row, metric, range) {
+  const value = row.metrics[metric];
+  if (!value) return el("td", {}, "\u2013");
+  if (metric !== state.metric) return el("td", {}, spread(value));
+  const place = (x) => (range[1] > range[0] ? Math.min(100, Math.max(0, (100 * (x - range[0])) / (range[1] - range[0]))) : 50) + "%";
+  const [mean, half] = value;
+  const bar = el("span", { class: "range", "aria-hidden": "true" });
+  if (half !== null) {
+    const interval = el("i");
+    interval.style.left = place(mean - half);
+    interval.style.width = `calc(${place(mean + half)} - ${place(mean - half)})`;
+    bar.append(interval);
+  }
+  const mark = el("b");
+  mark.style.left = `calc(${place(mean)} - 1px)`;
+  bar.append(mark);
+  return el("td", { class: "primary" }, spread(value), bar);
+}
+
+function detail(row, width) {
+  const runs = row.runs.map((key) => [key, DATA.runs[key]]);
+  const list = el("table", {},
+    el("thead", {}, el("tr", {}, ...["run", "seed", "class order", "acc, %", "minutes", "finished"].map((name) => el("th", { scope: "col" }, name)))),
+    el("tbody", {}, ...runs.map(([key, run]) => el("tr", {},
+      el("th", { scope: "row" }, el("button", { class: "row", type: "button", onclick: () => showRun(key) }, el("code", {}, key))),
+      el("td", {}, String(run.seed)), el("td", {}, run.order), el("td", {}, fixed(run.acc)), el("td", {}, String(run.minutes.toPrecision(3))), el("td", {}, run.finished)))));
+  return el("tr", { class: "detail" }, el("td", { colspan: String(width) },
+    el("p", { class: "soft" }, row.about, row.ceiling ? "; trained on all tasks at once" : ""),
+    el("p", {}, el("code", {}, row.settings || "no hyper-parameters")), list));
+}
+
+function leaderboard(section, protocol) {
+  const table = section.querySelector("table.leaderboard");
+  const filter = state.filter.toLowerCase();
+  const rows = sorted(protocol.rows.filter((row) => row.label.toLowerCase().includes(filter)));
+  const names = columns();
+  const range = scale(protocol.rows, state.metric);
+  const width = 1 + names.length + COSTS.length;
+  const body = el("tbody");
+  for (const row of rows) {
+    const key = protocol.slug + "/" + row.label;
+    const toggle = () => {
+      if (!open.delete(key)) open.add(key);
+      update();
+      const again = section.querySelector(`button[data-row="${CSS.escape(row.label)}"]`);
+      if (again) again.focus();
+    };
+    body.append(el("tr", { class: row.ceiling ? "ceiling" : null },
+      el("th", { scope: "row" }, el("button", { class: "row", type: "button", "data-row": row.label, "aria-expanded": String(open.has(key)), title: "Details and runs", onclick: toggle }, ...breakable(row.name))),
+      ...names.map((name) => cell(row, name, range)),
+      ...row.cells.map((text) => el("td", {}, text))));
+    if (open.has(key)) body.append(detail(row, width));
+  }
+  const top = el("thead", {}, el("tr", {}, head("method", "method", "name of the row"),
+    ...names.map((name) => head(name, DATA.metrics[name].title, DATA.metrics[name].description)),
+    ...COSTS.map((name) => head(name, name, name))));
+  table.replaceChildren(top, body);
+  return rows.length;
+}
+
+// --- rows against each other ----------------------------------------------------------------------------------------
+
+function pairs(details, protocol) {
+  if (!protocol.pairs.length) return;
+  details.hidden = false;
+  details.addEventListener("toggle", () => {
+    if (!details.open || details.querySelector("select")) return;
+    const choice = el("select", { "aria-label": "Row that the others are compared with" }, ...protocol.rows.map((row, i) => el("option", { value: String(i) }, row.label)));
+    const place = el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Paired comparisons" });
+    const draw = () => {
+      const base = Number(choice.value);
+      const found = protocol.pairs.filter((pair) => pair[0] === base || pair[1] === base).map(([a, b, difference, half, p, holm, wins, ties, losses]) =>
+        a === base ? [b, -difference, half, p, holm, losses, ties, wins] : [a, difference, half, p, holm, wins, ties, losses]);
+      found.sort((x, y) => y[1] - x[1]);
+      place.replaceChildren(el("table", {},
+        el("thead", {}, el("tr", {}, ...["row", "difference in acc, points", "p", "p (Holm)", "win/tie/loss"].map((name) => el("th", { scope: "col" }, name)))),
+        el("tbody", {}, ...found.map(([row, difference, half, p, holm, wins, ties, losses]) => el("tr", {},
+          el("th", { scope: "row" }, ...breakable(protocol.rows[row].name)),
+          el("td", {}, signed(difference) + (half === null ? "" : " \u00b1 " + fixed(half))), el("td", {}, small(p)), el("td", {}, small(holm)), el("td", {}, `${wins}/${ties}/${losses}`))))));
+    };
+    choice.addEventListener("change", draw);
+    details.append(el("p", {}, "Each row minus ", choice), place,
+      el("p", { class: "soft" }, "Final accuracy on the same seeds and class orders: mean difference \u00b1 half-width of its 95 % Student-t interval; p of a paired t test, and corrected (Holm) for all pairs of this protocol. More, with equivalence tests: cl-bench compare."));
+    draw();
+  });
+}
+
+// --- one run --------------------------------------------------------------------------------------------------------
+
+function fields(values) {
+  return el("dl", {}, ...Object.entries(values).flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]));
+}
+
+function copyButton(text) {
+  const button = el("button", { type: "button" }, "Copy");
+  button.addEventListener("click", () => {
+    // The clipboard interface asks for a secure origin, which a file is not everywhere.
+    const area = el("textarea");
+    area.value = text;
+    button.after(area);
+    area.select();
+    document.execCommand("copy");
+    area.remove();
+    button.textContent = "Copied";
+    button.focus();
+  });
+  return button;
+}
+
+function matrix(run) {
+  const tasks = run.total.map((_, j) => j + 1);
+  const shade = (value) => `color-mix(in srgb, var(--accent) ${Math.round(70 * value)}%, transparent)`;
+  return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Accuracy matrix" }, el("table", { class: "heat" },
+    el("caption", {}, "Accuracy on each task (columns) after each stage (rows), in percent"),
+    el("thead", {}, el("tr", {}, el("th"), ...tasks.map((task) => el("th", { scope: "col" }, String(task))))),
+    el("tbody", {}, ...run.correct.map((row, t) => el("tr", {}, el("th", { scope: "row" }, String(t + 1)), ...row.map((hits, j) => {
+      if (hits === null) return el("td");
+      const value = hits / run.total[j];
+      const node = el("td", { title: `${hits} of ${run.total[j]}` }, (100 * value).toFixed(1));
+      node.style.background = shade(value);
+      return node;
+    }))))));
+}
+
+function showRun(key) {
+  const run = DATA.runs[key];
+  const dialog = document.getElementById("run");
+  document.getElementById("run-title").replaceChildren(`${run.label}, seed ${run.seed}`);
+  document.getElementById("run-body").replaceChildren(
+    el("p", { class: "soft" }, `key ${key}; class order ${run.order}; ${fixed(run.acc)} % in ${run.minutes.toPrecision(3)} minutes`, run.finished ? `, finished ${run.finished}` : ""),
+    el("p", {}, "Repeat it, and compare every count and prediction:"),
+    el("div", { class: "copy" }, el("pre", { id: "command", tabindex: "0" }, run.command), copyButton(run.command)),
+    matrix(run),
+    el("h3", {}, "Hyper-parameters"), fields(DATA.shared[run.settings]),
+    el("h3", {}, "Environment"), fields(DATA.shared[run.environment]));
+  dialog.showModal();
+}
+
+// --- plots ----------------------------------------------------------------------------------------------------------
+
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const narrow = matchMedia("(max-width: 40rem)");
+const drawn = new Set();
+
+function ink(name) {
+  return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+}
+
+function lighter(colour) {
+  // Dark colours of a light page cannot be seen on a dark one.
+  const found = /^#([0-9a-f]{6})$/i.exec(colour);
+  if (!found) return colour;
+  const parts = [0, 2, 4].map((i) => parseInt(found[1].slice(i, i + 2), 16));
+  const light = (0.299 * parts[0] + 0.587 * parts[1] + 0.114 * parts[2]) / 255;
+  const mix = light < 0.55 ? 0.42 : 0.1;
+  return `rgb(${parts.map((part) => Math.round(part + (255 - part) * mix)).join(",")})`;
+}
+
+function themed(chart) {
+  const copy = structuredClone(chart);
+  for (const trace of copy.data) {
+    for (const part of ["line", "marker"]) {
+      if (trace[part] && trace[part].color && dark.matches) trace[part].color = lighter(trace[part].color);
+    }
+    if (trace.name === "Pareto front") trace.line.color = ink("--soft");
+    if (trace.marker && trace.type === "scatter") trace.marker.line = { width: 1, color: ink("--paper") };
+    for (const axis of ["error_x", "error_y"]) if (trace[axis]) trace[axis].color = trace.marker.color;
+  }
+  const axis = { gridcolor: ink("--grid"), linecolor: ink("--soft"), zeroline: false, automargin: true, ticks: "outside", tickcolor: ink("--line") };
+  const layout = { ...copy.layout, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+    font: { family: "system-ui, sans-serif", size: 12, color: ink("--ink") }, colorway: [ink("--accent")],
+    margin: { l: 60, r: 20, t: 30, b: 55 }, height: copy.height,
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: ink("--soft"), activecolor: ink("--accent") },
+    hoverlabel: { bgcolor: ink("--card"), bordercolor: ink("--line"), font: { color: ink("--ink") } },
+    legend: narrow.matches || copy.wide ? { orientation: "h", y: -70 / (copy.height - 200), yanchor: "top" } : { itemsizing: "constant" } };
+  // plotly makes room for a legend below by pressing the plot: give it the room instead.
+  if (layout.showlegend && copy.wide) layout.height += 5 * new Set(copy.data.map((trace) => trace.legendgroup)).size;
+  if (narrow.matches && layout.showlegend) layout.height += 14 * new Set(copy.data.map((trace) => trace.legendgroup)).size;
+  for (const name of Object.keys(layout)) if (/^[xy]axis/.test(name)) layout[name] = { ...axis, ...layout[name] };
+  if (copy.wide) layout.width = narrow.matches ? 900 : undefined;
+  return [copy.data, layout];
+}
+
+function loadPlotly() {
+  // Several megabytes of script: read when the first plot is looked at, so that the tables need not wait.
+  const source = document.getElementById("plotly");
+  if (source) {
+    const script = el("script");
+    script.textContent = source.textContent;
+    source.remove();
+    document.head.append(script);
+  }
+}
+
+function draw(div) {
+  loadPlotly();
+  const [data, layout] = themed(DATA.charts[div.dataset.chart]);
+  Plotly.react(div, data, layout, { responsive: true, displaylogo: false, toImageButtonOptions: { format: "svg", filename: div.dataset.chart.replace("/", "-") }, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] });
+  drawn.add(div);
+}
+
+const watcher = new IntersectionObserver((entries) => {
+  for (const entry of entries) {
+    if (entry.isIntersecting && !drawn.has(entry.target)) draw(entry.target);
+  }
+}, { rootMargin: "300px" });
+
+dark.addEventListener("change", () => drawn.forEach(draw));
+narrow.addEventListener("change", () => drawn.forEach(draw));
+
+// --- all together ---------------------------------------------------------------------------------------------------
+
+function update() {
+  let count = 0;
+  let tables = 0;
+  for (const section of document.querySelectorAll("section.protocol")) {
+    const protocol = bySlug.get(section.dataset.slug);
+    const wanted = (!state.benchmark || protocol.benchmark === state.benchmark) && (!state.backbone || protocol.backbone === state.backbone) && (!state.protocol || protocol.digest === state.protocol);
+    const rows = wanted ? leaderboard(section, protocol) : 0;
+    section.hidden = !rows;
+    count += rows;
+    tables += rows > 0;
+  }
+  document.getElementById("found").textContent = `${count} row${count === 1 ? "" : "s"} in ${tables} table${tables === 1 ? "" : "s"}`;
+  writeState();
+}
+
+function fill(id, values) {
+  const select = document.getElementById(id);
+  for (const value of [...new Set(values)].sort()) select.append(el("option", { value }, value));
+  select.value = state[id];
+  select.addEventListener("change", () => { state[id] = select.value; update(); });
+}
+
+const bySlug = new Map(DATA.protocols.map((protocol) => [protocol.slug, protocol]));
+readState();
+fill("benchmark", DATA.protocols.map((protocol) => protocol.benchmark));
+fill("backbone", DATA.protocols.map((protocol) => protocol.backbone));
+fill("protocol", DATA.protocols.map((protocol) => protocol.digest));
+const metric = document.getElementById("metric");
+metric.value = state.metric;
+metric.addEventListener("change", () => { state.metric = metric.value; state.sort = ""; update(); });
+const filter = document.getElementById("filter");
+filter.value = state.filter;
+filter.addEventListener("input", () => { state.filter = filter.value; update(); });
+const tools = document.getElementById("tools");
+tools.addEventListener("submit", (event) => event.preventDefault());
+tools.hidden = false;
+for (const details of document.querySelectorAll("details.pairs")) pairs(details, bySlug.get(details.dataset.slug));
+for (const link of document.querySelectorAll("a[data-file]")) {
+  link.addEventListener("click", (event) => {
+    event.preventDefault();
+    const url = URL.createObjectURL(new Blob([DATA.files[link.dataset.file]], { type: "text/plain" }));
+    el("a", { href: url, download: link.dataset.file }).click();
+    setTimeout(() => URL.revokeObjectURL(url), 10000);
+  });
+}
+for (const div of document.querySelectorAll("div.plot")) watcher.observe(div);
+update();
