@@ -151,8 +151,8 @@ def test_report_renders_the_same_table_from_the_store_alone(cl_bench: Cli, tmp_p
     for label, cells in rows(run.out).items():
         assert label in page and cells[0] in page
     files = [path for path in Path("pages").rglob("*") if path.is_file()]
-    assert {path.suffix for path in files if path.parent.name == "tables"} == {".md", ".csv", ".tex"}
-    assert {path.suffix for path in files if path.parent.name == "figures"} == {".png", ".pdf"}
+    assert {path.suffix for path in files if path.parent.name == "tables"} == {".md", ".csv", ".tex", ".html"}
+    assert {path.suffix for path in files if path.parent.name == "figures"} == {".csv"}
     assert all(path.stat().st_size for path in files)
 
 

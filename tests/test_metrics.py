@@ -38,6 +38,12 @@ def sequential_runs(draw: st.DrawFn, min_tasks: int = 1) -> Run:
         (metrics.accuracy_curve_task, "curve_mean_of_tasks", 1),
         (metrics.aaa, "aaa_sample_weighted", 1),
         (metrics.aaa_task, "aaa_mean_of_tasks", 1),
+        (metrics.learning_accuracy, "learning_accuracy", 1),
+        (metrics.forgetting_rwalk_curve, "forgetting_curve_max_before", 1),
+        (metrics.forgetting_coda, "forgetting_coda", 1),
+        (metrics.bwt_all, "bwt_diaz_rodriguez", 1),
+        (metrics.pilot_aaa, "pilot_avg_top1_percent", 1),
+        (metrics.pilot_forgetting, "pilot_forgetting_percent", 1),
         (metrics.forgetting, "forgetting_max_incl_last_minus_last", 1),
         (metrics.forgetting_rwalk, "forgetting_max_before_last_minus_last", 1),
         (metrics.bwt, "bwt", 1),
@@ -137,3 +143,28 @@ def test_a_single_task_forgets_nothing() -> None:
 def test_impossible_counts_are_refused(counts: list[list[int | None]], total: list[int]) -> None:
     with pytest.raises(ValueError, match=r"count|shape"):
         metrics.accuracy_matrix(counts, total)
+
+
+@pytest.mark.parametrize("case", GOLDEN["cases"].values(), ids=GOLDEN["cases"].keys())
+def test_golden_values_that_need_a_reference(case: dict[str, Any]) -> None:
+    counts, expected = (case["hits"], case["counts"]), case["expected"]
+    forward = metrics.fwt(*counts, case["random_init_accuracy"])
+    assert forward == pytest.approx(expected["fwt"], abs=ATOL)
+    learned = lower(case["hits"]), case["counts"], case["joint_reference_accuracy"]
+    assert metrics.intransigence_per_task(*learned) == pytest.approx(expected["intransigence_per_task"], abs=ATOL)
+    assert metrics.intransigence(*learned) == pytest.approx(expected["intransigence_mean"], abs=ATOL)
+
+
+def test_every_golden_value_is_checked() -> None:
+    source = Path(__file__).read_text()
+    assert [key for key in GOLDEN["definitions"] if f'"{key}"' not in source] == []
+
+
+@given(sequential_runs())
+def test_metrics_by_name(run: Run) -> None:
+    for name, metric in metrics.METRICS.items():
+        value = metrics.value(name, *run)
+        assert value == metric.value(*run) and -1 <= value <= 1
+    joint = ([run[0][-1]], run[1])
+    defined = {name for name in metrics.METRICS if not np.isnan(metrics.value(name, *joint))}
+    assert defined == ({"acc", "acc_task"} if len(run[1]) > 1 else set(metrics.METRICS))

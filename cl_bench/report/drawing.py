@@ -317,6 +317,10 @@ def _colour_bar(figure: Figure, grid: Any, chart: Chart, lines: int) -> None:
 def _draw_scatter(axes: Axes, panel: Scatter, look: Mapping[str, Style]) -> None:
     if panel.log:
         axes.set_xscale("log")
+        means = [point.x.mean for point in panel.points]
+        if max(means) < 1.5 * min(means):
+            # Too narrow for a logarithmic axis to place a tick.
+            axes.set_xlim(min(means) / 2, 2 * max(means))
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
         axes.xaxis.set_minor_formatter(NullFormatter())

@@ -1,0 +1,277 @@
+"""Rows against each other: paired tests, equivalence, ranks, and the same test images inside a seed."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats as scipy_stats
+
+from cl_bench import metrics, stats
+from cl_bench.experiment import Limits
+from cl_bench.report import comparison, sheets
+from cl_bench.report.charts import Ranks
+from cl_bench.report.frame import Section, collect, exported, intransigence, references, sections, tidy
+from tests.conftest import Outcome
+from tests.factories import record, write
+
+Cli = Callable[..., Outcome]
+ROOT = Path(__file__).resolve().parent.parent
+REFERENCE = ROOT / "results" / "reference"
+NUMBERS = st.lists(
+    st.tuples(st.floats(-50, 50, allow_subnormal=False), st.floats(-50, 50, allow_subnormal=False)),
+    min_size=2,
+    max_size=12,
+)
+
+
+# --- two rows ----------------------------------------------------------------------------------------------------
+
+
+@given(NUMBERS)
+def test_a_paired_test_is_that_of_scipy_and_antisymmetric(pairs: list[tuple[float, float]]) -> None:
+    a, b = (np.array(values) for values in zip(*pairs, strict=True))
+    result, mirrored = stats.paired(a, b), stats.paired(b, a)
+    assert (result.wins, result.ties, result.losses) == (mirrored.losses, mirrored.ties, mirrored.wins)
+    assert result.p == pytest.approx(mirrored.p)
+    assert result.difference.mean == pytest.approx(-mirrored.difference.mean)
+    if result.t is not None and (a - b).std() > 1e-6:
+        reference = scipy_stats.ttest_rel(a, b)
+        interval = reference.confidence_interval(0.95)
+        assert (result.t, result.p) == pytest.approx((reference.statistic, reference.pvalue), rel=1e-6, abs=1e-9)
+        assert (result.difference.low, result.difference.high) == pytest.approx((interval.low, interval.high), rel=1e-6)
+
+
+def test_equal_differences_give_a_verdict_not_nan() -> None:
+    same = stats.paired([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])
+    assert (same.p, same.t, same.effect, same.ties) == (1.0, None, None, 3)
+    shifted = stats.paired([1.5, 2.5, 3.5], [1.0, 2.0, 3.0])
+    assert (shifted.p, shifted.wins) == (0.0, 3)
+    assert stats.paired([1.0], [2.0]).p is None
+
+
+def test_less_is_better_where_the_metric_says_so() -> None:
+    assert stats.paired([1.0, 2.0], [3.0, 4.5], higher=False).wins == 2
+
+
+def test_effect_size_by_hand() -> None:
+    result = stats.paired([1.0, 2.0, 6.0], [0.0, 0.0, 0.0])
+    assert result.effect == pytest.approx(3.0 / np.std([1, 2, 6], ddof=1) * (1 - 3 / 7))
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
+def test_holm_never_lowers_a_p_value_and_keeps_their_order(pvalues: list[float]) -> None:
+    corrected = stats.holm(pvalues)
+    assert all(p <= c <= 1 for p, c in zip(pvalues, corrected, strict=True))
+    order = np.argsort(pvalues, kind="stable")
+    assert (np.diff(np.array(corrected)[order]) >= -1e-12).all()
+
+
+def test_holm_by_hand() -> None:
+    assert stats.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert stats.holm([]) == []
+
+
+@given(NUMBERS, st.floats(0.1, 60))
+def test_equivalence_is_where_the_90_percent_interval_lies_within_the_margin(
+    pairs: list[tuple[float, float]], margin: float
+) -> None:
+    a, b = (np.array(values) for values in zip(*pairs, strict=True))
+    result, mirrored = stats.equivalence(a, b, margin), stats.equivalence(b, a, margin)
+    assert result is not None and mirrored is not None
+    assert result.p == pytest.approx(mirrored.p, abs=1e-9)
+    if (a - b).std() > 1e-6 and abs(result.p - 0.05) > 1e-6:
+        assert result.equivalent == (-margin < result.low and result.high < margin)
+
+
+def test_no_equivalence_without_a_margin_or_a_second_pair() -> None:
+    assert stats.equivalence([1.0], [1.0], 1.0) is None
+    with pytest.raises(ValueError):
+        stats.equivalence([1.0, 2.0], [1.0, 2.0], 0.0)
+
+
+def test_student_intervals_of_five_cover_where_percentile_bootstraps_do_not() -> None:
+    """Why tables show t intervals: what 95 % means at five runs."""
+    random = np.random.default_rng(0)
+    samples = random.normal(size=(2000, 5))
+    intervals = stats.summarise_curves(samples.T)
+    student = np.mean([abs(value.mean) <= (value.half_width or 0) for value in intervals])
+    means = samples[np.arange(2000)[:, None, None], random.integers(0, 5, (2000, 400, 5))].mean(axis=2)
+    low, high = np.quantile(means, [0.025, 0.975], axis=1)
+    bootstrap = np.mean((low <= 0) & (high >= 0))
+    assert 0.935 < student < 0.965
+    assert bootstrap < 0.88
+
+
+# --- the same images ---------------------------------------------------------------------------------------------
+
+
+def test_the_bootstrap_over_images_agrees_with_drawing_them_one_by_one() -> None:
+    random = np.random.default_rng(1)
+    task = np.repeat([0, 1], [120, 60])
+    a, b = random.random(180) < 0.8, random.random(180) < 0.7
+    result = stats.bootstrap_difference(a, b, task)
+    assert result.difference == pytest.approx(a.mean() - b.mean())
+    assert result.disagreement == pytest.approx((a != b).mean())
+    drawn = []
+    for _ in range(4000):
+        chosen = np.concatenate([random.integers(0, 120, 120), 120 + random.integers(0, 60, 60)])
+        drawn.append(a[chosen].mean() - b[chosen].mean())
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    assert (result.low, result.high) == pytest.approx((low, high), abs=0.012)
+    assert result == stats.bootstrap_difference(a, b, task)
+
+
+def test_the_same_predictions_do_not_differ() -> None:
+    hits = np.array([True, False, True])
+    result = stats.bootstrap_difference(hits, hits, [0, 0, 1])
+    assert (result.difference, result.low, result.high, result.disagreement) == (0, 0, 0, 0)
+    with pytest.raises(ValueError):
+        stats.bootstrap_difference([], [], [])
+
+
+# --- ranks -------------------------------------------------------------------------------------------------------
+
+
+def test_ranks_by_hand() -> None:
+    random = np.random.default_rng(2)
+    noise = random.normal(scale=0.1, size=(12, 4))
+    table = pd.DataFrame(noise + [4.0, 3.0, 3.0, 0.0], columns=list("abcd"))
+    ranking = stats.average_ranks(table)
+    assert list(ranking.ranks)[0] == "a" and list(ranking.ranks)[-1] == "d"
+    assert ranking.ranks["a"] == 1 and ranking.ranks["d"] == 4 and ranking.p < 0.001
+    assert any({"b", "c"} <= set(group) for group in ranking.groups)
+    assert not any({"a", "d"} <= set(group) for group in ranking.groups)
+    # Nemenyi's critical difference for 4 rows and 12 blocks (Demsar, table 5: q = 2.569).
+    critical = 2.569 * np.sqrt(4 * 5 / (6 * 12))
+    for group in ranking.groups:
+        assert abs(ranking.ranks[group[0]] - ranking.ranks[group[-1]]) < critical
+    assert list(stats.average_ranks(table, higher=False).ranks)[0] == "d"
+
+
+def test_rows_that_are_all_alike_share_one_group() -> None:
+    ranking = stats.average_ranks(pd.DataFrame(np.ones((10, 3)), columns=list("abc")))
+    assert ranking.p == 1 and ranking.groups == (("a", "b", "c"),)
+
+
+@pytest.mark.parametrize("shape", [(9, 3), (10, 2)])
+def test_too_few_blocks_or_rows_are_not_ranked(shape: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="ranks need 10 blocks and 3 rows"):
+        stats.average_ranks(pd.DataFrame(np.zeros(shape)))
+
+
+def test_critical_differences_need_ten_blocks(tmp_path: Path) -> None:
+    names = ("alpha", "beta", "gamma")
+    write(tmp_path, *(record(name, seed, drop=0.01 * i) for i, name in enumerate(names) for seed in range(9)))
+    assert comparison.ranks(_sections(tmp_path)) is None
+    write(tmp_path, *(record(name, 9, drop=0.01 * i) for i, name in enumerate(names)))
+    chart = comparison.ranks(_sections(tmp_path))
+    assert chart is not None and isinstance(chart.panels[0], Ranks)
+    assert [label for label, _ in chart.panels[0].ranks] == list(names)
+    assert "10 blocks" in chart.panels[0].note
+
+
+# --- stored runs -------------------------------------------------------------------------------------------------
+
+
+def _sections(folder: Path) -> list[Section]:
+    return sections(collect([(folder, "runs")], pytest.fail))
+
+
+def test_only_shared_seeds_and_orders_are_paired(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        *(record("alpha", seed) for seed in range(4)),
+        *(record("beta", seed, drop=0.06) for seed in range(2, 6)),
+        record("beta", 0, class_order="natural"),
+    )
+    (section,) = _sections(tmp_path)
+    (pair,) = comparison.against(section, "alpha")
+    assert pair.blocks == ((2, "permutation:2"), (3, "permutation:3"))
+    by_seed = {label: {run.record.experiment.seed: run.record for run in runs} for label, runs in section.rows.items()}
+    expected = [
+        100 * (metrics.acc(by_seed["beta"][s].correct, by_seed["beta"][s].total)
+               - metrics.acc(by_seed["alpha"][s].correct, by_seed["alpha"][s].total))
+        for s in (2, 3)
+    ]  # fmt: skip
+    assert pair.result.difference.mean == pytest.approx(np.mean(expected))
+    assert comparison.sheet(section, "alpha", ["beta"], "acc", None) is not None
+
+
+def test_compare_on_the_reference_results(cl_bench: Cli) -> None:
+    outcome = cl_bench(
+        "compare", "sdlora", "inflora", "seqlora", "--margin", "1", "--samples", "--results", str(REFERENCE),
+        "--format", "csv", "--benchmark", "icons-100",
+    )  # fmt: skip
+    assert outcome.code == 0
+    first = outcome.out.split("row,baseline")[1]
+    lines = {row["row"]: row for row in csv.DictReader(StringIO("row,baseline" + first))}
+    assert set(lines) == {"inflora", "seqlora"}
+    assert lines["seqlora"]["n"] == "5" and float(lines["seqlora"]["p_tost"]) < 0.05
+    raw = [float(line["p"]) for line in lines.values()]
+    assert [float(line["p_holm"]) for line in lines.values()] == pytest.approx(stats.holm(raw))
+    for seed in range(5):
+        low, mean, high = (float(lines["inflora"][f"seed_{seed}_{part}"]) for part in ("low", "difference", "high"))
+        assert low <= mean <= high
+
+
+def test_the_table_says_how_to_read_it(cl_bench: Cli) -> None:
+    outcome = cl_bench("compare", "sdlora", "coda", "--results", str(REFERENCE), "--format", "md")
+    for words in ("paired t test", "95 % Student-t interval", "Holm", "5 pairs", "no signed-rank test"):
+        assert words in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "say what to compare"),
+        (["sdlra"], "Did you mean 'sdlora'"),
+        (["sdlora", "--metric", "accuracy"], "unknown metric 'accuracy'"),
+        (["sdlora", "--benchmark", "icons"], "unknown --benchmark 'icons'"),
+        (["sdlora", "optima", "--metric", "acc", "--format", "pdf"], "--format"),
+    ],
+    ids=["nothing", "row", "metric", "benchmark", "format"],
+)
+def test_bad_input_is_one_sentence(cl_bench: Cli, arguments: list[str], said: str) -> None:
+    outcome = cl_bench("compare", *arguments, "--results", str(REFERENCE))
+    assert outcome.code == 2 and said in outcome.err and "Traceback" not in outcome.err
+
+
+def test_one_run_is_no_comparison_with_intervals(tmp_path: Path) -> None:
+    write(tmp_path, record("alpha", 0), record("beta", 0))
+    (section,) = _sections(tmp_path)
+    made = comparison.sheet(section, "alpha", metric="acc")
+    assert made is not None
+    assert "±" not in made.rows[0][2] and "One pair: no interval and no test." in made.notes
+    assert sheets.write(made, "tex")
+
+
+def test_intransigence_is_against_joint_training_on_every_prefix(tmp_path: Path) -> None:
+    run = record("alpha", 1, tasks=3)
+    joint = [record("joint", 1, joint=True, tasks=3, limits=Limits(tasks=k)) for k in (1, 2)]
+    joint.append(record("joint", 1, joint=True, tasks=3))
+    write(tmp_path, run, *joint, record("joint", 2, joint=True, tasks=3))
+    runs = collect([(tmp_path, "runs")], pytest.fail)
+    (mine,) = [one for one in runs if one.label == "alpha"]
+    reference = [(one.correct[0][k] or 0) / one.total[k] for k, one in enumerate(joint)]
+    expected = [reference[k] - (run.correct[k][k] or 0) / run.total[k] for k in range(3)]
+    assert intransigence(mine, references(runs))["joint"] == pytest.approx(expected)
+    frame = tidy(runs).set_index("label")
+    assert frame.loc["alpha", "intransigence"] == pytest.approx(np.mean(expected))
+    assert exported(runs)["intransigence"].notna().sum() == 1
+    assert intransigence(mine, references([one for one in runs if one.protocol.limits.tasks != 2])) == {}
+
+
+def test_forward_transfer_is_against_chance(tmp_path: Path) -> None:
+    run = record("alpha", 0)
+    write(tmp_path, run)
+    aware = np.array(run.correct_task_aware) / np.array(run.total)
+    expected = np.mean([aware[j - 1, j] - 0.1 for j in range(1, 10)])
+    assert tidy(collect([(tmp_path, "runs")], pytest.fail))["fwt"][0] == pytest.approx(expected)
