@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check soak reference clean
+.PHONY: demo test check soak reports clean
 
 demo: .venv/demo
 	$(BIN)/cl-bench run --methods sdlora,coda
@@ -21,6 +21,11 @@ check: .venv/test
 soak: .venv/test
 	CL_BENCH_KILLS=12 $(BIN)/python -m pytest tests/test_resume.py
 	$(BIN)/cl-bench audit --all --whole --ceiling 'joint[epochs=20],joint[train=lora,epochs=20]' --out docs/audit.md
+
+# The rendered copies of the reference results; a test compares their texts and numbers with what is stored.
+reports: .venv/demo
+	rm -rf reports/reference
+	$(BIN)/cl-bench report --results results/reference --out reports/reference --pictures png > /dev/null
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -20,11 +20,15 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from cl_bench.experiment import Experiment, Transforms
+from cl_bench.experiment import Experiment, Scalar, Transforms
 from cl_bench.index import NAME, SETTLED_NS
 from cl_bench.store import RunRecord, Store
 
 TASKS, CLASSES, IMAGES = 10, 10, 60
+BACKBONE = "vit_tiny_patch8_32.icons"
+LOSSES: list[dict[str, Scalar]] = [
+    {"stage": task, "phase": 0, "epoch": epoch, "loss": 1 / (epoch + 1)} for task in range(TASKS) for epoch in range(4)
+]
 LOAD = """
 import sys, time
 from pathlib import Path
@@ -37,20 +41,20 @@ print(len(frame), read - began, time.perf_counter() - began)
 """
 
 
-def record(number: int) -> RunRecord:
-    """One of the runs: 50 rows of many seeds."""
-    method, seed = f"method-{number % 50}", number // 50
+def record(number: int, rows: int = 50, benchmark: str = "icons-100", backbone: str = BACKBONE) -> RunRecord:
+    """One of the runs: so many rows of many seeds, with traces as real runs have them."""
+    method, seed = f"method-{number % rows}", number // rows
     experiment = Experiment(
         method=method,
         revision=1,
         hyperparameters={"epochs": 20, "lr": 0.01, "rank": 4},
         defaults={"epochs": 20, "lr": 0.01, "rank": 4},
-        benchmark="icons-100",
+        benchmark=benchmark,
         tasks=TASKS,
         class_order=f"permutation:{seed}",
         split="5b" * 32,
         transforms=Transforms(size=32, crop_scale=(0.7, 1.0), mean=(0.5,) * 3, std=(0.5,) * 3),
-        backbone="vit_tiny_patch8_32.icons",
+        backbone=backbone,
         weights="c4" * 32,
         seed=seed,
     )
@@ -75,6 +79,7 @@ def record(number: int) -> RunRecord:
         forward_passes=1,
         peak_memory_bytes=700_000_000,
         environment={"python": "3.11", "torch": "2.11", "device": "cpu", "threads": 2},
+        traces={"loss": LOSSES},
     )
 
 

@@ -472,7 +472,7 @@ def ls_figures() -> None:
     listed = Table("figure", "what it is", box=None, header_style="bold")
     for name, layout in paper_figures.layouts().items():
         listed.add_row(name, layout.title)
-    for name, title in plots.NAMES.items():
+    for name, title in [*plots.NAMES.items(), ("ranks", "critical-difference diagram over all streams and seeds")]:
         listed.add_row(name, title)
     out.print(listed)
 

@@ -92,12 +92,17 @@ def figure(
     output: Annotated[Path, typer.Option("--out", help="Folder to write to.")] = Path("reports/figures"),
 ) -> None:
     """A figure of the paper, or one that every protocol has, with the numbers behind it as CSV."""
-    from cl_bench.report import drawing, paper_figures, plots
+    from cl_bench.report import comparison, drawing, paper_figures, plots
 
     kinds = () if form == "csv" else _formats(form, "--format")
-    _known(name, "figure", [*paper_figures.layouts(), *plots.NAMES])
+    _known(name, "figure", [*paper_figures.layouts(), *plots.NAMES, "ranks"])
     charts: list[tuple[Chart, str, tuple[str, ...]]] = []
-    if name in plots.NAMES:
+    if name == "ranks":
+        ranks = comparison.ranks(_sections(results, benchmark, backbone))
+        if ranks is None:
+            raise UserError("average ranks need three rows with runs on the same ten streams and seeds; run more seeds")
+        charts.append((ranks, ranks.name, ()))
+    elif name in plots.NAMES:
         for section in _sections(results, benchmark, backbone):
             found = plots.standard(section)
             if name in found:

@@ -178,6 +178,17 @@ def test_critical_differences_need_ten_blocks(tmp_path: Path) -> None:
     assert "10 blocks" in chart.panels[0].note
 
 
+def test_the_diagram_is_drawn_or_says_what_it_needs(cl_bench: Cli, tmp_path: Path) -> None:
+    names = ("alpha", "beta", "gamma")
+    folder = tmp_path / "results" / "runs"
+    write(folder, *(record(name, seed, drop=0.01 * i) for i, name in enumerate(names) for seed in range(9)))
+    refused = cl_bench("figure", "ranks")
+    assert refused.code == 2 and "same ten streams and seeds" in refused.err
+    write(folder, *(record(name, 9, drop=0.01 * i) for i, name in enumerate(names)))
+    assert cl_bench("figure", "ranks", "--format", "png", "--out", "out").code == 0
+    assert sorted(path.name for path in Path("out").iterdir()) == ["ranks.csv", "ranks.png"]
+
+
 # --- stored runs -------------------------------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from cl_bench.errors import UserError
-from cl_bench.report import charts, page, paper_figures, paper_tables, plots, sheets, tables
+from cl_bench.report import charts, comparison, page, paper_figures, paper_tables, plots, sheets, tables
 from cl_bench.report.charts import Chart
 from cl_bench.report.frame import Folder, Run, Section, collect, is_reference, named, sections
 from cl_bench.report.sheets import Sheet
@@ -66,7 +66,7 @@ def render(folders: Iterable[tuple[Path, str]], out: Path, command: str, picture
 
     Per protocol these are `tables/SLUG.{md,csv,tex,html}` and `figures/SLUG-NAME.csv` for each of `plots.standard`; and
     for each benchmark with runs for them the paper's tables and figures, `tables/sdlora-table2-BENCHMARK.*`,
-    `figures/sdlora-fig2-BENCHMARK.csv`. The same records give the same bytes. Other files in `out` are left alone.
+    `figures/sdlora-fig2-BENCHMARK.csv`; and `figures/ranks.csv` from ten blocks on. The same records give the same bytes. Other files in `out` are left alone.
 
     Args:
         folders: pairs of path and origin name, the preferred one first.
@@ -84,6 +84,8 @@ def render(folders: Iterable[tuple[Path, str]], out: Path, command: str, picture
     found = [section for section in everything if not is_reference(section, joint)] or everything
     built = [tables.build(section) for section in found]
     papers, figures = _papers(runs)
+    ranks = comparison.ranks(found)
+    figures = [*([ranks] if ranks else []), *figures]
     shown = {section.slug: plots.standard(section) for section in found}
     jobs = [
         (chart, out / "figures" / f"{section.slug}-{name}", pictures, _ceilings(section))

@@ -256,6 +256,7 @@ def _draw_lines(axes: Axes, panel: Lines, look: Mapping[str, Style]) -> None:
             )  # fmt: skip
     axes.set(xlabel=panel.x, ylabel=panel.y)
     axes.margins(x=0.04)
+    axes.ticklabel_format(useOffset=False)
     if panel.whole:
         axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     if "%" in panel.y:

@@ -46,7 +46,7 @@ def render(
     Args:
         sections, built: per protocol, in the same order; those of trials (cut-down streams) come last on the page.
         charts: by slug of the protocol and name.
-        papers, figures: tables of papers with our numbers beside them, and their figures.
+        papers, figures: tables of papers with our numbers beside them; their figures, and those over all protocols.
         damaged: one sentence per result file that was skipped.
         command: the command line that makes this report.
         places: folder of each origin, for the command that repeats a run.
@@ -65,9 +65,7 @@ def render(
         range(len(sections)), key=lambda i: (bool(sections[i].protocol.limits_text()), -len(sections[i].rows), i)
     )
     sections, built = [sections[i] for i in order], [built[i] for i in order]
-    ranks = comparison.ranks(sections)
     numbers = tidy(runs).set_index("key")
-    overall = [*([ranks] if ranks else []), *figures]
     data: dict[str, Any] = {
         "metrics": {
             name: {"title": title, "description": description, "higher": higher}
@@ -80,7 +78,7 @@ def render(
             for section in sections
             for name, chart in charts[section.slug].items()
         }
-        | {f"paper/{chart.name}": interactive.figure(chart) for chart in overall},
+        | {f"paper/{chart.name}": interactive.figure(chart) for chart in figures},
         "files": {
             f"{sheet.name}.{form}": sheets.write(sheet, form)
             for sheet in (*map(tables.sheet, built), *papers)
@@ -93,7 +91,7 @@ def render(
             for section, table in zip(sections, built, strict=True)
         ],
         papers=papers,
-        overall=overall,
+        overall=figures,
         damaged=damaged,
         command=command,
         version=__version__,

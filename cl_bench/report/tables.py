@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
+from cl_bench import metrics
 from cl_bench.experiment import Value
-from cl_bench.report.frame import Protocol, Run, Section, tidy
+from cl_bench.report.frame import Protocol, Run, Section
 from cl_bench.report.sheets import DAGGER, DASH, TIMES, Column, Sheet, by_row
 from cl_bench.stats import Summary, summarise
 
@@ -142,30 +144,33 @@ def _minutes(value: float) -> str:
 
 
 def _row(label: str, runs: Sequence[Run]) -> Row:
-    frame, first = tidy(runs), runs[0].record.experiment
+    records, first = [run.record for run in runs], runs[0].record.experiment
+
+    def over_runs(name: str) -> Summary | None:
+        values = [metrics.value(name, record.correct, record.total) for record in records]
+        defined = [value for value in values if not math.isnan(value)]
+        return summarise(defined) if defined else None
+
+    acc = over_runs("acc")
+    assert acc is not None
     return Row(
         label=label,
-        acc=summarise(frame["acc"]),
-        aaa=_defined(frame["aaa"]),
-        forgetting=_defined(frame["forgetting"]),
-        minutes=summarise(frame["minutes"]),
-        trainable=int(frame["trainable"].max()),
-        tuning_trials=int(frame["tuning_trials"].max()),
-        tuning_minutes=float(frame["tuning_minutes"].max()),
-        seeds=tuple(int(seed) for seed in frame["seed"]),
-        class_orders=tuple(frame["class_order"]),
-        origins=tuple(sorted(set(frame["origin"]))),
-        recipes=tuple(sorted(set(frame["recipe"]))),
+        acc=acc,
+        aaa=over_runs("aaa"),
+        forgetting=over_runs("forgetting"),
+        minutes=summarise([(sum(record.train_seconds) + sum(record.eval_seconds)) / 60 for record in records]),
+        trainable=max(max(record.trainable, default=0) for record in records),
+        tuning_trials=max(record.tuning_trials for record in records),
+        tuning_minutes=max(record.tuning_minutes for record in records),
+        seeds=tuple(record.experiment.seed for record in records),
+        class_orders=tuple(record.experiment.class_order for record in records),
+        origins=tuple(sorted({run.origin for run in runs})),
+        recipes=tuple(sorted({record.recipe for record in records})),
         method=first.method,
         revision=first.revision,
         hyperparameters=first.hyperparameters,
         sequential=runs[0].sequential,
     )
-
-
-def _defined(values: pd.Series[float]) -> Summary | None:
-    present = values.dropna()
-    return None if present.empty else summarise(present)
 
 
 def _wide(table: Table) -> pd.DataFrame:
