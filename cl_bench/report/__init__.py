@@ -64,9 +64,10 @@ def load(folders: Iterable[tuple[Path, str]]) -> tuple[list[Section], list[str]]
 def render(folders: Iterable[tuple[Path, str]], out: Path, command: str, pictures: Sequence[str] = ()) -> Report:
     """Write the page, `index.html`, and what it shows as files: tables and the numbers behind every figure.
 
-    Per protocol these are `tables/SLUG.{md,csv,tex,html}` and `figures/SLUG-NAME.csv` for each of `plots.standard`; and
-    for each benchmark with runs for them the paper's tables and figures, `tables/sdlora-table2-BENCHMARK.*`,
-    `figures/sdlora-fig2-BENCHMARK.csv`; and `figures/ranks.csv` from ten blocks on. The same records give the same bytes. Other files in `out` are left alone.
+    Per protocol these are `tables/SLUG.{md,csv,tex,html}` and `figures/SLUG-NAME.csv` for each of `plots.standard`; for
+    each benchmark with runs for them the papers' tables and figures, such as `tables/sdlora-table2-BENCHMARK.md` and
+    `figures/sdlora-fig2-BENCHMARK.csv`; and `figures/ranks.csv` from ten blocks on. The same records give the same
+    bytes. Other files in `out` are left alone.
 
     Args:
         folders: pairs of path and origin name, the preferred one first.

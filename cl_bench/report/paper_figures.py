@@ -4,7 +4,7 @@ Kinds of panels:
 
 - `accuracy`: accuracy over the classes seen so far against tasks learned, a line per row;
 - `distances`: ||W_i* - W_j*|| / ||W_i* - W_0|| between the optima of tasks (SD-LoRA gives no formula; this one is ours:
-  0 on the diagonal, about sqrt(2) for changes of equal size that have nothing in common);
+  0 on the diagonal, sqrt(2) for changes of equal size that have nothing in common);
 - `magnitudes`: learned magnitude of each direction, a line per training stage; `published-magnitudes`: those of the
   released logs;
 - `residuals`, `relative-residuals`: of the direction that is being learned, after least squares on those before it,
