@@ -216,9 +216,11 @@ def _head(sheet: Sheet, number: int) -> list[str]:
 
 
 def _needed(sheet: Sheet, columns: Iterable[int]) -> int:
-    """Characters of a line with these columns; texts that are no numbers wrap beyond 28."""
-    widths = {c: max(map(len, [*_head(sheet, c), *(row[c] for row in sheet.rows)])) for c in columns}
-    return 1 + sum(3 + (width if sheet.columns[c].numeric else min(width, 28)) for c, width in widths.items())
+    """Characters of a line with these columns; texts that are no numbers take 12, and wrap beyond 28."""
+    from rich.cells import cell_len
+
+    widths = {c: max(map(cell_len, [*_head(sheet, c), *(row[c] for row in sheet.rows)])) for c in columns}
+    return 1 + sum(3 + (width if sheet.columns[c].numeric else min(max(width, 12), 28)) for c, width in widths.items())
 
 
 FORMATS: Mapping[str, Callable[[Sheet], str]] = {"md": markdown, "csv": csv, "tex": latex, "html": html}
@@ -268,6 +270,6 @@ _LATEX = {
 
 def _latex(text: str) -> str:
     """Escape all that LaTeX reads as more than a letter; what its fonts lack is left to the user's."""
-    # Two hyphens, as before the name of an option, would become a dash.
-    parts = re.split("(?<=-)(?=-)", " ".join(text.split()))
+    # Two hyphens, as before the name of an option, would become a dash; so with quotes.
+    parts = re.split("(?<=[-'`,?!])(?=[-'`,])", " ".join(text.split()))
     return "{}".join("".join(_LATEX.get(character, character) for character in part) for part in parts)
