@@ -81,6 +81,7 @@ def _shown(text: str) -> str:
     return re.sub("[\ue000-\ue0ff]", lambda match: chr(ord(match[0]) - 0xE000), text)
 
 
+@settings(deadline=None)
 @given(tables())
 def test_markdown_keeps_every_text_and_the_number_of_cells(sheet: Sheet) -> None:
     caption, _, rest = sheets.markdown(sheet).partition("\n\n")
@@ -93,6 +94,7 @@ def test_markdown_keeps_every_text_and_the_number_of_cells(sheet: Sheet) -> None
     assert [_shown(_hidden(line)[2:]) for line in notes.splitlines()] == list(sheet.notes)
 
 
+@settings(deadline=None)
 @given(HOSTILE)
 def test_markdown_leaves_no_markup_in_a_text(text: str) -> None:
     line = sheets.markdown(replace(EXAMPLE, rows=((text, "", "", "", ""),), bold=frozenset())).splitlines()[4]
@@ -128,6 +130,7 @@ def plain(text: str) -> str:
     return re.sub(r"\s", "", text).replace("\N{MINUS SIGN}", "-")
 
 
+@settings(deadline=None)
 @given(tables())
 def test_latex_keeps_every_text_and_the_number_of_cells(sheet: Sheet) -> None:
     document = sheets.latex(sheet)
@@ -157,13 +160,31 @@ def test_latex_names_rules_heads_and_notes() -> None:
     assert r"-{}-benchmark was given." in text, "two hyphens would become a dash"
 
 
+def wide(groups: int) -> Sheet:
+    """A sheet of so many groups of two columns, each cell with a number of its own."""
+    columns = [Column("method", numeric=False)]
+    columns += [Column(title, f"stream {group}") for group in range(groups) for title in ("acc", "aaa")]
+    rows = tuple(tuple(f"{r}{c:02}" for c in range(len(columns))) for r in range(3))
+    return Sheet("wide", "Many streams", tuple(columns), rows, ("A note.",), bold=frozenset({(1, 2 * groups)}))
+
+
+def test_latex_cuts_what_is_wider_than_a_page_between_groups() -> None:
+    assert sheets.latex(wide(2)).count(r"\begin{tabular}") == 1
+    text = sheets.latex(wide(8))
+    parts = re.findall(r"\\begin\{tabular\}\{(l(?:rr)+)\}", text)
+    assert len(parts) > 1 and "".join(parts).count("r") == 16
+    assert text.count("Many streams") == text.count("A note.") == text.count(r"\begin{table}") == 1
+    for row in wide(8).rows:
+        assert text.count(row[0]) == len(parts) and all(text.count(cell) == 1 for cell in row[1:])
+    assert r"\textbf{116}" in text and text.count(r"\textbf") == 1
+
+
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
 def test_latex_compiles(tmp_path: Path) -> None:
     hostile = replace(EXAMPLE, rows=((r"\|*_`<>$&~[]{}%#^--'±", "", "", "", ""), *EXAMPLE.rows))
-    document = (
-        rf"\documentclass{{article}}\usepackage{{booktabs}}\begin{{document}}{sheets.latex(hostile)}\end{{document}}"
-    )
-    (tmp_path / "a.tex").write_text(document)
+    body = sheets.latex(hostile) + sheets.latex(wide(8))
+    text = rf"\documentclass{{article}}\usepackage{{booktabs}}\begin{{document}}{body}\end{{document}}"
+    (tmp_path / "a.tex").write_text(text)
     subprocess.run(["pdflatex", "-halt-on-error", "-interaction=batchmode", "a.tex"], cwd=tmp_path, check=True)
 
 
@@ -205,6 +226,7 @@ class Parsed(HTMLParser):
             self.notes[-1] += data
 
 
+@settings(deadline=None)
 @given(tables())
 def test_html_keeps_every_text(sheet: Sheet) -> None:
     parsed = Parsed(sheets.html(sheet))

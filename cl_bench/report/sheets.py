@@ -22,6 +22,8 @@ TIMES = "\N{MULTIPLICATION SIGN}"
 DASH = "\N{EN DASH}"
 """Stands for a value that is not defined, and between the ends of a range."""
 DAGGER = "\N{DAGGER}"
+PAGE = 128
+"""About so many characters stand beside each other across a page in LaTeX."""
 
 
 @dataclass(frozen=True)
@@ -96,9 +98,20 @@ def markdown(sheet: Sheet) -> str:
 
 
 def latex(sheet: Sheet) -> str:
-    """A `table` environment; needs the package `booktabs`."""
+    """A `table` environment; needs the package `booktabs`. What is too wide for a page is cut as on a terminal."""
     lines = [r"\begin{table}", r"\centering", rf"\caption{{{_latex(sheet.caption)}}}", rf"\label{{tab:{sheet.name}}}"]
-    lines += [rf"\begin{{tabular}}{{{''.join('r' if c.numeric else 'l' for c in sheet.columns)}}}", r"\toprule"]
+    for number, part in enumerate(_parts(sheet, PAGE)):
+        lines += ["", r"\medskip"] if number else []
+        lines += _tabular(part)
+    if sheet.notes:
+        notes = " ".join(map(_latex, sheet.notes))
+        lines += ["", r"\smallskip", rf"\parbox{{\linewidth}}{{\footnotesize {notes}}}"]
+    return "\n".join([*lines, r"\end{table}", ""])
+
+
+def _tabular(sheet: Sheet) -> list[str]:
+    """The lines of a `tabular` environment."""
+    lines = [rf"\begin{{tabular}}{{{''.join('r' if c.numeric else 'l' for c in sheet.columns)}}}", r"\toprule"]
     if sheet.grouped:
         heads, rules, place = [], [], 1
         for name, width in sheet.groups():
@@ -111,11 +124,7 @@ def latex(sheet: Sheet) -> str:
         lines += [r"\midrule"] if r in sheet.rules else []
         cells = [rf"\textbf{{{_latex(text)}}}" if (r, c) in sheet.bold else _latex(text) for c, text in enumerate(row)]
         lines.append(" & ".join(cells) + r" \\")
-    lines += [r"\bottomrule", r"\end{tabular}"]
-    if sheet.notes:
-        notes = " ".join(map(_latex, sheet.notes))
-        lines += ["", r"\smallskip", rf"\parbox{{\linewidth}}{{\footnotesize {notes}}}"]
-    return "\n".join([*lines, r"\end{table}", ""])
+    return [*lines, r"\bottomrule", r"\end{tabular}"]
 
 
 def html(sheet: Sheet) -> str:
@@ -182,7 +191,7 @@ def show(sheet: Sheet, out: Console) -> None:
 
 
 def _parts(sheet: Sheet, width: int) -> list[Sheet]:
-    """The sheet cut between groups into what fits a terminal; each part has the columns that are in no group."""
+    """The sheet cut between groups into what fits so many characters; columns in no group are in each part."""
     heads, pieces, start = [], list[list[int]](), 0
     for name, count in sheet.groups():
         columns = list(range(start, start + count))
