@@ -268,6 +268,15 @@ def test_tasks_of_other_sizes_are_another_protocol(tmp_path: Path) -> None:
     assert any("60 + 50 + 40 + 30 + 20 classes" in note for note in table.sheet.notes if note.startswith("["))
 
 
+def test_the_order_of_the_runs_changes_nothing(tmp_path: Path) -> None:
+    found = [
+        as_paper(method, seed, weights=f"{seed % 2}1" * 32) for method in ("coda", "sdlora", "l2p") for seed in range(4)
+    ]
+    runs = stored(tmp_path, *found)
+    one, other = (paper_tables.build("sdlora-table2", order) for order in (runs, runs[::-1]))
+    assert one.sheet == other.sheet and sheets.csv(one.sheet) == sheets.csv(other.sheet)
+
+
 def test_trials_and_other_streams_are_left_out(tmp_path: Path) -> None:
     trial = Limits(train_per_class=5)
     runs = [

@@ -142,6 +142,7 @@ def test_latex_keeps_every_text_and_the_number_of_cells(sheet: Sheet) -> None:
     for line, texts in zip(body[heads - 1 :], [[c.title for c in sheet.columns], *sheet.rows], strict=True):
         cells = re.split(r"(?<!\\)&", line.removesuffix(r" \\"))
         assert [as_text(cell) for cell in cells] == [plain(text) for text in texts]
+        assert not re.search(r"[<>|^~]|(?<!\{)[\[\]]", " ".join(cells)), "TeX's fonts have others in their place"
     if sheet.grouped:
         spans = re.findall(r"\\multicolumn\{(\d+)\}", body[0])
         empty = len(re.split(r"(?<!\\)&", body[0].removesuffix(r" \\"))) - len(spans)

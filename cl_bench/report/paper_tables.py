@@ -229,7 +229,7 @@ def _fill(stream: _Stream, labels: Sequence[str], runs: Sequence[Run], paper: _P
     fitting: defaultdict[str, defaultdict[tuple[Protocol, str], list[Run]]] = defaultdict(lambda: defaultdict(list))
     sizes: defaultdict[Protocol, int] = defaultdict(int)
     trials = 0
-    for run in runs:
+    for run in sorted(runs, key=lambda run: (run.record.experiment.seed, run.record.experiment.class_order, run.label)):
         if run.record.label not in labels or not stream.fits(run.protocol):
             continue
         if run.protocol.limits_text():
@@ -241,8 +241,8 @@ def _fill(stream: _Stream, labels: Sequence[str], runs: Sequence[Run], paper: _P
         return _Filled(trials=trials)
     main = max(sizes, key=lambda protocol: (sizes[protocol], protocol.digest))
     rows = {}
-    for label, by_kind in fitting.items():
-        kinds = sorted(by_kind.items(), key=lambda item: (item[0][0] != main, -len(item[1]), item[0][1]))
+    for label in (label for label in labels if label in fitting):
+        kinds = sorted(fitting[label].items(), key=lambda item: (item[0][0] != main, -len(item[1]), item[0][1]))
         first = kinds[0][1][0]
         rows[label] = [
             _Group(tuple(found), (*_against_paper(found[0], paper), *_against_column(found[0], main, first)))
