@@ -222,6 +222,7 @@ def test_what_differs_from_the_paper_is_marked(tmp_path: Path, changes: dict[str
     [
         ({"weights": "11" * 32}, "weights 11111111 instead of c4c4c4c4"),
         ({"split": "22" * 32}, "split 22222222 instead of 5b5b5b5b"),
+        ({"transforms": TRANSFORMS.model_copy(update={"flip": 0.0})}, "flip 0 instead of 0.5"),
         ({"hyperparameters": {"lr": 0.5}}, "lr 0.5 instead of 0.01"),
         ({"revision": 2}, "revision 2 instead of 1"),
         ({"probe": "interpolation"}, "probe interpolation instead of none"),
@@ -279,15 +280,17 @@ def test_the_order_of_the_runs_changes_nothing(tmp_path: Path) -> None:
 
 def test_trials_and_other_streams_are_left_out(tmp_path: Path) -> None:
     trial = Limits(train_per_class=5)
-    runs = [
+    made = [
         as_paper("sdlora", 0),
         *(as_paper("sdlora", seed, limits=trial) for seed in range(3)),
         as_paper("hide", 0, backbone="vit_base_patch16_224.dino"),
         as_paper("coda", 0, label="coda[length=4]", hyperparameters={"rank": 8}),
         record("finetune", 0),
     ]
-    table = paper_tables.build("sdlora-table2", stored(tmp_path, *runs))
+    runs = stored(tmp_path, *made)
+    table = paper_tables.build("sdlora-table2", runs)
     assert table.filled == 1
+    assert paper_tables.build("sdlora-table2", runs, backbone="vit_base_patch16_224.dino").filled == 1
     assert numbers(table)["n"].dropna().tolist() == [1, 1]
     assert "Left out: 3 runs of these rows on a part of the data only (trials)." in table.sheet.notes
 

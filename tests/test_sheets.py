@@ -23,8 +23,8 @@ from cl_bench.errors import UserError
 from cl_bench.report import sheets
 from cl_bench.report.sheets import Column, Sheet
 
-# Labels and notes are printable text; of white space only single spaces are kept.
-TEXTS = st.text(st.characters(exclude_categories=("C", "Z"), include_characters=" "), max_size=12).map(
+# Of white space, formats but HTML keep single spaces.
+TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Zl", "Zp"]), max_size=12).map(
     lambda text: " ".join(text.split())
 )
 HOSTILE = st.one_of(TEXTS, st.text(r"\|*_`<>$&~[]{}%#^-'\"±", max_size=8))
