@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -74,13 +75,20 @@ def table(
     output: OutFile = None,
 ) -> None:
     """A table of the paper: our cells beside the published ones; what would fill the empty ones."""
+    from cl_bench import streams
     from cl_bench.report import paper_tables
 
     _known(name, "table", paper_tables.names())
-    made = paper_tables.build(name, _runs(results), benchmark, backbone)
+    runs = _runs(results)
+    if benchmark is not None and not any(run.protocol.benchmark == benchmark for run in runs):
+        streams.find(benchmark)
+    made = paper_tables.build(name, runs, benchmark, backbone)
     _print(made.sheet, form, output)
-    if made.command:
-        err.print(f"{made.cells - made.filled} of {made.cells} cells have no run; this fills them:\n{made.command}")
+    if made.commands:
+        err.print(f"{made.cells - made.filled} of {made.cells} cells have no run; this fills them:")
+        store = f" --results {shlex.quote(str(results[0]))}" if results else ""
+        for command in made.commands:
+            err.print(f"{command}{store}", markup=False)
 
 
 def figure(
@@ -213,7 +221,7 @@ def _runs(results: Sequence[Path] | None) -> list[Run]:
     """All stored runs; none where there is nothing yet."""
     from cl_bench.report.frame import collect
 
-    return collect([(folder, folder.name) for folder in _folders(results)], results_cli.warn_damaged)
+    return collect([(folder, folder.name) for folder in results_cli.folders_of(results)], results_cli.warn_damaged)
 
 
 def _known(name: str, what: str, names: Sequence[str] | dict[str, str]) -> None:

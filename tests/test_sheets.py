@@ -1,133 +1,296 @@
-"""One table in every format: what comes out is what went in, whatever it holds."""
+"""Tables in every format: what stands in a cell arrives, whatever it is, and the structure holds."""
 
 from __future__ import annotations
 
-import csv as csv_reader
+import csv
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from io import StringIO
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from pylatexenc.latexwalker import LatexEnvironmentNode, LatexWalker
+from pylatexenc.latex2text import LatexNodes2Text, MacroTextSpec, get_default_latex_context_db
+from pylatexenc.latexwalker import LatexEnvironmentNode, LatexNode, LatexWalker
 from rich.console import Console
 
 from cl_bench.errors import UserError
 from cl_bench.report import sheets
 from cl_bench.report.sheets import Column, Sheet
 
-TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Zl", "Zp"]), max_size=12)
-CELLS = st.lists(st.tuples(TEXT, TEXT, TEXT), min_size=1, max_size=4)
+# Of white space, formats but HTML keep single spaces.
+TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Zl", "Zp"]), max_size=12).map(
+    lambda text: " ".join(text.split())
+)
+HOSTILE = st.one_of(TEXTS, st.text(r"\|*_`<>$&~[]{}%#^-'\"±", max_size=8))
+EXAMPLE = Sheet(
+    name="example",
+    caption="Accuracy, 50 % of it & more",
+    columns=(
+        Column("method", numeric=False),
+        Column("ours", "N = 5: acc, %"),
+        Column("paper", "N = 5: acc, %"),
+        Column("ours", "N = 10: acc, %"),
+        Column("paper", "N = 10: acc, %"),
+    ),
+    rows=(
+        ("sdlora[rank=8]", "79.1 ± 0.2", "79.15", "", "77.34"),
+        ("c_d", "1", "2", "3", "4"),
+        ("e", "5", "6", "7", "8"),
+    ),
+    notes=("--benchmark was given.", "[a] epochs differ."),
+    rules=frozenset({1}),
+    bold=frozenset({(0, 1), (0, 3)}),
+    data=pd.DataFrame({"row": ["a,b", 'c"d'], "mean": [0.1 + 0.2, None]}),
+)
 
 
-def sheet(rows: list[tuple[str, ...]], caption: str = "caption", notes: tuple[str, ...] = ()) -> Sheet:
-    columns = (Column("method", numeric=False), Column("acc", "N = 5"), Column("aaa", "N = 5"))
-    return Sheet("name", caption, columns, tuple(rows), notes, data=pd.DataFrame({"a": [1.5]}))
+@st.composite
+def tables(draw: st.DrawFn) -> Sheet:
+    """A sheet of hostile texts, with and without groups, rules and bold cells."""
+    width, height = draw(st.integers(1, 4)), draw(st.integers(1, 3))
+    groups = draw(st.lists(st.one_of(st.just(""), HOSTILE), min_size=width, max_size=width))
+    columns = tuple(Column(draw(HOSTILE), group, draw(st.booleans())) for group in groups)
+    rows = tuple(tuple(draw(HOSTILE) for _ in range(width)) for _ in range(height))
+    bold = draw(st.frozensets(st.tuples(st.integers(0, height - 1), st.integers(0, width - 1))))
+    rules = draw(st.frozensets(st.integers(1, height)))
+    return Sheet("any", draw(HOSTILE), columns, rows, tuple(draw(st.lists(HOSTILE, max_size=2))), rules, bold)
 
 
-def flat(text: str) -> str:
-    return " ".join(text.split())
+# --- Markdown ----------------------------------------------------------------------------------------------------
 
 
-class Cells(HTMLParser):
-    """The texts of all cells, row by row."""
+def pipe_cells(line: str) -> list[str]:
+    """The cells of a line of a pipe table, unescaped, without bold."""
+    cells = [cell.strip() for cell in _hidden(line).split("|")][1:-1]
+    plain = [cell[2:-2] if cell.startswith("**") else cell for cell in cells]
+    return [_shown(cell) for cell in plain]
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.rows: list[list[str]] = []
-        self.inside = False
 
-    def handle_starttag(self, tag: str, attrs: object) -> None:
+def _hidden(text: str) -> str:
+    """Escaped characters as private ones, so that what is left is markup."""
+    return re.sub(r"\\([!-/:-@\[-`{-~])", lambda match: chr(0xE000 + ord(match[1])), text)
+
+
+def _shown(text: str) -> str:
+    return re.sub("[\ue000-\ue0ff]", lambda match: chr(ord(match[0]) - 0xE000), text)
+
+
+@settings(deadline=None)
+@given(tables())
+def test_markdown_keeps_every_text_and_the_number_of_cells(sheet: Sheet) -> None:
+    caption, _, rest = sheets.markdown(sheet).partition("\n\n")
+    assert _shown(_hidden(caption)[2:-2]) == sheet.caption
+    body, _, notes = rest.partition("\n\n")
+    head, rule, *lines = body.splitlines()
+    assert pipe_cells(head) == [f"{column.group} {column.title}".strip() for column in sheet.columns]
+    assert [cell.endswith(":") for cell in pipe_cells(rule)] == [column.numeric for column in sheet.columns]
+    assert [pipe_cells(line) for line in lines] == [list(row) for row in sheet.rows]
+    assert [_shown(_hidden(line)[2:]) for line in notes.splitlines()] == list(sheet.notes)
+
+
+@settings(deadline=None)
+@given(HOSTILE)
+def test_markdown_leaves_no_markup_in_a_text(text: str) -> None:
+    line = sheets.markdown(replace(EXAMPLE, rows=((text, "", "", "", ""),), bold=frozenset())).splitlines()[4]
+    assert not re.search(r"[*_`<>$&~\[\]]", _hidden(line))
+
+
+def test_markdown_shows_what_is_bold() -> None:
+    lines = sheets.markdown(EXAMPLE).splitlines()
+    assert lines[4] == r"| sdlora\[rank=8\] | **79.1 ± 0.2** | 79.15 |  | 77.34 |", (
+        "and no stars where there is nothing"
+    )
+
+
+# --- LaTeX -------------------------------------------------------------------------------------------------------
+
+
+def environment(nodes: list[LatexNode], name: str) -> LatexEnvironmentNode:
+    (found,) = [node for node in nodes if isinstance(node, LatexEnvironmentNode) and node.environmentname == name]
+    return found
+
+
+def as_text(latex: str) -> str:
+    """What LaTeX prints."""
+    known = get_default_latex_context_db()
+    names = {"textless": "<", "textgreater": ">", "textbar": "|", "textasciitilde": "~", "textasciicircum": "^"}
+    macros = [MacroTextSpec(name, text) for name, text in names.items()]
+    known.add_context_category("text", macros=macros, prepend=True)
+    return plain(LatexNodes2Text(known, math_mode="text").latex_to_text(latex))
+
+
+def plain(text: str) -> str:
+    """Without spaces, which the parser drops after macros as TeX does; a minus is a hyphen in mathematics."""
+    return re.sub(r"\s", "", text).replace("\N{MINUS SIGN}", "-")
+
+
+@settings(deadline=None)
+@given(tables())
+def test_latex_keeps_every_text_and_the_number_of_cells(sheet: Sheet) -> None:
+    document = sheets.latex(sheet)
+    nodes, _, length = LatexWalker(document, tolerant_parsing=False).get_latex_nodes()
+    assert length == len(document)
+    environment(environment(nodes, "table").nodelist, "tabular")
+    body = [line for line in document.splitlines() if line.endswith(r" \\")]
+    heads = 2 if sheet.grouped else 1
+    for line, texts in zip(body[heads - 1 :], [[c.title for c in sheet.columns], *sheet.rows], strict=True):
+        cells = re.split(r"(?<!\\)&", line.removesuffix(r" \\"))
+        assert [as_text(cell) for cell in cells] == [plain(text) for text in texts]
+        assert not re.search(r"[<>|^~]|(?<!\{)[\[\]]", " ".join(cells)), "TeX's fonts have others in their place"
+    if sheet.grouped:
+        spans = re.findall(r"\\multicolumn\{(\d+)\}", body[0])
+        empty = len(re.split(r"(?<!\\)&", body[0].removesuffix(r" \\"))) - len(spans)
+        assert sum(map(int, spans)) + empty == len(sheet.columns), "upper heads cover all columns"
+
+
+def test_latex_names_rules_heads_and_notes() -> None:
+    text = sheets.latex(EXAMPLE)
+    assert r"\multicolumn{2}{c}{N = 5: acc, \%} & \multicolumn{2}{c}{N = 10: acc, \%} \\" in text
+    assert r"\cmidrule(lr){2-3} \cmidrule(lr){4-5}" in text
+    assert r"\begin{tabular}{lrrrr}" in text and r"\caption{Accuracy, 50 \% of it \& more}" in text
+    assert r"sdlora{[}rank=8{]} & \textbf{79.1 $\pm$ 0.2} & 79.15" in text
+    lines = text.splitlines()
+    assert lines[lines.index(next(line for line in lines if line.startswith("c\\_d"))) - 1] == r"\midrule"
+    assert lines.index(r"\end{tabular}") < next(n for n, line in enumerate(lines) if "epochs differ" in line)
+    assert r"-{}-benchmark was given." in text, "two hyphens would become a dash"
+
+
+def wide(groups: int) -> Sheet:
+    """A sheet of so many groups of two columns, each cell with a number of its own."""
+    columns = [Column("method", numeric=False)]
+    columns += [Column(title, f"stream {group}") for group in range(groups) for title in ("acc", "aaa")]
+    rows = tuple(tuple(f"{r}{c:02}" for c in range(len(columns))) for r in range(3))
+    return Sheet("wide", "Many streams", tuple(columns), rows, ("A note.",), bold=frozenset({(1, 2 * groups)}))
+
+
+def test_latex_cuts_what_is_wider_than_a_page_between_groups() -> None:
+    assert sheets.latex(wide(2)).count(r"\begin{tabular}") == 1
+    text = sheets.latex(wide(8))
+    parts = re.findall(r"\\begin\{tabular\}\{(l(?:rr)+)\}", text)
+    assert len(parts) > 1 and "".join(parts).count("r") == 16
+    assert text.count("Many streams") == text.count("A note.") == text.count(r"\begin{table}") == 1
+    for row in wide(8).rows:
+        assert text.count(row[0]) == len(parts) and all(text.count(cell) == 1 for cell in row[1:])
+    assert r"\textbf{116}" in text and text.count(r"\textbf") == 1
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
+def test_latex_compiles(tmp_path: Path) -> None:
+    hostile = replace(EXAMPLE, rows=((r"\|*_`<>$&~[]{}%#^--'±", "", "", "", ""), *EXAMPLE.rows))
+    body = sheets.latex(hostile) + sheets.latex(wide(8))
+    text = rf"\documentclass{{article}}\usepackage{{booktabs}}\begin{{document}}{body}\end{{document}}"
+    (tmp_path / "a.tex").write_text(text)
+    subprocess.run(["pdflatex", "-halt-on-error", "-interaction=batchmode", "a.tex"], cwd=tmp_path, check=True)
+
+
+# --- HTML --------------------------------------------------------------------------------------------------------
+
+
+class Parsed(HTMLParser):
+    """Texts of a table by kind, and the attributes of its cells."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.caption, self.notes = "", list[str]()
+        self.lines: list[list[str]] = []
+        self.cells: list[tuple[str, dict[str, str | None]]] = []
+        self.tags: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self.tags, "every element is closed"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
         if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.inside = True
-            self.rows[-1].append("")
+            self.lines.append([])
+        elif tag in ("th", "td"):
+            self.lines[-1].append("")
+            self.cells.append((tag, dict(attrs)))
+        elif tag == "li":
+            self.notes.append("")
 
     def handle_endtag(self, tag: str) -> None:
-        if tag in ("td", "th"):
-            self.inside = False
+        assert self.tags.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if self.inside:
-            self.rows[-1][-1] += data
+        if "caption" in self.tags:
+            self.caption += data
+        elif {"th", "td"} & set(self.tags):
+            self.lines[-1][-1] += data
+        elif "li" in self.tags:
+            self.notes[-1] += data
 
 
-@given(CELLS)
-def test_html_gives_back_every_text(rows: list[tuple[str, ...]]) -> None:
-    parser = Cells()
-    parser.feed(sheets.html(sheet(rows)))
-    assert parser.rows[2:] == [[cell.replace("\r", "\n") for cell in row] for row in rows]
+@settings(deadline=None)
+@given(tables())
+def test_html_keeps_every_text(sheet: Sheet) -> None:
+    parsed = Parsed(sheets.html(sheet))
+    assert parsed.caption == sheet.caption
+    assert parsed.notes == list(sheet.notes)
+    upper = [[name for name, _ in sheet.groups()]] if sheet.grouped else []
+    assert parsed.lines == [*upper, [column.title for column in sheet.columns], *map(list, sheet.rows)]
 
 
-@given(CELLS)
-def test_markdown_keeps_its_cells_apart(rows: list[tuple[str, ...]]) -> None:
-    lines = [line for line in sheets.markdown(sheet(rows)).split("\n") if line.startswith("|")]
-    assert len(lines) == 2 + len(rows)
-    for line, row in zip(lines[2:], rows, strict=True):
-        cells = re.split(r"(?<!\\)(?:\\\\)*\|", line)[1:-1]
-        assert len(cells) == 3
-        assert [re.sub(r"\\(.)", r"\1", cell.strip()) for cell in cells] == [flat(cell) for cell in row]
+def test_html_says_what_a_head_is_for() -> None:
+    parsed = Parsed(sheets.html(EXAMPLE))
+    scopes = [attributes.get("scope") for tag, attributes in parsed.cells if tag == "th"]
+    assert scopes == ["colgroup"] * 2 + ["col"] * 5 + ["row"] * 3
+    assert [attributes["colspan"] for _, attributes in parsed.cells if "colspan" in attributes] == ["1", "2", "2"]
+    assert "style" not in sheets.html(EXAMPLE)
 
 
-@given(CELLS, TEXT, TEXT)
-def test_latex_parses_with_a_cell_for_each_text(rows: list[tuple[str, ...]], caption: str, note: str) -> None:
-    source = sheets.latex(sheet(rows, caption, (note,)))
-    nodes, _, _ = LatexWalker(source, tolerant_parsing=False).get_latex_nodes()
-    (table,) = [node for node in nodes if isinstance(node, LatexEnvironmentNode)]
-    assert table.environmentname == "table"
-    (body,) = [n for n in table.nodelist if isinstance(n, LatexEnvironmentNode) and n.environmentname == "tabular"]
-    lines = body.latex_verbatim().split("\\midrule\n")[1].split("\\bottomrule")[0].strip().split("\n")
-    assert len(lines) == len(rows)
-    assert all(len(re.findall(r"(?<!\\)&", line)) == 2 and line.endswith(r" \\") for line in lines)
+# --- CSV, terminal, formats --------------------------------------------------------------------------------------
 
 
-def test_groups_rules_and_bold_in_every_format() -> None:
-    made = Sheet(
-        "name", "caption", (Column("m", numeric=False), Column("acc", "N = 5"), Column("aaa", "N = 5"), Column("z")),
-        (("a", "1", "2", "3"), ("b", "4", "", "6")), ("note",), frozenset({1}), frozenset({(1, 1)}),
-    )  # fmt: skip
-    latex = sheets.latex(made)
-    assert r" & \multicolumn{2}{c}{N = 5} &  \\" in latex and r"\cmidrule(lr){2-3}" in latex
-    assert r"\textbf{4}" in latex and latex.count(r"\midrule") == 2 and r"\begin{tabular}{lrrr}" in latex
-    assert "| b | **4** |  | 6 |" in sheets.markdown(made) and "| m | N = 5 acc | N = 5 aaa | z |" in sheets.markdown(
-        made
-    )
-    assert '<th scope="colgroup" colspan="2">N = 5</th>' in sheets.html(made) and "<strong>4</strong>" in sheets.html(
-        made
-    )
-    console = Console(width=80, file=StringIO(), record=True)
-    sheets.show(made, console)
-    shown = console.export_text()
-    assert "N = 5" in shown and "note" in shown and "caption" in shown
+def test_csv_has_the_numbers_in_full() -> None:
+    rows = list(csv.DictReader(StringIO(sheets.csv(EXAMPLE))))
+    assert [row["row"] for row in rows] == ["a,b", 'c"d']
+    assert float(rows[0]["mean"]) == 0.1 + 0.2 and rows[1]["mean"] == ""
 
 
-def test_csv_has_the_numbers_not_the_texts() -> None:
-    (head, row) = csv_reader.reader(StringIO(sheets.csv(sheet([("a", "b", "c")]))))
-    assert (head, row) == (["a"], ["1.5"])
+def printed(sheet: Sheet, width: int) -> str:
+    console = Console(width=width, file=StringIO(), force_terminal=False)
+    sheets.show(sheet, console)
+    assert console.width == width
+    assert isinstance(console.file, StringIO)
+    return console.file.getvalue()
 
 
-def test_unknown_formats_are_refused_with_a_guess() -> None:
-    with pytest.raises(UserError, match="'latex'.*expected|unknown --format 'latex'"):
-        sheets.write(sheet([("a", "b", "c")]), "latex")
+def test_a_wide_terminal_shows_all_columns_side_by_side() -> None:
+    text = printed(EXAMPLE, 200)
+    (line,) = [line for line in text.splitlines() if "sdlora[rank=8]" in line]
+    assert line.split() == ["sdlora[rank=8]", "79.1", "±", "0.2", "79.15", "77.34"]
+    assert text.index("Accuracy") < text.index("N = 5") < text.index("sdlora") < text.index("epochs differ")
 
 
-@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex here; the structure is parsed instead")
-def test_latex_compiles_as_it_is(tmp_path: Path) -> None:
-    rows = [(r"a_b[rate=5%]&#{1}~^\$", "77.18 ± 0.99", "−1.2"), ("[first]", "", "×")]
-    body = sheets.latex(sheet(rows, "a [caption] with 100 % and † and –", ("a note_",)))
-    (tmp_path / "t.tex").write_text(
-        "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\n" + body + "\\end{document}\n"
-    )
-    done = subprocess.run(
-        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-2000:]
+def test_a_narrow_terminal_shows_groups_of_columns_one_below_the_other() -> None:
+    text = printed(EXAMPLE, 60)
+    assert max(map(len, text.splitlines())) <= 60
+    lines = [line.split() for line in text.splitlines() if "sdlora[rank=8]" in line]
+    assert lines == [["sdlora[rank=8]", "79.1", "±", "0.2", "79.15"], ["sdlora[rank=8]", "77.34"]]
+    assert text.count("Accuracy, 50 %") == text.count("epochs differ") == 1
+
+
+@settings(deadline=None)
+@given(tables(), st.integers(20, 120))
+def test_every_number_is_on_a_terminal_of_any_width(sheet: Sheet, width: int) -> None:
+    numbers = [[f"{r}0{c}" for c in range(len(sheet.columns))] for r in range(len(sheet.rows))]
+    text = printed(replace(sheet, rows=tuple(map(tuple, numbers))), width)
+    assert {number for row in numbers for number in row} <= set(re.findall(r"\d+", text))
+
+
+@pytest.mark.parametrize("form", sheets.FORMATS)
+def test_every_format_is_written_by_name(form: str) -> None:
+    assert "sdlora" in sheets.write(EXAMPLE, form) or form == "csv"
+    assert sheets.write(EXAMPLE, form) == sheets.FORMATS[form](EXAMPLE)
+
+
+def test_an_unknown_format_is_refused_by_name() -> None:
+    with pytest.raises(UserError, match=r"'xlsx'.*csv.*html.*md.*tex"):
+        sheets.write(EXAMPLE, "xlsx")

@@ -8,10 +8,12 @@ paper or from the other rows of a column are marked, and told in a note what dif
 from __future__ import annotations
 
 import math
+import re
+import shlex
 import tomllib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from string import ascii_lowercase
 from typing import Any
@@ -19,12 +21,12 @@ from typing import Any
 import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
-from cl_bench import metrics
+from cl_bench import metrics, suites
 from cl_bench.errors import unknown_name
-from cl_bench.experiment import Transforms
+from cl_bench.experiment import Scenario, Value, parse_methods
 from cl_bench.report.frame import Protocol, Run
 from cl_bench.report.paper_figures import PAPERS
-from cl_bench.report.sheets import Column, Sheet
+from cl_bench.report.sheets import Column, Sheet, by_row
 from cl_bench.stats import Summary, summarise
 
 
@@ -48,8 +50,10 @@ class _Row(_Strict):
 class _Paper(_Strict):
     numbers: str
     backbone: str
+    scenario: Scenario
     transforms: dict[str, Any]
     epochs: dict[str, tuple[int, ...]]
+    test_images: dict[str, int]
 
 
 class _Layout(_Strict):
@@ -60,22 +64,25 @@ class _Layout(_Strict):
 
 @dataclass(frozen=True)
 class Metric:
-    """A column of ours: its head, its value of a run, and how it is printed."""
+    """A column of ours: its head, its value of a run (NaN where undefined), and how it is printed.
+
+    Attributes:
+        spread: whether it varies from run to run, so that it has a standard error.
+    """
 
     title: str
     value: Callable[[Run], float]
     decimals: int
-    sequential: bool = False
+    spread: bool
 
 
 METRICS: Mapping[str, Metric] = {
-    "acc": Metric("acc, %", lambda run: 100 * metrics.acc(run.record.correct, run.record.total), 2),
-    "aaa": Metric("aaa, %", lambda run: 100 * metrics.aaa(run.record.correct, run.record.total), 2, sequential=True),
-    "gflops": Metric("GFLOPs", lambda run: run.record.flops_per_image / 1e9, 2),
-    "learnable_params_m": Metric("trained, M", lambda run: max(run.record.trainable) / 1e6, 3),
-    "stored_features_m": Metric("stored, M", lambda run: run.record.stored[-1] / 1e6, 3),
+    "acc": Metric("acc, %", lambda run: 100 * metrics.value("acc", run.record.correct, run.record.total), 2, True),
+    "aaa": Metric("aaa, %", lambda run: 100 * metrics.value("aaa", run.record.correct, run.record.total), 2, True),
+    "gflops": Metric("GFLOPs", lambda run: run.record.flops_per_image / 1e9, 2, False),
+    "learnable_params_m": Metric("trained, M", lambda run: max(run.record.trainable) / 1e6, 3, False),
+    "stored_features_m": Metric("stored, M", lambda run: run.record.stored[-1] / 1e6, 3, False),
 }
-_COST = frozenset({"gflops", "learnable_params_m", "stored_features_m"})
 
 
 @dataclass(frozen=True)
@@ -83,14 +90,14 @@ class PaperTable:
     """A table of a paper.
 
     Attributes:
-        filled, cells: how many of our cells have runs, and how many there are.
-        command: makes the runs that are missing; empty if none is.
+        filled, cells: how many pairs of a row and a stream have runs of ours, and how many there are.
+        commands: make the runs that are missing.
     """
 
     sheet: Sheet
     filled: int
     cells: int
-    command: str
+    commands: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -101,12 +108,14 @@ class _Stream:
     tasks: int
     backbone: str | None
 
+    def __str__(self) -> str:
+        return f"{self.benchmark}, N = {self.tasks}"
+
     def fits(self, protocol: Protocol) -> bool:
         return (
             protocol.benchmark == self.benchmark
             and protocol.num_tasks == self.tasks
             and self.backbone in (None, protocol.backbone)
-            and not protocol.limits_text()
         )
 
 
@@ -116,6 +125,21 @@ class _Group:
 
     runs: tuple[Run, ...]
     marks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Filled:
+    """A stream with its runs.
+
+    Attributes:
+        main: the protocol of most of the runs.
+        rows: by label, groups of the main protocol first, then the larger ones.
+        trials: how many runs were left out because they saw a part of the data only.
+    """
+
+    main: Protocol | None = None
+    rows: Mapping[str, Sequence[_Group]] = field(default_factory=dict)
+    trials: int = 0
 
 
 def names() -> dict[str, str]:
@@ -142,23 +166,21 @@ def build(name: str, runs: Sequence[Run], benchmark: str | None = None, backbone
     vit = backbone or (None if benchmark else layout.paper.backbone)
     streams = list(dict.fromkeys(_Stream(benchmark or stream, tasks, vit) for stream, tasks in table.streams))
     published = _published(layout, table.number) if own else {}
-    paper = layout.paper if own else None
-    groups = {stream: _groups(stream, table.rows, runs, paper) for stream in streams}
+    filled = {stream: _fill(stream, table.rows, runs, layout.paper if own else None) for stream in streams}
 
     letters: dict[str, str] = {}
     lines: list[tuple[str, ...]] = []
     data: list[dict[str, object]] = []
-    filled = 0
     for label in table.rows:
         # The first line has the main runs of each stream; others follow, a line per position.
-        depth = max([1, *(len(groups[stream].get(label, [])) for stream in streams)])
-        for place in range(depth):
-            cells = [layout.rows[label].name if place == 0 else ""]
+        for place in range(max([1, *(len(filled[stream].rows.get(label, ())) for stream in streams)])):
+            cells = [layout.rows[label].name]
             for stream in streams:
-                found = groups[stream].get(label, [])
+                found = filled[stream].rows.get(label, ())
                 group = found[place] if place < len(found) else None
-                filled += group is not None and place == 0
-                marks = "".join(_letter(mark, letters) for mark in group.marks) if group else ""
+                marks = (
+                    f" [{','.join(_letter(mark, letters) for mark in group.marks)}]" if group and group.marks else ""
+                )
                 for metric in table.metrics:
                     theirs = published.get((stream.benchmark, stream.tasks, label, metric)) if place == 0 else None
                     ours = _summary(metric, group)
@@ -166,29 +188,18 @@ def build(name: str, runs: Sequence[Run], benchmark: str | None = None, backbone
                     data.append(_numbers(label, stream, metric, ours, theirs, group))
             lines.append(tuple(cells))
 
-    columns = [Column("method", numeric=False)]
-    for stream in streams:
-        head = f"{stream.benchmark}, N = {stream.tasks}"
-        for metric in table.metrics:
-            title = METRICS[metric].title
-            columns.append(Column(f"{title}" if not own else f"{title}: ours", head))
-            columns += [Column("paper", head)] if own else []
-            columns += [Column("z", head)] if own and metric not in _COST else []
-    cells_there = len(table.rows) * len(streams)
-    missing = filled < cells_there
-    slug = "-".join(part for part in (name, benchmark, backbone) if part).replace(":", "_").replace("/", "_")
+    missing = [(stream, label) for label in table.rows for stream in streams if label not in filled[stream].rows]
     sheet = Sheet(
-        slug,
+        re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(part for part in (name, benchmark, backbone) if part)),
         _caption(table, streams, own),
-        tuple(columns),
+        _columns(table, streams, own),
         tuple(lines),
-        tuple(_notes(table, groups, letters, own)),
+        tuple(_notes(layout, table, filled, letters, own)),
         data=pd.DataFrame(data).astype({"n": "Int64"}),
     )
-    command = f"cl-bench run --suite {name}" if missing else ""
-    for option, value in (("--benchmark", benchmark), ("--backbone", backbone)):
-        command += f" {option} {value}" if value and command else ""
-    return PaperTable(sheet, filled, cells_there, command)
+    asked = {key: value for key, value in (("benchmark", benchmark), ("backbone", backbone)) if value is not None}
+    total = len(table.rows) * len(streams)
+    return PaperTable(sheet, total - len(missing), total, _commands(name, missing, total, asked))
 
 
 @cache
@@ -213,87 +224,150 @@ def _published(layout: _Layout, number: int) -> dict[tuple[str, int, str, str], 
 # --- which runs --------------------------------------------------------------------------------------------------
 
 
-def _groups(
-    stream: _Stream, labels: Sequence[str], runs: Sequence[Run], paper: _Paper | None
-) -> dict[str, list[_Group]]:
-    """Runs by row, those of the stream's main protocol first: the one with the most runs of these rows."""
+def _fill(stream: _Stream, labels: Sequence[str], runs: Sequence[Run], paper: _Paper | None) -> _Filled:
+    """The runs of these rows on a stream."""
     fitting: defaultdict[str, defaultdict[tuple[Protocol, str], list[Run]]] = defaultdict(lambda: defaultdict(list))
     sizes: defaultdict[Protocol, int] = defaultdict(int)
-    for run in runs:
-        if run.record.label in labels and stream.fits(run.protocol):
-            fitting[run.record.label][run.protocol, run.label].append(run)
-            sizes[run.protocol] += 1
+    trials = 0
+    for run in sorted(runs, key=lambda run: (run.record.experiment.seed, run.record.experiment.class_order, run.label)):
+        if run.record.label not in labels or not stream.fits(run.protocol):
+            continue
+        if run.protocol.limits_text():
+            trials += 1
+            continue
+        fitting[run.record.label][run.protocol, run.label].append(run)
+        sizes[run.protocol] += 1
     if not sizes:
-        return {}
+        return _Filled(trials=trials)
     main = max(sizes, key=lambda protocol: (sizes[protocol], protocol.digest))
-    result = {}
-    for label, by_kind in fitting.items():
-        kinds = sorted(by_kind.items(), key=lambda item: (item[0][0] != main, -len(item[1]), item[0][1]))
+    rows = {}
+    for label in (label for label in labels if label in fitting):
+        kinds = sorted(fitting[label].items(), key=lambda item: (item[0][0] != main, -len(item[1]), item[0][1]))
         first = kinds[0][1][0]
-        result[label] = [
-            _Group(tuple(found), (*_against_paper(found[0], paper), *_against(found[0], first, main)))
+        rows[label] = [
+            _Group(tuple(found), (*_against_paper(found[0], paper), *_against_column(found[0], main, first)))
             for _, found in kinds
         ]
-    return result
+    return _Filled(main, rows, trials)
 
 
 def _against_paper(run: Run, paper: _Paper | None) -> Iterator[str]:
     """What differs from the paper, in words."""
     if paper is None:
         return
-    changes = [
+    transforms = [
         f"{name} {_value(getattr(run.protocol.transforms, name))} (paper: {_value(wanted)})"
         for name, wanted in paper.transforms.items()
         if not _equal(getattr(run.protocol.transforms, name), wanted)
     ]
+    if transforms:
+        yield ", ".join(transforms)
+    if run.protocol.scenario != paper.scenario:
+        yield f"{run.protocol.scenario} (paper: {paper.scenario})"
+    if not isinstance(run.protocol.tasks, int):
+        yield f"{run.protocol.shape} (paper: all of the same size)"
+    images, known_images = sum(run.record.total), paper.test_images.get(run.protocol.benchmark)
+    if known_images is not None and images != known_images:
+        yield f"another split, of {images:,} test images (paper: {known_images:,})"
     epochs = run.record.experiment.hyperparameters.get("epochs")
-    known = paper.epochs.get(run.protocol.benchmark, ())
-    if known and epochs is not None and epochs not in known:
-        changes.append(f"{epochs} epochs (paper: {' or '.join(map(str, known))})")
-    if changes:
-        yield f"differs from the paper: {', '.join(changes)}"
+    known_epochs = paper.epochs.get(run.protocol.benchmark, ())
+    if known_epochs and epochs is not None and epochs not in known_epochs:
+        yield f"{epochs} epochs (paper: {' or '.join(map(str, known_epochs))})"
 
 
-def _against(run: Run, first: Run, main: Protocol) -> Iterator[str]:
-    """What differs from the other rows of the column, and from the row's first line."""
-    changes = []
-    for name in ("backbone", "weights", "split", "precision", "scenario"):
-        ours, theirs = getattr(run.protocol, name), getattr(main, name)
-        if ours != theirs:
-            changes.append(f"{name} {ours[:12]} instead of {theirs[:12]}")
-    for name in Transforms.model_fields:
-        ours, theirs = getattr(run.protocol.transforms, name), getattr(main.transforms, name)
-        if ours != theirs:
-            changes.append(f"{name} {_value(ours)} instead of {_value(theirs)}")
-    mine, others = run.record.experiment, first.record.experiment
-    if mine.revision != others.revision:
-        changes.append(f"revision {str(mine.revision)[:8]} instead of {str(others.revision)[:8]}")
-    for name, value in mine.hyperparameters.items():
-        if name in others.hyperparameters and value != others.hyperparameters[name]:
-            changes.append(f"{name} {_value(value)} instead of {_value(others.hyperparameters[name])}")
-    if changes:
-        yield ", ".join(changes)
+def _against_column(run: Run, main: Protocol, first: Run) -> Iterator[str]:
+    """What differs from the protocol of the column, and in configuration from the first line of the row, in words."""
+    protocols = _protocol_facts(run.protocol), _protocol_facts(main)
+    record, other = run.record.experiment, first.record.experiment
+    # What one of two revisions does not know counts as the other's default, as where rows are told apart.
+    defaults = other.defaults | record.defaults
+    configurations = tuple(
+        {"revision": one.revision, "image storage": one.storage, "probe": one.probe, **defaults, **one.hyperparameters}
+        for one in (record, other)
+    )
+    for ours, theirs in (protocols, configurations):
+        changes = [
+            f"{name} {_value(ours[name])} instead of {_value(theirs[name])}"
+            for name in sorted(ours.keys() & theirs.keys())
+            if ours[name] != theirs[name]
+        ]
+        if changes:
+            yield ", ".join(changes)
+
+
+def _protocol_facts(protocol: Protocol) -> dict[str, object]:
+    """All that makes a protocol, flat and in words; of limits there are none here."""
+    names = ("benchmark", "scenario", "backbone", "precision", "weights", "split")
+    facts: dict[str, object] = {name: getattr(protocol, name) for name in names}
+    return facts | {"tasks": protocol.shape} | protocol.transforms.model_dump()
 
 
 def _equal(one: Any, other: Any) -> bool:
-    pairs = zip(one, other, strict=True) if isinstance(one, tuple) and len(one) == len(other) else [(one, other)]
-    return all(isinstance(a, tuple) == isinstance(b, tuple) and math.isclose(a, b) for a, b in pairs)
+    if isinstance(one, tuple) and isinstance(other, list | tuple):
+        # One channel stands for all of them.
+        return all(math.isclose(a, b) for a, b in zip(one, other, strict=len(one) == len(other)))
+    return math.isclose(one, other)
 
 
-def _value(value: Any) -> str:
+def _value(value: object) -> str:
     if isinstance(value, tuple | list):
         return f"({', '.join(map(_value, value))})"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
+    # Of a hash the start says enough.
+    return f"{value:.4g}" if isinstance(value, float) else re.sub(r"^([0-9a-f]{8})[0-9a-f]{24,}$", r"\1", str(value))
+
+
+def _commands(
+    name: str, missing: Sequence[tuple[_Stream, str]], total: int, asked: Mapping[str, str]
+) -> tuple[str, ...]:
+    """Command lines that make the missing runs: the table's suite if all are, else what of it is missing."""
+    if len(missing) == total:
+        options = [part for key, value in asked.items() for part in (f"--{key}", value)]
+        return (shlex.join(["cl-bench", "run", "--suite", name, *options]),)
+    wanted: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
+    for grid in suites.find(name).runs:
+        for cell in grid.changed(dict(asked)).cells():
+            specs = cell.specs()
+            for stream, label in missing:
+                if (stream.benchmark, str(stream.tasks)) == (cell.benchmark[0], (cell.tasks or ("",))[0]):
+                    wanted[_options(cell)] += [label for spec in parse_methods(label) if spec in specs]
+    return tuple(
+        shlex.join(["cl-bench", "run", "--methods", ",".join(dict.fromkeys(labels)), *options])
+        for options, labels in wanted.items()
+        if labels
+    )
+
+
+def _options(cell: suites.Grid) -> tuple[str, ...]:
+    """A cell of a suite as options of `cl-bench run`, without its methods."""
+    fields: dict[str, Value | tuple[str, ...]] = cell.model_dump(exclude_defaults=True, exclude={"methods"})
+    pairs = (
+        (name, each) for name, value in fields.items() for each in (value if isinstance(value, tuple) else [value])
+    )
+    return tuple(part for name, value in pairs for part in (f"--{name.replace('_', '-')}", str(value)))
 
 
 # --- texts -------------------------------------------------------------------------------------------------------
 
 
+def _columns(table: _Table, streams: Sequence[_Stream], own: bool) -> tuple[Column, ...]:
+    columns = [Column("method", numeric=False)]
+    for stream in streams:
+        for metric in (METRICS[name] for name in table.metrics):
+            if own:
+                titles = ["ours", "paper", *(["z"] if metric.spread else [])]
+                columns += [Column(title, f"{stream}: {metric.title}") for title in titles]
+            else:
+                columns.append(Column(metric.title, str(stream)))
+    return tuple(columns)
+
+
 def _summary(metric: str, group: _Group | None) -> Summary | None:
     """Over the runs for which the metric is defined."""
-    kind = METRICS[metric]
-    values = [kind.value(run) for run in group.runs if run.sequential or not kind.sequential] if group else []
-    return summarise(values) if values else None
+    values = [METRICS[metric].value(run) for run in group.runs] if group else []
+    defined = [value for value in values if not math.isnan(value)]
+    return summarise(defined) if defined else None
 
 
 def _z(ours: Summary | None, theirs: tuple[float, float | None] | None) -> float | None:
@@ -308,27 +382,27 @@ def _cells(
     metric: str, ours: Summary | None, theirs: tuple[float, float | None] | None, marks: str, own: bool
 ) -> list[str]:
     """Ours and, in the paper's own protocol, the published value and z."""
-    decimals = METRICS[metric].decimals
+    kind = METRICS[metric]
     text = ""
     if ours is not None:
-        error = "" if ours.stderr is None or metric in _COST else f" ({ours.stderr:.{decimals}f})"
-        text = f"{ours.mean:.{decimals}f}{error}{marks}"
+        error = "" if ours.stderr is None or not kind.spread else f" ({ours.stderr:.{kind.decimals}f})"
+        text = f"{ours.mean:.{kind.decimals}f}{error}{marks}"
     if not own:
         return [text]
     paper = ""
     if theirs is not None:
         paper = f"{theirs[0]:.2f}" + ("" if theirs[1] is None else f" ({theirs[1]:.2f})")
-    if metric in _COST:
+    if not kind.spread:
         return [text, paper]
     z = _z(ours, theirs)
-    return [text, paper, "" if z is None else f"{z:+.1f}".replace("-", "−")]
+    return [text, paper, "" if z is None else f"{z:+.1f}".replace("-", "\N{MINUS SIGN}")]
 
 
 def _letter(mark: str, letters: dict[str, str]) -> str:
-    """` [a]` for the first text, ` [b]` for the next."""
+    """`a` for the first text, `b` for the next."""
     number = list(letters).index(mark) if mark in letters else len(letters)
     letters.setdefault(mark, ascii_lowercase[number % 26] * (1 + number // 26))
-    return f" [{letters[mark]}]"
+    return letters[mark]
 
 
 def _numbers(
@@ -340,11 +414,12 @@ def _numbers(
     group: _Group | None,
 ) -> dict[str, object]:
     runs = group.runs if group else ()
+    protocol = runs[0].protocol if runs else None
     return {
         "row": label,
         "benchmark": stream.benchmark,
         "tasks": stream.tasks,
-        "backbone": runs[0].protocol.backbone if runs else stream.backbone,
+        "backbone": protocol.backbone if protocol else stream.backbone,
         "metric": metric,
         "mean": ours.mean if ours else None,
         "stderr": ours.stderr if ours else None,
@@ -353,8 +428,11 @@ def _numbers(
         "paper_mean": theirs[0] if theirs else None,
         "paper_stderr": theirs[1] if theirs else None,
         "z": _z(ours, theirs),
-        "protocol": runs[0].protocol.digest if runs else "",
+        "protocol": protocol.digest if protocol else "",
+        "weights": protocol.weights if protocol else "",
+        "split": protocol.split if protocol else "",
         "recipe": ", ".join(sorted({run.record.recipe for run in runs})),
+        "origin": ", ".join(sorted({run.origin for run in runs})),
         "differs": "; ".join(group.marks) if group else "",
     }
 
@@ -369,32 +447,49 @@ def _caption(table: _Table, streams: Sequence[_Stream], own: bool) -> str:
 
 
 def _notes(
-    table: _Table, groups: Mapping[_Stream, Mapping[str, Sequence[_Group]]], letters: Mapping[str, str], own: bool
+    layout: _Layout, table: _Table, filled: Mapping[_Stream, _Filled], letters: Mapping[str, str], own: bool
 ) -> Iterator[str]:
-    found = [group for by_row in groups.values() for several in by_row.values() for group in several]
-    counts = sorted({len(group.runs) for group in found})
-    runs = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}" if counts else "no"
-    if set(table.metrics) & _COST:
-        yield (
-            f"Ours: means over {runs} runs. GFLOPs: floating-point operations of one prediction, two per multiply-add, "
-            "adapters merged where they can be; trained: the most numbers trained in any stage, head included (the "
-            "paper counts the adapters of one task); stored: all numbers kept beside the frozen backbone after the "
-            "last task, adapters and head included (the paper counts features and statistics of old classes only)."
-        )
-    else:
-        yield (
-            f"Ours: mean (standard error of the mean) over {runs} runs, which differ in seed and class order; "
-            "acc and aaa are sample-weighted, as the released code reports them."
-        )
-    if counts and counts[0] == 1:
-        yield "One run has no standard error."
-    if own and not set(table.metrics) & _COST:
+    places = [
+        (f"{layout.rows[label].name} at {stream}", groups[0])
+        for stream, one in filled.items()
+        for label, groups in one.rows.items()
+    ]
+    spread = any(METRICS[name].spread for name in table.metrics)
+    if places:
+        yield _OURS if spread else _COST
+        yield by_row("Runs", [(place, _seeds(len(group.runs))) for place, group in places])
+        recipes = [(place, ", ".join(sorted({run.record.recipe for run in group.runs}))) for place, group in places]
+        yield by_row("Hyper-parameters", recipes)
+        protocols = [(stream, one.main) for stream, one in filled.items() if one.main]
+        yield by_row("Protocol of ours", [(str(stream), _protocol(protocol)) for stream, protocol in protocols])
+    if own and spread:
         yield (
             "Paper: mean (standard error) over five runs. z: difference in units of the combined standard error; "
             "beyond 2 or so it is more than chance."
         )
-    protocols = sorted({group.runs[0].protocol.digest for group in found if not group.marks})
-    if protocols:
-        yield f"Protocol{'s' if len(protocols) > 1 else ''} of ours: {', '.join(protocols)}."
+    elif own:
+        yield "The paper counts the adapters of one task as trained, and as stored features and statistics of classes."
+    trials = sum(one.trials for one in filled.values())
+    if trials:
+        yield f"Left out: {trials} run{'s' if trials > 1 else ''} of these rows on a part of the data only (trials)."
     for text, letter in letters.items():
         yield f"[{letter}] {text}."
+
+
+_OURS = (
+    "Ours: mean (standard error of the mean) over runs that differ in seed and class order; acc and aaa are "
+    "sample-weighted, as the released code reports them."
+)
+_COST = (
+    "Ours: means over runs. GFLOPs: floating-point operations of one prediction, two per multiply-add, adapters merged "
+    "where they can be; trained: the most numbers trained in any stage, head included; stored: all numbers kept beside "
+    "the frozen backbone after the last task, adapters and head included."
+)
+
+
+def _seeds(count: int) -> str:
+    return f"{count} per cell" if count > 1 else "1, which has no standard error"
+
+
+def _protocol(protocol: Protocol) -> str:
+    return f"{protocol.digest} (weights {protocol.weights[:8]}, split {protocol.split[:8]}, {protocol.precision})"

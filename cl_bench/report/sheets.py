@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from html import escape
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -21,6 +22,8 @@ TIMES = "\N{MULTIPLICATION SIGN}"
 DASH = "\N{EN DASH}"
 """Stands for a value that is not defined, and between the ends of a range."""
 DAGGER = "\N{DAGGER}"
+PAGE = 128
+"""About so many characters stand beside each other across a page in LaTeX."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +98,20 @@ def markdown(sheet: Sheet) -> str:
 
 
 def latex(sheet: Sheet) -> str:
-    """A `table` environment; needs the package `booktabs`."""
+    """A `table` environment; needs the package `booktabs`. What is too wide for a page is cut as on a terminal."""
     lines = [r"\begin{table}", r"\centering", rf"\caption{{{_latex(sheet.caption)}}}", rf"\label{{tab:{sheet.name}}}"]
-    lines += [rf"\begin{{tabular}}{{{''.join('r' if c.numeric else 'l' for c in sheet.columns)}}}", r"\toprule"]
+    for number, part in enumerate(_parts(sheet, PAGE)):
+        lines += ["", r"\medskip"] if number else []
+        lines += _tabular(part)
+    if sheet.notes:
+        notes = " ".join(map(_latex, sheet.notes))
+        lines += ["", r"\smallskip", rf"\parbox{{\linewidth}}{{\footnotesize {notes}}}"]
+    return "\n".join([*lines, r"\end{table}", ""])
+
+
+def _tabular(sheet: Sheet) -> list[str]:
+    """The lines of a `tabular` environment."""
+    lines = [rf"\begin{{tabular}}{{{''.join('r' if c.numeric else 'l' for c in sheet.columns)}}}", r"\toprule"]
     if sheet.grouped:
         heads, rules, place = [], [], 1
         for name, width in sheet.groups():
@@ -110,18 +124,17 @@ def latex(sheet: Sheet) -> str:
         lines += [r"\midrule"] if r in sheet.rules else []
         cells = [rf"\textbf{{{_latex(text)}}}" if (r, c) in sheet.bold else _latex(text) for c, text in enumerate(row)]
         lines.append(" & ".join(cells) + r" \\")
-    lines += [r"\bottomrule", r"\end{tabular}"]
-    if sheet.notes:
-        notes = " ".join(map(_latex, sheet.notes))
-        lines += ["", r"\smallskip", rf"\parbox{{\linewidth}}{{\footnotesize {notes}}}"]
-    return "\n".join([*lines, r"\end{table}", ""])
+    return [*lines, r"\bottomrule", r"\end{tabular}"]
 
 
 def html(sheet: Sheet) -> str:
     """A `table` element with a caption, and a list of notes after it."""
     lines = ["<table>", f"<caption>{escape(sheet.caption)}</caption>", "<thead>"]
     if sheet.grouped:
-        heads = [f'<th scope="colgroup" colspan="{width}">{escape(name)}</th>' for name, width in sheet.groups()]
+        heads = [
+            f'<th scope="colgroup" colspan="{width}">{escape(name)}</th>' if name else f'<td colspan="{width}"></td>'
+            for name, width in sheet.groups()
+        ]
         lines.append(f"<tr>{''.join(heads)}</tr>")
     lines.append("<tr>" + "".join(f'<th scope="col">{escape(c.title)}</th>' for c in sheet.columns) + "</tr>")
     lines += ["</thead>", "<tbody>"]
@@ -130,7 +143,8 @@ def html(sheet: Sheet) -> str:
         for c, text in enumerate(row):
             shown = f"<strong>{escape(text)}</strong>" if (r, c) in sheet.bold and text else escape(text)
             cells.append(f'<th scope="row">{shown}</th>' if c == 0 else f"<td>{shown}</td>")
-        lines.append(f"<tr{' class=rule' if r in sheet.rules else ''}>{''.join(cells)}</tr>")
+        rule = ' class="rule"' if r in sheet.rules else ""
+        lines.append(f"<tr{rule}>{''.join(cells)}</tr>")
     lines += ["</tbody>", "</table>"]
     if sheet.notes:
         lines += ["<ul>", *(f"<li>{escape(note)}</li>" for note in sheet.notes), "</ul>"]
@@ -152,9 +166,7 @@ def rich(sheet: Sheet) -> RichTable:
         box=SIMPLE_HEAD,
     )
     for number, column in enumerate(sheet.columns):
-        # The upper head stands above the first of its columns.
-        begins = number == 0 or sheet.columns[number - 1].group != column.group
-        title = Text(f"{column.group if begins else ''}\n{column.title}" if sheet.grouped else column.title)
+        title = Text("\n".join(_head(sheet, number)))
         if column.numeric:
             view.add_column(title, justify="right", no_wrap=True)
         else:
@@ -166,18 +178,58 @@ def rich(sheet: Sheet) -> RichTable:
 
 
 def show(sheet: Sheet, out: Console) -> None:
-    """Print for the terminal; a narrow one wraps lines rather than lose columns."""
+    """Print for the terminal; on a narrow one groups of columns come one below the other, and lines wrap."""
     width = out.width
-    needed = sum(
-        2 + max([len(part) for part in (column.group, column.title)] + [len(row[c]) for row in sheet.rows])
-        for c, column in enumerate(sheet.columns)
-        if column.numeric
-    )
+    parts = _parts(sheet, width)
     try:
-        out.width = max(width, needed + 30)
-        out.print(rich(sheet))
+        for number, part in enumerate(parts):
+            caption, notes = sheet.caption if number == 0 else "", sheet.notes if part is parts[-1] else ()
+            out.width = max(width, _needed(part, range(len(part.columns))))
+            out.print(rich(replace(part, caption=caption, notes=notes)))
     finally:
         out.width = width
+
+
+def _parts(sheet: Sheet, width: int) -> list[Sheet]:
+    """The sheet cut between groups into what fits so many characters; columns in no group are in each part."""
+    heads, pieces, start = [], list[list[int]](), 0
+    for name, count in sheet.groups():
+        columns = list(range(start, start + count))
+        start += count
+        if not name:
+            heads += columns
+        elif pieces and _needed(sheet, [*heads, *pieces[-1], *columns]) <= width:
+            pieces[-1] += columns
+        else:
+            pieces.append(columns)
+    return [_chosen(sheet, sorted([*heads, *piece])) for piece in pieces] or [sheet]
+
+
+def _chosen(sheet: Sheet, columns: Sequence[int]) -> Sheet:
+    return replace(
+        sheet,
+        columns=tuple(sheet.columns[c] for c in columns),
+        rows=tuple(tuple(row[c] for c in columns) for row in sheet.rows),
+        bold=frozenset(
+            (r, place) for place, c in enumerate(columns) for r in range(len(sheet.rows)) if (r, c) in sheet.bold
+        ),
+    )
+
+
+def _head(sheet: Sheet, number: int) -> list[str]:
+    """Lines of the head of a column; the upper head stands above the first of its columns."""
+    column = sheet.columns[number]
+    begins = number == 0 or sheet.columns[number - 1].group != column.group
+    width = max([20, *(len(row[number]) for row in sheet.rows)])
+    return [*(textwrap.wrap(column.group, width, break_on_hyphens=False) if begins else []), column.title]
+
+
+def _needed(sheet: Sheet, columns: Iterable[int]) -> int:
+    """Characters of a line with these columns; texts that are no numbers take 12, and wrap beyond 28."""
+    from rich.cells import cell_len
+
+    widths = {c: max(map(cell_len, [*_head(sheet, c), *(row[c] for row in sheet.rows)])) for c in columns}
+    return 1 + sum(3 + (width if sheet.columns[c].numeric else min(max(width, 12), 28)) for c, width in widths.items())
 
 
 FORMATS: Mapping[str, Callable[[Sheet], str]] = {"md": markdown, "csv": csv, "tex": latex, "html": html}
@@ -203,7 +255,7 @@ def by_row(what: str, texts: Sequence[tuple[str, str]]) -> str:
 
 def _markdown(text: str) -> str:
     """Escape what would end a cell or start markup."""
-    return re.sub(r"([\\|*_`<>$\[\]])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\|*_`<>$&~\[\]])", r"\\\1", " ".join(text.split()))
 
 
 _LATEX = {
@@ -227,4 +279,6 @@ _LATEX = {
 
 def _latex(text: str) -> str:
     """Escape all that LaTeX reads as more than a letter; what its fonts lack is left to the user's."""
-    return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
+    # Two hyphens, as before the name of an option, would become a dash; so with quotes.
+    parts = re.split("(?<=[-'`,?!])(?=[-'`,])", " ".join(text.split()))
+    return "{}".join("".join(_LATEX.get(character, character) for character in part) for part in parts)
