@@ -103,15 +103,15 @@ class Grid(BaseModel):
         return [spec for text in self.methods for spec in parse_methods(text)]
 
     def changed(self, given: dict[str, Any]) -> Grid:
-        """With what the command line sets in place of the file's; on another benchmark, the file's recipe, backbone and
-        scenario do not hold unless they are given again.
+        """With what the command line sets in place of the file's; on another benchmark, the file's recipe, backbone,
+        normalisation and scenario do not hold unless they are given again.
 
         Raises:
             ValidationError: a value is not of its kind.
         """
         fields = self.model_dump(exclude_unset=True)
         if "benchmark" in given and _texts(given["benchmark"]) != self.benchmark:
-            for name in ("recipe", "backbone", "scenario"):
+            for name in ("recipe", "backbone", "normalise", "scenario"):
                 fields.pop(name, None)
         return Grid.model_validate(fields | given)
 

@@ -132,7 +132,8 @@ def _papers(runs: Sequence[Run]) -> tuple[list[Sheet], list[Chart]]:
     others = sorted({run.protocol.benchmark for run in runs})
     made_tables, made_figures = [], []
     for name in paper_tables.names():
-        for table in (paper_tables.build(name, runs, benchmark) for benchmark in (None, *others)):
+        for benchmark in (None, *(other for other in others if other not in paper_tables.benchmarks(name))):
+            table = paper_tables.build(name, runs, benchmark)
             if table.filled:
                 made_tables.append(table.sheet)
     for name, layout in paper_figures.layouts().items():

@@ -147,6 +147,11 @@ def names() -> dict[str, str]:
     return {name: table.title for layout in _layouts() for name, table in layout.tables.items()}
 
 
+def benchmarks(name: str) -> set[str]:
+    """Benchmarks of a table's columns."""
+    return {stream for layout in _layouts() if name in layout.tables for stream, _ in layout.tables[name].streams}
+
+
 def build(name: str, runs: Sequence[Run], benchmark: str | None = None, backbone: str | None = None) -> PaperTable:
     """A table of a paper from stored runs.
 
