@@ -256,10 +256,7 @@ def parse_scenario(text: str) -> Scenario:
     Raises:
         UserError: there is none of this name.
     """
-    for scenario in get_args(Scenario):
-        if text == scenario:
-            return scenario
-    raise unknown_name("scenario", text, get_args(Scenario))
+    return _one_of(text, "scenario", get_args(Scenario))
 
 
 def parse_probe(text: str) -> ProbeName:
@@ -268,10 +265,13 @@ def parse_probe(text: str) -> ProbeName:
     Raises:
         UserError: there is none of this name.
     """
-    for probe in get_args(ProbeName):
-        if text == probe:
-            return probe
-    raise unknown_name("probe", text, get_args(ProbeName))
+    return _one_of(text, "probe", get_args(ProbeName))
+
+
+def _one_of(text: str, what: str, names: tuple[Any, ...]) -> Any:
+    if text not in names:
+        raise unknown_name(what, text, names)
+    return text
 
 
 def equalled(sizes: Sequence[int]) -> Tasks:
