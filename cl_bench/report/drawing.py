@@ -37,7 +37,7 @@ _BANDS = 4
 _NAMED = 14
 """Points in the width of a column that can have their names beside them."""
 _SMALL = 4
-"""From so many panels on they are small multiples: names of axes, ticks and sequences stand once for all."""
+"""From so many panels on they are small multiples: names of axes and ticks stand once for all."""
 _FAINT = "#555555"
 _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -109,11 +109,13 @@ def draw(chart: Chart, ceilings: Iterable[str] = ()) -> Figure:
             axes.remove()
         drawn = list(zip(grid, panels, strict=False))
         for axes, panel in drawn:
+            # Said here, it does not depend on the settings at the time when the picture is written.
+            axes.tick_params(labelsize=7)
             _DRAW[type(panel)](axes, panel, look)
             if isinstance(panel, Scatter):
                 _name_far(axes, panel, width / columns)
             if getattr(panel, "title", ""):
-                axes.set_title(_wrapped(panel.title, max(18, round(17 * width / columns))), pad=4)
+                axes.set_title(_wrapped(panel.title, 0.85 * width / columns, 8), pad=4)
         for group in [drawn] if shared else [[one] for one in drawn]:
             _place_lines([(axes, panel) for axes, panel in group if isinstance(panel, Lines)])
         if shared:
@@ -129,6 +131,10 @@ def draw(chart: Chart, ceilings: Iterable[str] = ()) -> Figure:
         if engine := figure.get_layout_engine():
             engine.execute(figure)
         figure.set_layout_engine(None)
+        for axes in figure.axes:
+            for axis in (axes.xaxis, axes.yaxis):
+                # A tick takes its style when it is made, which would otherwise be after this.
+                axis.get_major_ticks()
         for axes, panel in drawn:
             if isinstance(panel, Scatter):
                 _name_points(axes, panel, _named(panel, width / columns), figure.dpi / 72)
@@ -198,7 +204,7 @@ def _keys(chart: Chart, look: Mapping[str, Style], width: float) -> list[Line2D]
         if isinstance(panel, Lines):
             for line in panel.lines:
                 if line.order is not None:
-                    if len(chart.panels) >= _SMALL and _numbered(panel):
+                    if _in_legend(panel):
                         sequence.setdefault(line.label, line.order)
                 elif line.label != panel.title:
                     ends.setdefault(line.label, line.y[-1].mean)
@@ -244,15 +250,22 @@ def _numbered(panel: Lines) -> bool:
     return sum(line.order is not None for line in panel.lines) > 3
 
 
+def _in_legend(panel: Lines) -> bool:
+    """Whether the lines are a sequence whose names would cover each other where they end."""
+    return _numbered(panel) and len({line.x[-1] for line in panel.lines}) == 1
+
+
 def _dash(style: Style) -> Any:
     return (0, style.dash) if style.dash else "-"
 
 
-def _wrapped(label: str, width: int = 48) -> str:
-    """A long label on several lines of at most `width` characters, broken between options where possible."""
-    if len(label) <= width:
+def _wrapped(label: str, width: float = 3.0, size: float = 7) -> str:
+    """A label on as many lines as the width in inches asks for, broken between options where possible."""
+    whole = _text_width(label, size)
+    if whole <= width:
         return label
-    return textwrap.fill(label.replace(",", ", "), width)
+    # A little less than on average: letters are not equally wide.
+    return textwrap.fill(label.replace(",", ", "), max(8, int(0.92 * len(label) * width / whole)))
 
 
 def _share(figure: Figure, drawn: Sequence[tuple[Axes, charts.Panel]], columns: int) -> None:
@@ -315,7 +328,7 @@ def _place_lines(drawn: Sequence[tuple[Axes, Lines]]) -> None:
         if panel.whole and places:
             ticks = MaxNLocator(nbins=8, integer=True).tick_values(min(places), max(places))
             axes.set_xticks([tick for tick in ticks if min(places) <= tick <= max(places)])
-        if len(drawn) >= _SMALL and _numbered(panel):
+        if _in_legend(panel):
             continue
         for line in panel.lines:
             if line.order is not None and line.x:
@@ -346,12 +359,12 @@ def _draw_heat(axes: Axes, panel: Heat, look: Mapping[str, Style]) -> None:
     size = 7.0 if len(panel.columns) <= 6 else 5.0
     if max(values.shape) <= 12:
         shade = _COLOURS((values - panel.low) / ((panel.high - panel.low) or 1))[..., :3]
-        dark = _luminance(shade) < 0.2
+        dark = _luminance(shade) < _MIDDLE
         for (row, column), value in np.ndenumerate(values):
             if np.isfinite(value):
                 axes.text(
                     column + 0.5, row + 0.5, f"{value:.{panel.decimals}f}", ha="center", va="center",
-                    fontsize=size - 0.7 * (panel.decimals > 0), color="white" if dark[row, column] else "#222222",
+                    fontsize=size - 0.7 * (panel.decimals > 0), color="white" if dark[row, column] else "black",
                 )  # fmt: skip
     for ticks, names, axis in ((values.shape[1], panel.columns, axes.xaxis), (values.shape[0], panel.rows, axes.yaxis)):
         step = 1 if ticks <= 12 else math.ceil(ticks / 10)
@@ -362,9 +375,13 @@ def _draw_heat(axes: Axes, panel: Heat, look: Mapping[str, Style]) -> None:
         spine.set_visible(False)
 
 
+_MIDDLE = 0.179
+"""Luminance from which on black is the clearer on it, below it white."""
+
+
 def _luminance(colours: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Relative luminance (WCAG 2) of sRGB colours in [0, 1], shape [..., 3]: dark text is the clearer from 0.18 on."""
-    linear = np.where(colours <= 0.03928, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
+    """Relative luminance (WCAG 2) of sRGB colours in [0, 1], shape [..., 3]."""
+    linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
     return np.asarray(linear @ (0.2126, 0.7152, 0.0722))
 
 
@@ -488,14 +505,16 @@ def _name_points(axes: Axes, panel: Scatter, points: Sequence[Point], scale: flo
     dx, dy = radius * scale * np.cos(angle), radius * scale * np.sin(angle)
     for point in sorted(points, key=lambda point: (-point.y.mean, point.label)):
         x, y = place((point.x.mean, point.y.mean))
-        width, height = _text_width(point.label, size) * 72 * scale, 1.1 * size * scale
+        name = _wrapped(point.label, 0.6 * (right - left) / scale / 72, size)
+        width = max(_text_width(line, size) for line in name.split("\n")) * 72 * scale
+        height = 1.1 * size * scale * (name.count("\n") + 1)
         # To the right of a name on the left of its point, to the left of one on the right, otherwise centred.
         x0 = x + dx - width * np.where(np.cos(angle) < -0.3, 1, np.where(np.cos(angle) > 0.3, 0, 0.5))
         y0 = y + dy - height / 2
+        x0, y0 = np.clip(x0, left, right - width), np.clip(y0, bottom, top - height)
         boxes = np.stack([x0, y0, x0 + width, y0 + height], axis=1)
-        outside = (x0 < left) | (boxes[:, 2] > right) | (y0 < bottom) | (boxes[:, 3] > top)
         leader = np.stack([x + 0.6 * dx, y + 0.6 * dy] * 2, axis=1)
-        worth = radius + 500 * outside + _overlap(boxes, covered) @ cost + _overlap(leader, covered) @ cost / 3
+        worth = radius + _overlap(boxes, covered) @ cost + _overlap(leader, covered) @ cost / 3
         best = int(np.argmin(worth))
         # Neither should names cover the lines to other points.
         line = np.linspace((x, y), (x + dx[best], y + dy[best]), 6)[1:]
@@ -503,8 +522,8 @@ def _name_points(axes: Axes, panel: Scatter, points: Sequence[Point], scale: flo
         cost = np.append(cost, [60.0] + [8.0] * len(line))
         middle = axes.transData.inverted().transform((x0[best], y0[best] + height / 2))
         axes.annotate(
-            point.label, (point.x.mean, point.y.mean), xytext=tuple(middle), textcoords="data", fontsize=size,
-            color="#222222", va="center", annotation_clip=False, zorder=4,
+            name, (point.x.mean, point.y.mean), xytext=tuple(middle), textcoords="data", fontsize=size,
+            color="#222222", va="center", linespacing=1.1, annotation_clip=False, zorder=4,
             arrowprops=_LEADER if radius[best] > 9 else None,
         )  # fmt: skip
 
@@ -548,7 +567,8 @@ def _draw_ranks(axes: Axes, panel: Ranks, look: Mapping[str, Style]) -> None:
     axes.set_xlim(low - 0.02, high + 0.02)
     axes.set_ylim(-(depth + half) - 0.4, 0.7)
     axes.axhline(0, color="#333333", linewidth=0.9)
-    for tick in range(low, high + 1):
+    step = math.ceil((high - low) / 14)
+    for tick in range(low, high + 1, step):
         axes.plot([tick, tick], [0, 0.22], color="#333333", linewidth=0.8)
         axes.text(tick, 0.32, str(tick), ha="center", va="bottom", fontsize=7)
     for number, group in enumerate(panel.groups):
