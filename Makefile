@@ -8,8 +8,9 @@ demo: .venv/demo
 	$(BIN)/cl-bench run --methods sdlora,coda
 	$(BIN)/cl-bench report --results results/runs
 
+# Two processes, a file of tests each at a time; tiny matrices are faster on one thread.
 test: .venv/test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: .venv/test
 	$(BIN)/ruff check .

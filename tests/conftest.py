@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from cl_bench import cli
+# Consoles made while this is set keep that width, and pytest-xdist sets it: tests set a width of their own later.
+os.environ.pop("COLUMNS", None)
+
+from cl_bench import cli  # noqa: E402
 
 TRIAL = ["--limit-tasks", "2", "--limit-train", "3", "--limit-test", "2"]
 """Cuts a run down to about a second."""

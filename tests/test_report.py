@@ -15,7 +15,7 @@ from scipy import stats as scipy_stats
 
 from cl_bench.errors import UserError
 from cl_bench.experiment import Limits
-from cl_bench.report import Report, drawing, load, plots, render, sheets, styles, tables
+from cl_bench.report import Report, drawing, load, plots, render, sheets, tables
 from cl_bench.report.frame import collect, tidy
 from cl_bench.store import RunRecord
 from tests.factories import WEIGHTS, arrays, edit, npz, record, write
@@ -351,15 +351,6 @@ def test_figures_draw_the_numbers(runs: Path) -> None:
     panels = [axes for axes in drawn["matrix"].axes if axes.get_title()]
     assert {panel.get_title() for panel in panels} == {"alpha", "beta"}
     assert {len(panel.texts) for panel in panels} == {10 * 11 // 2}, "the lower triangle"
-
-
-def test_a_method_keeps_its_style_whatever_else_is_drawn() -> None:
-    alone = styles.of(["sdlora"])["sdlora"]
-    assert styles.of(["sdlora", "coda", "a", "sdlora[rank=8]"])["sdlora"] == alone
-    assert styles.of(["sdlora[rank=8]"])["sdlora[rank=8]"].colour == alone.colour
-    many = [f"sdlora[rank={rank}]" for rank in range(8)] + ["sdlora"]
-    assert len({(style.colour, style.marker) for style in styles.of(many).values()}) == 9, "told apart without dashes"
-    assert styles.of(["my-method"]) == styles.of(["my-method"])
 
 
 def test_joint_training_alone_makes_a_report_without_figures(runs: Path) -> None:

@@ -6,6 +6,7 @@ import math
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,16 @@ import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.textpath import text_to_path
+from matplotlib.ticker import MaxNLocator, NullLocator
+from numpy.typing import NDArray
 
 from cl_bench.report import charts, styles
-from cl_bench.report.charts import Chart, Heat, Lines, Ranks, Scatter
+from cl_bench.report.charts import Chart, Heat, Lines, Point, Ranks, Scatter
 from cl_bench.report.styles import Style
 from cl_bench.stats import Summary
 
@@ -29,6 +34,11 @@ FORMATS = ("png", "pdf", "svg")
 DPI = 200
 _BANDS = 4
 """More curves than this have bars at their end instead of bands."""
+_NAMED = 14
+"""Points in the width of a column that can have their names beside them."""
+_SMALL = 4
+"""From so many panels on they are small multiples: names of axes and ticks stand once for all."""
+_FAINT = "#555555"
 _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8,
@@ -71,9 +81,6 @@ def save(chart: Chart, stem: Path, formats: Sequence[str] = FORMATS, ceilings: I
     if formats:
         figure = draw(chart, ceilings)
         with mpl.rc_context(_STYLE):
-            # Laid out once, for all formats.
-            figure.draw_without_rendering()
-            figure.set_layout_engine("none")
             for kind, path in zip(formats, paths[1:], strict=True):
                 figure.savefig(path, dpi=DPI, metadata=_NO_DATES[kind])
     return paths
@@ -81,47 +88,56 @@ def save(chart: Chart, stem: Path, formats: Sequence[str] = FORMATS, ceilings: I
 
 def draw(chart: Chart, ceilings: Iterable[str] = ()) -> Figure:
     """The picture of a chart: its panels, and below them one legend for the rows in all of them."""
-    chart = _cut(chart)
+    # Rows that are not drawn count too, so that a row looks the same in every chart of a protocol.
     look = styles.of(_labels(chart), set(ceilings) | _levels(chart))
-    heat = isinstance(chart.panels[0], Heat)
-    columns = _columns(chart)
-    lines = math.ceil(len(chart.panels) / columns)
-    wide = len(chart.panels) > 1 or _crowded(chart.panels[0]) or isinstance(chart.panels[0], Ranks)
-    width = TEXT if wide else COLUMN
-    panel = width / columns
-    shared = len(chart.panels) > 3 and len({_axes_of(panel) for panel in chart.panels}) == 1
-    height = lines * (max(_height(p, panel) for p in chart.panels) - (0.3 if heat and shared else 0))
-    keys = _keys(chart, look)
-    per_row = max(1, min(len(keys), int(width / _key_width(keys)))) if keys else 1
+    chart = _cut(chart)
+    panels = chart.panels
+    heat = isinstance(panels[0], Heat)
+    columns = _columns(len(panels))
+    lines = math.ceil(len(panels) / columns)
+    width = TEXT if len(panels) > 1 or _is_wide(panels[0]) else COLUMN
+    shared = len(panels) >= _SMALL and len({_axes_of(panel) for panel in panels}) == 1
+    height = lines * (max(_height(p, width / columns) for p in panels) - (0.3 if heat and shared else 0))
+    keys = _keys(chart, look, width / columns)
+    per_row = _keys_per_row([str(key.get_label()) for key in keys], width)
     legend = 0.155 * math.ceil(len(keys) / per_row) + 0.12 if keys else 0.0
     with mpl.rc_context(_STYLE | {"axes.grid": not heat}):
         figure = Figure(figsize=(width, height + legend), layout="constrained")
         FigureCanvasAgg(figure)
-        grid = figure.subplots(lines, columns, squeeze=False)
-        for number, axes in enumerate(grid.flat):
-            if number >= len(chart.panels):
-                axes.remove()
-                continue
-            one = chart.panels[number]
-            _DRAW[type(one)](axes, one, look)
-            if getattr(one, "title", ""):
-                axes.set_title(_wrapped(one.title, max(18, round(17 * panel))), pad=4)
-            if shared:
-                # One label for all panels of a grid of small multiples.
-                axes.set(xlabel="", ylabel="")
+        grid = figure.subplots(lines, columns, squeeze=False).flatten()
+        for axes in grid[len(panels) :]:
+            axes.remove()
+        drawn = list(zip(grid, panels, strict=False))
+        for axes, panel in drawn:
+            # Said here, it does not depend on the settings at the time when the picture is written.
+            axes.tick_params(labelsize=7)
+            _DRAW[type(panel)](axes, panel, look)
+            if isinstance(panel, Scatter):
+                _name_far(axes, panel, width / columns)
+            if getattr(panel, "title", ""):
+                axes.set_title(_wrapped(panel.title, 0.85 * width / columns, 8), pad=4)
+        for group in [drawn] if shared else [[one] for one in drawn]:
+            _place_lines([(axes, panel) for axes, panel in group if isinstance(panel, Lines)])
         if shared:
-            _, x, y = _axes_of(chart.panels[0])
-            figure.supxlabel(x, fontsize=8)
-            figure.supylabel(y, fontsize=8)
-            if isinstance(chart.panels[0], Lines):
-                _same_range([axes for axes in grid.flat if axes.figure is not None])
+            _share(figure, drawn, columns)
         if heat:
-            _colour_bar(figure, grid, chart, lines)
+            _colour_bar(figure, drawn, lines)
         if keys:
             figure.legend(
                 handles=keys, loc="outside lower center", ncols=per_row, frameon=False, handlelength=2.6,
                 columnspacing=1.2, labelspacing=0.35, borderaxespad=0.1, borderpad=0,
             )  # fmt: skip
+        # Laid out once, for all formats; names of points need to know where these are.
+        if engine := figure.get_layout_engine():
+            engine.execute(figure)
+        figure.set_layout_engine(None)
+        for axes in figure.axes:
+            for axis in (axes.xaxis, axes.yaxis):
+                # A tick takes its style when it is made, which would otherwise be after this.
+                axis.get_major_ticks()
+        for axes, panel in drawn:
+            if isinstance(panel, Scatter):
+                _name_points(axes, panel, _named(panel, width / columns), figure.dpi / 72)
     return figure
 
 
@@ -154,12 +170,16 @@ def _axes_of(panel: charts.Panel) -> tuple[type, str, str]:
     return type(panel), getattr(panel, "x", ""), getattr(panel, "y", "")
 
 
-def _columns(chart: Chart) -> int:
-    """Panels side by side."""
-    count = len(chart.panels)
+def _columns(count: int) -> int:
+    """So many of the panels stand side by side."""
     if count <= 3:
         return count
     return 2 if count == 4 else 3 if count <= 9 else 4
+
+
+def _is_wide(panel: charts.Panel) -> bool:
+    """Whether a panel alone needs the width of the text."""
+    return isinstance(panel, Ranks) or (isinstance(panel, Scatter) and len(_drawn(panel)) > _NAMED)
 
 
 def _height(panel: charts.Panel, width: float) -> float:
@@ -169,60 +189,101 @@ def _height(panel: charts.Panel, width: float) -> float:
     if isinstance(panel, Ranks):
         return 0.75 + 0.17 * math.ceil(len(panel.ranks) / 2) + 0.1 * len(panel.groups)
     if isinstance(panel, Scatter):
-        return 2.9
+        return 3.4 if width > COLUMN else 2.9
     return 2.35 if width > 2.6 else 1.9 if width > 2 else 1.6
 
 
-def _keys(chart: Chart, look: Mapping[str, Style]) -> list[Line2D]:
-    """Entries of the legend: rows of curves, best last value first, as the curves end."""
+def _keys(chart: Chart, look: Mapping[str, Style], width: float) -> list[Line2D]:
+    """Entries of the legend for panels of this width.
+
+    Rows of curves come best last value first, as the curves end; what stands in a sequence follows in its order.
+    """
     ends: dict[str, float] = {}
+    sequence: dict[str, float] = {}
     for panel in chart.panels:
         if isinstance(panel, Lines):
             for line in panel.lines:
-                if line.order is None:
+                if line.order is not None:
+                    if _in_legend(panel):
+                        sequence.setdefault(line.label, line.order)
+                elif line.label != panel.title:
                     ends.setdefault(line.label, line.y[-1].mean)
             for label, level in panel.levels:
                 ends.setdefault(label, level.mean)
-        elif isinstance(panel, Scatter) and _crowded(panel):
-            ends |= {point.label: point.y.mean for point in panel.points}
-    order = sorted(ends, key=lambda label: (-ends[label], label))
+        elif isinstance(panel, Scatter) and len(_named(panel, width)) < len(_drawn(panel)):
+            ends |= {point.label: point.y.mean for point in _drawn(panel)}
     points = isinstance(chart.panels[0], Scatter)
-    return [
+    rows = [
         Line2D(
             [], [], color=look[label].colour, linestyle="none" if points else _dash(look[label]),
             marker=look[label].marker or ("*" if points else None), markeredgecolor="white", markeredgewidth=0.5,
             label=_wrapped(label),
         )
-        for label in order
+        for label in sorted(ends, key=lambda label: (-ends[label], label))
     ]  # fmt: skip
+    steps = [
+        Line2D([], [], color=styles.sequential(order).colour, marker="o", markersize=2.8, linewidth=1, label=label)
+        for label, order in sequence.items()
+    ]
+    return rows + steps
 
 
-def _crowded(panel: charts.Panel) -> bool:
-    """Whether there are too many points to write their names beside them."""
-    return isinstance(panel, Scatter) and len(panel.points) > 14
+def _keys_per_row(labels: Sequence[str], width: float) -> int:
+    """Entries of the legend side by side: as many as fit, in columns as wide as their longest entry."""
+    widths = [max((_text_width(line, 7) for line in label.split("\n")), default=0) for label in labels]
+    for columns in range(len(labels), 1, -1):
+        # The columns of matplotlib's legends: filled downwards, the first ones longer.
+        if sum(0.5 + max(column) for column in np.array_split(widths, columns)) <= width:
+            # As many rows with fewer columns are more even.
+            return math.ceil(len(labels) / math.ceil(len(labels) / columns))
+    return 1
 
 
-def _key_width(keys: Sequence[Line2D]) -> float:
-    """Width in inches that the longest entry of the legend takes."""
-    longest = max(max(map(len, str(key.get_label()).split("\n"))) for key in keys)
-    return 0.46 + 0.062 * longest
+@cache
+def _text_width(text: str, size: float) -> float:
+    """In inches, at a size in points."""
+    return float(text_to_path.get_text_width_height_descent(text, FontProperties(size=size), ismath=False)[0]) / 72
+
+
+def _numbered(panel: Lines) -> bool:
+    """Whether the lines are a sequence too long to spell out beside each of them."""
+    return sum(line.order is not None for line in panel.lines) > 3
+
+
+def _in_legend(panel: Lines) -> bool:
+    """Whether the lines are a sequence whose names would cover each other where they end."""
+    return _numbered(panel) and len({line.x[-1] for line in panel.lines}) == 1
 
 
 def _dash(style: Style) -> Any:
     return (0, style.dash) if style.dash else "-"
 
 
-def _wrapped(label: str, width: int = 48) -> str:
-    """A long label on several lines of at most `width` characters, broken between options where possible."""
-    if len(label) <= width:
+def _wrapped(label: str, width: float = 3.0, size: float = 7) -> str:
+    """A label on as many lines as the width in inches asks for, broken between options where possible."""
+    whole = _text_width(label, size)
+    if whole <= width:
         return label
-    return textwrap.fill(label.replace(",", ", "), width)
+    # A little less than on average: letters are not equally wide.
+    return textwrap.fill(label.replace(",", ", "), max(8, int(0.92 * len(label) * width / whole)))
 
 
-def _same_range(axes: Sequence[Axes]) -> None:
-    limits = [one.get_ylim() for one in axes]
-    for one in axes:
-        one.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+def _share(figure: Figure, drawn: Sequence[tuple[Axes, charts.Panel]], columns: int) -> None:
+    """Names of axes once for all panels of small multiples, and ticks at the edge where they are the same."""
+    first = drawn[0][1]
+    _, x, y = _axes_of(first)
+    figure.supylabel(y, fontsize=8)
+    same = isinstance(first, Lines) or len({_cells_of(panel) for _, panel in drawn}) == 1
+    for number, (axes, _) in enumerate(drawn):
+        lowest = number + columns >= len(drawn)
+        axes.set(xlabel=x if lowest else "", ylabel="")
+        if same:
+            axes.tick_params(labelleft=number % columns == 0, labelbottom=lowest)
+
+
+def _cells_of(panel: charts.Panel) -> object:
+    """What must agree for panels to share their ticks; nothing else is like a panel that is no heat map."""
+    return (panel.rows, panel.columns) if isinstance(panel, Heat) else id(panel)
 
 
 # --- kinds of panels -------------------------------------------------------------------------------------------
@@ -231,13 +292,15 @@ def _same_range(axes: Sequence[Axes]) -> None:
 def _draw_lines(axes: Axes, panel: Lines, look: Mapping[str, Style]) -> None:
     for label, level in panel.levels:
         axes.axhline(level.mean, color=look[label].colour, linestyle=_dash(look[label]))
-    numbered = len([line for line in panel.lines if line.order is not None]) > 3
     for number, line in enumerate(panel.lines):
         style = look[line.label] if line.order is None else styles.sequential(line.order)
+        if line.label == panel.title:
+            # Nothing to be told apart from.
+            style = Style(style.colour, "", ())
         means = [value.mean for value in line.y]
         axes.plot(
             line.x, means, color=style.colour, linestyle=_dash(style), clip_on=False, zorder=3,
-            marker=style.marker if len(line.x) <= 30 else "", markeredgecolor="white", markeredgewidth=0.4,
+            marker=style.marker, markevery=math.ceil(len(line.x) / 30), markeredgecolor="white", markeredgewidth=0.4,
             markersize=4 if line.order is None else 2.8, linewidth=1.25 if line.order is None else 1.0,
         )  # fmt: skip
         low, high = _interval(line.y)
@@ -247,21 +310,34 @@ def _draw_lines(axes: Axes, panel: Lines, look: Mapping[str, Style]) -> None:
             # Bands of many rows would cover each other: bars at the end, side by side.
             place = line.x[-1] + (line.x[-1] - line.x[0]) * (0.02 + 0.007 * number)
             axes.plot([place, place], [low[-1], high[-1]], color=style.colour, linewidth=1.4, clip_on=False)
-        if line.order is not None and len(line.x) > 0:
-            # What stands in a sequence is labelled where it ends: a legend would repeat the sequence.
-            text = line.label.rpartition(" ")[2] if numbered else line.label
-            axes.annotate(
-                text, (line.x[-1], means[-1]), xytext=(3, 0), textcoords="offset points", va="center",
-                fontsize=5.5 if numbered else 7, color=style.colour, annotation_clip=False,
-            )  # fmt: skip
     axes.set(xlabel=panel.x, ylabel=panel.y)
     axes.margins(x=0.04)
     axes.ticklabel_format(useOffset=False)
-    if panel.whole:
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
-    if "%" in panel.y:
-        bottom, top = axes.get_ylim()
-        axes.set_ylim(max(bottom, 0), min(top, 100))
+
+
+def _place_lines(drawn: Sequence[tuple[Axes, Lines]]) -> None:
+    """Give panels of curves one range, ticks where there are values, and names to sequences that have no legend."""
+    if not drawn:
+        return
+    limits = [(*axes.get_xlim(), *axes.get_ylim()) for axes, _ in drawn]
+    left, right, bottom, top = (f(one[i] for one in limits) for i, f in enumerate((min, max, min, max)))
+    places = [place for _, panel in drawn for line in panel.lines for place in line.x]
+    for axes, panel in drawn:
+        axes.set_xlim(left, right)
+        axes.set_ylim(*((max(bottom, 0), min(top, 100)) if "%" in panel.y else (bottom, top)))
+        if panel.whole and places:
+            ticks = MaxNLocator(nbins=8, integer=True).tick_values(min(places), max(places))
+            axes.set_xticks([tick for tick in ticks if min(places) <= tick <= max(places)])
+        if _in_legend(panel):
+            continue
+        for line in panel.lines:
+            if line.order is not None and line.x:
+                axes.annotate(
+                    line.label.rpartition(" ")[2] if _numbered(panel) else line.label,
+                    (line.x[-1], line.y[-1].mean), xytext=(3, 0), textcoords="offset points", va="center",
+                    fontsize=5.5 if _numbered(panel) else 7, color=styles.sequential(line.order).colour,
+                    annotation_clip=False,
+                )  # fmt: skip
 
 
 def _interval(values: Sequence[Summary]) -> tuple[Any, Any]:
@@ -272,20 +348,23 @@ def _interval(values: Sequence[Summary]) -> tuple[Any, Any]:
 
 def _draw_heat(axes: Axes, panel: Heat, look: Mapping[str, Style]) -> None:
     values = np.array([[np.nan if value is None else value for value in row] for row in panel.values])
+    # Lines between so many cells would cover them, and so many shapes take a viewer long.
+    fine = max(values.shape) > 40
     axes.pcolormesh(
-        values, cmap=_COLOURS, vmin=panel.low, vmax=panel.high, edgecolor="white", linewidth=0.4, rasterized=True
-    )
+        values, cmap=_COLOURS, vmin=panel.low, vmax=panel.high, edgecolor="none" if fine else "white", linewidth=0.4,
+        rasterized=fine,
+    )  # fmt: skip
     axes.invert_yaxis()
     axes.set_aspect("equal")
-    size = {True: 7.0, False: 5.0}[len(panel.columns) <= 6]
+    size = 7.0 if len(panel.columns) <= 6 else 5.0
     if max(values.shape) <= 12:
-        middle = (panel.low + panel.high) / 2
+        shade = _COLOURS((values - panel.low) / ((panel.high - panel.low) or 1))[..., :3]
+        dark = _luminance(shade) < _MIDDLE
         for (row, column), value in np.ndenumerate(values):
             if np.isfinite(value):
-                colour = "white" if value > middle else "#222222"
                 axes.text(
                     column + 0.5, row + 0.5, f"{value:.{panel.decimals}f}", ha="center", va="center",
-                    fontsize=size - 0.7 * (panel.decimals > 0), color=colour,
+                    fontsize=size - 0.7 * (panel.decimals > 0), color="white" if dark[row, column] else "black",
                 )  # fmt: skip
     for ticks, names, axis in ((values.shape[1], panel.columns, axes.xaxis), (values.shape[0], panel.rows, axes.yaxis)):
         step = 1 if ticks <= 12 else math.ceil(ticks / 10)
@@ -296,16 +375,25 @@ def _draw_heat(axes: Axes, panel: Heat, look: Mapping[str, Style]) -> None:
         spine.set_visible(False)
 
 
+_MIDDLE = 0.179
+"""Luminance from which on black is the clearer on it, below it white."""
+
+
+def _luminance(colours: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Relative luminance (WCAG 2) of sRGB colours in [0, 1], shape [..., 3]."""
+    linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
+    return np.asarray(linear @ (0.2126, 0.7152, 0.0722))
+
+
 _COLOURS = sns.color_palette("YlGnBu", as_cmap=True)
 
 
-def _colour_bar(figure: Figure, grid: Any, chart: Chart, lines: int) -> None:
-    """One bar for all panels, which share their scale."""
-    shown = [axes for axes in grid.flat if axes.figure is not None and axes.collections]
-    heats = [axes for axes, panel in zip(shown, chart.panels, strict=False) if isinstance(panel, Heat)]
-    first = chart.panels[0]
+def _colour_bar(figure: Figure, drawn: Sequence[tuple[Axes, charts.Panel]], lines: int) -> None:
+    """One bar for all heat maps, which share their scale."""
+    heats = [axes for axes, panel in drawn if isinstance(panel, Heat)]
+    first = drawn[0][1]
     assert isinstance(first, Heat)
-    only = len(heats) == len(shown)
+    only = len(heats) == len(drawn)
     bar = figure.colorbar(
         heats[0].collections[0], ax=heats if only else heats[0], shrink=min(1.0, 1.6 / lines) if only else 0.8,
         aspect=25, pad=0.015 if only else 0.03, location="right" if only else "bottom",
@@ -316,41 +404,74 @@ def _colour_bar(figure: Figure, grid: Any, chart: Chart, lines: int) -> None:
 
 
 def _draw_scatter(axes: Axes, panel: Scatter, look: Mapping[str, Style]) -> None:
-    if panel.log:
-        axes.set_xscale("log")
-        means = [point.x.mean for point in panel.points]
-        if max(means) < 1.5 * min(means):
-            # Too narrow for a logarithmic axis to place a tick.
-            axes.set_xlim(min(means) / 2, 2 * max(means))
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-    floor = _floor([point.y.mean for point in panel.points])
-    below = [point for point in panel.points if point.y.mean < floor]
-    for point in panel.points:
-        if point in below:
-            continue
+    shown = _drawn(panel)
+    for point in shown:
         style = look[point.label]
         axes.errorbar(
             point.x.mean, point.y.mean, xerr=point.x.half_width, yerr=point.y.half_width, color=style.colour,
-            marker=style.marker or "*", markersize=5, markeredgecolor="white", markeredgewidth=0.5, elinewidth=0.6,
-            zorder=3,
+            ecolor=to_rgba(style.colour, 0.5), marker=style.marker or "*", markersize=5, markeredgecolor="white",
+            markeredgewidth=0.5, elinewidth=0.6, zorder=3,
         )  # fmt: skip
-    if panel.front:
-        by_label = {point.label: point for point in panel.points}
-        front = [by_label[label] for label in panel.front if by_label[label] not in below]
-        x, y = zip(*((point.x.mean, point.y.mean) for point in front), strict=True)
-        axes.step(x, y, where="post", color="#555555", linewidth=0.8, linestyle=(0, (4, 2)), zorder=2)
+    if front := _front(panel):
+        axes.step(
+            [point.x.mean for point in front], [point.y.mean for point in front], where="post", color=_FAINT,
+            linewidth=0.8, linestyle=(0, (4, 2)), zorder=2,
+        )  # fmt: skip
     axes.set(xlabel=panel.x, ylabel=panel.y)
     axes.margins(0.1)
-    if below:
-        names = ", ".join(f"{point.label} {point.y.mean:.1f}" for point in below)
-        text = textwrap.fill(f"below: {names}", 60)
-        axes.text(0.01, 0.01, text, transform=axes.transAxes, fontsize=6, color="#555555", va="bottom")
+    if panel.log:
+        _log_axis(axes, [point.x.mean for point in shown])
+
+
+def _name_far(axes: Axes, panel: Scatter, width: float) -> None:
+    """Write down the points that are too far below the others to be drawn, under them in a panel of this width."""
+    drawn = _drawn(panel)
+    # A name and its number stay on one line.
+    names = [f"{p.label}\N{NO-BREAK SPACE}{p.y.mean:.1f}" for p in panel.points if p not in drawn]
+    if names:
+        lines = textwrap.wrap(f"below: {', '.join(names)}", round(18 * width), break_on_hyphens=False)
         bottom, top = axes.get_ylim()
-        axes.set_ylim(bottom - 0.05 * (1 + text.count("\n")) * (top - bottom), top)
-    if not _crowded(panel):
-        _label_points(axes, [point for point in panel.points if point not in below])
+        axes.set_ylim(bottom - (0.03 + 0.035 * len(lines)) * (top - bottom), top)
+        axes.text(
+            0.01, 0.01, "\n".join(lines), transform=axes.transAxes, fontsize=6, color=_FAINT, va="bottom",
+            linespacing=1.1, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+        )  # fmt: skip
+
+
+def _log_axis(axes: Axes, means: Sequence[float]) -> None:
+    """A logarithmic x axis with ticks that are round numbers, also where it spans less than a decade."""
+    axes.set_xscale("log")
+    if max(means) < 1.5 * min(means):
+        # Points that all but agree would spread over the whole axis.
+        axes.set_xlim(min(means) / 1.5, 1.5 * max(means))
+    low, high = axes.get_xlim()
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in ((1,), (1, 3), (1, 2, 5)):
+        ticks = [step * 10.0**decade for decade in decades for step in steps if low <= step * 10.0**decade <= high]
+        if len(ticks) >= 4:
+            break
+    if len(ticks) < 3:
+        ticks = [tick for tick in MaxNLocator(nbins=5).tick_values(low, high) if low <= tick <= high]
+    axes.set_xticks(ticks, [_short(tick) for tick in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _drawn(panel: Scatter) -> list[Point]:
+    """The points but for those far below all others."""
+    floor = _floor([point.y.mean for point in panel.points])
+    return [point for point in panel.points if point.y.mean >= floor]
+
+
+def _front(panel: Scatter) -> list[Point]:
+    """The points on the Pareto front that are drawn."""
+    by_label = {point.label: point for point in _drawn(panel)}
+    return [by_label[label] for label in panel.front if label in by_label]
+
+
+def _named(panel: Scatter, width: float) -> list[Point]:
+    """The points that have their names beside them: all, or only those on the front where all would not fit."""
+    drawn = _drawn(panel)
+    return drawn if len(drawn) <= _NAMED * max(1, round(width / COLUMN)) else _front(panel)
 
 
 def _floor(values: Sequence[float]) -> float:
@@ -367,45 +488,73 @@ def _short(value: float) -> str:
     return f"{value:g}"
 
 
-def _label_points(axes: Axes, points: Sequence[charts.Point]) -> None:
-    """Write each point's name beside it where it covers nothing; far from its point it gets a thin line."""
-    figure = axes.figure
-    figure.draw_without_rendering()  # type: ignore[union-attr]
-    places = {p.label: axes.transData.transform((p.x.mean, p.y.mean)) for p in points}
-    scale = figure.dpi / 72
-    taken = [(x - 4 * scale, y - 4 * scale, x + 4 * scale, y + 4 * scale) for x, y in places.values()]
+_LEADER = {"arrowstyle": "-", "linewidth": 0.4, "color": "#888888", "shrinkA": 0, "shrinkB": 3}
+
+
+def _name_points(axes: Axes, panel: Scatter, points: Sequence[Point], scale: float) -> None:
+    """Write names beside points where they cover least; far from its point a name gets a thin line to it.
+
+    Args:
+        scale: pixels in a typographic point.
+    """
+    place, size = axes.transData.transform, 5.8
+    covered, cost = _obstacles(axes, panel, scale)
     left, bottom, right, top = axes.bbox.extents
-    height, size = 6.5 * scale, 5.2
-    for label, (x, y) in sorted(places.items(), key=lambda item: -item[1][1]):
-        width = 0.6 * size * len(label) * scale
-        best: tuple[float, float, int] | None = None
-        for radius in (6, 11, 18, 27, 38, 52, 70, 90):
-            for angle in np.linspace(0, 2 * np.pi, 16, endpoint=False):
-                dx, dy = radius * scale * math.cos(angle), radius * scale * math.sin(angle)
-                x0 = x + dx - (width if math.cos(angle) < -0.3 else 0 if math.cos(angle) > 0.3 else width / 2)
-                y0 = y + dy - height / 2
-                box = (x0, y0, x0 + width, y0 + height)
-                inside = left <= box[0] and box[2] <= right and bottom <= box[1] and box[3] <= top
-                if inside and not any(_overlap(box, other) for other in taken):
-                    best = (x0, y0, radius)
-                    break
-            if best:
-                break
-        if best is None:
-            continue
-        x0, y0, radius = best
-        taken.append((x0, y0, x0 + width, y0 + height))
-        to_data = axes.transData.inverted().transform
-        line = {"arrowstyle": "-", "linewidth": 0.4, "color": "#999999", "shrinkA": 0, "shrinkB": 3}
+    turns = np.linspace(0, 2 * np.pi, 16, endpoint=False)
+    radius, angle = (grid.ravel() for grid in np.meshgrid((6, 9, 13, 18, 25, 34, 45, 60, 80), turns, indexing="ij"))
+    dx, dy = radius * scale * np.cos(angle), radius * scale * np.sin(angle)
+    for point in sorted(points, key=lambda point: (-point.y.mean, point.label)):
+        x, y = place((point.x.mean, point.y.mean))
+        name = _wrapped(point.label, 0.6 * (right - left) / scale / 72, size)
+        width = max(_text_width(line, size) for line in name.split("\n")) * 72 * scale
+        height = 1.1 * size * scale * (name.count("\n") + 1)
+        # To the right of a name on the left of its point, to the left of one on the right, otherwise centred.
+        x0 = x + dx - width * np.where(np.cos(angle) < -0.3, 1, np.where(np.cos(angle) > 0.3, 0, 0.5))
+        y0 = y + dy - height / 2
+        x0, y0 = np.clip(x0, left, right - width), np.clip(y0, bottom, top - height)
+        boxes = np.stack([x0, y0, x0 + width, y0 + height], axis=1)
+        leader = np.stack([x + 0.6 * dx, y + 0.6 * dy] * 2, axis=1)
+        worth = radius + _overlap(boxes, covered) @ cost + _overlap(leader, covered) @ cost / 3
+        best = int(np.argmin(worth))
+        # Neither should names cover the lines to other points.
+        line = np.linspace((x, y), (x + dx[best], y + dy[best]), 6)[1:]
+        covered = np.vstack([covered, boxes[best], np.hstack([line - scale, line + scale])])
+        cost = np.append(cost, [60.0] + [8.0] * len(line))
+        middle = axes.transData.inverted().transform((x0[best], y0[best] + height / 2))
         axes.annotate(
-            label, tuple(to_data(places[label])), xytext=tuple(to_data((x0, y0 + height / 2))), textcoords="data",
-            fontsize=size, color="#333333", va="center", annotation_clip=False, in_layout=False,
-            arrowprops=line if radius > 11 else None,
+            name, (point.x.mean, point.y.mean), xytext=tuple(middle), textcoords="data", fontsize=size,
+            color="#222222", va="center", linespacing=1.1, annotation_clip=False, zorder=4,
+            arrowprops=_LEADER if radius[best] > 9 else None,
         )  # fmt: skip
 
 
-def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+def _obstacles(axes: Axes, panel: Scatter, scale: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """What names should not cover: boxes [n, 4] in pixels (left, bottom, right, top), and how bad each would be [n]."""
+    place = axes.transData.transform
+    low = axes.get_xlim()[0]
+    boxes, cost = [], []
+    for point in _drawn(panel):
+        x, y = point.x, point.y
+        for ends, reach, price in (
+            (((x.mean, y.mean), (x.mean, y.mean)), 3.5, 40.0),
+            (((max(x.low or x.mean, low), y.mean), (x.high or x.mean, y.mean)), 0.5, 6.0),
+            (((x.mean, y.low or y.mean), (x.mean, y.high or y.mean)), 0.5, 6.0),
+        ):
+            boxes.append(np.add(np.ravel(place(ends)), np.multiply(reach * scale, (-1, -1, 1, 1))))
+            cost.append(price)
+    front = _front(panel)
+    for one, other in zip(front, front[1:], strict=False):
+        corner = (other.x.mean, one.y.mean)
+        for ends in (((one.x.mean, one.y.mean), corner), (corner, (other.x.mean, other.y.mean))):
+            boxes.append(np.add(np.ravel(place(ends)), np.multiply(0.5 * scale, (-1, -1, 1, 1))))
+            cost.append(6.0)
+    return np.array(boxes), np.array(cost)
+
+
+def _overlap(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which boxes [n, 4] overlap which others [m, 4]: shape [n, m]."""
+    one, other = one[:, None], other[None]
+    return np.all((one[..., :2] < other[..., 2:]) & (other[..., :2] < one[..., 2:]), axis=-1)
 
 
 def _draw_ranks(axes: Axes, panel: Ranks, look: Mapping[str, Style]) -> None:
@@ -418,7 +567,8 @@ def _draw_ranks(axes: Axes, panel: Ranks, look: Mapping[str, Style]) -> None:
     axes.set_xlim(low - 0.02, high + 0.02)
     axes.set_ylim(-(depth + half) - 0.4, 0.7)
     axes.axhline(0, color="#333333", linewidth=0.9)
-    for tick in range(low, high + 1):
+    step = math.ceil((high - low) / 14)
+    for tick in range(low, high + 1, step):
         axes.plot([tick, tick], [0, 0.22], color="#333333", linewidth=0.8)
         axes.text(tick, 0.32, str(tick), ha="center", va="bottom", fontsize=7)
     for number, group in enumerate(panel.groups):
@@ -426,23 +576,28 @@ def _draw_ranks(axes: Axes, panel: Ranks, look: Mapping[str, Style]) -> None:
         axes.plot(
             [min(ends), max(ends)], [-0.55 * (number + 1)] * 2, color="#555555", linewidth=2.6, solid_capstyle="butt"
         )
-    for position, label in enumerate(names):
+    # The names stand outside the axes, for which the layout engine would leave no room.
+    texts = [
+        f"{label}  {ranks[label]:.2f}" if i < half else f"{ranks[label]:.2f}  {label}" for i, label in enumerate(names)
+    ]
+    longest = max(_text_width(text, 7) for text in texts) / TEXT
+    size = 7 * min(1, 0.38 / longest)
+    for position, (label, text) in enumerate(zip(names, texts, strict=True)):
         left = position < half
         y = -(depth + (position if left else len(names) - 1 - position))
         edge = low - 0.02 if left else high + 0.02
         axes.plot([ranks[label], ranks[label], edge], [0, y, y], color="#333333", linewidth=0.6, clip_on=False)
-        text = f"{label}  {ranks[label]:.2f}" if left else f"{ranks[label]:.2f}  {label}"
         axes.annotate(
-            text, (edge, y), xytext=(-3 if left else 3, 0), textcoords="offset points", fontsize=7, va="center",
+            text, (edge, y), xytext=(-3 if left else 3, 0), textcoords="offset points", fontsize=size, va="center",
             ha="right" if left else "left", annotation_clip=False,
         )  # fmt: skip
     axes.set_axis_off()
-    # The names stand outside the axes, for which the layout engine would leave no room.
-    axes.figure.set_layout_engine("none")  # type: ignore[union-attr]
-    axes.set_position((0.3, 0.14, 0.4, 0.84))
+    axes.figure.set_layout_engine(None)  # type: ignore[union-attr]
+    margin = 0.02 + min(longest, 0.38)
+    axes.set_position((margin, 0.14, 1 - 2 * margin, 0.84))
     axes.text(
         0.5, -0.03, textwrap.fill(panel.note, 100), transform=axes.transAxes, ha="center", va="top", fontsize=6.5,
-        color="#555555",
+        color=_FAINT,
     )  # fmt: skip
 
 

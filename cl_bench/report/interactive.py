@@ -32,7 +32,8 @@ def figure(chart: Chart, ceilings: Iterable[str] = ()) -> dict[str, Any]:
         ceilings: labels of rows that do not learn in turn.
     """
     panels = chart.panels[: chart.shown]
-    look = styles.of(_labels(panels), set(ceilings) | {label for p in panels for label in _levels(p)})
+    # Also of panels that are not shown, so that a row looks the same in every chart of a protocol.
+    look = styles.of(_labels(chart.panels), set(ceilings) | {label for p in panels for label in _levels(p)})
     columns = 1 if len(panels) == 1 else 2 if len(panels) in (2, 4) else 3
     lines = math.ceil(len(panels) / columns)
     data: list[dict[str, Any]] = []
@@ -135,6 +136,7 @@ def _lines(
     for number, line in enumerate(panel.lines):
         style = look[line.label] if line.order is None else styles.sequential(line.order)
         group = {"legendgroup": line.label, "name": _escaped(line.label)}
+        named_here = line.label != panel.title and not (small and line.order is not None)
         if number >= shown:
             group["visible"] = "legendonly"
         if len(panel.lines) <= _BANDS and all(value.half_width is not None for value in line.y):
@@ -155,7 +157,7 @@ def _lines(
                            "size": 7 if style.marker and not small else 4},
                 "customdata": [_interval(value) for value in line.y],
                 "hovertemplate": "%{x}: %{y:.2f}%{customdata}<extra>%{fullData.name}</extra>",
-                "showlegend": _first(line.label, named) and not (small and line.order is not None),
+                "showlegend": named_here and _first(line.label, named),
             }
         )  # fmt: skip
     places = [place for line in panel.lines for place in line.x] or [0.0, 1.0]

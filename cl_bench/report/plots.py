@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cl_bench import metrics
-from cl_bench.experiment import Scalar
 from cl_bench.report.charts import Chart, Heat, Line, Lines, Panel, Point, Scatter
 from cl_bench.report.frame import Run, Section
 from cl_bench.stats import Summary, summarise, summarise_curves
@@ -162,33 +161,39 @@ def _matrix(rows: Rows) -> Chart:
 
 
 def _loss(rows: Rows) -> Chart | None:
-    """Mean training loss of every epoch, over the whole stream."""
-    lines = []
+    """Mean training loss of every epoch over the whole stream, a panel per row that has recorded it."""
+    panels = []
     for label, runs in rows.items():
-        traces = [trace for run in runs if (trace := run.record.traces.get("loss"))]
-        stages = {tuple(row["stage"] for row in trace) for trace in traces}
-        losses = [np.array([row["loss"] for row in trace], dtype=np.float64) for trace in traces]
-        if len(stages) == 1 and np.isfinite(losses).all():
-            points = summarise_curves(losses)
-            lines.append(Line(label, _places(stages.pop()), tuple(points)))
-    if not lines:
+        traces = [trace for run in runs if (trace := _trace(run))]
+        places = {tuple(stage for stage, _ in trace) for trace in traces}
+        # Runs that were trained for other numbers of epochs have no mean.
+        if len(places) == 1:
+            points = summarise_curves([[loss for _, loss in trace] for trace in traces])
+            panels.append(Lines(label, "tasks", "training loss", (Line(label, _places(places.pop()), tuple(points)),)))
+    if not panels:
         return None
     caption = (
         "Mean training loss of every epoch, in the order of training, with the epochs of each task spread over its "
         "place; it rises where a new task begins. Losses of methods differ in what they add to the cross-entropy."
     )
-    panel = Lines("", "tasks", "training loss", tuple(lines))
-    note = _note({line.label: [] for line in lines})
-    return Chart("loss", "Learning curves", f"{caption} {_BANDS}{note}", (panel,), SHOWN)
+    note = _note({panel.title: [] for panel in panels})
+    return Chart("loss", "Learning curves", f"{caption} {_BANDS}{note}", tuple(panels), SHOWN)
 
 
-def _places(stages: Sequence[Scalar]) -> tuple[float, ...]:
+def _trace(run: Run) -> list[tuple[int, float]]:
+    """Stage and loss of every epoch; none where a loss was not finite, or the table of that name is a method's own."""
+    rows = [(row.get("stage"), row.get("loss")) for row in run.record.traces.get("loss", [])]
+    found = [(stage, float(loss)) for stage, loss in rows if isinstance(stage, int) and isinstance(loss, int | float)]
+    return found if len(found) == len(rows) else []
+
+
+def _places(stages: Sequence[int]) -> tuple[float, ...]:
     """Where each epoch lies: those of stage t evenly between t and t + 1."""
-    counts, done = Counter(stages), Counter[Scalar]()
+    counts, done = Counter(stages), Counter[int]()
     places = []
     for stage in stages:
         done[stage] += 1
-        places.append(float(stage or 0) + done[stage] / counts[stage])
+        places.append(stage + done[stage] / counts[stage])
     return tuple(places)
 
 
@@ -231,9 +236,11 @@ def _cost(rows: Rows) -> Chart:
     caption = (
         "Final accuracy against wall seconds of training and evaluation of one run (comparable on the same hardware "
         "only), the most numbers trained in any stage, peak memory of the device (of the process on a CPU), and "
-        "floating-point operations of one prediction. The line joins what nothing beats at less cost (Pareto front)."
+        "floating-point operations of one prediction. The line joins what nothing beats at less cost (Pareto front)"
     )
-    return Chart("cost", "Accuracy against cost", f"{caption} {_BANDS}", tuple(panels))
+    if left := sorted(rows.keys() - eligible):
+        caption += f", without rows that see all tasks at once or the other samples of a batch: {', '.join(left)}"
+    return Chart("cost", "Accuracy against cost", f"{caption}. {_BANDS}", tuple(panels))
 
 
 def _acc(run: Run) -> float:

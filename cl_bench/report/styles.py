@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import tomllib
 import zlib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from functools import cache
 from importlib.resources import files
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 # Of `styles.toml`; what a method that is not listed there takes.
 _COLOURS = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#8b5a2b", "#56b4e9", "#4c4c4c")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 _DASHES: tuple[tuple[float, ...], ...] = ((), (5, 1.5), (1.5, 1.5), (5, 1.5, 1.5, 1.5))
 _CEILINGS = ("#333333", "#8a8a8a")
+_CEILING_DASHES: tuple[tuple[float, ...], ...] = ((7, 4), (12, 3), (3, 4))
 _SEQUENCE = ("#440154", "#443983", "#31688e", "#21918c", "#35b779", "#90d743")
+Item = TypeVar("Item")
 
 
 class Style(NamedTuple):
@@ -26,29 +28,27 @@ class Style(NamedTuple):
 
 
 def of(labels: Iterable[str], ceilings: Collection[str] = ()) -> dict[str, Style]:
-    """A style per row label; rows of one colour have markers of their own, up to nine.
+    """A style per row label, told apart by colour and marker, and in grey by marker and dash, as long as there are any.
 
-    The method's name decides the colour, its options marker and dash, whatever else is in the plot; only where two
-    rows of a colour have the same marker the one with options, or later in the alphabet, takes the next free one.
+    The method's name decides the colour, its options marker and dash, whatever else is in the plot; only where two rows
+    would look alike does the one that is not in `styles.toml`, has options, or is later in the alphabet take the next
+    free marker or dash. Methods that are listed there never change.
 
     Args:
         labels: of rows.
         ceilings: those which do not learn the tasks in turn (joint training): grey, dashed, without markers.
     """
-    names = sorted(set(labels))
-    found = {
-        label: Style(_CEILINGS[i % len(_CEILINGS)], "", (7, 4))
-        for i, label in enumerate(name for name in names if name in ceilings)
-    }
-    taken: set[tuple[str, str]] = set()
-    # Methods without options first: they keep the style that the data file gives them.
-    for label in sorted((name for name in names if name not in ceilings), key=lambda name: ("[" in name, name)):
-        style = _own(label)
-        # Points have no dashes, so rows of one colour differ by marker as long as there are markers.
-        place = _MARKERS.index(style.marker)
-        free = [m for m in _MARKERS[place:] + _MARKERS[:place] if (style.colour, m) not in taken]
-        found[label] = style._replace(marker=free[0]) if free else style
-        taken.add((style.colour, found[label].marker))
+    found: dict[str, Style] = {}
+    coloured: set[tuple[str, str]] = set()
+    grey: set[tuple[str, tuple[float, ...]]] = set()
+    for label in sorted(set(labels), key=lambda name: (name not in _known(), "[" in name, name)):
+        # Points have no dashes, so the marker must differ among rows of one colour before it may repeat.
+        found[label] = style = min(
+            _choices(label, label in ceilings),
+            key=lambda one: ((one.colour, one.marker) in coloured, (one.marker, one.dash) in grey),
+        )
+        coloured.add((style.colour, style.marker))
+        grey.add((style.marker, style.dash))
     return found
 
 
@@ -61,17 +61,28 @@ def sequential(order: float) -> Style:
     return Style("#" + "".join(f"{value:02x}" for value in mixed), "o", ())
 
 
-def _own(label: str) -> Style:
-    """The style that a label has by itself."""
+def _choices(label: str, ceiling: bool) -> list[Style]:
+    """The styles that a row may take, its own one first."""
     method, _, options = label.partition("[")
-    known = _known().get(method)
-    if known is None:
-        number = zlib.crc32(method.encode(errors="replace"))
-        known = Style(_COLOURS[number % len(_COLOURS)], _MARKERS[number // 8 % len(_MARKERS)], ())
-    if not options:
-        return known
-    number = zlib.crc32(options.encode(errors="replace"))
-    return Style(known.colour, _MARKERS[number % len(_MARKERS)], _DASHES[number // 16 % len(_DASHES)])
+    chosen = zlib.crc32(label.encode(errors="replace"))
+    if ceiling:
+        colours = _from(_CEILINGS, int(bool(options)))
+        dashes = _from(_CEILING_DASHES, chosen if options else 0)
+        return [Style(colour, "", dash) for colour in colours for dash in dashes]
+    # Names that are not listed have a style too, in every session the same.
+    number = zlib.crc32(method.encode(errors="replace"))
+    own = _known().get(method, Style(_COLOURS[number % len(_COLOURS)], _MARKERS[number // 8 % len(_MARKERS)], ()))
+    marker, dash = _MARKERS.index(own.marker), _DASHES.index(own.dash)
+    if options:
+        # Never the marker of the method without options, which is likely in the same plot.
+        marker += 1 + chosen % (len(_MARKERS) - 1)
+        dash += chosen // 16
+    return [Style(own.colour, m, d) for m in _from(_MARKERS, marker) for d in _from(_DASHES, dash)]
+
+
+def _from(items: Sequence[Item], place: int) -> list[Item]:
+    """All items in turn, from a place on."""
+    return [items[(place + i) % len(items)] for i in range(len(items))]
 
 
 @cache
