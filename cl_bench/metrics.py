@@ -28,11 +28,11 @@ def accuracy_matrix(correct: Counts, total: Totals) -> NDArray[np.float64]:
     Raises:
         ValueError: a count exceeds its total, or the shapes do not fit.
     """
-    hits = np.array([[np.nan if c is None else c for c in row] for row in correct], dtype=np.float64)
+    hits = np.array(correct, dtype=np.float64)  # None becomes NaN
     sizes = np.asarray(total, dtype=np.float64)
     if hits.ndim != 2 or hits.shape[1] != sizes.shape[0]:
         raise ValueError(f"counts of shape {hits.shape} do not fit {sizes.shape[0]} test sets")
-    if np.any(hits < 0) or np.any(hits > sizes):
+    if ((hits < 0) | (hits > sizes)).any():
         raise ValueError("a count is negative or larger than its test set")
     return hits / sizes
 
@@ -42,8 +42,11 @@ def is_sequential(correct: Counts, total: Totals) -> bool:
 
     Joint training has a single stage that sees every task: final accuracy is defined, anytime metrics are not.
     """
-    rows = [[c is not None for c in row] for row in correct]
-    return rows == [[j <= t for j in range(len(total))] for t in range(len(total))]
+    tasks = len(total)
+    return len(correct) == tasks and all(
+        len(row) == tasks and None not in row[: t + 1] and row.count(None) == tasks - t - 1
+        for t, row in enumerate(correct)
+    )
 
 
 def learning_accuracy(correct: Counts, total: Totals) -> float:

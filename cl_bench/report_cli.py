@@ -147,7 +147,7 @@ def compare(
     metric: Annotated[str, typer.Option(help="acc, aaa, forgetting, ...")] = "acc",
     margin: Annotated[
         float | None,
-        typer.Option(min=0, help="Also test equivalence within so many points.", show_default=False),
+        typer.Option(help="Also test equivalence within so many points.", show_default=False),
     ] = None,
     samples: Annotated[
         bool, typer.Option("--samples", help="Also compare inside each seed, by the stored predictions.")
@@ -168,11 +168,18 @@ def compare(
         raise UserError("say what to compare: rows, e.g. 'cl-bench compare sdlora inflora', or --baseline ROW for all")
     if metric not in metrics.METRICS:
         raise unknown_name("metric", metric, metrics.METRICS)
+    if margin is not None and not 0 < margin < 100:
+        raise UserError(f"--margin {margin:g}: expected percentage points above 0 and below 100, e.g. --margin 1")
     found = _sections(results, benchmark, backbone)
     known = {label for section in found for label in section.rows}
     for label in [*named, against]:
         if label not in known:
             raise unknown_name("row", label, known, "See 'cl-bench results ls'.")
+    if named and all(label == against for label in named):
+        raise UserError(
+            f"'{against}' cannot be compared with itself: name a second row, or all others with --baseline '{against}' "
+            "and no row"
+        )
     fitting = [section for section in found if against in section.rows]
     made = [
         sheet
@@ -180,8 +187,10 @@ def compare(
         if (sheet := comparison.sheet(section, against, named, metric, margin, _folders(results) if samples else ()))
     ]
     if not made:
+        needs = f", and {metric} needs tasks learned one after the other" if metrics.METRICS[metric].sequential else ""
         raise UserError(
-            f"no row shares a seed and class order with '{against}' in any protocol; run them on the same seeds"
+            f"no other row can be compared with '{against}' in any protocol: run them on the same seeds and class "
+            f"orders{needs}"
         )
     for number, sheet in enumerate(made):
         if output is not None and len(made) > 1:

@@ -18,6 +18,8 @@ from scipy.special import stdtr, stdtrit
 
 LEVEL = 0.95
 """Confidence level of every interval that cl-bench prints."""
+NOISE = 1e-9
+"""Differences below this are rounding errors of equal numbers: one image of a million is 1e-6, and 1e-4 in percent."""
 FEWEST_BLOCKS = 10
 """Average ranks over fewer blocks say nothing: Nemenyi's critical difference spans most of the scale."""
 
@@ -93,9 +95,10 @@ class Paired:
 
     Attributes:
         difference: mean of a - b with its Student-t interval.
-        t, p: paired t test, two-sided; None with fewer than two blocks.
+        t, p: paired t test, two-sided; None with fewer than two blocks, or where all differences are equal.
         effect: Cohen's d_z = mean / standard deviation of the differences, times Hedges' correction for small samples
-            (1 - 3 / (4 (n - 1) - 1)); None where all differences are equal.
+            (1 - 3 / (4 (n - 1) - 1)); None with fewer than three blocks, as the correction is 0 for two, or where all
+            differences are equal.
         wins, ties, losses: blocks in which a is better than, as good as, worse than b.
     """
 
@@ -111,7 +114,9 @@ class Paired:
 def paired(a: ArrayLike, b: ArrayLike, higher: bool = True) -> Paired:
     """Compare two rows block by block (paired t test).
 
-    Where all differences are the same there is no spread to test against: p is 1 if they are 0, and 0 otherwise.
+    Where all differences are the same there is no spread to test against: p is 1 if they are 0. Otherwise there is no
+    test, although t would be infinite: accuracies are counts of images, and with a spread of five images two seeds
+    differ by the same count in one of twenty comparisons of equals, which no correction for many rows would survive.
 
     Args:
         a, b: shape [n], the same blocks in the same order.
@@ -126,18 +131,21 @@ def paired(a: ArrayLike, b: ArrayLike, higher: bool = True) -> Paired:
     differences = one - other
     summary = summarise(differences)
     better = differences if higher else -differences
-    counts = int((better > 0).sum()), int((better == 0).sum()), int((better < 0).sum())
+    wins, losses = int((better > NOISE).sum()), int((better < -NOISE).sum())
     n = len(differences)
-    if n < 2:
-        return Paired(summary, None, None, None, *counts)
+    counts = wins, n - wins - losses, losses
+    if n < 2 or _alike(differences):
+        return Paired(summary, None, 1.0 if n > 1 and counts[1] == n else None, None, *counts)
     spread = float(differences.std(ddof=1))
-    if spread <= 1e-12 * max(1.0, float(np.abs(differences).max())):
-        return Paired(summary, None, 1.0 if abs(summary.mean) <= 1e-12 else 0.0, None, *counts)
     t = summary.mean / (spread / n**0.5)
     # As `scipy.stats.ttest_rel`, of which a page with all pairs of its rows needs thousands.
     p = 2 * float(stdtr(n - 1, -abs(t)))
-    correction = 1 - 3 / (4 * (n - 1) - 1)
-    return Paired(summary, t, p, summary.mean / spread * correction, *counts)
+    effect = summary.mean / spread * (1 - 3 / (4 * (n - 1) - 1)) if n > 2 else None
+    return Paired(summary, t, p, effect, *counts)
+
+
+def _alike(differences: NDArray[np.float64]) -> bool:
+    return bool(np.ptp(differences) <= NOISE)
 
 
 def holm(pvalues: Sequence[float]) -> list[float]:
@@ -169,23 +177,28 @@ class Equivalence:
 
 
 def equivalence(a: ArrayLike, b: ArrayLike, margin: float) -> Equivalence | None:
-    """Whether two rows are the same within a margin, on the same blocks; None with fewer than two.
+    """Whether two rows are the same within a margin, on the same blocks.
+
+    Returns:
+        None with fewer than two blocks, or where all differences are the same but not 0 (see `paired`); p is 0 where
+        the rows are equal on every block.
 
     Raises:
-        ValueError: the margin is not positive, or the shapes differ.
+        ValueError: the margin is not positive and finite, or the shapes differ.
     """
     from statsmodels.stats.weightstats import ttost_paired
 
     one, other = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    if margin <= 0 or one.shape != other.shape:
+    if not 0 < margin < np.inf or one.shape != other.shape:
         raise ValueError(f"cannot test {one.shape} and {other.shape} for equivalence within {margin}")
-    if len(one) < 2:
+    differences = one - other
+    equal = bool((np.abs(differences) <= NOISE).all())
+    if len(one) < 2 or (_alike(differences) and not equal):
         return None
-    interval = summarise(one - other, 0.9)
+    interval = summarise(differences, 0.9)
     assert interval.low is not None and interval.high is not None
-    if interval.half_width is not None and interval.half_width <= 1e-12:
-        return Equivalence(margin, 0.0 if abs(interval.mean) < margin else 1.0, interval.low, interval.high)
-    return Equivalence(margin, float(ttost_paired(one, other, -margin, margin)[0]), interval.low, interval.high)
+    p = 0.0 if equal else float(ttost_paired(one, other, -margin, margin)[0])
+    return Equivalence(margin, p, interval.low, interval.high)
 
 
 # --- inside a seed: the same test images -----------------------------------------------------------------------
@@ -273,6 +286,8 @@ def average_ranks(table: pd.DataFrame, higher: bool = True) -> Ranking:
     blocks, rows = table.shape
     if blocks < FEWEST_BLOCKS or rows < 3 or table.isna().any(axis=None):
         raise ValueError(f"ranks need {FEWEST_BLOCKS} blocks and 3 rows without gaps, not {blocks} x {rows}")
+    # Sums of the same counts in another order differ in the last digit, which must not break ties.
+    table = table.round(9)
     ranked = table.rank(axis=1, ascending=not higher)
     means = ranked.mean().sort_values(kind="stable")
     alike = not (ranked.nunique(axis=1) > 1).any()

@@ -6,11 +6,12 @@ import csv
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
@@ -19,8 +20,9 @@ from cl_bench.experiment import Limits
 from cl_bench.report import comparison, sheets
 from cl_bench.report.charts import Ranks
 from cl_bench.report.frame import Section, collect, exported, intransigence, references, sections, tidy
+from cl_bench.store import RunRecord
 from tests.conftest import Outcome
-from tests.factories import record, write
+from tests.factories import experiment, record, write
 
 Cli = Callable[..., Outcome]
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,12 +51,38 @@ def test_a_paired_test_is_that_of_scipy_and_antisymmetric(pairs: list[tuple[floa
         assert (result.difference.low, result.difference.high) == pytest.approx((interval.low, interval.high), rel=1e-6)
 
 
-def test_equal_differences_give_a_verdict_not_nan() -> None:
+def test_equal_values_give_a_verdict_not_nan() -> None:
     same = stats.paired([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])
     assert (same.p, same.t, same.effect, same.ties) == (1.0, None, None, 3)
-    shifted = stats.paired([1.5, 2.5, 3.5], [1.0, 2.0, 3.0])
-    assert (shifted.p, shifted.wins) == (0.0, 3)
+    equivalent = stats.equivalence([1.0, 2.0, 3.0], [1.0, 2.0, 3.0], 0.5)
+    assert equivalent is not None and equivalent.equivalent
     assert stats.paired([1.0], [2.0]).p is None
+
+
+def test_without_spread_there_is_no_test() -> None:
+    shifted = stats.paired([1.5, 2.5, 3.5], [1.0, 2.0, 3.0])
+    assert (shifted.p, shifted.t, shifted.effect, shifted.wins) == (None, None, None, 3)
+    assert stats.equivalence([1.5, 2.5, 3.5], [1.0, 2.0, 3.0], 1.0) is None
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_equals_on_few_images_do_not_survive_the_correction_for_thirty_rows(seeds: int) -> None:
+    """Differences are counts of images: two seeds with the same one by chance are no proof."""
+    counts = np.random.default_rng(seeds).normal(scale=2, size=(3000, seeds)).round()
+    found = [stats.paired(row, np.zeros(seeds)).p for row in counts]
+    assert np.mean([p is not None and p < 0.05 / 30 for p in found]) < 0.005
+
+
+@given(
+    st.lists(st.integers(0, 50), min_size=2, max_size=10).flatmap(
+        lambda hits: st.tuples(st.just(hits), st.permutations(hits))
+    )
+)
+def test_the_same_hits_in_other_tasks_are_a_tie(rows: tuple[list[int], list[int]]) -> None:
+    total = [50] * len(rows[0])
+    one, other = ([100 * metrics.acc_task([row], total)] for row in rows)
+    result = stats.paired(one, other)
+    assert (result.wins, result.ties, result.losses) == (0, 1, 0)
 
 
 def test_less_is_better_where_the_metric_says_so() -> None:
@@ -64,8 +92,10 @@ def test_less_is_better_where_the_metric_says_so() -> None:
 def test_effect_size_by_hand() -> None:
     result = stats.paired([1.0, 2.0, 6.0], [0.0, 0.0, 0.0])
     assert result.effect == pytest.approx(3.0 / np.std([1, 2, 6], ddof=1) * (1 - 3 / 7))
+    assert stats.paired([1.0, 2.0], [0.0, 0.0]).effect is None, "Hedges' correction would make it 0"
 
 
+@settings(max_examples=25)  # statsmodels collects garbage at every call
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
 def test_holm_never_lowers_a_p_value_and_keeps_their_order(pvalues: list[float]) -> None:
     corrected = stats.holm(pvalues)
@@ -85,7 +115,10 @@ def test_equivalence_is_where_the_90_percent_interval_lies_within_the_margin(
 ) -> None:
     a, b = (np.array(values) for values in zip(*pairs, strict=True))
     result, mirrored = stats.equivalence(a, b, margin), stats.equivalence(b, a, margin)
-    assert result is not None and mirrored is not None
+    assert (result is None) == (mirrored is None)
+    if result is None or mirrored is None:
+        assert np.ptp(a - b) <= stats.NOISE
+        return
     assert result.p == pytest.approx(mirrored.p, abs=1e-9)
     if (a - b).std() > 1e-6 and abs(result.p - 0.05) > 1e-6:
         assert result.equivalent == (-margin < result.low and result.high < margin)
@@ -93,8 +126,9 @@ def test_equivalence_is_where_the_90_percent_interval_lies_within_the_margin(
 
 def test_no_equivalence_without_a_margin_or_a_second_pair() -> None:
     assert stats.equivalence([1.0], [1.0], 1.0) is None
-    with pytest.raises(ValueError):
-        stats.equivalence([1.0, 2.0], [1.0, 2.0], 0.0)
+    for margin in (0.0, -1.0, np.nan, np.inf):
+        with pytest.raises(ValueError):
+            stats.equivalence([1.0, 2.0], [1.0, 2.0], margin)
 
 
 def test_student_intervals_of_five_cover_where_percentile_bootstraps_do_not() -> None:
@@ -161,6 +195,12 @@ def test_rows_that_are_all_alike_share_one_group() -> None:
     assert ranking.p == 1 and ranking.groups == (("a", "b", "c"),)
 
 
+def test_the_last_digit_of_equal_values_breaks_no_tie() -> None:
+    noise = np.random.default_rng(3).normal(scale=1e-13, size=(12, 3))
+    ranking = stats.average_ranks(pd.DataFrame(80 + noise, columns=list("abc")))
+    assert set(ranking.ranks.values()) == {2.0} and ranking.p == 1
+
+
 @pytest.mark.parametrize("shape", [(9, 3), (10, 2)])
 def test_too_few_blocks_or_rows_are_not_ranked(shape: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="ranks need 10 blocks and 3 rows"):
@@ -216,6 +256,65 @@ def test_only_shared_seeds_and_orders_are_paired(tmp_path: Path) -> None:
     assert comparison.sheet(section, "alpha", ["beta"], "acc", None) is not None
 
 
+def test_a_row_is_compared_once_however_often_it_is_named(cl_bench: Cli) -> None:
+    rest = ("--format", "csv", "--results", str(REFERENCE))
+    once, twice = (cl_bench("compare", "sdlora", *rows, *rest) for rows in (["coda"], ["coda", "sdlora", "coda"]))
+    assert once.code == 0 and once.out == twice.out
+
+
+def test_rows_that_cannot_be_compared_are_named(tmp_path: Path) -> None:
+    write(
+        tmp_path, *(record(name, 0) for name in ("alpha", "beta")), record("gamma", 7), record("joint", 0, joint=True)
+    )
+    (section,) = _sections(tmp_path)
+    made = comparison.sheet(section, "alpha", metric="forgetting")
+    assert made is not None and [row[0] for row in made.rows] == ["beta"]
+    assert any(note.endswith("not compared: gamma, joint.") for note in made.notes)
+    plain = comparison.sheet(section, "alpha", ["beta"])
+    assert plain is not None and not any("not compared" in note for note in plain.notes)
+
+
+def test_rows_without_spread_are_explained(tmp_path: Path) -> None:
+    run = record("alpha", 0)
+    write(tmp_path, *(_twin(run, name, seed, fewer) for name, fewer in (("alpha", 0), ("beta", 3)) for seed in (0, 1)))
+    (section,) = _sections(tmp_path)
+    made = comparison.sheet(section, "alpha", margin=5)
+    assert made is not None
+    assert made.rows[0][2:] == (f"−{300 / sum(run.total):.2f} ± 0.00", *[sheets.DASH] * 3, "0/0/2", *[sheets.DASH] * 2)
+    assert "The same difference in every pair, so no spread to test it against: beta." in made.notes
+
+
+def test_predictions_on_other_images_are_left_out(tmp_path: Path) -> None:
+    write(tmp_path, record("alpha", 0), record("beta", 0))
+    (section,) = _sections(tmp_path)
+    made = comparison.sheet(section, "alpha", folders=[tmp_path])
+    assert made is not None and made.rows[0][-1] == sheets.DASH
+    assert any("1 of 1 pairs" in note for note in made.notes)
+
+
+def test_two_orders_of_one_seed_are_told_apart(tmp_path: Path) -> None:
+    for order in ("natural", "permutation:0"):
+        run = record("alpha", 0, class_order=order)
+        write(tmp_path, run, _twin(run, "beta", 0, fewer=3, class_order=order))
+    (section,) = _sections(tmp_path)
+    made = comparison.sheet(section, "alpha", folders=[tmp_path])
+    assert made is not None and made.data is not None
+    (row,) = made.data.to_dict("records")
+    for order in ("natural", "permutation:0"):
+        total = sum(record("alpha", 0, class_order=order).total)
+        assert row[f"seed_0_{order}_difference"] == pytest.approx(-300 / total)
+        assert row[f"seed_0_{order}_disagreement"] == pytest.approx(300 / total)
+        assert order in made.rows[0][-1]
+
+
+def _twin(run: RunRecord, method: str, seed: int, fewer: int, **changes: Any) -> RunRecord:
+    """Another method's run on the same test images, with so many fewer hits on the first task at the end."""
+    correct = [list(row) for row in run.correct]
+    correct[-1][0] = (correct[-1][0] or 0) - fewer
+    new = experiment(method, seed, **changes)
+    return run.model_copy(update={"experiment": new, "key": new.key, "label": method, "correct": correct})
+
+
 def test_compare_on_the_reference_results(cl_bench: Cli) -> None:
     outcome = cl_bench(
         "compare", "sdlora", "inflora", "seqlora", "--margin", "1", "--samples", "--results", str(REFERENCE),
@@ -247,8 +346,12 @@ def test_the_table_says_how_to_read_it(cl_bench: Cli) -> None:
         (["sdlora", "--metric", "accuracy"], "unknown metric 'accuracy'"),
         (["sdlora", "--benchmark", "icons"], "unknown --benchmark 'icons'"),
         (["sdlora", "optima", "--metric", "acc", "--format", "pdf"], "--format"),
+        (["sdlora", "coda", "--margin", "0"], "--margin 0: expected percentage points above 0"),
+        (["sdlora", "coda", "--margin", "nan"], "--margin nan: expected percentage points above 0"),
+        (["sdlora"], "'sdlora' cannot be compared with itself"),
+        (["joint", "sdlora", "--metric", "forgetting"], "forgetting needs tasks learned one after the other"),
     ],
-    ids=["nothing", "row", "metric", "benchmark", "format"],
+    ids=["nothing", "row", "metric", "benchmark", "format", "margin", "margin-nan", "itself", "undefined"],
 )
 def test_bad_input_is_one_sentence(cl_bench: Cli, arguments: list[str], said: str) -> None:
     outcome = cl_bench("compare", *arguments, "--results", str(REFERENCE))

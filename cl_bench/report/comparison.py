@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -15,7 +16,7 @@ from cl_bench.report.charts import Chart, Ranks
 from cl_bench.report.frame import Run, Section
 from cl_bench.report.sheets import DASH, Column, Sheet
 from cl_bench.stats import Equivalence, Paired
-from cl_bench.store import DamagedRecord, Store
+from cl_bench.store import Arrays, DamagedRecord, Store
 
 Block = tuple[int, str]
 """A seed and a class order."""
@@ -58,8 +59,13 @@ def against(
 ) -> list[Pair]:
     """Each of the rows (all others if none are named) against the baseline, with Holm's correction over them."""
     table = values(section, metric)
-    chosen = [row for row in (rows or table.columns) if row != baseline and row in table]
+    chosen = [row for row in _others(section, baseline, rows) if row in table]
     return _compared(table, [(row, baseline) for row in chosen], metric, margin)
+
+
+def _others(section: Section, baseline: str, rows: Sequence[str]) -> list[str]:
+    """What is to be compared with the baseline, each once: a second time would count as a test in the correction."""
+    return [row for row in dict.fromkeys(rows or section.rows) if row != baseline]
 
 
 def pairwise(section: Section, metric: str = "acc") -> list[Pair]:
@@ -78,7 +84,7 @@ def _compared(table: pd.DataFrame, pairs: Sequence[tuple[str, str]], metric: str
         both = np.isfinite(columns[row]) & np.isfinite(columns[other])
         if both.any():
             a, b = columns[row][both], columns[other][both]
-            same = stats.equivalence(a, b, margin) if margin else None
+            same = stats.equivalence(a, b, margin) if margin is not None else None
             shared = tuple(block for block, there in zip(blocks, both, strict=True) if there)
             made.append((row, other, stats.paired(a, b, higher), same, shared))
     tested = [result.p for _, _, result, _, _ in made if result.p is not None]
@@ -109,12 +115,14 @@ def sheet(
     kind = metrics.METRICS[metric]
     columns = [Column("row", numeric=False), Column("runs"), Column("difference"), Column("p"), Column("p (Holm)")]
     columns += [Column("effect"), Column("win/tie/loss")]
-    columns += [Column(f"within {margin:g}"), Column("p (TOST)")] if margin else []
+    columns += [Column(f"within {margin:g}"), Column("p (TOST)")] if margin is not None else []
     columns += [Column("final accuracy on the same images, by seed", numeric=False)] if folders else []
-    lines, data = [], []
+    names = _names(pairs)
+    lines, data, unseen = [], [], 0
     for pair in pairs:
         result = pair.result
-        inside = _inside(section, pair, folders) if folders else []
+        inside = _inside(section, pair, names, folders) if folders else []
+        unseen += len(pair.blocks) - len(inside)
         cells = [
             pair.row,
             str(len(pair.blocks)),
@@ -125,12 +133,12 @@ def sheet(
             DASH if result.effect is None else signed(result.effect),
             f"{result.wins}/{result.ties}/{result.losses}",
         ]
-        if margin:
+        if margin is not None:
             same = pair.equivalence
             cells += [DASH if same is None else "yes" if same.equivalent else "not shown"]
             cells += [probability(same.p if same else None)]
         if folders:
-            cells.append("; ".join(text for _, text in inside))
+            cells.append("; ".join(text for _, text in inside) or DASH)
         lines.append(tuple(cells))
         data.append(_numbers(pair, metric, inside))
     limits = section.protocol.limits_text()
@@ -141,7 +149,11 @@ def sheet(
         + (f" A cut-down trial: {limits}." if limits else ""),
         tuple(columns),
         tuple(lines),
-        tuple(_notes(pairs, metric, margin, bool(folders))),
+        (
+            *_notes(pairs, metric, margin),
+            *(_about_samples(unseen, sum(len(pair.blocks) for pair in pairs)) if folders else ()),
+            *_left_out(section, baseline, rows, pairs),
+        ),
         data=pd.DataFrame(data),
     )
 
@@ -171,66 +183,101 @@ def _numbers(pair: Pair, metric: str, inside: Sequence[tuple[dict[str, float], s
     return numbers
 
 
-def _notes(pairs: Sequence[Pair], metric: str, margin: float | None, inside: bool) -> list[str]:
+def _notes(pairs: Sequence[Pair], metric: str, margin: float | None) -> list[str]:
     counts = sorted({len(pair.blocks) for pair in pairs})
     runs = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     better = "more" if metrics.METRICS[metric].higher else "less"
+    tests = sum(pair.holm is not None for pair in pairs)
     notes = [
         f"{metric}: {metrics.METRICS[metric].description}; {better} is better.",
         f"Difference: mean over {runs} pairs of runs of the same seed and class order ± half-width of its 95 % "
         "Student-t interval; p: paired t test, two-sided.",
-        f"p (Holm): corrected for the {len(pairs)} comparison{'s' if len(pairs) > 1 else ''} of this table; effect: "
-        "Cohen's d of the differences with Hedges' correction.",
+        f"p (Holm): corrected for the {tests} test{'' if tests == 1 else 's'} of this table; effect: Cohen's d of the "
+        "differences with Hedges' correction, from 3 pairs on.",
     ]
-    if counts[0] == 1:
-        notes.append("One pair: no interval and no test.")
-    if 1 < counts[0] <= 5:
+    single = [pair.row for pair in pairs if len(pair.blocks) == 1]
+    if single:
+        who = "" if len(single) == len(pairs) else f" ({', '.join(single)})"
+        notes.append(f"One pair: no interval and no test{who}.")
+    constant = [pair.row for pair in pairs if len(pair.blocks) > 1 and pair.result.p is None]
+    if constant:
+        notes.append(f"The same difference in every pair, so no spread to test it against: {', '.join(constant)}.")
+    if any(1 < count <= 5 for count in counts):
         notes.append(
             "With 5 pairs or fewer no signed-rank test can reach p = 0.05 (0.0625 at best): there is none here."
         )
-    if margin:
+    if margin is not None:
         notes.append(
-            f"within {margin:g}: two one-sided tests (TOST) of a difference below {margin:g} points, at the 5 % level; "
-            "'not shown' does not mean different."
-        )
-    if inside:
-        notes.append(
-            "On the same images: difference in final accuracy on one seed, with the 95 % percentile interval of a "
-            "paired bootstrap over the test images of each task; it covers the choice of images, not that of seeds."
+            f"within {margin:g}: two one-sided tests (TOST) of a difference below {margin:g} points, at the 5 % level, "
+            "each row for itself; 'not shown' does not mean different."
         )
     return notes
 
 
-def _inside(section: Section, pair: Pair, folders: Sequence[Path]) -> list[tuple[dict[str, float], str]]:
+def _about_samples(unseen: int, blocks: int) -> list[str]:
+    notes = [
+        "On the same images: difference in final accuracy on one seed, with the 95 % percentile interval of a "
+        "paired bootstrap over the test images of each task; it covers the choice of images, not that of seeds."
+    ]
+    if unseen:
+        notes.append(f"Without stored predictions of the same images: {unseen} of {blocks} pairs of runs.")
+    return notes
+
+
+def _left_out(section: Section, baseline: str, rows: Sequence[str], pairs: Sequence[Pair]) -> list[str]:
+    """A note on the rows that were asked for but share no run with the baseline for which the metric is defined."""
+    compared = {pair.row for pair in pairs}
+    missing = [row for row in _others(section, baseline, rows) if row not in compared]
+    if not missing:
+        return []
+    return [f"No run of the same seed and class order with this metric, so not compared: {', '.join(missing)}."]
+
+
+def _inside(
+    section: Section, pair: Pair, names: Mapping[Block, str], folders: Sequence[Path]
+) -> list[tuple[dict[str, float], str]]:
     """The comparison on the same test images of each shared block, after the last task: numbers, and a text."""
     found = []
     runs = {label: {_block(run): run for run in section.rows[label]} for label in (pair.row, pair.other)}
     for block in pair.blocks:
-        one, other = (_hits(runs[label][block], folders) for label in (pair.row, pair.other))
-        if one is None or other is None:
+        one, other = (_arrays(runs[label][block], folders) for label in (pair.row, pair.other))
+        if (
+            one is None
+            or other is None
+            or not all(np.array_equal(one[part], other[part]) for part in ("label", "task"))
+        ):
             continue
-        result = stats.bootstrap_difference(one[0], other[0], one[1], seed=block[0])
-        name = f"seed_{block[0]}"
-        numbers = {f"{name}_{part}": 100 * float(getattr(result, part)) for part in ("difference", "low", "high")}
-        text = f"{block[0]}: {signed(100 * result.difference)} [{100 * result.low:.2f}, {100 * result.high:.2f}]"
-        found.append((numbers, text.replace("-", "−")))
+        hits, others = (arrays["predicted"][-1] == arrays["label"] for arrays in (one, other))
+        result = stats.bootstrap_difference(hits, others, one["task"], seed=block[0])
+        numbers = {
+            f"seed_{names[block].replace(' ', '_')}_{part}": 100 * float(getattr(result, part))
+            for part in ("difference", "low", "high", "disagreement")
+        }
+        text = f"{signed(100 * result.difference)} [{100 * result.low:.2f}, {100 * result.high:.2f}]"
+        found.append((numbers, f"{names[block]}: {text.replace('-', '−')}"))
     return found
+
+
+def _names(pairs: Sequence[Pair]) -> dict[Block, str]:
+    """Blocks by their seed, and by their class order too where a table has several with the same seed."""
+    blocks = sorted({block for pair in pairs for block in pair.blocks})
+    uses = Counter(seed for seed, _ in blocks)
+    return {(seed, order): f"{seed}" if uses[seed] == 1 else f"{seed} {order}" for seed, order in blocks}
 
 
 def _block(run: Run) -> Block:
     return run.record.experiment.seed, run.record.experiment.class_order
 
 
-def _hits(run: Run, folders: Sequence[Path]) -> tuple[np.ndarray, np.ndarray] | None:
-    """Hits after the last stage and the task of each test image; None if no folder has the predictions."""
+def _arrays(run: Run, folders: Sequence[Path]) -> Arrays | None:
+    """The stored predictions of a run; None if no folder has them."""
     for folder in folders:
         store = Store(folder)
         if store.json_path(run.record.experiment).exists():
             try:
-                arrays = store.arrays(run.record)
+                return store.arrays(run.record)
             except DamagedRecord:
                 continue
-            return arrays["predicted"][-1] == arrays["label"], arrays["task"]
     return None
 
 
