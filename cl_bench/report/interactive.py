@@ -132,8 +132,9 @@ def _lines(
     panel: Lines, look: Mapping[str, Style], shown: int, x: dict[str, Any], named: set[str], small: bool
 ) -> list[dict[str, Any]]:
     traces: list[dict[str, Any]] = []
-    if panel.whole and panel.lines and len(panel.lines[0].x) <= 12 and all(place % 1 == 0 for place in panel.lines[0].x):
-        x["dtick"] = 1 if len(panel.lines[0].x) <= 10 else 2
+    places = panel.lines[0].x if panel.whole and panel.lines else ()
+    if 0 < len(places) <= 12 and all(place % 1 == 0 for place in places):
+        x["dtick"] = 1 if len(places) <= 10 else 2
     for number, line in enumerate(panel.lines):
         style = look[line.label] if line.order is None else styles.sequential(line.order)
         group = {"legendgroup": line.label, "name": _escaped(line.label)}
@@ -161,12 +162,12 @@ def _lines(
                 "showlegend": named_here and _first(line.label, named),
             }
         )  # fmt: skip
-    places = [place for line in panel.lines for place in line.x] or [0.0, 1.0]
+    everywhere = [place for line in panel.lines for place in line.x] or [0.0, 1.0]
     for label, level in panel.levels:
         style = look[label]
         traces.append(
             {
-                "type": "scatter", "mode": "lines", "x": [min(places), max(places)], "y": [_number(level.mean)] * 2,
+                "type": "scatter", "mode": "lines", "x": [min(everywhere), max(everywhere)], "y": [_number(level.mean)] * 2,
                 "line": {"color": style.colour, "width": 2, "dash": _dash(style)}, "name": _escaped(label),
                 "legendgroup": label, "customdata": [_interval(level)] * 2, "showlegend": _first(label, named),
                 "hovertemplate": "%{y:.2f}%{customdata}<extra>%{fullData.name}</extra>",
