@@ -53,7 +53,8 @@ def figure(chart: Chart, ceilings: Iterable[str] = ()) -> dict[str, Any]:
             x["title"] = {"text": panel.x if line == lines - 1 and not isinstance(panel, Ranks) else ""}
             y["title"] = {"text": panel.y if column == 0 and not isinstance(panel, Ranks) else ""}
             if isinstance(panel, Lines):
-                y["matches"] = "y"
+                # One range for all, as on paper.
+                x["matches"], y["matches"] = "x", "y"
         layout[f"xaxis{ref}"], layout[f"yaxis{ref}"] = x, y
         for trace in _traces(panel, look, chart.shown, x, y, named, small):
             data.append(trace | {"xaxis": f"x{ref}", "yaxis": f"y{ref}"})
@@ -131,8 +132,9 @@ def _lines(
     panel: Lines, look: Mapping[str, Style], shown: int, x: dict[str, Any], named: set[str], small: bool
 ) -> list[dict[str, Any]]:
     traces: list[dict[str, Any]] = []
-    if panel.whole and panel.lines and len(panel.lines[0].x) <= 12:
-        x["dtick"] = 1 if len(panel.lines[0].x) <= 10 else 2
+    steps = panel.lines[0].x if panel.lines else ()
+    if panel.whole and len(steps) <= 12 and all(step % 1 == 0 for step in steps):
+        x["dtick"] = 1 if len(steps) <= 10 else 2
     for number, line in enumerate(panel.lines):
         style = look[line.label] if line.order is None else styles.sequential(line.order)
         group = {"legendgroup": line.label, "name": _escaped(line.label)}
