@@ -132,9 +132,9 @@ def _lines(
     panel: Lines, look: Mapping[str, Style], shown: int, x: dict[str, Any], named: set[str], small: bool
 ) -> list[dict[str, Any]]:
     traces: list[dict[str, Any]] = []
-    places = panel.lines[0].x if panel.whole and panel.lines else ()
-    if 0 < len(places) <= 12 and all(place % 1 == 0 for place in places):
-        x["dtick"] = 1 if len(places) <= 10 else 2
+    steps = panel.lines[0].x if panel.lines else ()
+    if panel.whole and len(steps) <= 12 and all(step % 1 == 0 for step in steps):
+        x["dtick"] = 1 if len(steps) <= 10 else 2
     for number, line in enumerate(panel.lines):
         style = look[line.label] if line.order is None else styles.sequential(line.order)
         group = {"legendgroup": line.label, "name": _escaped(line.label)}
@@ -162,12 +162,12 @@ def _lines(
                 "showlegend": named_here and _first(line.label, named),
             }
         )  # fmt: skip
-    everywhere = [place for line in panel.lines for place in line.x] or [0.0, 1.0]
+    places = [place for line in panel.lines for place in line.x] or [0.0, 1.0]
     for label, level in panel.levels:
         style = look[label]
         traces.append(
             {
-                "type": "scatter", "mode": "lines", "x": [min(everywhere), max(everywhere)], "y": [_number(level.mean)] * 2,
+                "type": "scatter", "mode": "lines", "x": [min(places), max(places)], "y": [_number(level.mean)] * 2,
                 "line": {"color": style.colour, "width": 2, "dash": _dash(style)}, "name": _escaped(label),
                 "legendgroup": label, "customdata": [_interval(level)] * 2, "showlegend": _first(label, named),
                 "hovertemplate": "%{y:.2f}%{customdata}<extra>%{fullData.name}</extra>",
