@@ -20,6 +20,8 @@ _SYMBOLS = {
 }  # fmt: skip
 _BANDS = 4
 """More curves than this have no bands: hovering shows the intervals."""
+_DARK = 0.67
+"""Share of the scale from which on white is the clearer on its colours (luminance 0.18), before it black."""
 _COLOURS = [[0, "#ffffd9"], [0.25, "#c7e9b4"], [0.5, "#41b6c4"], [0.75, "#225ea8"], [1, "#081d58"]]
 
 
@@ -52,8 +54,8 @@ def figure(chart: Chart, ceilings: Iterable[str] = ()) -> dict[str, Any]:
             # The names of the axes once, in the caption of small multiples.
             x["title"] = {"text": panel.x if line == lines - 1 and not isinstance(panel, Ranks) else ""}
             y["title"] = {"text": panel.y if column == 0 and not isinstance(panel, Ranks) else ""}
-            if isinstance(panel, Lines):
-                # One range for all, as on paper.
+            if number and isinstance(panel, Lines):
+                # One range for all, as on paper: that of the first panel.
                 x["matches"], y["matches"] = "x", "y"
         layout[f"xaxis{ref}"], layout[f"yaxis{ref}"] = x, y
         for trace in _traces(panel, look, chart.shown, x, y, named, small):
@@ -61,7 +63,7 @@ def figure(chart: Chart, ceilings: Iterable[str] = ()) -> dict[str, Any]:
         if title := getattr(panel, "title", ""):
             layout["annotations"].append(
                 {"text": _escaped(title), "x": round(left + width / 2, 4), "y": round(top, 4), "xref": "paper",
-                 "yref": "paper", "showarrow": False, "yanchor": "bottom", "font": {"size": 12}}
+                 "yref": "paper", "showarrow": False, "xanchor": "center", "yanchor": "bottom", "font": {"size": 12}}
             )  # fmt: skip
     height = {Heat: 300, Ranks: 90 + 26 * _rows(panels[0])}.get(type(panels[0]), 340) if small or columns > 1 else 420
     if isinstance(panels[0], Ranks):
@@ -110,22 +112,33 @@ def _traces(
               "showgrid": False, "type": "category"}  # fmt: skip
         bar = not named
         named.add(panel.unit)
+        numbers: dict[str, Any] = {}
+        if len(panel.columns) <= 12:
+            # Each in a colour of its own: plotly's choice is grey on the middle of the scale.
+            numbers["texttemplate"] = f'<span style="color:%{{text}}">%{{z:.{panel.decimals}f}}</span>'
+            numbers["text"] = [[_legible(value, panel) for value in row] for row in panel.values]
         return [
             {
                 "type": "heatmap", "x": list(panel.columns), "y": list(panel.rows),
                 "z": [[None if v is None else _number(v) for v in row] for row in panel.values],
                 "zmin": panel.low, "zmax": panel.high, "colorscale": _COLOURS, "xgap": 1, "ygap": 1,
-                "texttemplate": f"%{{z:.{panel.decimals}f}}" if len(panel.columns) <= 12 else "",
-                "textfont": {"size": 9}, "showscale": bar, "showlegend": False, "hoverongaps": False,
+                "textfont": {"size": 10}, "showscale": bar, "showlegend": False, "hoverongaps": False,
                 "colorbar": {"title": {"text": panel.unit, "side": "right"}, "thickness": 12, "outlinewidth": 0},
                 "hovertemplate": f"{panel.y} %{{y}}, {panel.x} %{{x}}: %{{z:.2f}}<extra></extra>",
             }
+            | numbers
         ]  # fmt: skip
     if isinstance(panel, Scatter):
         if panel.log:
             x["type"] = "log"
         return _scatter(panel, look, named)
     return _ranks(panel, x, y)
+
+
+def _legible(value: float | None, panel: Heat) -> str:
+    """Black or white, whichever is the clearer on the colour of a cell."""
+    share = 0.0 if value is None else (value - panel.low) / ((panel.high - panel.low) or 1)
+    return "#fff" if share > _DARK else "#000"
 
 
 def _lines(
