@@ -45,17 +45,31 @@ def made(label: str, seed: int) -> RunRecord:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A report over four methods of one protocol, two of another, a trial, and a method with a hostile name."""
+    """A report over four methods of one protocol, two of another, a trial, and a method with a hostile name.
+
+    One row comes from another folder.
+    """
     folder = tmp_path_factory.mktemp("site")
     write(
         folder / "it's runs",
         *(made(label, seed) for label in DROPS for seed in range(3)),
         *(record("joint", s, joint=True) for s in range(3)),
-        *(record(m, s, benchmark="photos", tasks=5) for m in ("alpha", "beta") for s in range(2)),
+        *(record("alpha", s, benchmark="photos", tasks=5) for s in range(2)),
         record("alpha", 0, limits=Limits(test_per_class=5)),
         record("hostile", 0, label=HOSTILE, benchmark="<b>bold</b>"),
     )
-    render([(folder / "it's runs", "it's runs")], folder / "out", "cl-bench report")
+    write(folder / "shared", *(record("beta", s, benchmark="photos", tasks=5) for s in range(2)))
+    render([(folder / "it's runs", "it's runs"), (folder / "shared", "shared")], folder / "out", "cl-bench report")
+    return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report over 500 runs: 25 rows of 10 seeds on each of two streams."""
+    folder = tmp_path_factory.mktemp("many")
+    runs = [record(f"method-{m}", s, drop=0.002 * m, tasks=t) for m in range(25) for s in range(10) for t in (5, 10)]
+    write(folder / "runs", *runs)
+    render([(folder / "runs", "runs")], folder / "out", "cl-bench report")
     return folder / "out"
 
 
@@ -68,7 +82,10 @@ class Visit:
         self.page: Page = context.new_page()
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.on("pageerror", lambda error: self.faults.append(str(error)))
-        self.page.on("console", lambda m: self.faults.append(m.text) if m.type in ("error", "warning") else None)
+        # plotly warns by `console.trace`.
+        self.page.on(
+            "console", lambda m: self.faults.append(m.text) if m.type in ("error", "warning", "trace") else None
+        )
         self.page.on("dialog", lambda dialog: self.faults.append(f"dialog {dialog.message}"))
         self.page.goto(f"file://{site}/index.html{address}")
 
@@ -103,15 +120,23 @@ ENDS = """() => {
     return curves.map((trace) => [trace.name, trace.y.at(-1)]);
 }"""
 """The last value of every curve of the first plot of accuracies."""
-CONTRAST = """(selector) => {
-    const parse = (text) => text.match(/[\\d.]+/g).map((part) => Number(part) / 255);
+CONTRAST = """([selector, behind]) => {
+    // Whatever the notation, and half transparent or not: as it is painted.
+    const parse = (...colours) => {
+        const area = document.createElement("canvas").getContext("2d");
+        for (const colour of colours) { area.fillStyle = colour; area.fillRect(0, 0, 1, 1); }
+        return [...area.getImageData(0, 0, 1, 1).data].map((part) => part / 255);
+    };
     const linear = (v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
     const light = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
-    const one = light(parse(getComputedStyle(document.querySelector(selector)).color));
-    const two = light(parse(getComputedStyle(document.body).backgroundColor));
-    return (Math.max(one, two) + 0.05) / (Math.min(one, two) + 0.05);
+    const ground = getComputedStyle(document.querySelector(behind)).backgroundColor;
+    return Math.min(...[...document.querySelectorAll(selector)].map((element) => {
+        const style = getComputedStyle(element);
+        const [one, two] = [light(parse(style.color)), light(parse(ground, style.backgroundColor))];
+        return (Math.max(one, two) + 0.05) / (Math.min(one, two) + 0.05);
+    }));
 }"""
-"""Contrast of an element's text with the page (WCAG 2)."""
+"""The least contrast of such elements' texts with their ground on what is behind (WCAG 2)."""
 PHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
 DARK = {"color_scheme": "dark"}
 
@@ -161,6 +186,10 @@ def test_rows_and_tables_are_filtered(visit: Visit) -> None:
     protocols = page.locator("#protocol option").evaluate_all("all => all.map(one => one.value)")
     page.select_option("#protocol", protocols[1])
     assert page.locator("section.protocol:visible").count() == 1
+    page.select_option("#protocol", "")
+    page.select_option("#origin", "shared")
+    expect(page.locator("#found")).to_have_text("1 row in 1 table")
+    assert page.locator("section.protocol:visible button.row").all_inner_texts() == ["beta"]
 
 
 def test_the_address_brings_the_same_view_back(visit: Visit, browser: Browser, site: Path) -> None:
@@ -172,6 +201,9 @@ def test_the_address_brings_the_same_view_back(visit: Visit, browser: Browser, s
     again = Visit(page.context, site, address)
     assert again.page.input_value("#filter") == "a" and again.page.input_value("#metric") == "aaa"
     assert names(again.page) == names(page)
+    again.page.evaluate("location.hash = 'filter=gamma'")
+    expect(again.page.locator("#found")).to_have_text("1 row in 1 table")
+    assert again.page.input_value("#filter") == "gamma" and again.page.input_value("#metric") == "acc"
     again.check()
 
 
@@ -198,11 +230,24 @@ def test_a_run_opens_with_the_command_that_repeats_it(visit: Visit, site: Path) 
     first = made("alpha", 0)
     cells = dialog.locator("table.heat tbody tr").last.locator("td").all_inner_texts()
     assert cells == [f"{100 * (hit or 0) / n:.1f}" for hit, n in zip(first.correct[-1], first.total, strict=True)]
-    assert "epochs" in dialog.inner_text() and "threads" in dialog.inner_text()
+    terms = dict(zip(dialog.locator("dt").all_inner_texts(), dialog.locator("dd").all_inner_texts(), strict=True))
+    assert (terms["method"], terms["recipe"], terms["weights"]) == ("alpha", "tuned", first.experiment.weights)
+    assert (terms["epochs"], terms["threads"]) == ("20", "2")
     dialog.get_by_role("button", name="Copy").click()
     expect(dialog.get_by_role("button", name="Copied")).to_be_visible()
     page.keyboard.press("Escape")
     assert not dialog.is_visible()
+    page.locator("#filter").focus()
+    page.keyboard.press("Control+V")
+    assert page.input_value("#filter") == f"cl-bench repeat {key} --results '{folder}'"
+
+
+def test_a_click_anywhere_on_a_row_opens_its_details(visit: Visit) -> None:
+    page = visit.page
+    page.locator("table.leaderboard").first.locator("tbody td").nth(1).click()
+    assert page.locator("tr.detail").count() == 1
+    page.locator("table.leaderboard").first.locator("button.row").first.click()
+    assert page.locator("tr.detail").count() == 0
 
 
 def test_rows_are_compared_in_pairs(visit: Visit) -> None:
@@ -221,13 +266,15 @@ def test_rows_are_compared_in_pairs(visit: Visit) -> None:
 
 
 def test_downloads_are_the_files_beside_the_page(visit: Visit, site: Path) -> None:
-    for form in ("csv", "tex", "md"):
-        link = visit.page.locator(f'a[data-file$=".{form}"]').first
+    links = visit.page.locator("a[data-file]:visible").all()
+    files = [site / str(link.get_attribute("data-file")) for link in links]
+    assert {file.suffix for file in files} == {".csv", ".tex", ".md"}
+    assert {file.parent.name for file in files} == {"tables", "figures"}
+    for link, file in zip(links, files, strict=True):
         with visit.page.expect_download() as caught:
             link.click()
-        name = caught.value.suggested_filename
-        assert name == link.get_attribute("data-file")
-        assert Path(caught.value.path()).read_text() == (site / "tables" / name).read_text()
+        assert caught.value.suggested_filename == file.name
+        assert Path(caught.value.path()).read_text() == file.read_text()
 
 
 # --- plots -------------------------------------------------------------------------------------------------------
@@ -257,6 +304,46 @@ def test_hovering_shows_the_values(visit: Visit) -> None:
     assert re.search(r"\d+: [\d.]+ ± [\d.]+, 3 runs", plot.locator(".hoverlayer").text_content() or "")
 
 
+TITLES = """() => {
+    const div = document.querySelector('.plot[data-chart$="/NAME"]');
+    const middle = (box) => box.left + box.width / 2;
+    const titles = [...div.querySelectorAll(".annotation")].map((title) => title.getBoundingClientRect());
+    const bar = div.querySelector(".modebar-container .modebar").getBoundingClientRect();
+    const frames = [...div.querySelectorAll(".cartesianlayer .subplot")].map((one) => {
+        const axis = div._fullLayout._plots[one.classList[1]].xaxis;
+        return div.getBoundingClientRect().left + axis._offset + axis._length / 2;
+    });
+    return {off: titles.map((title, i) => Math.abs(middle(title) - frames[i])), top: titles[0].top, bar: bar.bottom};
+}"""
+
+
+@pytest.mark.parametrize("name", ["tasks", "matrix"])
+def test_panels_have_their_names_above_them(browser: Browser, many: Path, name: str) -> None:
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    context.set_default_timeout(15_000)
+    found = Visit(context, many)
+    plot = found.page.locator(f'.plot[data-chart$="/{name}"]').first
+    plot.scroll_into_view_if_needed()
+    plot.locator("svg.main-svg").first.wait_for()
+    measured = found.page.evaluate(TITLES.replace("NAME", name))
+    assert len(measured["off"]) == 12 and max(measured["off"]) < 2
+    assert measured["top"] >= measured["bar"], "the buttons cover no name"
+    found.check()
+    context.close()
+
+
+def test_too_many_pairs_are_left_out_with_a_word(browser: Browser, tmp_path: Path) -> None:
+    write(tmp_path / "runs", *(record(f"method-{m}", 0, tasks=2) for m in range(46)))
+    render([(tmp_path / "runs", "runs")], tmp_path / "out", "cl-bench report")
+    context = browser.new_context()
+    found = Visit(context, tmp_path / "out")
+    details = found.page.locator("details.pairs")
+    details.locator("summary").click()
+    assert "this table has 46: compare some of them with cl-bench compare" in details.inner_text()
+    found.check()
+    context.close()
+
+
 # --- readers -----------------------------------------------------------------------------------------------------
 
 
@@ -265,11 +352,19 @@ def test_nothing_sticks_out_and_everything_can_be_read(visit: Visit) -> None:
     page = visit.page
     assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
     for selector in ("h1", ".soft", ".notes", "a", "td", "tr.ceiling td", "summary", "thead th"):
-        assert page.evaluate(CONTRAST, selector) >= 4.5, selector
-    if page.viewport_size and page.viewport_size["width"] < 500:
-        boxes = page.locator("#tools input, #tools select, button.row:visible").all()[:8]
+        assert page.evaluate(CONTRAST, [selector, "body"]) >= 4.5, selector
+    width = page.evaluate("innerWidth")
+    if width < 500:
+        boxes = page.locator("#tools input, #tools select, button.row:visible").all()[:9]
         sizes = [box.bounding_box() for box in boxes]
-        assert all(size is not None and size["height"] >= 38 for size in sizes)
+        assert all(size is not None and size["height"] >= 40 for size in sizes)
+    page.get_by_role("button", name="alpha").first.click()
+    about = page.locator("tr.detail p").first.bounding_box()
+    assert about is not None and about["x"] >= 0 and about["x"] + about["width"] <= width
+    page.locator("tr.detail tbody button").first.click()
+    for selector in ("#run-body td", "#run-body dd", "#run-body .soft"):
+        assert page.evaluate(CONTRAST, [selector, "#run"]) >= 4.5, selector
+    page.keyboard.press("Escape")
     plot = page.locator('.plot[data-chart$="/accuracy"]').first
     plot.scroll_into_view_if_needed()
     plot.locator("svg.main-svg").first.wait_for()
@@ -337,14 +432,10 @@ def test_damaged_files_are_named(browser: Browser, tmp_path: Path) -> None:
     context.close()
 
 
-def test_five_hundred_runs_fit_into_ten_megabytes(browser: Browser, tmp_path: Path) -> None:
-    runs = [record(f"method-{m}", s, drop=0.002 * m, tasks=t) for m in range(25) for s in range(10) for t in (5, 10)]
-    write(tmp_path / "runs", *runs)
-    render([(tmp_path / "runs", "runs")], tmp_path / "out", "cl-bench report")
-    page = tmp_path / "out" / "index.html"
-    assert page.stat().st_size < 10_000_000
+def test_five_hundred_runs_fit_into_ten_megabytes(browser: Browser, many: Path) -> None:
+    assert (many / "index.html").stat().st_size < 10_000_000
     context = browser.new_context()
-    found = Visit(context, tmp_path / "out")
+    found = Visit(context, many)
     assert "500 runs in 50 rows of 2 protocols" in found.page.locator("header").inner_text()
     data = json.loads(found.page.locator("#data").inner_text())
     assert len(data["runs"]) == 500

@@ -19,9 +19,10 @@ from markupsafe import Markup, escape
 
 from cl_bench import __version__, metrics
 from cl_bench.experiment import Value
+from cl_bench.report import charts as chart_data
 from cl_bench.report import comparison, interactive, sheets, tables
 from cl_bench.report.charts import Chart
-from cl_bench.report.frame import EXTRA, Run, Section, tidy
+from cl_bench.report.frame import EXTRA, Protocol, Run, Section, tidy
 from cl_bench.report.sheets import Sheet
 from cl_bench.report.tables import HEADER, Row, Table, cells
 from cl_bench.stats import summarise
@@ -80,10 +81,16 @@ def render(
         }
         | {f"paper/{chart.name}": interactive.figure(chart) for chart in figures},
         "files": {
-            f"{sheet.name}.{form}": sheets.write(sheet, form)
+            f"tables/{sheet.name}.{form}": sheets.write(sheet, form)
             for sheet in (*map(tables.sheet, built), *papers)
             for form in ("csv", "md", "tex")
-        },
+        }
+        | {
+            f"figures/{section.slug}-{name}.csv": chart_data.to_csv(chart)
+            for section in sections
+            for name, chart in charts[section.slug].items()
+        }
+        | {f"figures/{chart.name}.csv": chart_data.to_csv(chart) for chart in figures},
     }
     return environment.get_template("index.html.j2").render(
         protocols=[
@@ -99,6 +106,7 @@ def render(
         runs=len(runs),
         rows=sum(len(section.rows) for section in sections),
         metrics=_METRICS,
+        most_pairs=_MOST_PAIRS,
         data=_json(data),
         plotly=Markup(_plotly()),
         style=Markup(_source("page.css")),
@@ -176,10 +184,13 @@ def _row(row: Row, runs: Sequence[Run], numbers: pd.DataFrame) -> dict[str, Any]
     }
 
 
-def _pairs(section: Section, labels: Sequence[str]) -> list[list[float | int | str | None]]:
-    """Every pair of rows by place: a, b, difference in final accuracy, half-width, p, p (Holm), wins, ties, losses."""
-    if not 2 <= len(labels) <= _MOST_PAIRS:
-        return []
+def _pairs(section: Section, labels: Sequence[str]) -> list[list[float | int | str | None]] | None:
+    """Every pair of rows by place: a, b, difference in final accuracy, half-width, p, p (Holm), wins, ties, losses.
+
+    None: more rows than `_MOST_PAIRS`, which the page says instead.
+    """
+    if len(labels) > _MOST_PAIRS:
+        return None
     place = {label: number for number, label in enumerate(labels)}
     return [
         [place[pair.row], place[pair.other], _short(pair.result.difference.mean),
@@ -190,7 +201,7 @@ def _pairs(section: Section, labels: Sequence[str]) -> list[list[float | int | s
 
 
 def _runs(sections: Sequence[Section], places: Mapping[str, str]) -> dict[str, Any]:
-    """All runs by key; what many of them share (environment, hyper-parameters) stands once."""
+    """All runs by key; what many of them share (experiment, hyper-parameters, environment) stands once."""
     shared: dict[str, int] = {}
     texts: list[dict[str, str]] = []
 
@@ -216,6 +227,7 @@ def _runs(sections: Sequence[Section], places: Mapping[str, str]) -> dict[str, A
                 "correct": record.correct,
                 "total": record.total,
                 "settings": number(experiment.hyperparameters),
+                "experiment": number(_experiment(run)),
                 "environment": number(record.environment),
                 "command": f"cl-bench repeat {record.key} --results {_quoted(places.get(run.origin, run.origin))}",
             }
@@ -227,13 +239,21 @@ def _quoted(path: str) -> str:
     return path if re.fullmatch(r"[\w./~+-]+", path) else "'" + path.replace("'", "'\\''") + "'"
 
 
-def _details(section: Section) -> dict[str, str]:
-    """The protocol in full, and the versions and hardware of its runs; where they differ, all values."""
-    protocol = section.protocol
-    found: dict[str, set[str]] = {}
-    for run in section.runs:
-        for name, value in run.record.environment.items():
-            found.setdefault(name, set()).add(text(value))
+def _experiment(run: Run) -> dict[str, Value]:
+    """What a run was, without its seed, class order and hyper-parameters."""
+    experiment = run.record.experiment
+    return {
+        "method": experiment.method,
+        "revision": experiment.revision,
+        "recipe": run.record.recipe,
+        "storage of images": experiment.storage,
+        "probe": experiment.probe,
+        **_conditions(run.protocol),
+    }
+
+
+def _conditions(protocol: Protocol) -> dict[str, str]:
+    """The protocol in full."""
     return {
         "benchmark": f"{protocol.benchmark}, {protocol.scenario}, {protocol.shape}",
         "split": protocol.split,
@@ -242,8 +262,17 @@ def _details(section: Section) -> dict[str, str]:
         "precision": protocol.precision,
         "limits": protocol.limits_text() or "none",
         **{name: text(value) for name, value in protocol.transforms.model_dump(mode="json").items()},
-        **{name: ", ".join(sorted(values)) for name, values in sorted(found.items())},
     }
+
+
+def _details(section: Section) -> dict[str, str]:
+    """The protocol in full, and the versions and hardware of its runs; where they differ, all values."""
+    found: dict[str, set[str]] = {}
+    for run in section.runs:
+        for name, value in run.record.environment.items():
+            found.setdefault(name, set()).add(text(value))
+    values = {name: ", ".join(sorted(values)) for name, values in sorted(found.items())}
+    return _conditions(section.protocol) | values
 
 
 def _breakable(label: str) -> Markup:

@@ -4,7 +4,8 @@
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const COSTS = ["seeds", "minutes", "trainable", "tuning"];
-const state = { metric: "acc", filter: "", benchmark: "", backbone: "", protocol: "", sort: "", down: true };
+const FRESH = { metric: "acc", filter: "", benchmark: "", backbone: "", protocol: "", origin: "", sort: "", down: true };
+const state = { ...FRESH };
 const open = new Set();
 
 function el(name, attributes = {}, ...children) {
@@ -30,6 +31,7 @@ function breakable(text) {
 
 function readState() {
   const given = new URLSearchParams(location.hash.slice(1));
+  Object.assign(state, FRESH);
   for (const key of Object.keys(state)) {
     if (given.has(key)) state[key] = key === "down" ? given.get(key) === "1" : given.get(key);
   }
@@ -122,15 +124,15 @@ function detail(row, width) {
     el("tbody", {}, ...runs.map(([key, run]) => el("tr", {},
       el("th", { scope: "row" }, el("button", { class: "row", type: "button", onclick: () => showRun(key) }, el("code", {}, key))),
       el("td", {}, String(run.seed)), el("td", {}, run.order), el("td", {}, fixed(run.acc)), el("td", {}, String(run.minutes.toPrecision(3))), el("td", {}, run.finished)))));
-  return el("tr", { class: "detail" }, el("td", { colspan: String(width) },
+  return el("tr", { class: "detail" }, el("td", { colspan: String(width) }, el("div", {},
     el("p", { class: "soft" }, row.about, row.ceiling ? "; trained on all tasks at once" : ""),
-    el("p", {}, el("code", {}, row.settings || "no hyper-parameters")), list));
+    el("p", {}, el("code", {}, row.settings || "no hyper-parameters")), list)));
 }
 
 function leaderboard(section, protocol) {
   const table = section.querySelector("table.leaderboard");
   const filter = state.filter.toLowerCase();
-  const rows = sorted(protocol.rows.filter((row) => row.label.toLowerCase().includes(filter)));
+  const rows = sorted(protocol.rows.filter((row) => row.label.toLowerCase().includes(filter) && (!state.origin || row.origins.includes(state.origin))));
   const names = columns();
   const range = scale(protocol.rows, state.metric);
   const width = 1 + names.length + COSTS.length;
@@ -143,8 +145,10 @@ function leaderboard(section, protocol) {
       const again = section.querySelector(`button[data-row="${CSS.escape(row.label)}"]`);
       if (again) again.focus();
     };
-    body.append(el("tr", { class: row.ceiling ? "ceiling" : null },
-      el("th", { scope: "row" }, el("button", { class: "row", type: "button", "data-row": row.label, "aria-expanded": String(open.has(key)), title: "Details and runs", onclick: toggle }, ...breakable(row.name))),
+    // A click on the button arrives here as well; one that ends a selection of text is none.
+    const click = (event) => { if (event.target.closest("button") || getSelection().isCollapsed) toggle(); };
+    body.append(el("tr", { class: row.ceiling ? "ceiling" : null, onclick: click },
+      el("th", { scope: "row" }, el("button", { class: "row", type: "button", "data-row": row.label, "aria-expanded": String(open.has(key)), title: "Details and runs" }, ...breakable(row.name))),
       ...names.map((name) => cell(row, name, range)),
       ...row.cells.map((text) => el("td", {}, text))));
     if (open.has(key)) body.append(detail(row, width));
@@ -159,8 +163,8 @@ function leaderboard(section, protocol) {
 // --- rows against each other ----------------------------------------------------------------------------------------
 
 function pairs(details, protocol) {
-  if (!protocol.pairs.length) return;
-  details.hidden = false;
+  details.hidden = protocol.pairs !== null && !protocol.pairs.length;
+  if (!protocol.pairs?.length) return;
   details.addEventListener("toggle", () => {
     if (!details.open || details.querySelector("select")) return;
     const choice = el("select", { "aria-label": "Row that the others are compared with" }, ...protocol.rows.map((row, i) => el("option", { value: String(i) }, row.label)));
@@ -197,9 +201,9 @@ function copyButton(text) {
     area.value = text;
     button.after(area);
     area.select();
-    document.execCommand("copy");
+    const copied = document.execCommand("copy");
     area.remove();
-    button.textContent = "Copied";
+    button.textContent = copied ? "Copied" : "Not copied";
     button.focus();
   });
   return button;
@@ -207,9 +211,8 @@ function copyButton(text) {
 
 function matrix(run) {
   const tasks = run.total.map((_, j) => j + 1);
-  const shade = (value) => `color-mix(in srgb, var(--accent) ${Math.round(70 * value)}%, transparent)`;
+  const shade = (value) => `color-mix(in srgb, var(--bar) ${Math.round(100 * value)}%, transparent)`;
   return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Accuracy matrix" }, el("table", { class: "heat" },
-    el("caption", {}, "Accuracy on each task (columns) after each stage (rows), in percent"),
     el("thead", {}, el("tr", {}, el("th"), ...tasks.map((task) => el("th", { scope: "col" }, String(task))))),
     el("tbody", {}, ...run.correct.map((row, t) => el("tr", {}, el("th", { scope: "row" }, String(t + 1)), ...row.map((hits, j) => {
       if (hits === null) return el("td");
@@ -228,7 +231,10 @@ function showRun(key) {
     el("p", { class: "soft" }, `key ${key}; class order ${run.order}; ${fixed(run.acc)} % in ${run.minutes.toPrecision(3)} minutes`, run.finished ? `, finished ${run.finished}` : ""),
     el("p", {}, "Repeat it, and compare every count and prediction:"),
     el("div", { class: "copy" }, el("pre", { id: "command", tabindex: "0" }, run.command), copyButton(run.command)),
+    el("h3", {}, "Accuracy"),
+    el("p", { class: "soft" }, "On each task (columns) after each stage (rows), in percent."),
     matrix(run),
+    el("h3", {}, "Experiment"), fields(DATA.shared[run.experiment]),
     el("h3", {}, "Hyper-parameters"), fields(DATA.shared[run.settings]),
     el("h3", {}, "Environment"), fields(DATA.shared[run.environment]));
   dialog.showModal();
@@ -267,7 +273,8 @@ function themed(chart) {
   const axis = { gridcolor: ink("--grid"), linecolor: ink("--soft"), zeroline: false, automargin: true, ticks: "outside", tickcolor: ink("--line") };
   const layout = { ...copy.layout, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: "system-ui, sans-serif", size: 12, color: ink("--ink") }, colorway: [ink("--accent")],
-    margin: { l: 60, r: 20, t: 30, b: 55 }, height: copy.height,
+    // Above titles of panels there is room for plotly's buttons.
+    margin: { l: 60, r: 20, t: copy.layout.annotations.length ? 52 : 30, b: 55 }, height: copy.height,
     modebar: { bgcolor: "rgba(0,0,0,0)", color: ink("--soft"), activecolor: ink("--accent") },
     hoverlabel: { bgcolor: ink("--card"), bordercolor: ink("--line"), font: { color: ink("--ink") } },
     legend: narrow.matches || copy.wide ? { orientation: "h", y: -70 / (copy.height - 200), yanchor: "top" } : { itemsizing: "constant" } };
@@ -293,7 +300,7 @@ function loadPlotly() {
 function draw(div) {
   loadPlotly();
   const [data, layout] = themed(DATA.charts[div.dataset.chart]);
-  Plotly.react(div, data, layout, { responsive: true, displaylogo: false, toImageButtonOptions: { format: "svg", filename: div.dataset.chart.replace("/", "-") }, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] });
+  Plotly.react(div, data, layout, { responsive: true, displaylogo: false, toImageButtonOptions: { format: "svg", filename: div.dataset.chart.replaceAll("/", "-") }, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] });
   drawn.add(div);
 }
 
@@ -320,26 +327,31 @@ function update() {
     tables += rows > 0;
   }
   document.getElementById("found").textContent = `${count} row${count === 1 ? "" : "s"} in ${tables} table${tables === 1 ? "" : "s"}`;
+  const { description, higher } = DATA.metrics[state.metric];
+  document.getElementById("meaning").textContent = `${state.metric}: ${description}; ${higher ? "more" : "less"} is better.`;
   writeState();
 }
 
 function fill(id, values) {
   const select = document.getElementById(id);
   for (const value of [...new Set(values)].sort()) select.append(el("option", { value }, value));
-  select.value = state[id];
   select.addEventListener("change", () => { state[id] = select.value; update(); });
 }
 
+function restore() {
+  readState();
+  for (const name of ["filter", "metric", "benchmark", "backbone", "protocol", "origin"]) document.getElementById(name).value = state[name];
+  update();
+}
+
 const bySlug = new Map(DATA.protocols.map((protocol) => [protocol.slug, protocol]));
-readState();
 fill("benchmark", DATA.protocols.map((protocol) => protocol.benchmark));
 fill("backbone", DATA.protocols.map((protocol) => protocol.backbone));
 fill("protocol", DATA.protocols.map((protocol) => protocol.digest));
+fill("origin", DATA.protocols.flatMap((protocol) => protocol.rows.flatMap((row) => row.origins)));
 const metric = document.getElementById("metric");
-metric.value = state.metric;
 metric.addEventListener("change", () => { state.metric = metric.value; state.sort = ""; update(); });
 const filter = document.getElementById("filter");
-filter.value = state.filter;
 filter.addEventListener("input", () => { state.filter = filter.value; update(); });
 const tools = document.getElementById("tools");
 tools.addEventListener("submit", (event) => event.preventDefault());
@@ -349,9 +361,10 @@ for (const link of document.querySelectorAll("a[data-file]")) {
   link.addEventListener("click", (event) => {
     event.preventDefault();
     const url = URL.createObjectURL(new Blob([DATA.files[link.dataset.file]], { type: "text/plain" }));
-    el("a", { href: url, download: link.dataset.file }).click();
+    el("a", { href: url, download: link.dataset.file.split("/")[1] }).click();
     setTimeout(() => URL.revokeObjectURL(url), 10000);
   });
 }
 for (const div of document.querySelectorAll("div.plot")) watcher.observe(div);
-update();
+addEventListener("hashchange", restore);
+restore();
