@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -157,6 +158,17 @@ def run(
     ] = None,
     results: Annotated[Path, typer.Option(help="Folder of the results store.")] = RESULTS,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    precision: Annotated[
+        str | None,
+        typer.Option(help="Of the backbone: fp32, bf16, or auto: bf16 where it is fast.", show_default="auto"),
+    ] = None,
+    compiled: Annotated[
+        bool | None,
+        typer.Option("--compile/--no-compile", help="Compile the backbone.", show_default="on a GPU"),
+    ] = None,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="The same numbers twice on one GPU; slower. A CPU always does.")
+    ] = False,
     method_file: MethodFiles = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would run, what is there, and how long the rest may take.")
@@ -203,6 +215,7 @@ def run(
         "tasks": tasks,
         "set": [*(settings or []), *([f"epochs={epochs}"] if epochs else [])] or None,
         "recipe": recipe,
+        "precision": precision,
         "limit_tasks": limit_tasks,
         "limit_train": limit_train,
         "limit_test": limit_test,
@@ -223,18 +236,19 @@ def run(
     with err.status("loading torch, timm and avalanche ..."):
         _quiet_imports()
         from cl_bench import plan, recipes
-        from cl_bench.runner import pick_device
+        from cl_bench.runner import Settings, pick_device, resolve_precision
 
     tuned = recipes.read(recipe_file) if recipe_file else ()
-    planned = plan.plan_cells(cells, method_file or [], checkpoint=checkpoint, tuned=tuned)
-    from cl_bench.console import preview, run_all
-    from cl_bench.executors import Here, Settings
-
     where = on_ray.guess() if on_ray else pick_device(device)
+    precision_of = partial(resolve_precision, device=where)
+    planned = plan.plan_cells(cells, precision_of, method_file or [], checkpoint=checkpoint, tuned=tuned)
+    from cl_bench.console import preview, run_all
+    from cl_bench.executors import Here
+
     if dry_run:
         preview(planned, store, [REFERENCE], where, out, err, force)
         return
-    settings_ = Settings(checkpoint_every, fresh=force)
+    settings_ = Settings(checkpoint_every, force, compiled, deterministic)
     sys.exit(run_all(planned, store, on_ray or Here(where), settings_, out, err, fail_fast))
 
 

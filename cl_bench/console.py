@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from cl_bench import runner
     from cl_bench.audit import Finding, Report, Slice
     from cl_bench.audit import Row as AuditRow
-    from cl_bench.executors import Executor, Outcome, Settings
+    from cl_bench.executors import Executor, Outcome
     from cl_bench.plan import PlannedRun
+    from cl_bench.runner import Settings
     from cl_bench.tune import Row, Search
 
 

@@ -11,6 +11,7 @@ import torch
 from cl_bench import runner
 from cl_bench.errors import UserError
 from cl_bench.plan import PlannedRun
+from cl_bench.runner import Settings
 from cl_bench.store import Store
 
 
@@ -26,14 +27,6 @@ class Outcome:
     run: PlannedRun
     failure: str = ""
     code: int = 0
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What is the same for all runs: see `runner.run`."""
-
-    checkpoint_every: float = 10.0
-    fresh: bool = False
 
 
 class Executor(Protocol):
@@ -62,7 +55,7 @@ def attempt(
 ) -> Outcome:
     """Carry out one run and store it; whatever goes wrong is its outcome and hinders no other run."""
     try:
-        runner.run(run, store, device, progress, settings.checkpoint_every, settings.fresh)
+        runner.run(run, store, device, progress, settings)
     except UserError as error:
         return Outcome(run, str(error), 2)
     except Exception as error:

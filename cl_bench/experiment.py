@@ -21,6 +21,7 @@ from cl_bench.errors import UserError, unknown_name
 Scalar = bool | int | float | str | None
 Value = Scalar | Annotated[list[Scalar], Field(fail_fast=True)]
 Scenario = Literal["class-incremental", "domain-incremental"]
+Precision = Literal["fp32", "bf16"]
 ProbeName = Literal["none", "interpolation"]
 _Tasks = Annotated[int, Field(ge=1, le=10**6)]
 Tasks = _Tasks | Annotated[tuple[_Tasks, ...], Field(fail_fast=True)]
@@ -88,7 +89,7 @@ class Experiment(BaseModel):
         class_order: `natural`, `permutation:K` (numpy's legacy `RandomState(K).permutation`, as in PILOT), or the class
             indices themselves, `order:2,0,1`; in a domain-incremental stream, the same of the domains.
         split, weights: SHA-256 of the split and of the backbone's weights.
-        precision: as resolved, not as requested.
+        precision: of the backbone (see `adapters.network`), as resolved, not as requested.
         storage: how the images are kept: all of one size in `memory`, or as `files`, decoded whenever they are read.
         probe: what is measured besides (see `probes`); the counts are the same.
         seed: training seed.
@@ -108,7 +109,7 @@ class Experiment(BaseModel):
     transforms: Transforms
     backbone: str
     weights: str
-    precision: Literal["fp32"] = "fp32"
+    precision: Precision = "fp32"
     storage: Literal["memory", "files"] = "memory"
     limits: Limits = Limits()
     probe: ProbeName = "none"
@@ -257,6 +258,15 @@ def parse_scenario(text: str) -> Scenario:
         UserError: there is none of this name.
     """
     return _one_of(text, "scenario", get_args(Scenario))
+
+
+def parse_precision(text: str) -> Precision:
+    """Check the name of a precision.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    return _one_of(text, "precision", get_args(Precision))
 
 
 def parse_probe(text: str) -> ProbeName:

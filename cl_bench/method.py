@@ -348,7 +348,10 @@ def masked_cross_entropy(classes: Iterable[int], num_classes: int) -> Loss:
     outside[list(classes)] = False
 
     def loss(logits: Tensor, labels: Tensor) -> Tensor:
-        masked = logits.masked_fill(outside.to(logits.device), float("-inf"))
+        nonlocal outside
+        # Once, not in every step: a copy from the host makes it wait for the device.
+        outside = outside.to(logits.device)
+        masked = logits.masked_fill(outside, float("-inf"))
         return nn.functional.cross_entropy(masked, labels, reduction="none")
 
     return loss

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from cl_bench.experiment import (
     Experiment,
     Limits,
     MethodSpec,
+    Precision,
     ProbeName,
     Scenario,
     Tasks,
@@ -66,6 +67,7 @@ def plan(
     scenario: Scenario | None = None,
     tasks: Tasks | None = None,
     order: str | None = None,
+    precision: Precision = "fp32",
     limits: Limits | None = None,
     probe: ProbeName = "none",
     recipe: str = "auto",
@@ -131,6 +133,7 @@ def plan(
                 storage="files" if isinstance(source.train.images, ImageFiles) else "memory",
                 backbone=vit.name,
                 weights=vit.weights,
+                precision=precision,
                 limits=limits,
                 probe=probe,
                 seed=seed,
@@ -142,11 +145,15 @@ def plan(
 
 def plan_cells(
     cells: Sequence[Grid],
+    precision_of: Callable[[str], Precision],
     method_files: Sequence[Path] = (),
     checkpoint: Path | None = None,
     tuned: Sequence[Tuned] = (),
 ) -> list[PlannedRun]:
     """All runs of these cells (see `Grid.cells`), each once.
+
+    Args:
+        precision_of: resolves what a cell asks for, which depends on the device.
 
     Raises:
         UserError: as `plan`.
@@ -171,6 +178,7 @@ def plan_cells(
             scenario=parse_scenario(cell.scenario) if cell.scenario else None,
             tasks=parse_tasks(cell.tasks[0]) if cell.tasks else None,
             order=cell.order,
+            precision=precision_of(cell.precision),
             limits=Limits(tasks=cell.limit_tasks, train_per_class=cell.limit_train, test_per_class=cell.limit_test),
             probe=parse_probe(cell.probe),
             recipe=cell.recipe,

@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     import torch
 
     from cl_bench import runner
-    from cl_bench.executors import Outcome, Settings
+    from cl_bench.executors import Outcome
     from cl_bench.plan import PlannedRun
+    from cl_bench.runner import Settings
     from cl_bench.store import Arrays, Store
 
 RETRIES = 5

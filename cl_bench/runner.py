@@ -8,6 +8,7 @@ import re
 import resource
 import sys
 import time
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
 from cl_bench import __version__, backbones, streams
+from cl_bench.adapters.network import Execution
 from cl_bench.checkpoint import (
     Checkpoint,
     Facts,
@@ -31,12 +33,29 @@ from cl_bench.checkpoint import (
     write,
 )
 from cl_bench.errors import UserError
-from cl_bench.experiment import Experiment, Scalar
+from cl_bench.experiment import Experiment, Precision, Scalar, parse_precision
 from cl_bench.plan import PlannedRun
 from cl_bench.probes import PROBES, Probe
 from cl_bench.store import Arrays, RunRecord, Store
 from cl_bench.strategy import ContinualStrategy, Counts
 from cl_bench.streams.build import TaskStream, build
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How runs are carried out; none of it is part of the experiment.
+
+    Attributes:
+        checkpoint_every: minutes between checkpoints inside a task.
+        fresh: start from the beginning, whatever checkpoint there is.
+        compiled: compile the backbone; None: on a GPU only, where it is worth its time.
+        deterministic: the same numbers twice on one device, for slower kernels.
+    """
+
+    checkpoint_every: float = 10.0
+    fresh: bool = False
+    compiled: bool | None = None
+    deterministic: bool = False
 
 
 class Progress:
@@ -193,8 +212,7 @@ def run(
     store: Store,
     device: torch.device,
     progress: Progress | None = None,
-    checkpoint_every: float = 10.0,
-    fresh: bool = False,
+    settings: Settings | None = None,
 ) -> RunRecord:
     """Carry out an experiment and store its record. Nothing is stored if it fails.
 
@@ -202,26 +220,29 @@ def run(
     experiment alone, up to the rounding of other hardware and library versions; on one machine, on the CPU, they are
     bit by bit those of a run that was never killed.
 
-    Args:
-        checkpoint_every: minutes between checkpoints inside a task.
-        fresh: start from the beginning, whatever checkpoint there is.
     """
+    settings = settings or Settings()
     path = store.checkpoint_path(planned.experiment)
-    if fresh:
+    if settings.fresh:
         store.forget_checkpoint(planned.experiment)
-    record, arrays = execute(planned, device, progress or Progress(), path, checkpoint_every)
+    record, arrays = execute(planned, device, progress or Progress(), path, settings)
     # If another process was first, its record stays: the numbers are the same.
-    store.write(record, arrays, replace=fresh)
+    store.write(record, arrays, replace=settings.fresh)
     store.forget_checkpoint(planned.experiment)
     return record
 
 
 def execute(
-    planned: PlannedRun, device: torch.device, progress: Progress, checkpoint: Path | None = None, every: float = 10.0
+    planned: PlannedRun,
+    device: torch.device,
+    progress: Progress,
+    checkpoint: Path | None = None,
+    settings: Settings | None = None,
 ) -> tuple[RunRecord, Arrays]:
     """Train on every stage and evaluate all tasks after each, from the checkpoint on, if there is one."""
     experiment, method = planned.experiment, planned.method
-    _resolve_precision(experiment)
+    settings = settings or Settings()
+    execution = _set_up(experiment, device, settings)
     stream = _stream(experiment)
     joint = method.trains_on == "stream"
     experiences = list(stream.joint if joint else stream.train)
@@ -229,7 +250,8 @@ def execute(
     test_images = sum(len(experience.dataset) for experience in stream.test)
     train_images = sum(len(experience.dataset) for experience in experiences)
     epochs = int(getattr(method, "epochs", 0))
-    strategy, session, position = _begin(planned, stream, device, progress, checkpoint, every)
+    every = settings.checkpoint_every
+    strategy, session, position = _begin(planned, stream, device, execution, progress, checkpoint, every)
     done = len(session.stages)
     progress.start(planned, epochs * train_images + len(stages) * test_images)
     if session.sessions > 1:
@@ -277,7 +299,7 @@ def execute(
         flops_per_image=_flops(strategy, stream),
         forward_passes=method.forward_passes,
         peak_memory_bytes=_peak_memory(device),
-        environment=_environment(device),
+        environment=_environment(device) | {"compiled": execution.compiled, "deterministic": settings.deterministic},
         traces=strategy.traces,
     )
     return record, {**session.fixed, **{name: np.stack(rows) for name, rows in session.arrays.items()}}
@@ -287,6 +309,7 @@ def _begin(
     planned: PlannedRun,
     stream: TaskStream,
     device: torch.device,
+    execution: Execution,
     progress: Progress,
     checkpoint: Path | None,
     every: float,
@@ -303,6 +326,7 @@ def _begin(
             num_tasks=len(stream.tasks),
             seed=planned.experiment.seed,
             device=device,
+            execution=execution,
         )
         return strategy, session
 
@@ -335,11 +359,31 @@ def _stream(experiment: Experiment) -> TaskStream:
     )
 
 
-def _resolve_precision(experiment: Experiment) -> None:
-    """fp32 means fp32: no TF32 in matrix products or convolutions."""
-    assert experiment.precision == "fp32"
+def resolve_precision(asked: str, device: torch.device) -> Precision:
+    """The precision for `auto`, `fp32` or `bf16`: auto is bf16 where the device multiplies it faster than fp32.
+
+    Raises:
+        UserError: not one of these.
+    """
+    if asked == "auto":
+        if device.type == "cuda":
+            return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
+        return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
+    return parse_precision(asked)
+
+
+def _set_up(experiment: Experiment, device: torch.device, settings: Settings) -> Execution:
+    """Prepare torch for a run: fp32 means fp32, without TF32 in matrix products or convolutions."""
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
+    torch.use_deterministic_algorithms(settings.deterministic)
+    if settings.deterministic:
+        # Read when cuBLAS is first used.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # Of two fastest kernels, another one may win next time.
+    torch.backends.cudnn.benchmark = False
+    compiled = settings.compiled if settings.compiled is not None else device.type == "cuda"
+    return Execution(experiment.precision, compiled)
 
 
 def _accuracy(counts: Counts) -> float:

@@ -17,6 +17,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from cl_bench import backbones
+from cl_bench.adapters import network
+from cl_bench.adapters.network import Execution
 from cl_bench.backbones import Backbone
 from cl_bench.checkpoint import Facts, Position
 from cl_bench.data.samples import Concatenated, EvaluationBatches, Samples, TaskImages, TrainingBatches, samples_of
@@ -64,6 +66,7 @@ class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
         num_classes: size of the label set of the whole stream (head and masks never change shape).
         num_tasks: length of the stream; passed on only to methods that declare to need it.
         seed: of everything random; draws are keyed, the global generators are left alone.
+        execution: precision of the backbone, and whether it is compiled; None: fp32, eager.
         eval_mb_size: images per evaluation batch.
 
     Raises:
@@ -87,7 +90,8 @@ class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
         num_tasks: int | None = None,
         seed: int = 0,
         device: str | torch.device = "cpu",
-        eval_mb_size: int = 250,
+        execution: Execution | None = None,
+        eval_mb_size: int = 256,
         evaluator: EvaluationPlugin | None = None,
     ) -> None:
         methods = [plugin for plugin in plugins if isinstance(plugin, Method)]
@@ -106,6 +110,7 @@ class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
             )
         with seeded((seed, "build")):
             model = self.method.create(vit, num_classes)
+        network.configure(model, execution or Execution())
         super().__init__(
             model=model,
             # Replaced at the start of every phase; Avalanche wants one from the beginning.
@@ -357,7 +362,8 @@ class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
         samples = samples_of(self.adapted_dataset)
         self.dataloader = EvaluationBatches(TaskImages(samples, (), self.device, self.eval_mb_size))
 
-    @torch.inference_mode()
+    # Not inference mode, which would be one more graph to compile.
+    @torch.no_grad()
     def count_matrix(self, stream: Iterable[Any], learned: int | None = None, model: nn.Module | None = None) -> Counts:
         """Evaluate on all tasks of a test stream, in one pass over the mixed images.
 

@@ -15,6 +15,7 @@ from cl_bench.errors import UserError, unknown_name
 from cl_bench.experiment import (
     MethodSpec,
     parse_methods,
+    parse_precision,
     parse_probe,
     parse_scenario,
     parse_seeds,
@@ -40,6 +41,7 @@ class Grid(BaseModel):
         backbone, pretrained, normalise, size: the backbone.
         recipe: where hyper-parameters come from.
         set: hyper-parameters, as with `--set`.
+        precision: of the backbone; `auto` depends on the device.
         limit_tasks, limit_train, limit_test: cuts, for trials.
         probe: what is measured besides.
     """
@@ -58,6 +60,7 @@ class Grid(BaseModel):
     size: int | None = Field(default=None, ge=1)
     recipe: str = "auto"
     set: Texts = ()
+    precision: str = "auto"
     limit_tasks: int | None = Field(default=None, ge=1)
     limit_train: int | None = Field(default=None, ge=1)
     limit_test: int | None = Field(default=None, ge=1)
@@ -91,6 +94,8 @@ class Grid(BaseModel):
         for text in self.tasks or ():
             parse_tasks(text)
         parse_probe(self.probe)
+        if self.precision != "auto":
+            parse_precision(self.precision)
         if self.pretrained not in ("yes", "no"):
             raise UserError(f"--pretrained '{self.pretrained}' is unknown; expected yes or no")
 

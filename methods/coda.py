@@ -21,7 +21,8 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from cl_bench.adapters.prompts import Prefix, PromptModel, check_blocks, cls_features, split
+from cl_bench.adapters.network import Prefix, cls_features
+from cl_bench.adapters.prompts import PromptModel, check_blocks, split
 from cl_bench.data.samples import TaskImages
 from cl_bench.errors import UserError
 from cl_bench.experiment import Value
@@ -98,7 +99,7 @@ class CODAModel(PromptModel):
         return penalty
 
     def answer(self, images: Tensor, query: Tensor) -> Tensor:
-        return cls_features(self.backbone, images, self.prefixes(query))
+        return cls_features(self.backbone, images, prefixes=self.prefixes(query))
 
 
 _RELEASED: Mapping[str, Value] = {"batch_size": 128, "optimizer": "adam", "lr": 1e-3, "schedule": "coda"}

@@ -29,12 +29,11 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from cl_bench.adapters.heads import cosine
+from cl_bench.adapters.network import Prefix, cls_features
 from cl_bench.adapters.prompts import (
-    Prefix,
     PromptModel,
     attracting,
     check_blocks,
-    cls_features,
     majority,
     mixed,
     take,
@@ -97,18 +96,18 @@ class DualPromptModel(PromptModel):
 
     def answer(self, images: Tensor, query: Tensor) -> Tensor:
         if not len(self.E):
-            return self.backbone(images)
+            return cls_features(self.backbone, images)
         experts = self.similarity(query).argmax(dim=2)
         if self.leaky:
             experts = torch.stack([majority(row[:, None], len(self.E), 1)[:, 0] for row in experts])
-        return cls_features(self.backbone, images, self.prefixes(experts))
+        return cls_features(self.backbone, images, prefixes=self.prefixes(experts))
 
     def training_outputs(self, images: Tensor, expert: int = -1) -> tuple[Tensor, Tensor]:
         """Logits [B, C] with a task's expert, and each query's cosine with its keys, summed over these, [B]."""
         expert %= len(self.E)
         taken = torch.full((1, len(images)), expert, device=images.device)
         attraction = cosine(self.query(images), self.K[expert]).sum(dim=1)
-        return self.head(cls_features(self.backbone, images, self.prefixes(taken))), attraction
+        return self.head(cls_features(self.backbone, images, prefixes=self.prefixes(taken))), attraction
 
 
 # JAX: lr 0.03 or 0.005 times B / 256 with B = 8 x 24.

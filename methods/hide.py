@@ -29,7 +29,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from cl_bench.adapters.heads import linear_head
-from cl_bench.adapters.prompts import Prefix, PromptModel, check_blocks, cls_features, mixed, take, uniform
+from cl_bench.adapters.network import Prefix, cls_features
+from cl_bench.adapters.prompts import PromptModel, check_blocks, mixed, take, uniform
 from cl_bench.adapters.statistics import ClassStatistics, Covariance
 from cl_bench.data.samples import TaskImages
 from cl_bench.experiment import Scenario, Value
@@ -102,11 +103,11 @@ class HiDeModel(PromptModel):
         for block, prompt in zip(self.blocks, prompts.unbind(1), strict=True):
             keys, values = (mixed(prompt) if self.leaky else prompt).unbind(1)
             prefixes[block] = keys, values
-        return cls_features(self.backbone, images, prefixes)
+        return cls_features(self.backbone, images, prefixes=prefixes)
 
     def answer(self, images: Tensor, query: Tensor) -> Tensor:
         if not len(self.E):
-            return self.backbone(images)
+            return cls_features(self.backbone, images)
         tasks = self.inferred(query)
         return self.prompted(images, take(torch.stack(list(self.E)), tasks))
 

@@ -28,15 +28,14 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from cl_bench.adapters.heads import cosine
+from cl_bench.adapters.network import cls_features, tokens
 from cl_bench.adapters.prompts import (
     PromptModel,
     attracting,
     check_blocks,
-    cls_features,
     majority,
     split,
     take,
-    tokens,
 )
 from cl_bench.errors import UserError
 from cl_bench.experiment import Value
@@ -76,7 +75,7 @@ class L2PModel(PromptModel):
         taken = take(self.pool, chosen)
         if self.prompts == "prefix":
             keys, values = split(taken)
-            return cls_features(self.backbone, images, {0: (keys.flatten(1, 2), values.flatten(1, 2))})
+            return cls_features(self.backbone, images, prefixes={0: (keys.flatten(1, 2), values.flatten(1, 2))})
         rows = taken.flatten(1, 2)
         return tokens(self.backbone, images, prompts=rows)[:, : rows.shape[1]].mean(dim=1)
 

@@ -132,7 +132,9 @@ class RanPACModel(FeatureModel):
             self.first = CosineHead(dim, num_classes)
 
     def features(self, images: Tensor) -> Tensor:
-        return self.backbone(images) if self.adapter is None else self.adapter.features(self.backbone, images)
+        if self.adapter is None:
+            return super().features(images)
+        return self.adapter.features(self.backbone, images)
 
 
 _PAPER: Mapping[str, Value] = {

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cl_bench.adapters.prompts import Prefix, PromptModel, split, tokens
+from cl_bench.adapters.network import Prefix, tokens
+from cl_bench.adapters.prompts import PromptModel, split
 from cl_bench.adapters.statistics import ClassStatistics
 from cl_bench.methods.coda import CODAModel
 from cl_bench.methods.dualprompt import DualPromptModel

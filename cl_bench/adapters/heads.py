@@ -12,6 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from cl_bench.adapters.growing import Growing
+from cl_bench.adapters.network import cls_features
 from cl_bench.adapters.statistics import ClassStatistics, Covariance
 
 
@@ -63,7 +64,7 @@ class FeatureModel(Growing):
 
     def features(self, images: Tensor) -> Tensor:
         """What the head sees, [B, d]: here the CLS features of the backbone."""
-        return self.backbone(images)
+        return cls_features(self.backbone, images)
 
     def own_features(self, images: Tensor) -> Tensor:
         """The same for images that are known to be the current task's: what class statistics are made of."""

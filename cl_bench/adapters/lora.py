@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable, Sequence
 from typing import Literal
@@ -10,10 +9,10 @@ from typing import Literal
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from cl_bench.adapters.growing import Growing
 from cl_bench.adapters.heads import FeatureModel, linear_head
+from cl_bench.adapters.network import attention_inputs, cls_features
 from cl_bench.errors import UserError
 
 Target = Literal["q", "k", "v", "proj"]
@@ -163,24 +162,39 @@ class LoRAModel(FeatureModel):
         """The change of the weights, [L, P, d, d]."""
         return self.bank.update(self.coefficients())
 
+    def weights(self, update: Tensor | None = None) -> dict[str, Tensor]:
+        """The backbone's weights that the directions change, by name.
+
+        Args:
+            update: another change of them, [L, P, d, d]; None: the model's own.
+        """
+        if not len(self.bank):
+            return {}
+        return self.bank.weights(self.backbone, self.update() if update is None else update)
+
     def features(self, images: Tensor) -> Tensor:
         """CLS features [B, d] with the update applied."""
-        if not len(self.bank):
-            return self.backbone(images)
-        return functional_call(self.backbone, self.bank.weights(self.backbone, self.update()), (images,))
+        return cls_features(self.backbone, images, weights=self.weights())
 
     @torch.no_grad()
     def merged(self, update: Tensor | None = None) -> nn.Module:
-        """A plain ViT with the update in its weights, and the head: the same predictions at a plain ViT's cost.
+        """What predicts the same at a plain ViT's cost: the update is added to the weights once, as they are now.
 
         Args:
             update: another change of the weights, [L, P, d, d]; None: the model's own.
         """
-        vit = copy.deepcopy(self.backbone)
-        if len(self.bank):
-            change = self.update() if update is None else update
-            vit.load_state_dict(self.bank.weights(self.backbone, change), strict=False)
-        return nn.Sequential(vit, self.predicting_head).eval()
+        return _Merged(self.backbone, self.weights(update), self.predicting_head).eval()
+
+
+class _Merged(nn.Module):
+    """A ViT with some other weights, and a head."""
+
+    def __init__(self, backbone: VisionTransformer, weights: dict[str, Tensor], head: nn.Module) -> None:
+        super().__init__()
+        self.backbone, self.weights, self.head = backbone, weights, head
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(cls_features(self.backbone, images, weights=self.weights))
 
 
 @torch.no_grad()
@@ -196,21 +210,11 @@ def attention_covariances(model: LoRAModel, batches: Iterable[tuple[Tensor, Tens
     dim = model.bank.dim
     sums = torch.zeros(model.bank.blocks, dim, dim, dtype=torch.float64, device=model.device)
     tokens = 0
-
-    def collect(number: int, x: Tensor) -> None:
-        nonlocal tokens
-        flat = x.flatten(0, 1)
-        sums[number] += (flat.T @ flat).double()
-        tokens += len(flat) if number == 0 else 0
-
-    hooks = [
-        block.attn.register_forward_pre_hook(lambda _, inputs, number=number: collect(number, inputs[0]))
-        for number, block in enumerate(model.backbone.blocks)
-    ]
-    try:
-        for images, _ in batches:
-            model.features(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    weights = model.weights()
+    for images, _ in batches:
+        seen = attention_inputs(model.backbone, images, weights=weights)
+        for number, x in enumerate(seen):
+            flat = x.flatten(0, 1)
+            sums[number] += (flat.T @ flat).double()
+        tokens += seen[0].shape[0] * seen[0].shape[1]
     return sums / tokens, tokens

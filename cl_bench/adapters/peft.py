@@ -7,15 +7,14 @@ import math
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from cl_bench.adapters.prompts import tokens
+from cl_bench.adapters import network
 
 Layer = nn.Linear | nn.LayerNorm | nn.Conv2d
 
 
 class Bottleneck(nn.Module):
-    """AdaptFormer's adapter: x -> 0.1 W_up relu(W_down x + b_down) + ..., which starts at 0."""
+    """The weights of AdaptFormer's adapter, which starts at 0."""
 
     def __init__(self, dim: int, width: int) -> None:
         super().__init__()
@@ -25,8 +24,9 @@ class Bottleneck(nn.Module):
         for zero in (self.down.bias, self.up.weight, self.up.bias):
             nn.init.zeros_(zero)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return 0.1 * self.up(self.down(x).relu())
+    def weights(self) -> network.Bottleneck:
+        """As `network.bottleneck` takes them."""
+        return self.down.weight, self.down.bias, self.up.weight, self.up.bias
 
 
 class Adapters(nn.Module):
@@ -41,7 +41,8 @@ class Adapters(nn.Module):
 
     def features(self, backbone: VisionTransformer, images: Tensor) -> Tensor:
         """CLS features [B, d] of the adapted backbone."""
-        return backbone.forward_head(tokens(backbone, images, parallel=dict(enumerate(self.blocks))), pre_logits=True)
+        weights = {number: block.weights() for number, block in enumerate(self.blocks) if isinstance(block, Bottleneck)}
+        return network.cls_features(backbone, images, parallel=weights)
 
 
 class ScaleShift(nn.Module):
@@ -68,4 +69,4 @@ class ScaleShift(nn.Module):
             assert layer.bias is not None
             weights[f"{name}.weight"] = layer.weight * scale.view(-1, *[1] * (layer.weight.ndim - 1))
             weights[f"{name}.bias"] = layer.bias * scale + shift
-        return functional_call(backbone, weights, (images,))
+        return network.cls_features(backbone, images, weights=weights)

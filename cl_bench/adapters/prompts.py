@@ -1,19 +1,17 @@
-"""Prompts for a frozen ViT: rows in front of a block's keys and values, and tokens in front of the sequence."""
+"""Prompts for a frozen ViT: the model that chooses them by a query, and what their banks have in common."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Literal
 
 import torch
-from timm.layers import Attention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from cl_bench.adapters.heads import FeatureModel, linear_head
+from cl_bench.adapters.network import Prefix, cls_features
 from cl_bench.errors import UserError
-
-Prefix = tuple[Tensor, Tensor]
 
 
 def check_blocks(backbone: VisionTransformer, blocks: Collection[int], name: str) -> None:
@@ -30,64 +28,6 @@ def check_blocks(backbone: VisionTransformer, blocks: Collection[int], name: str
                 f"{name}: nothing can be put into {type(block).__name__} (no attn.qkv); "
                 "take a ViT with timm's standard attention"
             )
-
-
-def tokens(
-    backbone: VisionTransformer,
-    images: Tensor,
-    *,
-    prefixes: Mapping[int, Prefix] | None = None,
-    prompts: Tensor | None = None,
-    parallel: Mapping[int, nn.Module] | None = None,
-) -> Tensor:
-    """All output tokens of a ViT into which something is put.
-
-    Args:
-        images: [B, C, H, W].
-        prefixes: per block number a pair (key rows, value rows), each [B, length, d], put in front of the block's keys
-            and values after the qkv projection and split over the heads like these. Queries are not extended (prefix
-            tuning; Li & Liang 2021).
-        prompts: [B, n, d], put in front of the sequence after the positional embedding, of which they get none (prompt
-            tuning; Lester et al. 2021, L2P).
-        parallel: per block number a module that works beside the block's MLP, on the MLP's input before its norm
-            (AdaptFormer; Chen et al. 2022).
-
-    Returns:
-        [B, n + tokens, d], after the final norm.
-    """
-    prefixes, parallel = prefixes or {}, parallel or {}
-    x = backbone.patch_embed(images)
-    x = backbone.norm_pre(backbone.patch_drop(backbone._pos_embed(x)))
-    if prompts is not None:
-        x = torch.cat([prompts, x], dim=1)
-    for number, block in enumerate(backbone.blocks):
-        if number not in prefixes and number not in parallel:
-            x = block(x)
-            continue
-        x = x + block.drop_path1(block.ls1(_attend(block.attn, block.norm1(x), prefixes.get(number))))
-        aside = parallel[number](x) if number in parallel else 0
-        x = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))) + aside
-    return backbone.norm(x)
-
-
-def cls_features(backbone: VisionTransformer, images: Tensor, prefixes: Mapping[int, Prefix]) -> Tensor:
-    """CLS features [B, d] of a ViT with prefix prompts (DualPrompt, CODA-Prompt, HiDe-Prompt)."""
-    return backbone.forward_head(tokens(backbone, images, prefixes=prefixes), pre_logits=True)
-
-
-def _attend(attention: Attention, x: Tensor, prefix: Prefix | None) -> Tensor:
-    """timm's `Attention` with extra key and value rows."""
-    if prefix is None:
-        return attention(x)
-
-    def heads(rows: Tensor) -> Tensor:
-        return rows.unflatten(2, (attention.num_heads, attention.head_dim)).transpose(1, 2)
-
-    q, k, v = map(heads, attention.qkv(x).chunk(3, dim=2))
-    k = torch.cat([heads(prefix[0]), attention.k_norm(k)], dim=2)
-    v = torch.cat([heads(prefix[1]), v], dim=2)
-    out = nn.functional.scaled_dot_product_attention(attention.q_norm(q), k, v)
-    return attention.proj(out.transpose(1, 2).flatten(2))
 
 
 def split(prompts: Tensor) -> Prefix:
@@ -139,7 +79,7 @@ class PromptModel(FeatureModel):
     @torch.no_grad()
     def query(self, images: Tensor) -> Tensor:
         """q(x) [B, d]: the CLS feature of the frozen backbone without prompts."""
-        return self.backbone(images)
+        return cls_features(self.backbone, images)
 
     def answer(self, images: Tensor, query: Tensor) -> Tensor:
         raise NotImplementedError

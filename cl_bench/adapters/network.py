@@ -1,0 +1,272 @@
+"""One forward pass of a ViT for all methods: with other weights, prefixes, prompts or bottlenecks put into it, at the
+precision and on the path (eager or compiled) that the run asks for.
+
+In bf16 the backbone computes in bf16 throughout, the residual stream included, with fp32 accumulation in its products,
+norms and softmax; trained and frozen weights stay in fp32 and are rounded for the pass, frozen ones once. Features come
+back in fp32: heads, losses, statistics and optimisers know nothing of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+import torch
+from timm.layers import Attention, PatchEmbed
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from cl_bench.experiment import Precision
+
+Prefix = tuple[Tensor, Tensor]
+Bottleneck = tuple[Tensor, Tensor, Tensor, Tensor]
+_Output = Literal["features", "tokens", "attention inputs"]
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a backbone is run.
+
+    Attributes:
+        precision: of everything inside the backbone.
+        compiled: by `torch.compile`, with static shapes.
+    """
+
+    precision: Precision = "fp32"
+    compiled: bool = False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights and activations inside the backbone."""
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+
+
+def configure(model: nn.Module, execution: Execution) -> None:
+    """Set how the backbones inside a model are run from now on; at first it is eager fp32."""
+    for module in model.modules():
+        if isinstance(module, VisionTransformer):
+            _STATES[module] = _State(execution)
+
+
+def cls_features(
+    backbone: VisionTransformer,
+    images: Tensor,
+    *,
+    weights: Mapping[str, Tensor] | None = None,
+    prefixes: Mapping[int, Prefix] | None = None,
+    parallel: Mapping[int, Bottleneck] | None = None,
+) -> Tensor:
+    """CLS (or pooled) features, fp32 [B, d], of a ViT into which something is put; see `tokens`."""
+    return _passed("features", backbone, images, weights, prefixes, None, parallel)
+
+
+def tokens(
+    backbone: VisionTransformer,
+    images: Tensor,
+    *,
+    weights: Mapping[str, Tensor] | None = None,
+    prefixes: Mapping[int, Prefix] | None = None,
+    prompts: Tensor | None = None,
+    parallel: Mapping[int, Bottleneck] | None = None,
+) -> Tensor:
+    """All output tokens of a ViT into which something is put.
+
+    Args:
+        images: [B, C, H, W].
+        weights: other values of the backbone's parameters, by name; gradients flow into them.
+        prefixes: per block number a pair (key rows, value rows), each [B, length, d], put in front of the block's keys
+            and values after the qkv projection and split over the heads like these. Queries are not extended (prefix
+            tuning; Li & Liang 2021).
+        prompts: [B, n, d], put in front of the sequence after the positional embedding, of which they get none (prompt
+            tuning; Lester et al. 2021, L2P).
+        parallel: per block number the weights of a bottleneck that works beside the block's MLP, on the MLP's input
+            before its norm (AdaptFormer; Chen et al. 2022): see `bottleneck`.
+
+    Returns:
+        fp32 [B, n + tokens, d], after the final norm.
+    """
+    return _passed("tokens", backbone, images, weights, prefixes, prompts, parallel)
+
+
+def attention_inputs(
+    backbone: VisionTransformer, images: Tensor, *, weights: Mapping[str, Tensor] | None = None
+) -> list[Tensor]:
+    """What the attention of every block sees, the output of the block's first norm: L times fp32 [B, tokens, d]."""
+    return _passed("attention inputs", backbone, images, weights, None, None, None)
+
+
+def bottleneck(x: Tensor, down: Tensor, down_bias: Tensor, up: Tensor, up_bias: Tensor) -> Tensor:
+    """AdaptFormer's adapter: x -> 0.1 (W_up relu(W_down x + b_down) + b_up)."""
+    return 0.1 * nn.functional.linear(nn.functional.linear(x, down, down_bias).relu(), up, up_bias)
+
+
+@dataclass
+class _State:
+    """What is kept for a backbone beside its parameters.
+
+    Attributes:
+        rounded: copies of parameters at the precision, with the states of the parameters that they were made from.
+        batches: sizes of batches that gradient-free compiled passes are made for.
+    """
+
+    execution: Execution = Execution()
+    rounded: dict[str, tuple[tuple[Any, ...], Tensor]] = field(default_factory=dict)
+    batches: list[int] = field(default_factory=list)
+
+    def weights(self, backbone: VisionTransformer, changed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """All weights of a pass: those that are trained as they are, for the graph to round, others rounded before."""
+        dtype = self.execution.dtype
+        if dtype == torch.float32:
+            return dict(changed)
+        given = dict(changed)
+        for name, parameter in backbone.named_parameters():
+            if name in given:
+                continue
+            if parameter.requires_grad and torch.is_grad_enabled():
+                given[name] = parameter
+                continue
+            state = (id(parameter), parameter.data_ptr(), parameter._version, parameter.device)
+            if name not in self.rounded or self.rounded[name][0] != state:
+                with torch.inference_mode(False):
+                    self.rounded[name] = state, parameter.detach().to(dtype)
+            given[name] = self.rounded[name][1]
+        return given
+
+    def batch(self, size: int) -> int:
+        """The number of images that a pass over `size` of them is filled up to: the shapes of a graph are few."""
+        fitting = [known for known in self.batches if known >= size]
+        if not fitting:
+            self.batches.append(size)
+        return min(fitting, default=size)
+
+
+_STATES: WeakKeyDictionary[VisionTransformer, _State] = WeakKeyDictionary()
+
+
+def _passed(
+    output: _Output,
+    backbone: VisionTransformer,
+    images: Tensor,
+    weights: Mapping[str, Tensor] | None,
+    prefixes: Mapping[int, Prefix] | None,
+    prompts: Tensor | None,
+    parallel: Mapping[int, Bottleneck] | None,
+) -> Any:
+    state = _STATES.setdefault(backbone, _State())
+    execution = state.execution
+    given = state.weights(backbone, weights or {})
+    size = len(images)
+    into: tuple[Any, ...] = (prefixes or {}, prompts, parallel or {})
+    if execution.compiled and not torch.is_grad_enabled():
+        # In training all batches have one size; here the last is smaller.
+        more = state.batch(size) - size
+        images, into = _filled(images, more), (_filled(into[0], more), _filled(prompts, more), into[2])
+    run = _compiled() if execution.compiled else _run
+    with _attention(images, execution):
+        result = run(_Pass(backbone, output), given, execution.dtype, images, *into)
+    return [one[:size] for one in result] if isinstance(result, list) else result[:size]
+
+
+def _filled(batch: Any, more: int) -> Any:
+    """A batch, or a mapping or pair of batches, with so many more rows of zeros."""
+    if more == 0 or batch is None:
+        return batch
+    if isinstance(batch, Mapping):
+        return {key: _filled(value, more) for key, value in batch.items()}
+    if isinstance(batch, tuple):
+        return tuple(_filled(one, more) for one in batch)
+    return torch.cat([batch, batch.new_zeros(more, *batch.shape[1:])])
+
+
+@contextmanager
+def _attention(images: Tensor, execution: Execution) -> Iterator[None]:
+    """On a CPU the fused kernel is four times slower backwards in bf16 than in fp32; the plain one computes in fp32."""
+    if images.is_cuda or execution.precision == "fp32":
+        yield
+        return
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+@cache
+def _compiled() -> Any:
+    """The compiled pass. It is one function for all backbones and methods, of which there may be many in a process."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 256)
+    torch._dynamo.config.accumulated_recompile_limit = max(torch._dynamo.config.accumulated_recompile_limit, 1024)
+    return torch.compile(_run, dynamic=False)
+
+
+def _run(network: _Pass, weights: dict[str, Tensor], dtype: torch.dtype, images: Tensor, *into: Any) -> Any:
+    if not weights:
+        return network(images, *into)
+    given = {f"backbone.{name}": weight.to(dtype) for name, weight in weights.items()}
+    result = functional_call(network, given, (images.to(dtype), *into))
+    return [one.float() for one in result] if isinstance(result, list) else result.float()
+
+
+class _Pass(nn.Module):
+    """A backbone and which output of it is wanted."""
+
+    def __init__(self, backbone: VisionTransformer, output: _Output) -> None:
+        super().__init__()
+        self.backbone, self.output = backbone, output
+
+    def forward(
+        self,
+        images: Tensor,
+        prefixes: Mapping[int, Prefix],
+        prompts: Tensor | None,
+        parallel: Mapping[int, Bottleneck],
+    ) -> Any:
+        backbone = self.backbone
+        x = backbone._pos_embed(_patches(backbone.patch_embed, images))
+        x = backbone.norm_pre(backbone.patch_drop(x))
+        if prompts is not None:
+            x = torch.cat([prompts.to(x.dtype), x], dim=1)
+        inputs = []
+        for number, block in enumerate(backbone.blocks):
+            if self.output != "attention inputs" and number not in prefixes and number not in parallel:
+                x = block(x)
+                continue
+            seen = block.norm1(x)
+            inputs.append(seen)
+            x = x + block.drop_path1(block.ls1(_attend(block.attn, seen, prefixes.get(number))))
+            aside = bottleneck(x, *(part.to(x.dtype) for part in parallel[number])) if number in parallel else 0
+            x = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))) + aside
+        if self.output == "attention inputs":
+            return inputs
+        x = backbone.norm(x)
+        return x if self.output == "tokens" else backbone.forward_head(x, pre_logits=True)
+
+
+def _patches(embed: Any, images: Tensor) -> Tensor:
+    """Patch embeddings. In bf16 as one matrix product: a convolution with patches that do not overlap is one, and its
+    own kernels are five times slower on a GPU; in fp32, the reference, the convolution itself."""
+    plain = type(embed) is PatchEmbed and embed.flatten and not embed.dynamic_img_pad and embed.output_fmt == "NCHW"
+    if images.dtype == torch.float32 or not plain or embed.proj.weight.shape[1] != images.shape[1]:
+        return embed(images)
+    rows, columns = embed.patch_size
+    patches = images.unflatten(2, (-1, rows)).unflatten(4, (-1, columns)).permute(0, 2, 4, 1, 3, 5)
+    x = nn.functional.linear(patches.flatten(3).flatten(1, 2), embed.proj.weight.flatten(1), embed.proj.bias)
+    return embed.norm(x)
+
+
+def _attend(attention: Attention, x: Tensor, prefix: Prefix | None) -> Tensor:
+    """timm's `Attention` with extra key and value rows."""
+    if prefix is None:
+        return attention(x)
+
+    def heads(rows: Tensor) -> Tensor:
+        return rows.to(x.dtype).unflatten(2, (attention.num_heads, attention.head_dim)).transpose(1, 2)
+
+    q, k, v = map(heads, attention.qkv(x).chunk(3, dim=2))
+    k = torch.cat([heads(prefix[0]), attention.k_norm(k)], dim=2)
+    v = torch.cat([heads(prefix[1]), v], dim=2)
+    out = nn.functional.scaled_dot_product_attention(attention.q_norm(q), k, v)
+    return attention.proj(out.transpose(1, 2).flatten(2))
