@@ -10,6 +10,7 @@ codes were seen to compute, for their cost, not for their numbers: weights are r
   attention without a fused kernel.
 - CODA-Prompt, DualPrompt, L2P (GT-RIPL/CODA-Prompt): a query pass without gradient, then a pass with prefixes through a
   backbone whose gradients are all computed, though only prompts and head are trained.
+- L2P with prepended tokens (PILOT's port): the same with a frozen backbone, and 5 prompts of 5 tokens in front.
 - Fine-tuning: timm's ViT as it is.
 """
 
@@ -171,6 +172,31 @@ class Prefixed(nn.Module):
         return [self.pool, self.keys, self.attention, *self.head.parameters()]
 
 
+class Prepended(nn.Module):
+    """A frozen ViT with the 5 prompts of the nearest keys, 5 tokens each, in front of the sequence; attention without
+    a fused kernel; the head sees the mean of the prompts' outputs."""
+
+    def __init__(self, pool: int = 10, top: int = 5, length: int = 5) -> None:
+        super().__init__()
+        self.vit = vit().requires_grad_(False)
+        for block in self.vit.blocks:
+            block.attn.fused_attn = False
+        self.top = top
+        self.pool = nn.Parameter(torch.randn(pool, length, 768) / 28)
+        self.keys = nn.Parameter(torch.randn(pool, 768) / 28)
+        self.head = nn.Linear(768, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            query = self.vit(images)
+        scores = F.normalize(query, dim=1) @ F.normalize(self.keys, dim=1).T
+        best, chosen = scores.topk(self.top)
+        prompts = self.pool[chosen].flatten(1, 2) + 0 * best.sum()
+        x = torch.cat([prompts, self.vit._pos_embed(self.vit.patch_embed(images))], dim=1)
+        x = self.vit.norm(self.vit.blocks(x))
+        return self.head(x[:, : prompts.shape[1]].mean(dim=1))
+
+
 class FineTuning(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -187,7 +213,8 @@ REFERENCES: dict[str, Callable[[], nn.Module]] = {
     "inflora": InfLoRA,
     "coda": lambda: Prefixed(attended=True, blocks=5),
     "dualprompt": lambda: Prefixed(attended=False, blocks=5, pool=10),
-    "l2p": lambda: Prefixed(attended=False, blocks=1, pool=30),
+    "l2p": Prepended,
+    "l2p, prefix": lambda: Prefixed(attended=False, blocks=1, pool=30),
     "finetune": FineTuning,
 }
 

@@ -242,8 +242,8 @@ def execute(
     """Train on every stage and evaluate all tasks after each, from the checkpoint on, if there is one."""
     experiment, method = planned.experiment, planned.method
     settings = settings or Settings()
-    execution = _set_up(experiment, device, settings)
-    stream = _stream(experiment)
+    execution = set_up(experiment, device, settings)
+    stream = stream_of(experiment)
     joint = method.trains_on == "stream"
     experiences = list(stream.joint if joint else stream.train)
     stages = [list(range(len(stream.tasks)))] if joint else [[task] for task in range(len(stream.tasks))]
@@ -296,7 +296,7 @@ def execute(
         eval_samples=[test_images] * len(stages),
         trainable=[stage.trainable for stage in finished],
         stored=[stage.stored for stage in finished],
-        flops_per_image=_flops(strategy, stream),
+        flops_per_image=flops_of(strategy, stream),
         forward_passes=method.forward_passes,
         peak_memory_bytes=_peak_memory(device),
         environment=_environment(device) | {"compiled": execution.compiled, "deterministic": settings.deterministic},
@@ -347,7 +347,7 @@ def _begin(
         return *fresh(), None
 
 
-def _stream(experiment: Experiment) -> TaskStream:
+def stream_of(experiment: Experiment) -> TaskStream:
     source = streams.find(experiment.benchmark).source()
     return build(
         source,
@@ -372,7 +372,7 @@ def resolve_precision(asked: str, device: torch.device) -> Precision:
     return parse_precision(asked)
 
 
-def _set_up(experiment: Experiment, device: torch.device, settings: Settings) -> Execution:
+def set_up(experiment: Experiment, device: torch.device, settings: Settings) -> Execution:
     """Prepare torch for a run: fp32 means fp32, without TF32 in matrix products or convolutions."""
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
@@ -396,7 +396,7 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _flops(strategy: ContinualStrategy, stream: TaskStream) -> int:
+def flops_of(strategy: ContinualStrategy, stream: TaskStream) -> int:
     """Floating-point operations of one prediction, two per multiply-add (attention included)."""
     image = stream.test[0].dataset[0][0][None].to(strategy.device)
     model = strategy.predictor()

@@ -23,7 +23,7 @@ import pytest
 import torch
 
 from cl_bench import __version__
-from cl_bench.executors import Settings
+from cl_bench.runner import Settings
 from tests.conftest import TRIAL, Outcome
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'cl-bench[ray]'")

@@ -54,6 +54,11 @@ def configure(model: nn.Module, execution: Execution) -> None:
             _STATES[module] = _State(execution)
 
 
+def execution_of(backbone: VisionTransformer) -> Execution:
+    """How a backbone is run."""
+    return _STATES.setdefault(backbone, _State()).execution
+
+
 def cls_features(
     backbone: VisionTransformer,
     images: Tensor,
@@ -225,6 +230,10 @@ class _Pass(nn.Module):
         parallel: Mapping[int, Bottleneck],
     ) -> Any:
         backbone = self.backbone
+        plain = self.output == "features" and not prefixes and prompts is None and not parallel
+        if plain and images.dtype == torch.float32:
+            # The reference is timm's own pass.
+            return backbone(images)
         x = backbone._pos_embed(_patches(backbone.patch_embed, images))
         x = backbone.norm_pre(backbone.patch_drop(x))
         if prompts is not None:

@@ -86,7 +86,7 @@ def _training(pool: Pool, method: DualPrompt, part: Part, t: int, gelu: str = "e
     images = network.images.to(model.G.dtype)
     prefixes = model.prefixes(torch.full((1, len(images)), t))
     logits, attraction = phase.forward(images)
-    yield from part.compare("train.feature", cls_features(model.backbone, images, prefixes))
+    yield from part.compare("train.feature", cls_features(model.backbone, images, prefixes=prefixes))
     yield from part.compare("train.logits", logits)
     yield from part.compare("train.perm.logits", phase.forward(images[network.shuffled])[0])
     yield from part.compare("key_loss_per_block", (1 - model.similarity(model.query(images))[..., t]).sum(dim=1))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cl_bench.adapters.heads import cosine
-from cl_bench.adapters.prompts import cls_features, tokens
+from cl_bench.adapters.network import cls_features, tokens
 from cl_bench.methods.l2p import L2P, L2PModel
 from tests.golden import Check, Fixture, Kind
 from tests.golden.recipe import GELUS, INPUTS, PRECISIONS, Network, Part, gradient

@@ -1,0 +1,248 @@
+"""How fast a method trains and predicts on this machine, and what bounds it."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain, repeat
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from cl_bench.adapters import network
+from cl_bench.adapters.network import Execution
+from cl_bench.data.samples import TaskImages, TrainingBatches, samples_of
+from cl_bench.experiment import Precision
+from cl_bench.method import Phase, Task
+from cl_bench.plan import PlannedRun
+from cl_bench.runner import Settings, set_up, stream_of
+from cl_bench.strategy import ContinualStrategy
+
+GROUPS = 5
+"""Groups of steps that are timed; the median group counts."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What was measured of one method.
+
+    Attributes:
+        label: of the method.
+        batch: images per training step.
+        step: seconds of a training step, its images being on the device.
+        share: of the `ceiling` that the FLOPs of a step that are needed make use of: two per multiply-add of the passes
+            that the method's maths asks for, forward and back, without recomputation; 0 without a ceiling.
+        memory: peak bytes on the device in these steps, or 0 on a CPU.
+        start: seconds until the first step was done: compilation, mostly.
+        prediction: images per second, from the second evaluation on (frozen queries are known then).
+        data: training views per second, made from stored images.
+        waits: whether a step made the host wait for the device; None on a CPU.
+    """
+
+    label: str
+    batch: int
+    step: float
+    share: float
+    memory: int
+    start: float
+    prediction: float
+    data: float
+    waits: bool | None
+
+    @property
+    def rate(self) -> float:
+        """Training images per second."""
+        return self.batch / self.step
+
+    @property
+    def headroom(self) -> float:
+        """How many times faster images are made than trained on; below 1, the network waits for them."""
+        return self.data / self.rate
+
+
+def ceiling(device: torch.device, precision: Precision) -> float:
+    """FLOP/s of a large square matrix product at this precision."""
+    size = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.randn(size, size, device=device, dtype=Execution(precision).dtype) for _ in range(2))
+    return 2 * size**3 / seconds(lambda: a @ b, device, 10)[0]
+
+
+def seconds(run: Callable[[], object], device: torch.device, steps: int) -> tuple[float, float]:
+    """Seconds of a step, in groups of which none is waited in, the median of `GROUPS`; and of the first step."""
+    began = time.perf_counter()
+    run()
+    _wait(device)
+    first = time.perf_counter() - began
+    for _ in range(2):
+        run()
+    _wait(device)
+    found = []
+    for _ in range(GROUPS):
+        began = time.perf_counter()
+        for _ in range(steps):
+            run()
+        _wait(device)
+        found.append((time.perf_counter() - began) / steps)
+    return median(found), first
+
+
+def measure(
+    planned: PlannedRun,
+    device: torch.device,
+    settings: Settings,
+    *,
+    task: int = 0,
+    steps: int = 10,
+    ceiling: float = 0.0,
+) -> Speed:
+    """Time a method as `run` carries it out, in the first phase of a task.
+
+    Args:
+        task: which one, from 0; the tasks before it are begun, but not learned.
+        steps: per group.
+        ceiling: FLOP/s that `share` is of.
+    """
+    execution = set_up(planned.experiment, device, settings)
+    stream = stream_of(planned.experiment)
+    method = planned.method
+    strategy = ContinualStrategy(
+        plugins=[method],
+        backbone=planned.backbone,
+        num_classes=len(stream.classes),
+        num_tasks=len(stream.tasks),
+        seed=planned.experiment.seed,
+        device=device,
+        execution=execution,
+    )
+    experiences = list(stream.joint if method.trains_on == "stream" else stream.train)[: task + 1]
+    phase: Phase | None = None
+    for index, experience in enumerate(experiences):
+        samples = samples_of(experience.dataset)
+        phase = _begun(strategy, index, samples)
+    batches = TrainingBatches(samples, phase.batch_size if phase else 128, ("bench",), device)
+    images, labels, _ = next(iter(batches))
+    step, first, memory, waits = float("nan"), 0.0, 0, None
+    if phase is not None:
+        run = _step(strategy, phase, images, labels)
+        if device.type == "cuda":
+            run()
+            torch.cuda.reset_peak_memory_stats(device)
+        step, first = seconds(run, device, steps)
+        memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+        waits = _waits(run) if device.type == "cuda" else None
+    strategy.model.eval()
+    found = Speed(
+        label=planned.label,
+        batch=batches.batch_size,
+        step=step,
+        share=_needed(strategy, phase, images[:1]) * len(images) / step / ceiling if ceiling and phase else 0.0,
+        memory=memory,
+        start=first,
+        prediction=_prediction(strategy, images, device, steps),
+        data=_data(batches, device, steps),
+        waits=waits,
+    )
+    del strategy, phase, images
+    gc.collect()
+    return found
+
+
+def _begun(strategy: ContinualStrategy, index: int, samples: Any) -> Phase | None:
+    """Begin a task; its first phase on images, if there is one."""
+    method, model, key = strategy.method, strategy.model, ("bench", index)
+    classes = tuple(sorted(set(samples.labels.tolist())))
+    strategy.seen = tuple(sorted({*strategy.seen, *classes}))
+    num_tasks = strategy.num_tasks if method.needs_num_tasks else None
+    task = Task(index, classes, strategy.seen, strategy.num_classes, num_tasks, model, key)
+    with torch.no_grad():
+        method.before_task(task, TaskImages(samples, key, strategy.device))
+    model.to(strategy.device)
+    return next(iter(method.phases(task)), None)
+
+
+def _step(strategy: ContinualStrategy, phase: Phase, images: Tensor, labels: Tensor) -> Callable[[], None]:
+    """A training step as the strategy takes it."""
+    strategy.model.train().requires_grad_(False)
+    for parameter in phase.trainable():
+        parameter.requires_grad_(True)
+    optimizer = phase.optimizer(phase.parameters)
+    forward = phase.forward or strategy.model
+
+    def run() -> None:
+        optimizer.zero_grad()
+        phase.loss(forward(images), labels).mean().backward()
+        if phase.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(phase.trainable(), phase.clip_norm)
+        optimizer.step()
+
+    return run
+
+
+def _waits(run: Callable[[], None]) -> bool:
+    """Whether the host waits for the device in a step."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run()
+    except RuntimeError as error:
+        if "synchroniz" not in str(error):
+            raise
+        return True
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return False
+
+
+def _prediction(strategy: ContinualStrategy, images: Tensor, device: torch.device, steps: int) -> float:
+    """Images per second of the predictor, on batches as in an evaluation."""
+    model: Any = strategy.predictor()
+    size = strategy.eval_mb_size
+    batch = images[torch.arange(size, device=device) % len(images)]
+    with torch.no_grad():
+        known = (model.query(batch),) if hasattr(model, "query") else ()
+        return size / seconds(lambda: model(batch, *known), device, steps)[0]
+
+
+def _data(batches: TrainingBatches, device: torch.device, steps: int) -> float:
+    """Training views per second: the same epoch over and over."""
+    views: Iterator[Any] = chain.from_iterable(repeat(batches))
+    return batches.batch_size / seconds(lambda: next(views), device, steps)[0]
+
+
+def _needed(strategy: ContinualStrategy, phase: Phase | None, image: Tensor) -> float:
+    """FLOPs per image of a training step: the passes of a prediction, and the way back through the last of them, once
+    for the activations and, where the backbone itself is trained, once for the weights."""
+    model: Any = strategy.model
+    with _plainly(model), torch.no_grad():
+        predicted = _flops(lambda: model(image))
+        query = _flops(lambda: model.query(image)) if hasattr(model, "query") else 0.0
+    trained = {id(parameter) for parameter in (phase.trainable() if phase else [])}
+    whole = any(id(parameter) in trained for parameter in model.backbone.blocks.parameters())
+    return predicted + (predicted - query) * (1 + whole)
+
+
+def _flops(run: Callable[[], object]) -> float:
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return float(counter.get_total_flops())
+
+
+@contextmanager
+def _plainly(model: Any) -> Iterator[None]:
+    """FLOPs are counted of eager passes."""
+    execution = network.execution_of(model.backbone)
+    network.configure(model, Execution())
+    try:
+        yield
+    finally:
+        network.configure(model, execution)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
