@@ -22,6 +22,8 @@ Scalar = bool | int | float | str | None
 Value = Scalar | Annotated[list[Scalar], Field(fail_fast=True)]
 Scenario = Literal["class-incremental", "domain-incremental"]
 ProbeName = Literal["none", "interpolation"]
+ImagesName = Literal["auto", "resized", "files"]
+Storage = Annotated[str, Field(pattern=r"^(memory|files|resized:[1-9][0-9]{0,4})$")]
 _Tasks = Annotated[int, Field(ge=1, le=10**6)]
 Tasks = _Tasks | Annotated[tuple[_Tasks, ...], Field(fail_fast=True)]
 """How many tasks of the same size, or how many classes each task has."""
@@ -39,6 +41,9 @@ class Transforms(BaseModel):
 
     Attributes:
         size: side of the square network input, in pixels.
+        crop: of the training crop. `continuous`: a box of any size and place, cut short where it would leave the image,
+            sampled bilinearly out of the whole image. `pixels`: torchvision's `RandomResizedCrop`, a box of whole
+            pixels, drawn again where it would leave the image, whose pixels alone are resized (bilinear, antialiased).
         crop_scale: area range of the training crop, as a fraction of the image.
         crop_ratio: aspect-ratio range of the training crop.
         flip: probability of a horizontal flip in training.
@@ -50,12 +55,18 @@ class Transforms(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     size: int
+    crop: Literal["continuous", "pixels"] = "continuous"
     crop_scale: tuple[float, float]
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
     resize: float = Field(default=1.0, ge=1)
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    @property
+    def short(self) -> int:
+        """The shorter side of an image in the test view, in pixels, before its centre is taken."""
+        return round(self.size * self.resize)
 
 
 class Limits(BaseModel):
@@ -89,7 +100,8 @@ class Experiment(BaseModel):
             indices themselves, `order:2,0,1`; in a domain-incremental stream, the same of the domains.
         split, weights: SHA-256 of the split and of the backbone's weights.
         precision: as resolved, not as requested.
-        storage: how the images are kept: all of one size in `memory`, or as `files`, decoded whenever they are read.
+        storage: how the images are kept: all of one size in `memory`; `resized:S`, decoded once, the shorter side no
+            longer than S pixels; or as `files`, decoded whenever they are read.
         probe: what is measured besides (see `probes`); the counts are the same.
         seed: training seed.
     """
@@ -109,7 +121,7 @@ class Experiment(BaseModel):
     backbone: str
     weights: str
     precision: Literal["fp32"] = "fp32"
-    storage: Literal["memory", "files"] = "memory"
+    storage: Storage = "memory"
     limits: Limits = Limits()
     probe: ProbeName = "none"
     seed: int = Field(ge=0, le=MAX_SEED)
@@ -266,6 +278,15 @@ def parse_probe(text: str) -> ProbeName:
         UserError: there is none of this name.
     """
     return _one_of(text, "probe", get_args(ProbeName))
+
+
+def parse_images(text: str) -> ImagesName:
+    """Check how the images of files are to be kept.
+
+    Raises:
+        UserError: there is no such way.
+    """
+    return _one_of(text, "way to keep images (--images)", get_args(ImagesName))
 
 
 def _one_of(text: str, what: str, names: tuple[Any, ...]) -> Any:
