@@ -9,10 +9,10 @@ from typing import Any
 
 from cl_bench import backbones, recipes, registry, streams
 from cl_bench.backbones import Backbone
-from cl_bench.data.images import ImageFiles
 from cl_bench.errors import UserError, unknown_name
 from cl_bench.experiment import (
     Experiment,
+    ImagesName,
     Limits,
     MethodSpec,
     ProbeName,
@@ -21,6 +21,7 @@ from cl_bench.experiment import (
     Transforms,
     Value,
     number_of,
+    parse_images,
     parse_order,
     parse_probe,
     parse_scenario,
@@ -66,6 +67,7 @@ def plan(
     scenario: Scenario | None = None,
     tasks: Tasks | None = None,
     order: str | None = None,
+    images: ImagesName = "auto",
     limits: Limits | None = None,
     probe: ProbeName = "none",
     recipe: str = "auto",
@@ -79,6 +81,7 @@ def plan(
         backbone: None: the benchmark's own.
         checkpoint, pretrained, normalise, size: its weights and input (see `backbones.find`).
         scenario, tasks: None: the benchmark's own.
+        images: how those of files are kept (see `Benchmark.storage`).
         recipe, tuned: which recipe, and recipes of the user's own (see `recipes.choose`).
 
     Raises:
@@ -105,6 +108,15 @@ def plan(
     assert tasks is not None
     split = split_hash(source)
     vit = backbones.verify(vit)
+    transforms = Transforms(
+        size=vit.size,
+        crop=data.crop,
+        crop_scale=data.crop_scale,
+        mean=vit.mean,
+        std=vit.std,
+        resize=data.resize,
+    )
+    storage = data.storage(images, transforms.short)
     runs: dict[str, PlannedRun] = {}
     for found, options in specs:
         method, chosen = resolve(found, data, options, recipe, tuned)
@@ -125,10 +137,8 @@ def plan(
                 tasks=tasks,
                 class_order=f"permutation:{seed}" if order is None else order,
                 split=split,
-                transforms=Transforms(
-                    size=vit.size, crop_scale=data.crop_scale, mean=vit.mean, std=vit.std, resize=data.resize
-                ),
-                storage="files" if isinstance(source.train.images, ImageFiles) else "memory",
+                transforms=transforms,
+                storage=storage,
                 backbone=vit.name,
                 weights=vit.weights,
                 limits=limits,
@@ -171,6 +181,7 @@ def plan_cells(
             scenario=parse_scenario(cell.scenario) if cell.scenario else None,
             tasks=parse_tasks(cell.tasks[0]) if cell.tasks else None,
             order=cell.order,
+            images=parse_images(cell.images),
             limits=Limits(tasks=cell.limit_tasks, train_per_class=cell.limit_train, test_per_class=cell.limit_test),
             probe=parse_probe(cell.probe),
             recipe=cell.recipe,

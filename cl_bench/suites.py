@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from cl_bench.errors import UserError, unknown_name
 from cl_bench.experiment import (
     MethodSpec,
+    parse_images,
     parse_methods,
     parse_probe,
     parse_scenario,
@@ -38,6 +39,7 @@ class Grid(BaseModel):
         methods: `--methods`; several are joined.
         benchmark, scenario, tasks, order, seeds: the streams. `seeds` is one range or list.
         backbone, pretrained, normalise, size: the backbone.
+        images: how those of files are kept.
         recipe: where hyper-parameters come from.
         set: hyper-parameters, as with `--set`.
         limit_tasks, limit_train, limit_test: cuts, for trials.
@@ -55,6 +57,7 @@ class Grid(BaseModel):
     backbone: Texts | None = None
     pretrained: Annotated[str, BeforeValidator(lambda given: {True: "yes", False: "no"}.get(given, given))] = "yes"
     normalise: str = "checkpoint"
+    images: str = "auto"
     size: int | None = Field(default=None, ge=1)
     recipe: str = "auto"
     set: Texts = ()
@@ -91,6 +94,7 @@ class Grid(BaseModel):
         for text in self.tasks or ():
             parse_tasks(text)
         parse_probe(self.probe)
+        parse_images(self.images)
         if self.pretrained not in ("yes", "no"):
             raise UserError(f"--pretrained '{self.pretrained}' is unknown; expected yes or no")
 

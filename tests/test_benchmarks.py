@@ -41,8 +41,20 @@ def test_a_folder_is_a_benchmark(cl_bench: Cli, tree: Path) -> None:
     assert len(records) == 5
     for record in records:
         assert record["classes"] == CLASSES and record["total"] == [6, 6, 6]
-        assert record["experiment"]["storage"] == "files"
+        assert record["experiment"]["storage"] == "resized:37"
+        assert record["experiment"]["transforms"]["crop"] == "pixels"
         assert record["experiment"]["transforms"]["resize"] == pytest.approx(256 / 224)
+
+
+def test_how_images_are_kept_is_part_of_a_run(cl_bench: Cli, tree: Path) -> None:
+    """Decoded once, they are decoded by no later run; from their files, whenever they are read."""
+    command = ["run", "--benchmark", f"folder:{tree}", "--methods", "simplecil", *QUICK]
+    for images in ("auto", "resized", "files"):
+        outcome = cl_bench(*command, "--images", images)
+        assert outcome.code == 0, outcome
+    kept = [json.loads(path.read_text())["experiment"]["storage"] for path in RUNS.glob("*.json")]
+    assert sorted(kept) == ["files", "resized:37"]
+    assert_refused(cl_bench(*command, "--images", "file"), "'file'", "Did you mean 'files'?")
 
 
 def test_the_same_images_in_another_folder_are_the_same_split(cl_bench: Cli, tree: Path) -> None:

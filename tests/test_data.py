@@ -36,7 +36,7 @@ from cl_bench.data.samples import (
 )
 from cl_bench.errors import UserError
 from cl_bench.experiment import Transforms
-from cl_bench.randomness import Key, uniform
+from cl_bench.randomness import Key, permutation, uniform
 
 if TYPE_CHECKING:
     from cl_bench.data.images import Images
@@ -417,6 +417,29 @@ def test_training_batches_are_the_same_when_made_again_and_others_in_the_next_ep
     one, again, other = epoch(0), epoch(0), epoch(1)
     assert torch.equal(one[0], again[0]) and torch.equal(one[1], again[1])
     assert not torch.equal(one[1], other[1])
+
+
+@pytest.mark.parametrize("kind", ["one size", "pixels", "many sizes", "files"])
+def test_an_epochs_views_are_what_each_sample_draws_for_itself(kind: str, tmp_path: Path) -> None:
+    """All numbers of an epoch are drawn at once, and are those of each sample alone; after a resume as well."""
+    transforms = COLOUR.model_copy(update={"crop": "continuous" if kind == "one size" else "pixels"})
+    if kind == "many sizes":
+        whole = packed(SIZES)[0]
+    elif kind == "files":
+        whole = ImageStore(photographs(tmp_path)[0], np.zeros(6, dtype=np.int64), tuple(map(str, range(6))))
+    else:
+        images = random_images(6, channels=3).permute(0, 2, 3, 1).numpy()
+        whole = ImageStore(images, np.zeros(6, dtype=np.int64), tuple(map(str, range(6))))
+    chosen = StoreSamples(ImageDataset(whole, np.zeros(1, dtype=np.int64), transforms), np.array([4, 1, 5, 0, 2]))
+    key = (3, "epoch")
+    order = chosen.ids[permutation((*key, "order"), 5)]
+    batches = [images[:valid] for images, _, valid in TrainingBatches(chosen, 2, key, CPU)]
+    for view, i in zip(torch.cat(batches), order, strict=True):
+        alone = np.array([i])
+        expected = training_view(whole.gather(alone), alone, (*key, "view"), transforms)[0]
+        torch.testing.assert_close(view, expected, atol=1e-5, rtol=0)
+    resumed = [images[:valid] for images, _, valid in TrainingBatches(chosen, 2, key, CPU, skipped=1)]
+    assert all(torch.equal(a, b) for a, b in zip(resumed, batches[1:], strict=True))
 
 
 def test_a_sample_has_the_same_view_in_every_batch_size() -> None:

@@ -98,6 +98,12 @@ class RaggedImages:
         """The longest short side, and the longest long side."""
         return int(self.sizes.min(axis=1).max()), int(self.sizes.max(axis=1).max())
 
+    def of_one_size(self) -> NDArray[np.uint8]:
+        """The same as one array [N, H, W, 3], for images that have one size."""
+        (height, width), count = self.sizes[0], len(self)
+        pixels = self.flat[: 3 * count * height * width].reshape(count, 3, min(height, width), max(height, width))
+        return pixels.transpose(0, 3, 2, 1) if height > width else pixels.transpose(0, 2, 3, 1)
+
     def __getitem__(self, ids: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
         """Pixels [H, W, 3] of these images."""
         return [self._image(i) for i in ids.tolist()]
