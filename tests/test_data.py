@@ -194,7 +194,8 @@ def test_crop_boxes_have_torchvisions_distribution(height: int, width: int) -> N
         assert ks_2samp(combine(ours), combine(theirs)).pvalue > 1e-4
 
 
-RAGGED = [*SIZES, (90, 20), (37, 100), (1, 5), (3, 3)]
+RAGGED = [*SIZES, (90, 20), (37, 100), (1, 5), (3, 3), (9, 400), (300, 7), (61, 62)]
+N = len(RAGGED)
 
 
 def packed(sizes: list[tuple[int, int]]) -> tuple[ImageStore, list[Tensor]]:
@@ -218,10 +219,10 @@ def test_batched_crops_are_torchvisions(size: int) -> None:
     """Of stored images of many sizes and of one: the crop of the same box, resized."""
     transforms = COLOUR.model_copy(update={"size": size, "crop": "pixels"})
     whole, images = packed(RAGGED)
-    square = random_images(10, channels=3)
-    for batch, each in ((whole.gather(np.arange(10)), images), (square, list(square))):
+    square = random_images(N, channels=3)
+    for batch, each in ((whole.gather(np.arange(N)), images), (square, list(square))):
         for key in range(5):
-            u = uniform((key,), np.arange(10), 2 * views.TRIES + 3)
+            u = uniform((key,), np.arange(N), 2 * views.TRIES + 3)
             found = views.training_view(batch, u, transforms) * 255
             heights, widths = torch.tensor([image.shape[1:] for image in each]).T
             boxes = views.crop_boxes(u[:, 1:], heights, widths, transforms.crop_scale, transforms.crop_ratio)
@@ -235,16 +236,16 @@ def test_batched_crops_are_torchvisions(size: int) -> None:
 def test_views_of_packed_images_are_those_of_single_ones(size: int) -> None:
     transforms = COLOUR.model_copy(update={"size": size})
     whole, images = packed(RAGGED)
-    batch = whole.gather(np.arange(10))
+    batch = whole.gather(np.arange(N))
     assert isinstance(batch, Packed)
     torch.testing.assert_close(
         views.test_view(batch, transforms), views.test_view(images, transforms), atol=1e-4, rtol=0
     )
-    ids, key = np.arange(10), ("view",)
+    ids, key = np.arange(N), ("view",)
     found = training_view(batch, ids, key, transforms)
     torch.testing.assert_close(found, training_view(images, ids, key, transforms), atol=1e-4, rtol=0)
     # Whatever else is in the batch, and wherever in it an image is.
-    some = np.array([7, 2, 2])
+    some = np.array([7, 2, 2, *range(N), *range(N)])
     part = training_view(whole.gather(some), some, key, transforms)
     torch.testing.assert_close(part, found[torch.from_numpy(some)], atol=1e-5, rtol=0)
 
@@ -262,9 +263,9 @@ def test_crops_in_half_precision_are_exact_to_a_level() -> None:
 def test_the_compiled_training_view_is_the_training_view() -> None:
     """One graph, without a break: nothing in it is read back from the device."""
     whole, _ = packed(RAGGED)
-    batch = whole.gather(np.arange(10))
+    batch = whole.gather(np.arange(N))
     assert isinstance(batch, Packed)
-    u = uniform((3,), np.arange(10), 2 * views.TRIES + 3)
+    u = uniform((3,), np.arange(N), 2 * views.TRIES + 3)
     moments = views._moments(COLOUR, CPU)
     arguments = (
         *(batch.flat, batch.offsets, batch.heights, batch.widths, (batch.short, batch.long), u, *moments),

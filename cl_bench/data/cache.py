@@ -24,7 +24,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from cl_bench.data.decoding import BadImage
-from cl_bench.data.images import RaggedImages, lying
+from cl_bench.data.images import RaggedImages, lying, window
 from cl_bench.errors import UserError
 from cl_bench.files import sync_folder
 
@@ -126,7 +126,7 @@ def _write(file: Path, count: int, decoded: Iterator[NDArray[np.uint8]], told: T
                 pixels.write(lying(image).data)
                 told(i + 1, count)
             # See `RaggedImages.flat`.
-            pixels.write(bytes(3 * int(sizes.astype(np.int64).prod(axis=1).max())))
+            pixels.write(bytes(window(sizes.astype(np.int64))))
             facts = json.dumps({"count": count, "chunks": pixels.sums()}).encode()
             described = sizes.tobytes() + facts
             stream.write(described)

@@ -55,13 +55,18 @@ def lying(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return image.transpose(2, 1, 0).ravel() if height > width else image.transpose(2, 0, 1).ravel()
 
 
+def window(sizes: NDArray[np.int64]) -> int:
+    """Bytes of the largest of RGB images of these sizes [N, 2], and a line more."""
+    return int(3 * sizes.prod(axis=1).max() + sizes.max())
+
+
 @dataclass(frozen=True, eq=False)
 class RaggedImages:
     """RGB images of many sizes as an array of images, all pixels in one flat array (memory-mapped).
 
     Attributes:
         flat: uint8. Each image lies on its longer side (one that is higher than wide is transposed), channels first.
-            `longest` bytes more than the images have follow the last one, so that as many can be read from any.
+            `window` bytes follow where the last one begins, and from any other, for reading as many of each.
         sizes: int64 [N, 2], height and width of each.
     """
 
@@ -73,8 +78,7 @@ class RaggedImages:
     def of(cls, images: Sequence[NDArray[np.uint8]]) -> RaggedImages:
         """Images [H, W, 3] put together in memory."""
         sizes = np.array([image.shape[:2] for image in images], dtype=np.int64)
-        padding = np.zeros(int(3 * sizes.prod(axis=1).max()), dtype=np.uint8)
-        return cls(np.concatenate([*map(lying, images), padding]), sizes)
+        return cls(np.concatenate([*map(lying, images), np.zeros(window(sizes), dtype=np.uint8)]), sizes)
 
     @property
     def shape(self) -> tuple[int]:
@@ -89,9 +93,9 @@ class RaggedImages:
         return np.cumsum([0, *3 * self.sizes.prod(axis=1)[:-1]])
 
     @cached_property
-    def longest(self) -> int:
-        """Bytes of the largest image."""
-        return int(3 * self.sizes.prod(axis=1).max())
+    def window(self) -> int:
+        """Bytes of the largest image, and a line more."""
+        return window(self.sizes)
 
     @cached_property
     def sides(self) -> tuple[int, int]:

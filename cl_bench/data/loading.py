@@ -96,11 +96,11 @@ def _sent(
     images: RaggedImages, ids: NDArray[np.int64], chunks: list[NDArray[np.int64]], device: torch.device
 ) -> Iterator[Packed]:
     """Batches of images that do not fit on the device: as many bytes of each as the largest one has."""
-    window = np.lib.stride_tricks.sliding_window_view(images.flat, images.longest)
+    windows = np.lib.stride_tricks.sliding_window_view(images.flat, images.window)
     size = len(chunks[0]) if chunks else 1
-    starts = images.longest * (np.arange(len(ids)) % size)
+    starts = images.window * (np.arange(len(ids)) % size)
     places = _places(images, starts, ids, size, device)
-    found = _ahead(lambda chunk: torch.from_numpy(window[images.offsets[chunk]]), chunks, device)
+    found = _ahead(lambda chunk: torch.from_numpy(windows[images.offsets[chunk]]), chunks, device)
     for batch, (offsets, heights, widths) in zip(found, places, strict=True):
         yield Packed(to_device(batch, device).flatten(), offsets, heights, widths, *images.sides)
 

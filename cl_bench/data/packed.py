@@ -13,7 +13,7 @@ class Packed:
     """Images of many sizes in one flat tensor, each lying on its longer side: channels, then rows, then columns.
 
     Attributes:
-        flat: uint8, all pixels; of more images than these, perhaps.
+        flat: uint8, all pixels; of more images than these, perhaps; with at least `long` bytes more at its end.
         offsets: int64 [B], where each image begins.
         heights, widths: int64 [B] of the images as they are seen; those higher than wide are stored on their side.
         short, long: no image has longer sides.
@@ -26,6 +26,11 @@ class Packed:
     short: int
     long: int
 
+    def split(self, size: int) -> list[Packed]:
+        """Batches of so many of the images, in their order."""
+        parts = zip(*(each.split(size) for each in (self.offsets, self.heights, self.widths)), strict=True)
+        return [Packed(self.flat, start, height, width, self.short, self.long) for start, height, width in parts]
+
     def turned(self) -> Tensor:
         """Which images are stored on their side, bool [B]."""
         return self.heights > self.widths
@@ -34,12 +39,17 @@ class Packed:
         """Short and long side [B] of each."""
         return torch.minimum(self.heights, self.widths), torch.maximum(self.heights, self.widths)
 
-    def pixels(self) -> Tensor:
-        """Lying images uint8 [B, 3, short, long]; beyond its own sides an image's last pixels are repeated."""
-        short, long = (side[:, None, None, None] for side in self.lying_sides())
+    def pixels(self, first: Tensor, columns: int) -> Tensor:
+        """Lying images, or a part of each: uint8 [B, short, 3, columns].
+
+        Args:
+            first: int64 [B], the column with which each part begins.
+            columns: of a part, `long` at most. What lies beyond the sides of an image is of no meaning.
+        """
+        short, long = (side[:, None, None] for side in self.lying_sides())
         device = self.flat.device
-        # One after the other, by index arithmetic: no image is looked at in Python.
-        channel = torch.arange(3, device=device)[:, None, None]
+        # By index arithmetic, no image is looked at in Python: as many bytes from where each line begins.
         row = torch.minimum(torch.arange(self.short, device=device)[:, None], short - 1)
-        column = torch.minimum(torch.arange(self.long, device=device), long - 1)
-        return self.flat[self.offsets[:, None, None, None] + (channel * short + row) * long + column]
+        channel = torch.arange(3, device=device)
+        starts = (self.offsets + first)[:, None, None] + (channel * short + row) * long
+        return self.flat.as_strided((len(self.flat) - columns + 1, columns), (1, 1))[starts]

@@ -25,6 +25,10 @@ TRIES = 10
 """How often a crop is drawn before the centre is taken, as in torchvision."""
 
 
+_PART = 16
+"""How many images a CPU crops at a time: what their crops are computed from then stays in its cache."""
+
+
 def draws(one_size: bool, transforms: Transforms) -> int:
     """How many uniform numbers the training view of an image takes.
 
@@ -76,6 +80,9 @@ def training_view(images: Images, u: Tensor, transforms: Transforms, precision: 
     moments = _moments(transforms, u.device)
     if isinstance(images, Tensor) and transforms.crop == "continuous":
         return _normalise(_sampled(images, u, transforms), *moments)
+    if not u.is_cuda and len(u) > _PART:
+        parts = zip(images.split(_PART), u.split(_PART), strict=True)
+        return torch.cat([training_view(part, drawn, transforms, precision) for part, drawn in parts])
     view: Callable[..., Tensor] = _compiled_view() if u.is_cuda else _pixels_view
     precision = precision or (torch.float16 if u.is_cuda else torch.float32)
     settings = (transforms.size, transforms.crop_scale, transforms.crop_ratio, transforms.flip, precision)
@@ -111,13 +118,18 @@ def _packed_centre(images: Packed, transforms: Transforms) -> Tensor:
     scale = torch.full_like(sides[0], short) / sides[0]
     targets = torch.stack([torch.full_like(scale, short), torch.where(sides[0] == sides[1], short, sides[1] * scale)])
     targets = targets.trunc()
+    step = sides / targets
     starts = ((targets - size) / 2).round()
     places = starts[..., None] + torch.arange(size, dtype=torch.float64, device=scale.device)
-    weights = [
-        _weights(places[axis], sides[axis] / targets[axis], torch.zeros_like(scale), sides[axis], length, _cubic, 2)
-        for axis, length in enumerate((images.short, images.long))
-    ]
-    pixels = images.pixels().float()
+    # Of the long side, what the centre is computed from, whatever its length: the kernel reaches 2 pixels to each side.
+    first = (step[1] * starts[1] - 2 * step[1].clamp(min=1)).floor().clamp(min=0)
+    largest = max(images.short / short, 1)
+    columns = min(images.long, math.ceil((size + 4) * largest) + 2)
+    weights = (
+        _weights(places[0], step[0], torch.zeros_like(first), sides[0], images.short, _cubic),
+        _weights(places[1], step[1], -first, sides[1], columns, _cubic),
+    )
+    pixels = images.pixels(first.long(), columns).float()
     return _upright(_resample(pixels, *weights), images.turned()).clamp(0, 255) / 255
 
 
@@ -202,24 +214,32 @@ def _pixels_view(
         u: [B, 2 * TRIES + 3]: flip, then as `crop_boxes` takes them.
     """
     if offsets is None or heights is None or widths is None:
-        pixels = source
+        packed = None
         heights, widths = (u.new_full((len(u),), side, dtype=torch.int64) for side in sides)
         turned = torch.zeros_like(heights, dtype=torch.bool)
     else:
         packed = Packed(source, offsets, heights, widths, *sides)
-        pixels, turned = packed.pixels(), packed.turned()
+        turned = packed.turned()
     top, left, rows, columns = crop_boxes(u[:, 1:], heights, widths, scale, ratio).double().unbind(1)
     mirrored = u[:, 0] < flip
     places = torch.arange(size, dtype=torch.float64, device=u.device)
     mirrored_places = torch.where(mirrored[:, None], size - 1 - places, places)
-    weights = []
-    for axis, length in enumerate(sides):
-        # Of an image that lies on its side, the first axis of what is stored is the horizontal one.
-        horizontal = turned if axis == 0 else ~turned
-        start, extent = torch.where(horizontal, left, top), torch.where(horizontal, columns, rows)
-        at = torch.where(horizontal[:, None], mirrored_places, places)
-        weights.append(_weights(at, extent / size, start, extent, length, _linear, 1))
-    out = _resample(pixels.to(precision), *(weight.to(precision) for weight in weights)).float()
+    # Of an image that lies on its side, the first axis of what is stored is the horizontal one.
+    starts, extents = (torch.where(turned, a, b) for a, b in ((left, top), (columns, rows)))
+    first = _weights(
+        torch.where(turned[:, None], mirrored_places, places), extents / size, starts, extents, sides[0], _linear
+    )
+    starts, extents = (torch.where(turned, a, b) for a, b in ((top, left), (rows, columns)))
+    if packed is None:
+        pixels, length = source.transpose(1, 2), sides[1]
+    else:
+        # A crop is hardly longer than the short side, however long the long one is.
+        length = min(sides[1], math.ceil((sides[0] + 0.5) * max(ratio[1], 1 / ratio[0]) + 0.5))
+        pixels, starts = packed.pixels(starts.long(), length), torch.zeros_like(starts)
+    second = _weights(
+        torch.where(turned[:, None], places, mirrored_places), extents / size, starts, extents, length, _linear
+    )
+    out = _resample(pixels.to(precision), first.to(precision), second.to(precision)).float()
     return _normalise(_upright(out, turned) / 255, mean, std)
 
 
@@ -245,7 +265,7 @@ def _compiled_view() -> Callable[..., Tensor]:
 
 
 def _linear(distance: Tensor) -> Tensor:
-    return (1 - distance).clamp(min=0)
+    return distance.neg_().add_(1).clamp_(min=0)
 
 
 def _cubic(distance: Tensor, a: float = -0.5) -> Tensor:
@@ -262,7 +282,6 @@ def _weights(
     extent: Tensor,
     length: int,
     kernel: Callable[[Tensor], Tensor],
-    reach: int,
 ) -> Tensor:
     """What each pixel of a line weighs in each pixel of the line that it is resized to, as torch's antialiased
     `interpolate` has it: the kernel is stretched where the line shrinks, and cut off at the ends.
@@ -272,27 +291,26 @@ def _weights(
         step: [B] pixels of the old line for each of the new one.
         start, extent: [B] of the part that is resized.
         length: of the old line, with what lies outside that part.
-        kernel: of the distance, zero from `reach` on.
+        kernel: of the distance, which it may write over.
 
     Returns:
         float32 [B, size, length], whose rows sum to one.
     """
-    stretch = step.clamp(min=1).float()[:, None, None]
     centre = (step[:, None] * (places + 0.5) + start[:, None]).float()[..., None]
     first, last = start.float()[:, None, None], (start + extent).float()[:, None, None]
     pixel = torch.arange(length, dtype=torch.float32, device=places.device) + 0.5
-    inside = (pixel > first) & (pixel < last)
-    distance = (pixel - centre).abs() / stretch
-    weights = torch.where(inside & (distance < reach), kernel(distance), 0)
-    return weights / weights.sum(dim=2, keepdim=True)
+    # In place: on a CPU, new memory takes longer than the arithmetic.
+    distance = (pixel - centre).abs_().div_(step.clamp(min=1).float()[:, None, None])
+    weights = kernel(distance).mul_((pixel > first) & (pixel < last))
+    return weights.div_(weights.sum(dim=2, keepdim=True))
 
 
 def _resample(pixels: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """[B, C, S, L] -> [B, C, size, size] by the weights [B, size, S] and [B, size, L] of both axes."""
-    batch, channels, short, long = pixels.shape
+    """[B, S, C, L] -> [B, C, size, size] by the weights [B, size, S] and [B, size, L] of both axes."""
+    batch, short, channels, long = pixels.shape
     size = first.shape[1]
     # The longer axis first, and channels beside the other one: two matrix products per image, nothing copied.
-    lines = pixels.transpose(1, 2).reshape(batch, short * channels, long) @ second.transpose(1, 2)
+    lines = pixels.reshape(batch, short * channels, long) @ second.transpose(1, 2)
     out = first @ lines.view(batch, short, channels * size)
     return out.view(batch, size, channels, size).transpose(1, 2)
 
