@@ -7,7 +7,7 @@ import shutil
 from collections import Counter
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 from torchvision.transforms import RandomResizedCrop, v2
 
-from cl_bench.data import views
+from cl_bench.data import loading, views
 from cl_bench.data.images import ImageFiles, ImageStore, RaggedImages
 from cl_bench.data.packed import Packed
 from cl_bench.data.samples import (
@@ -482,6 +482,73 @@ def test_task_images_pass_over_all_in_order() -> None:
         plain = chosen.view(np.arange(7), None, CPU)
         assert torch.equal(found, plain) is not augmented
     assert len(images) == 7
+
+
+# --- on a GPU --------------------------------------------------------------------------------------------------
+
+on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+def jpegs(folder: Path) -> ImageFiles:
+    """Photographs as JPEG files: in colour, grey, and in four channels, which GPUs do not decode."""
+    _, images = photographs(folder)
+    modes = ["RGB", "RGB", "L", "CMYK", "RGB", "RGB"]
+    for i, (image, mode) in enumerate(zip(images, modes, strict=True)):
+        image.convert(mode).save(folder / f"{i}.jpg", quality=95)
+    return ImageFiles([folder / f"{i}.jpg" for i in range(len(images))])
+
+
+def on_gpu(kind: str, folder: Path) -> StoreSamples:
+    images: Any = {
+        "one size": random_images(6, channels=3).permute(0, 2, 3, 1).numpy(),
+        "many sizes": packed(SIZES)[0].images,
+        "files": jpegs(folder),
+    }[kind]
+    whole = ImageStore(images, np.arange(6), tuple(map(str, range(6))))
+    transforms = COLOUR.model_copy(update={"crop": "pixels"})
+    return StoreSamples(ImageDataset(whole, np.arange(6), transforms), np.array([4, 1, 5, 0, 2, 3]))
+
+
+@on_a_gpu
+@pytest.mark.parametrize("room", [0.5, 0.0])
+@pytest.mark.parametrize("kind", ["one size", "many sizes", "files"])
+def test_views_on_a_gpu_are_those_of_the_cpu(
+    kind: str, room: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within a level of 255, resident or sent; JPEG files within what two decoders make of them, on average."""
+    monkeypatch.setattr(loading, "SHARE", room)
+    chosen, gpu = on_gpu(kind, tmp_path), torch.device("cuda", 0)
+    for views_of in (
+        lambda device: [images for images, _, _ in TrainingBatches(chosen, 4, (0,), device)],
+        lambda device: [images for images, _ in TaskImages(chosen, (0,), device, 4).batches()],
+        lambda device: [images for images, _ in TaskImages(chosen, (0,), device, 4).batches(augmented=True)],
+    ):
+        for ours, theirs in zip(views_of(gpu), views_of(CPU), strict=True):
+            assert ours.is_cuda and ours.shape == theirs.shape
+            difference = (ours.cpu() - theirs).abs() * 255
+            assert float(difference.mean()) < 3 if kind == "files" else float(difference.max()) < 1
+    for (_, ours, valid), (_, theirs, _) in zip(
+        *(TrainingBatches(chosen, 4, (0,), device) for device in (gpu, CPU)), strict=True
+    ):
+        assert torch.equal(ours.cpu(), theirs) and valid in (4, 2)
+
+
+@on_a_gpu
+@pytest.mark.parametrize("room", [0.5, 0.0])
+@pytest.mark.parametrize("kind", ["one size", "many sizes"])
+def test_nothing_waits_for_the_gpu_in_an_epoch(
+    kind: str, room: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "SHARE", room)
+    chosen, gpu = on_gpu(kind, tmp_path), torch.device("cuda", 0)
+    list(TrainingBatches(chosen, 4, (0,), gpu))
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        assert len(list(TrainingBatches(chosen, 4, (1,), gpu))) == 2
+        assert len(list(TaskImages(chosen, (1,), gpu, 4).batches())) == 2
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 # --- from Avalanche's data sets --------------------------------------------------------------------------------

@@ -94,20 +94,15 @@ def training_view(images: Images, u: Tensor, transforms: Transforms, precision: 
 
 def _centre(images: Tensor, transforms: Transforms) -> Tensor:
     """[B, C, H, W] -> [B, C, size, size] on the [0, 1] scale."""
-    size, pixels = transforms.size, resized(images, transforms.short)
-    top, left = (round((side - size) / 2) for side in pixels.shape[-2:])
-    return pixels[..., top : top + size, left : left + size]
-
-
-def resized(images: Tensor, short: int) -> Tensor:
-    """Images [B, C, H, W] of one size, the shorter side made `short` pixels (antialiased bicubic), in [0, 1]."""
     pixels = images.float() / 255
+    size, short = transforms.size, transforms.short
     height, width = pixels.shape[-2:]
     if (height, width) != (short, short):
         scale = short / min(height, width)
         shape = [short if side == min(height, width) else int(side * scale) for side in (height, width)]
         pixels = F.interpolate(pixels, shape, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
-    return pixels
+    top, left = (round((side - size) / 2) for side in pixels.shape[-2:])
+    return pixels[..., top : top + size, left : left + size]
 
 
 def _packed_centre(images: Packed, transforms: Transforms) -> Tensor:
