@@ -47,11 +47,12 @@ def test_a_folder_is_a_benchmark(cl_bench: Cli, tree: Path) -> None:
 
 
 def test_how_images_are_kept_is_part_of_a_run(cl_bench: Cli, tree: Path) -> None:
-    """Decoded once, they are decoded by no later run; from their files, whenever they are read."""
     command = ["run", "--benchmark", f"folder:{tree}", "--methods", "simplecil", *QUICK]
     for images in ("auto", "resized", "files"):
         outcome = cl_bench(*command, "--images", images)
         assert outcome.code == 0, outcome
+        # Decoded once: both parts.
+        assert len(list(tree.parent.glob("cache/*.images"))) == 2
     kept = [json.loads(path.read_text())["experiment"]["storage"] for path in RUNS.glob("*.json")]
     assert sorted(kept) == ["files", "resized:37"]
     assert_refused(cl_bench(*command, "--images", "file"), "'file'", "Did you mean 'files'?")
