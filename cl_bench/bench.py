@@ -69,7 +69,7 @@ class Speed:
 def ceiling(device: torch.device, precision: Precision) -> float:
     """FLOP/s of a large square matrix product at this precision."""
     size = 8192 if device.type == "cuda" else 1024
-    a, b = (torch.randn(size, size, device=device, dtype=Execution(precision).dtype) for _ in range(2))
+    a, b = (torch.randn(size, size, device=device, dtype=Execution(precision).dtype or torch.float32) for _ in range(2))
     return 2 * size**3 / seconds(lambda: a @ b, device, 10)[0]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +18,7 @@ from cl_bench.errors import UserError
 from cl_bench.results_cli import REFERENCE, RESULTS
 
 if TYPE_CHECKING:
+    from cl_bench.experiment import Experiment
     from cl_bench.ray_executor import OnRay
 
 # torch, timm and avalanche take seconds to import: only the commands that need them do so.
@@ -114,6 +116,12 @@ def run(
     size: Annotated[
         int | None, typer.Option(min=1, help="Side of the input in pixels.", show_default="the backbone's")
     ] = None,
+    images: Annotated[
+        str | None,
+        typer.Option(
+            help="Files: decoded once (auto, resized) or whenever they are read (files).", show_default="auto"
+        ),
+    ] = None,
     seeds: Annotated[
         str | None, typer.Option(help="Each sets class order and training seed: 0-4 or 0,2.", show_default="0")
     ] = None,
@@ -209,6 +217,7 @@ def run(
         "pretrained": pretrained,
         "normalise": normalise,
         "size": size,
+        "images": images,
         "seeds": seeds,
         "order": order,
         "scenario": scenario,
@@ -249,6 +258,8 @@ def run(
         preview(planned, store, [REFERENCE], where, out, err, force)
         return
     settings_ = Settings(checkpoint_every, force, compiled, deterministic)
+    if on_ray is None:
+        _decode_images([run.experiment for run in planned if force or not store.json_path(run.experiment).is_file()])
     sys.exit(run_all(planned, store, on_ray or Here(where), settings_, out, err, fail_fast))
 
 
@@ -595,6 +606,21 @@ def _use_data(root: Path | None, skip_bad: bool = False, split_list: Path | None
         if not root.is_dir():
             raise UserError(f"--root '{root}' is no folder; name the one that holds the data sets")
         os.environ["CL_BENCH_DATA"] = str(root.absolute())
+
+
+def _decode_images(experiments: Sequence[Experiment]) -> None:
+    """Decode what these runs keep decoded, unless that was done before, and show how far it is."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from cl_bench import streams
+
+    columns = (TextColumn("decoding images once"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as bar:
+        task = bar.add_task("", visible=False)
+        for benchmark, storage in dict.fromkeys((one.benchmark, one.storage) for one in experiments):
+            streams.find(benchmark).source(
+                storage, lambda done, total: bar.update(task, completed=done, total=total, visible=True)
+            )
 
 
 def _quiet_imports() -> None:

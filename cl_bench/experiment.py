@@ -23,6 +23,8 @@ Value = Scalar | Annotated[list[Scalar], Field(fail_fast=True)]
 Scenario = Literal["class-incremental", "domain-incremental"]
 Precision = Literal["fp32", "bf16"]
 ProbeName = Literal["none", "interpolation"]
+ImagesName = Literal["auto", "resized", "files"]
+Storage = Annotated[str, Field(pattern=r"^(memory|files|resized:[1-9][0-9]{0,4})$")]
 _Tasks = Annotated[int, Field(ge=1, le=10**6)]
 Tasks = _Tasks | Annotated[tuple[_Tasks, ...], Field(fail_fast=True)]
 """How many tasks of the same size, or how many classes each task has."""
@@ -40,6 +42,9 @@ class Transforms(BaseModel):
 
     Attributes:
         size: side of the square network input, in pixels.
+        crop: of the training crop. `continuous`: a box of any size and place, cut short where it would leave the image,
+            sampled bilinearly out of the whole image. `pixels`: torchvision's `RandomResizedCrop`, a box of whole
+            pixels, drawn again where it would leave the image, whose pixels alone are resized (bilinear, antialiased).
         crop_scale: area range of the training crop, as a fraction of the image.
         crop_ratio: aspect-ratio range of the training crop.
         flip: probability of a horizontal flip in training.
@@ -51,12 +56,18 @@ class Transforms(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     size: int
+    crop: Literal["continuous", "pixels"] = "continuous"
     crop_scale: tuple[float, float]
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
     resize: float = Field(default=1.0, ge=1)
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    @property
+    def short(self) -> int:
+        """The shorter side of an image in the test view, in pixels, before its centre is taken."""
+        return round(self.size * self.resize)
 
 
 class Limits(BaseModel):
@@ -90,7 +101,8 @@ class Experiment(BaseModel):
             indices themselves, `order:2,0,1`; in a domain-incremental stream, the same of the domains.
         split, weights: SHA-256 of the split and of the backbone's weights.
         precision: of the backbone (see `adapters.network`), as resolved, not as requested.
-        storage: how the images are kept: all of one size in `memory`, or as `files`, decoded whenever they are read.
+        storage: how the images are kept: all of one size in `memory`; `resized:S`, decoded once, the shorter side no
+            longer than S pixels; or as `files`, decoded whenever they are read.
         probe: what is measured besides (see `probes`); the counts are the same.
         seed: training seed.
     """
@@ -110,7 +122,7 @@ class Experiment(BaseModel):
     backbone: str
     weights: str
     precision: Precision = "fp32"
-    storage: Literal["memory", "files"] = "memory"
+    storage: Storage = "memory"
     limits: Limits = Limits()
     probe: ProbeName = "none"
     seed: int = Field(ge=0, le=MAX_SEED)
@@ -276,6 +288,15 @@ def parse_probe(text: str) -> ProbeName:
         UserError: there is none of this name.
     """
     return _one_of(text, "probe", get_args(ProbeName))
+
+
+def parse_images(text: str) -> ImagesName:
+    """Check how the images of files are to be kept.
+
+    Raises:
+        UserError: there is no such way.
+    """
+    return _one_of(text, "way to keep images (--images)", get_args(ImagesName))
 
 
 def _one_of(text: str, what: str, names: tuple[Any, ...]) -> Any:

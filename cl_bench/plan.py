@@ -9,10 +9,10 @@ from typing import Any
 
 from cl_bench import backbones, recipes, registry, streams
 from cl_bench.backbones import Backbone
-from cl_bench.data.images import ImageFiles
 from cl_bench.errors import UserError, unknown_name
 from cl_bench.experiment import (
     Experiment,
+    ImagesName,
     Limits,
     MethodSpec,
     Precision,
@@ -22,6 +22,7 @@ from cl_bench.experiment import (
     Transforms,
     Value,
     number_of,
+    parse_images,
     parse_order,
     parse_probe,
     parse_scenario,
@@ -68,6 +69,7 @@ def plan(
     tasks: Tasks | None = None,
     order: str | None = None,
     precision: Precision = "fp32",
+    images: ImagesName = "auto",
     limits: Limits | None = None,
     probe: ProbeName = "none",
     recipe: str = "auto",
@@ -81,6 +83,7 @@ def plan(
         backbone: None: the benchmark's own.
         checkpoint, pretrained, normalise, size: its weights and input (see `backbones.find`).
         scenario, tasks: None: the benchmark's own.
+        images: how those of files are kept (see `Benchmark.storage`).
         recipe, tuned: which recipe, and recipes of the user's own (see `recipes.choose`).
 
     Raises:
@@ -107,6 +110,15 @@ def plan(
     assert tasks is not None
     split = split_hash(source)
     vit = backbones.verify(vit)
+    transforms = Transforms(
+        size=vit.size,
+        crop=data.crop,
+        crop_scale=data.crop_scale,
+        mean=vit.mean,
+        std=vit.std,
+        resize=data.resize,
+    )
+    storage = data.storage(images, transforms.short)
     runs: dict[str, PlannedRun] = {}
     for found, options in specs:
         method, chosen = resolve(found, data, options, recipe, tuned)
@@ -127,10 +139,8 @@ def plan(
                 tasks=tasks,
                 class_order=f"permutation:{seed}" if order is None else order,
                 split=split,
-                transforms=Transforms(
-                    size=vit.size, crop_scale=data.crop_scale, mean=vit.mean, std=vit.std, resize=data.resize
-                ),
-                storage="files" if isinstance(source.train.images, ImageFiles) else "memory",
+                transforms=transforms,
+                storage=storage,
                 backbone=vit.name,
                 weights=vit.weights,
                 precision=precision,
@@ -179,6 +189,7 @@ def plan_cells(
             tasks=parse_tasks(cell.tasks[0]) if cell.tasks else None,
             order=cell.order,
             precision=precision_of(cell.precision),
+            images=parse_images(cell.images),
             limits=Limits(tasks=cell.limit_tasks, train_per_class=cell.limit_train, test_per_class=cell.limit_test),
             probe=parse_probe(cell.probe),
             recipe=cell.recipe,

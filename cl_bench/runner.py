@@ -348,7 +348,7 @@ def _begin(
 
 
 def stream_of(experiment: Experiment) -> TaskStream:
-    source = streams.find(experiment.benchmark).source()
+    source = streams.find(experiment.benchmark).source(experiment.storage)
     return build(
         source,
         experiment.tasks,

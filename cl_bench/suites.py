@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from cl_bench.errors import UserError, unknown_name
 from cl_bench.experiment import (
     MethodSpec,
+    parse_images,
     parse_methods,
     parse_precision,
     parse_probe,
@@ -39,6 +40,7 @@ class Grid(BaseModel):
         methods: `--methods`; several are joined.
         benchmark, scenario, tasks, order, seeds: the streams. `seeds` is one range or list.
         backbone, pretrained, normalise, size: the backbone.
+        images: how those of files are kept.
         recipe: where hyper-parameters come from.
         set: hyper-parameters, as with `--set`.
         precision: of the backbone; `auto` depends on the device.
@@ -57,6 +59,7 @@ class Grid(BaseModel):
     backbone: Texts | None = None
     pretrained: Annotated[str, BeforeValidator(lambda given: {True: "yes", False: "no"}.get(given, given))] = "yes"
     normalise: str = "checkpoint"
+    images: str = "auto"
     size: int | None = Field(default=None, ge=1)
     recipe: str = "auto"
     set: Texts = ()
@@ -96,6 +99,7 @@ class Grid(BaseModel):
         parse_probe(self.probe)
         if self.precision != "auto":
             parse_precision(self.precision)
+        parse_images(self.images)
         if self.pretrained not in ("yes", "no"):
             raise UserError(f"--pretrained '{self.pretrained}' is unknown; expected yes or no")
 

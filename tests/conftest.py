@@ -39,6 +39,7 @@ def cl_bench(
     # Options about data are passed on to workers as variables; set here, they are restored after the test.
     for name in ("CL_BENCH_DATA", "CL_BENCH_SKIP_BAD", "CL_BENCH_SPLIT_LIST"):
         monkeypatch.setenv(name, "")
+    monkeypatch.setenv("CL_BENCH_CACHE", str(tmp_path / "cache"))
 
     def call(*arguments: str) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["cl-bench", *arguments])

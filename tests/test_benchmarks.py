@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -41,8 +42,38 @@ def test_a_folder_is_a_benchmark(cl_bench: Cli, tree: Path) -> None:
     assert len(records) == 5
     for record in records:
         assert record["classes"] == CLASSES and record["total"] == [6, 6, 6]
-        assert record["experiment"]["storage"] == "files"
+        assert record["experiment"]["storage"] == "resized:37"
+        assert record["experiment"]["transforms"]["crop"] == "pixels"
         assert record["experiment"]["transforms"]["resize"] == pytest.approx(256 / 224)
+
+
+def test_how_images_are_kept_is_part_of_a_run(cl_bench: Cli, tree: Path) -> None:
+    command = ["run", "--benchmark", f"folder:{tree}", "--methods", "simplecil", *QUICK]
+    for images in ("auto", "resized", "files"):
+        outcome = cl_bench(*command, "--images", images)
+        assert outcome.code == 0, outcome
+        # Decoded once: both parts.
+        assert len(list(tree.parent.glob("cache/*.images"))) == 2
+    kept = [json.loads(path.read_text())["experiment"]["storage"] for path in RUNS.glob("*.json")]
+    assert sorted(kept) == ["files", "resized:37"]
+    assert_refused(cl_bench(*command, "--images", "file"), "'file'", "Did you mean 'files'?")
+
+
+def test_a_run_reads_what_was_decoded_before(cl_bench: Cli, tree: Path) -> None:
+    """Files that are spoilt afterwards, unnoticed by size and time of change, are not read by a later run."""
+    command = ["run", "--benchmark", f"folder:{tree}", *QUICK, "--methods"]
+    assert cl_bench(*command, "simplecil").code == 0
+    for path in tree.rglob("*.jpg"):
+        status = path.stat()
+        path.write_bytes(bytes(status.st_size))
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    from cl_bench import streams
+
+    streams._source.cache_clear()
+    streams._stored.clear()
+    outcome = cl_bench(*command, "simplecil", "--force")
+    assert outcome.code == 0, outcome
+    assert cl_bench(*command, "simplecil", "--images", "files").code == 2
 
 
 def test_the_same_images_in_another_folder_are_the_same_split(cl_bench: Cli, tree: Path) -> None:

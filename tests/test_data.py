@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import shutil
 from collections import Counter
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -12,14 +15,16 @@ import torch
 from avalanche.benchmarks.utils import as_classification_dataset, concat_datasets
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from PIL import Image
 from scipy.stats import ks_2samp
 from torch import Tensor
 from torch.utils.data import TensorDataset
-from torchvision.transforms import v2
+from torchvision.transforms import RandomResizedCrop, v2
 
-from cl_bench.data import views
-from cl_bench.data.images import ImageFiles, ImageStore
+from cl_bench.data import loading, views
+from cl_bench.data.images import ImageFiles, ImageStore, RaggedImages
+from cl_bench.data.packed import Packed
 from cl_bench.data.samples import (
     Concatenated,
     DatasetSamples,
@@ -31,7 +36,10 @@ from cl_bench.data.samples import (
 )
 from cl_bench.errors import UserError
 from cl_bench.experiment import Transforms
-from cl_bench.randomness import uniform
+from cl_bench.randomness import Key, permutation, uniform
+
+if TYPE_CHECKING:
+    from cl_bench.data.images import Images
 
 CPU = torch.device("cpu")
 PLAIN = Transforms(size=32, crop_scale=(1, 1), crop_ratio=(1, 1), flip=0, mean=(0,), std=(1,))
@@ -53,6 +61,12 @@ def samples(ids: list[int], transforms: Transforms = CROPS) -> StoreSamples:
     return StoreSamples(ImageDataset(store(), np.array([2, 0, 3, 1]), transforms), np.array(ids, dtype=np.int64))
 
 
+def training_view(images: Images, ids: NDArray[np.int64], key: Key, transforms: Transforms) -> Tensor:
+    """The training view with the numbers that samples draw for it."""
+    u = uniform(key, ids, views.draws(isinstance(images, Tensor), transforms))
+    return views.training_view(images, u, transforms)
+
+
 # --- views -----------------------------------------------------------------------------------------------------
 
 
@@ -60,14 +74,14 @@ def samples(ids: list[int], transforms: Transforms = CROPS) -> StoreSamples:
 @given(st.lists(st.integers(0, 19), min_size=1, max_size=12), st.integers(0, 5))
 def test_a_training_view_does_not_depend_on_its_batch(picked: list[int], epoch: int) -> None:
     images, ids = random_images(20), np.arange(100, 120)
-    whole = views.training_view(images, ids, (0, epoch), CROPS)
-    part = views.training_view(images[picked], ids[picked], (0, epoch), CROPS)
+    whole = training_view(images, ids, (0, epoch), CROPS)
+    part = training_view(images[picked], ids[picked], (0, epoch), CROPS)
     torch.testing.assert_close(part, whole[picked], atol=1e-6, rtol=0)
 
 
 def test_views_differ_between_keys_and_samples() -> None:
     image = random_images(1).expand(10, -1, -1, -1)
-    one, other = (views.training_view(image, np.arange(10), (epoch,), CROPS) for epoch in (0, 1))
+    one, other = (training_view(image, np.arange(10), (epoch,), CROPS) for epoch in (0, 1))
     for pair in (one, other):
         assert len({tuple(view.flatten().tolist()) for view in pair}) == 10
     assert bool(((one - other).abs().amax(dim=(1, 2, 3)) > 0.1).all())
@@ -78,7 +92,7 @@ def test_without_crop_and_flip_the_training_view_is_the_test_view(channels: int)
     images = random_images(6, channels=channels)
     ids = np.arange(6)
     plain = PLAIN.model_copy(update={"mean": (0,) * channels, "std": (1,) * channels})
-    found = views.training_view(images, ids, (0,), plain)
+    found = training_view(images, ids, (0,), plain)
     torch.testing.assert_close(found, views.test_view(images, plain), atol=1e-5, rtol=0)
     torch.testing.assert_close(found, images.float() / 255, atol=1e-5, rtol=0)
 
@@ -116,30 +130,149 @@ def test_training_crops_of_files_are_crops(tmp_path: Path) -> None:
     store = ImageStore(files, np.zeros(6, dtype=np.int64), tuple(map(str, range(6))))
     images = store.gather(np.arange(6))
     assert isinstance(images, list)
-    whole = views.training_view(images, np.arange(6), (0,), COLOUR)
+    whole = training_view(images, np.arange(6), (0,), COLOUR)
     assert whole.shape == (6, 3, 32, 32) and float(whole.min()) >= 0 and float(whole.max()) <= 1.001
-    alone = torch.cat([views.training_view([images[i]], np.array([i]), (0,), COLOUR) for i in range(6)])
+    alone = torch.cat([training_view([images[i]], np.array([i]), (0,), COLOUR) for i in range(6)])
     assert torch.equal(whole, alone)
     full = COLOUR.model_copy(update={"crop_scale": (1, 1), "crop_ratio": (1, 1), "flip": 0.0})
     square = torch.arange(37 * 37 * 3).remainder(251).to(torch.uint8).view(3, 37, 37)
-    view = views.training_view([square], np.array([0]), (0,), full)
+    view = training_view([square], np.array([0]), (0,), full)
     reference = torch.nn.functional.interpolate(square[None].float() / 255, (32, 32), mode="bilinear", antialias=True)
     torch.testing.assert_close(view, reference)
 
 
-def test_crop_boxes_of_files_have_torchvisions_distribution() -> None:
-    """Boxes of many crops against RandomResizedCrop's own, on a long image, where many tries leave it."""
-    n, height, width = 6000, 100, 260
-    u = uniform((7,), np.arange(n), 2 * views.TRIES + 2).numpy()
-    ours = np.array([views.crop_box(row, height, width, COLOUR) for row in u])
-    image = torch.zeros(1, height, width)
+def scalar_box(u: list[float], height: int, width: int, transforms: Transforms) -> tuple[int, int, int, int]:
+    """`RandomResizedCrop.make_params`, image by image, with given uniform numbers in place of its draws."""
+    for share, power in zip(u[0 : 2 * views.TRIES : 2], u[1 : 2 * views.TRIES : 2], strict=True):
+        area = height * width * float(np.interp(share, (0, 1), transforms.crop_scale))
+        ratio = math.exp(float(np.interp(power, (0, 1), np.log(transforms.crop_ratio))))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return int(u[-2] * (height - h + 1)), int(u[-1] * (width - w + 1)), h, w
+    whole = width / height
+    low, high = transforms.crop_ratio
+    w, h = width, height
+    if whole < low:
+        h = round(width / low)
+    elif whole > high:
+        w = round(height * high)
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 400), st.integers(1, 400)), min_size=1, max_size=20),
+    st.sampled_from([(0.05, 1.0), (0.6, 1.0), (1.0, 1.0)]),
+    st.integers(0, 9),
+)
+def test_crop_boxes_are_torchvisions_for_the_same_numbers(
+    sizes: list[tuple[int, int]], scale: tuple[float, float], key: int
+) -> None:
+    transforms = COLOUR.model_copy(update={"crop_scale": scale})
+    u = uniform((key,), np.arange(len(sizes)), 2 * views.TRIES + 2)
+    found = views.crop_boxes(u, *torch.tensor(sizes).T, scale, transforms.crop_ratio)
+    expected = [scalar_box(row, *size, transforms) for row, size in zip(u.tolist(), sizes, strict=True)]
+    assert found.tolist() == [list(box) for box in expected]
+
+
+@pytest.mark.parametrize(("height", "width"), [(100, 260), (260, 100), (224, 224), (300, 400), (40, 400), (32, 32)])
+def test_crop_boxes_have_torchvisions_distribution(height: int, width: int) -> None:
+    """Boxes of many crops against RandomResizedCrop's own, long images among them, where many tries leave them."""
+    n = 3000
+    u = uniform((7,), np.arange(n), 2 * views.TRIES + 2)
+    sides = (torch.full((n,), side) for side in (height, width))
+    ours = views.crop_boxes(u, *sides, COLOUR.crop_scale, COLOUR.crop_ratio).numpy()
     torch.manual_seed(0)
-    draw = v2.RandomResizedCrop(32, scale=(0.05, 1))
-    theirs = np.array([[draw.make_params([image])[k] for k in ("top", "left", "height", "width")] for _ in range(n)])
+    image = torch.zeros(1, height, width)
+    theirs = np.array([RandomResizedCrop.get_params(image, [0.05, 1.0], [3 / 4, 4 / 3]) for _ in range(n)])
     assert (ours[:, :2] >= 0).all() and (ours[:, 0] + ours[:, 2] <= height).all()
     assert (ours[:, 1] + ours[:, 3] <= width).all()
     for column in range(4):
         assert ks_2samp(ours[:, column], theirs[:, column]).pvalue > 1e-4
+    # Area and place belong together, too: corners of the boxes.
+    for combine in (lambda b: b[:, 2] * b[:, 3], lambda b: b[:, 0] + b[:, 2], lambda b: b[:, 1] + b[:, 3]):
+        assert ks_2samp(combine(ours), combine(theirs)).pvalue > 1e-4
+
+
+RAGGED = [*SIZES, (90, 20), (37, 100), (1, 5), (3, 3), (9, 400), (300, 7), (61, 62)]
+N = len(RAGGED)
+
+
+def packed(sizes: list[tuple[int, int]]) -> tuple[ImageStore, list[Tensor]]:
+    """Images of noise, of many sizes: as the store of the cache, and one by one, [3, H, W]."""
+    random = np.random.default_rng(1)
+    images = [random.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
+    ragged = RaggedImages.of(images)
+    names = tuple(map(str, range(len(sizes))))
+    whole = ImageStore(ragged, np.zeros(len(sizes), dtype=np.int64), names)
+    return whole, [torch.from_numpy(image).permute(2, 0, 1) for image in images]
+
+
+def test_images_of_many_sizes_come_back_as_they_are() -> None:
+    whole, images = packed(RAGGED)
+    for found, image in zip(whole.images[np.arange(len(RAGGED))], images, strict=True):
+        assert np.array_equal(found, image.permute(1, 2, 0).numpy())
+
+
+@pytest.mark.parametrize("size", [8, 32, 50])
+def test_batched_crops_are_torchvisions(size: int) -> None:
+    """Of stored images of many sizes and of one: the crop of the same box, resized."""
+    transforms = COLOUR.model_copy(update={"size": size, "crop": "pixels"})
+    whole, images = packed(RAGGED)
+    square = random_images(N, channels=3)
+    for batch, each in ((whole.gather(np.arange(N)), images), (square, list(square))):
+        for key in range(5):
+            u = uniform((key,), np.arange(N), 2 * views.TRIES + 3)
+            found = views.training_view(batch, u, transforms) * 255
+            heights, widths = torch.tensor([image.shape[1:] for image in each]).T
+            boxes = views.crop_boxes(u[:, 1:], heights, widths, transforms.crop_scale, transforms.crop_ratio)
+            for i, image in enumerate(each):
+                expected = v2.functional.resized_crop(image.float(), *boxes[i].tolist(), [size, size], antialias=True)
+                expected = expected.flip(2) if u[i, 0] < transforms.flip else expected
+                torch.testing.assert_close(found[i], expected, atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize("size", [8, 32, 50])
+def test_views_of_packed_images_are_those_of_single_ones(size: int) -> None:
+    transforms = COLOUR.model_copy(update={"size": size})
+    whole, images = packed(RAGGED)
+    batch = whole.gather(np.arange(N))
+    assert isinstance(batch, Packed)
+    torch.testing.assert_close(
+        views.test_view(batch, transforms), views.test_view(images, transforms), atol=1e-4, rtol=0
+    )
+    ids, key = np.arange(N), ("view",)
+    found = training_view(batch, ids, key, transforms)
+    torch.testing.assert_close(found, training_view(images, ids, key, transforms), atol=1e-4, rtol=0)
+    # Whatever else is in the batch, and wherever in it an image is.
+    some = np.array([7, 2, 2, *range(N), *range(N)])
+    part = training_view(whole.gather(some), some, key, transforms)
+    torch.testing.assert_close(part, found[torch.from_numpy(some)], atol=1e-5, rtol=0)
+
+
+def test_crops_in_half_precision_are_exact_to_a_level() -> None:
+    """What the GPU's matrix units are given: half precision, weights and pixels and what lies between the products."""
+    transforms = COLOUR.model_copy(update={"size": 64, "crop": "pixels"})
+    whole, _ = packed([(200, 300), (300, 200), (64, 64), (40, 30)])
+    u, batch = uniform((0,), np.arange(4), 2 * views.TRIES + 3), whole.gather(np.arange(4))
+    exact, half = (views.training_view(batch, u, transforms, precision) for precision in (torch.float32, torch.float16))
+    assert 0 < float((exact - half).abs().max()) < 0.25 / 255
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="torch compiles with a C++ compiler")
+def test_the_compiled_training_view_is_the_training_view() -> None:
+    """One graph, without a break: nothing in it is read back from the device."""
+    whole, _ = packed(RAGGED)
+    batch = whole.gather(np.arange(N))
+    assert isinstance(batch, Packed)
+    u = uniform((3,), np.arange(N), 2 * views.TRIES + 3)
+    moments = views._moments(COLOUR, CPU)
+    arguments = (
+        *(batch.flat, batch.offsets, batch.heights, batch.widths, (batch.short, batch.long), u, *moments),
+        *(COLOUR.size, COLOUR.crop_scale, COLOUR.crop_ratio, COLOUR.flip, torch.float32),
+    )
+    found = torch.compile(views._pixels_view, dynamic=False, fullgraph=True)(*arguments)
+    torch.testing.assert_close(found, views.training_view(batch, u, COLOUR), atol=1e-5, rtol=0)
 
 
 def test_colours_and_greys_fit_any_network(tmp_path: Path) -> None:
@@ -159,7 +292,7 @@ def test_a_file_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
 
 def test_flip_mirrors_left_and_right() -> None:
     images = random_images(6)
-    found = views.training_view(images, np.arange(6), (0,), PLAIN.model_copy(update={"flip": 1.0}))
+    found = training_view(images, np.arange(6), (0,), PLAIN.model_copy(update={"flip": 1.0}))
     torch.testing.assert_close(found, images.flip(3).float() / 255, atol=1e-5, rtol=0)
 
 
@@ -168,7 +301,7 @@ def boxes(transforms: Transforms, n: int) -> np.ndarray:
     ramp = (torch.arange(32, dtype=torch.uint8) * 8).expand(n, 1, 32, 32)
     edges = []
     for images, dim in ((ramp, 3), (ramp.transpose(2, 3), 2)):
-        view = views.training_view(images.contiguous(), np.arange(n), ("boxes",), transforms) * 255 / 8
+        view = training_view(images.contiguous(), np.arange(n), ("boxes",), transforms) * 255 / 8
         line = view.mean(dim=5 - dim).squeeze(1).double()
         # The middle, away from the rim where a half pixel is repeated, is exactly linear.
         step = (line[:, 24] - line[:, 8]) / 16
@@ -240,7 +373,7 @@ def test_normalisation_is_per_channel_and_repeats_grey_images_for_colour_network
         pixels = (images.float() / 255).expand(-1, 3, -1, -1)
         expected = torch.stack([(pixels[:, c] - colour.mean[c]) / colour.std[c] for c in range(3)], dim=1)
         torch.testing.assert_close(views.test_view(images, colour), expected)
-        torch.testing.assert_close(views.training_view(images, np.arange(4), (0,), colour), expected, atol=1e-4, rtol=0)
+        torch.testing.assert_close(training_view(images, np.arange(4), (0,), colour), expected, atol=1e-4, rtol=0)
 
 
 # --- samples ---------------------------------------------------------------------------------------------------
@@ -287,6 +420,29 @@ def test_training_batches_are_the_same_when_made_again_and_others_in_the_next_ep
     assert not torch.equal(one[1], other[1])
 
 
+@pytest.mark.parametrize("kind", ["one size", "pixels", "many sizes", "files"])
+def test_an_epochs_views_are_what_each_sample_draws_for_itself(kind: str, tmp_path: Path) -> None:
+    """All numbers of an epoch are drawn at once, and are those of each sample alone; after a resume as well."""
+    transforms = COLOUR.model_copy(update={"crop": "continuous" if kind == "one size" else "pixels"})
+    if kind == "many sizes":
+        whole = packed(SIZES)[0]
+    elif kind == "files":
+        whole = ImageStore(photographs(tmp_path)[0], np.zeros(6, dtype=np.int64), tuple(map(str, range(6))))
+    else:
+        images = random_images(6, channels=3).permute(0, 2, 3, 1).numpy()
+        whole = ImageStore(images, np.zeros(6, dtype=np.int64), tuple(map(str, range(6))))
+    chosen = StoreSamples(ImageDataset(whole, np.zeros(1, dtype=np.int64), transforms), np.array([4, 1, 5, 0, 2]))
+    key = (3, "epoch")
+    order = chosen.ids[permutation((*key, "order"), 5)]
+    batches = [images[:valid] for images, _, valid in TrainingBatches(chosen, 2, key, CPU)]
+    for view, i in zip(torch.cat(batches), order, strict=True):
+        alone = np.array([i])
+        expected = training_view(whole.gather(alone), alone, (*key, "view"), transforms)[0]
+        torch.testing.assert_close(view, expected, atol=1e-5, rtol=0)
+    resumed = [images[:valid] for images, _, valid in TrainingBatches(chosen, 2, key, CPU, skipped=1)]
+    assert all(torch.equal(a, b) for a, b in zip(resumed, batches[1:], strict=True))
+
+
 def test_a_sample_has_the_same_view_in_every_batch_size() -> None:
     chosen = samples(list(range(20)))
     found = []
@@ -326,6 +482,73 @@ def test_task_images_pass_over_all_in_order() -> None:
         plain = chosen.view(np.arange(7), None, CPU)
         assert torch.equal(found, plain) is not augmented
     assert len(images) == 7
+
+
+# --- on a GPU --------------------------------------------------------------------------------------------------
+
+on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+def jpegs(folder: Path) -> ImageFiles:
+    """Photographs as JPEG files: in colour, grey, and in four channels, which GPUs do not decode."""
+    _, images = photographs(folder)
+    modes = ["RGB", "RGB", "L", "CMYK", "RGB", "RGB"]
+    for i, (image, mode) in enumerate(zip(images, modes, strict=True)):
+        image.convert(mode).save(folder / f"{i}.jpg", quality=95)
+    return ImageFiles([folder / f"{i}.jpg" for i in range(len(images))])
+
+
+def on_gpu(kind: str, folder: Path) -> StoreSamples:
+    images: Any = {
+        "one size": random_images(6, channels=3).permute(0, 2, 3, 1).numpy(),
+        "many sizes": packed(SIZES)[0].images,
+        "files": jpegs(folder),
+    }[kind]
+    whole = ImageStore(images, np.arange(6), tuple(map(str, range(6))))
+    transforms = COLOUR.model_copy(update={"crop": "pixels"})
+    return StoreSamples(ImageDataset(whole, np.arange(6), transforms), np.array([4, 1, 5, 0, 2, 3]))
+
+
+@on_a_gpu
+@pytest.mark.parametrize("room", [0.5, 0.0])
+@pytest.mark.parametrize("kind", ["one size", "many sizes", "files"])
+def test_views_on_a_gpu_are_those_of_the_cpu(
+    kind: str, room: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within a level of 255, resident or sent; JPEG files within what two decoders make of them, on average."""
+    monkeypatch.setattr(loading, "SHARE", room)
+    chosen, gpu = on_gpu(kind, tmp_path), torch.device("cuda", 0)
+    for views_of in (
+        lambda device: [images for images, _, _ in TrainingBatches(chosen, 4, (0,), device)],
+        lambda device: [images for images, _ in TaskImages(chosen, (0,), device, 4).batches()],
+        lambda device: [images for images, _ in TaskImages(chosen, (0,), device, 4).batches(augmented=True)],
+    ):
+        for ours, theirs in zip(views_of(gpu), views_of(CPU), strict=True):
+            assert ours.is_cuda and ours.shape == theirs.shape
+            difference = (ours.cpu() - theirs).abs() * 255
+            assert float(difference.mean()) < 3 if kind == "files" else float(difference.max()) < 1
+    for (_, ours, valid), (_, theirs, _) in zip(
+        *(TrainingBatches(chosen, 4, (0,), device) for device in (gpu, CPU)), strict=True
+    ):
+        assert torch.equal(ours.cpu(), theirs) and valid in (4, 2)
+
+
+@on_a_gpu
+@pytest.mark.parametrize("room", [0.5, 0.0])
+@pytest.mark.parametrize("kind", ["one size", "many sizes"])
+def test_nothing_waits_for_the_gpu_in_an_epoch(
+    kind: str, room: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "SHARE", room)
+    chosen, gpu = on_gpu(kind, tmp_path), torch.device("cuda", 0)
+    list(TrainingBatches(chosen, 4, (0,), gpu))
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        assert len(list(TrainingBatches(chosen, 4, (1,), gpu))) == 2
+        assert len(list(TaskImages(chosen, (1,), gpu, 4).batches())) == 2
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 # --- from Avalanche's data sets --------------------------------------------------------------------------------

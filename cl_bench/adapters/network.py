@@ -42,9 +42,9 @@ class Execution:
     compiled: bool = False
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Of weights and activations inside the backbone."""
-        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+    def dtype(self) -> torch.dtype | None:
+        """What weights and images are rounded to; None: they stay as they are."""
+        return torch.bfloat16 if self.precision == "bf16" else None
 
 
 def configure(model: nn.Module, execution: Execution) -> None:
@@ -127,7 +127,7 @@ class _State:
     def weights(self, backbone: VisionTransformer, changed: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """All weights of a pass: those that are trained as they are, for the graph to round, others rounded before."""
         dtype = self.execution.dtype
-        if dtype == torch.float32:
+        if dtype is None:
             return dict(changed)
         given = dict(changed)
         for name, parameter in backbone.named_parameters():
@@ -207,11 +207,11 @@ def _compiled() -> Any:
     return torch.compile(_run, dynamic=False)
 
 
-def _run(network: _Pass, weights: dict[str, Tensor], dtype: torch.dtype, images: Tensor, *into: Any) -> Any:
-    if not weights:
-        return network(images, *into)
+def _run(network: _Pass, weights: dict[str, Tensor], dtype: torch.dtype | None, images: Tensor, *into: Any) -> Any:
     given = {f"backbone.{name}": weight.to(dtype) for name, weight in weights.items()}
     result = functional_call(network, given, (images.to(dtype), *into))
+    if dtype is None:
+        return result
     return [one.float() for one in result] if isinstance(result, list) else result.float()
 
 
@@ -231,7 +231,7 @@ class _Pass(nn.Module):
     ) -> Any:
         backbone = self.backbone
         plain = self.output == "features" and not prefixes and prompts is None and not parallel
-        if plain and images.dtype == torch.float32:
+        if plain and images.dtype != torch.bfloat16:
             # The reference is timm's own pass.
             return backbone(images)
         x = backbone._pos_embed(_patches(backbone.patch_embed, images))
@@ -258,7 +258,7 @@ def _patches(embed: Any, images: Tensor) -> Tensor:
     """Patch embeddings. In bf16 as one matrix product: a convolution with patches that do not overlap is one, and its
     own kernels are five times slower on a GPU; in fp32, the reference, the convolution itself."""
     plain = type(embed) is PatchEmbed and embed.flatten and not embed.dynamic_img_pad and embed.output_fmt == "NCHW"
-    if images.dtype == torch.float32 or not plain or embed.proj.weight.shape[1] != images.shape[1]:
+    if images.dtype != torch.bfloat16 or not plain or embed.proj.weight.shape[1] != images.shape[1]:
         return embed(images)
     rows, columns = embed.patch_size
     patches = images.unflatten(2, (-1, rows)).unflatten(4, (-1, columns)).permute(0, 2, 4, 1, 3, 5)

@@ -35,13 +35,44 @@ def decode(path: Path) -> NDArray[np.uint8]:
     try:
         with Image.open(path) as image:
             return np.array(image.convert("RGB"))
-    except FileNotFoundError as error:
-        raise BadImage(path, "missing") from error
     except Exception as error:
         # Pillow raises what its decoders raise.
-        if path.is_file() and not path.stat().st_size:
-            raise BadImage(path, "zero-byte") from error
-        if isinstance(error, UnidentifiedImageError):
-            raise BadImage(path, "unreadable", "not an image") from error
-        kind = "truncated" if "truncated" in str(error) else "unreadable"
-        raise BadImage(path, kind, str(error) or type(error).__name__) from error
+        raise _diagnosed(path, error) from error
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    """Height and width of an image file, from its first bytes.
+
+    Raises:
+        BadImage: it is missing, empty, or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except Exception as error:
+        raise _diagnosed(path, error) from error
+
+
+def _diagnosed(path: Path, error: Exception) -> BadImage:
+    if isinstance(error, FileNotFoundError):
+        return BadImage(path, "missing")
+    if path.is_file() and not path.stat().st_size:
+        return BadImage(path, "zero-byte")
+    if isinstance(error, UnidentifiedImageError):
+        return BadImage(path, "unreadable", "not an image")
+    kind = "truncated" if "truncated" in str(error) else "unreadable"
+    return BadImage(path, kind, str(error) or type(error).__name__)
+
+
+def shrunk(pixels: NDArray[np.uint8], short: int) -> NDArray[np.uint8]:
+    """An image [H, W, 3] whose shorter side is at most `short` pixels: resized (antialiased bicubic) with its aspect
+    kept, as the test view does it, and rounded; a smaller one as it is."""
+    height, width = pixels.shape[:2]
+    if min(height, width) <= short:
+        return pixels
+    scale = short / min(height, width)
+    rows, columns = (short if side == min(height, width) else int(side * scale) for side in (height, width))
+    # In floating point, channel by channel: Pillow would round colour images after each of both axes.
+    channels = [Image.fromarray(pixels[..., i].astype(np.float32)) for i in range(3)]
+    resized = [np.asarray(channel.resize((columns, rows), Image.Resampling.BICUBIC)) for channel in channels]
+    return np.stack(resized, axis=2).round().clip(0, 255).astype(np.uint8)

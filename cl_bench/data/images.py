@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,10 +16,14 @@ from numpy.typing import NDArray
 from cl_bench.data.decoding import decode
 
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
     import torch
 
-    Images = torch.Tensor | list[torch.Tensor]
-    """A batch, uint8: [n, C, H, W] where all images have one size, otherwise n times [C, H, W]."""
+    from cl_bench.data.packed import Packed
+
+    Images: TypeAlias = torch.Tensor | Packed | list[torch.Tensor]
+    """A batch, uint8: [n, C, H, W] where all images have one size, otherwise packed, or n times [C, H, W]."""
 
 
 class ImageFiles:
@@ -44,19 +49,89 @@ class ImageFiles:
             return list(pool.map(lambda i: decode(self.paths[i]), ids.tolist()))
 
 
-@dataclass(frozen=True)
+def lying(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The pixels of an image [H, W, 3] as `RaggedImages` has them: flat, on its longer side, channels first."""
+    height, width, _ = image.shape
+    return image.transpose(2, 1, 0).ravel() if height > width else image.transpose(2, 0, 1).ravel()
+
+
+def window(sizes: NDArray[np.int64]) -> int:
+    """Bytes of the largest of RGB images of these sizes [N, 2], and a line more."""
+    return int(3 * sizes.prod(axis=1).max() + sizes.max())
+
+
+@dataclass(frozen=True, eq=False)
+class RaggedImages:
+    """RGB images of many sizes as an array of images, all pixels in one flat array (memory-mapped).
+
+    Attributes:
+        flat: uint8. Each image lies on its longer side (one that is higher than wide is transposed), channels first.
+            `window` bytes follow where the last one begins, and from any other, for reading as many of each.
+        sizes: int64 [N, 2], height and width of each.
+    """
+
+    flat: NDArray[np.uint8]
+    sizes: NDArray[np.int64]
+    dtype = np.dtype(np.uint8)
+
+    @classmethod
+    def of(cls, images: Sequence[NDArray[np.uint8]]) -> RaggedImages:
+        """Images [H, W, 3] put together in memory."""
+        sizes = np.array([image.shape[:2] for image in images], dtype=np.int64)
+        return cls(np.concatenate([*map(lying, images), np.zeros(window(sizes), dtype=np.uint8)]), sizes)
+
+    @property
+    def shape(self) -> tuple[int]:
+        return (len(self),)
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    @cached_property
+    def offsets(self) -> NDArray[np.int64]:
+        """Where each image begins, [N]."""
+        return np.cumsum([0, *3 * self.sizes.prod(axis=1)[:-1]])
+
+    @cached_property
+    def window(self) -> int:
+        """Bytes of the largest image, and a line more."""
+        return window(self.sizes)
+
+    @cached_property
+    def sides(self) -> tuple[int, int]:
+        """The longest short side, and the longest long side."""
+        return int(self.sizes.min(axis=1).max()), int(self.sizes.max(axis=1).max())
+
+    def of_one_size(self) -> NDArray[np.uint8]:
+        """The same as one array [N, H, W, 3], for images that have one size."""
+        (height, width), count = self.sizes[0], len(self)
+        pixels = self.flat[: 3 * count * height * width].reshape(count, 3, min(height, width), max(height, width))
+        return pixels.transpose(0, 3, 2, 1) if height > width else pixels.transpose(0, 2, 3, 1)
+
+    def __getitem__(self, ids: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
+        """Pixels [H, W, 3] of these images."""
+        return [self._image(i) for i in ids.tolist()]
+
+    def _image(self, i: int) -> NDArray[np.uint8]:
+        height, width = self.sizes[i]
+        start = self.offsets[i]
+        pixels = self.flat[start : start + 3 * height * width].reshape(3, min(height, width), max(height, width))
+        return pixels.transpose(2, 1, 0) if height > width else pixels.transpose(1, 2, 0)
+
+
+@dataclass(frozen=True, eq=False)
 class ImageStore:
     """Images of one part (train or test) of a data set.
 
     Attributes:
-        images: uint8 [N, H, W, C], in memory or memory-mapped; or files.
+        images: uint8 [N, H, W, C], in memory or memory-mapped; of many sizes; or files.
         targets: int64 [N], indices into the class names of the data set.
         names: [N] identities `class/file`, as they enter the split hash.
         groups: [N] images of one origin (a designer, a photographer) share a group; None where that is unknown.
         domains: [N] the domain of each image; None for data sets that have none.
     """
 
-    images: NDArray[np.uint8] | ImageFiles
+    images: NDArray[np.uint8] | RaggedImages | ImageFiles
     targets: NDArray[np.int64]
     names: tuple[str, ...]
     groups: NDArray[np.str_] | None = None
@@ -65,12 +140,21 @@ class ImageStore:
     def __len__(self) -> int:
         return len(self.targets)
 
+    @property
+    def one_size(self) -> bool:
+        """Whether all images have one size, and are gathered as one tensor."""
+        return len(self.images.shape) == 4
+
     def gather(self, ids: NDArray[np.int64]) -> Images:
-        """The images with these indices."""
+        """The images with these indices, in the memory of the host."""
         # Looking data sets up and checking them needs no torch.
         import torch
 
-        found = self.images[ids]
-        if isinstance(found, list):
-            return [torch.from_numpy(image).permute(2, 0, 1) for image in found]
-        return torch.from_numpy(found).permute(0, 3, 1, 2)
+        (batch,) = self.batches(ids, len(ids), torch.device("cpu"))
+        return batch
+
+    def batches(self, ids: NDArray[np.int64], batch_size: int, device: torch.device) -> Iterator[Images]:
+        """The images with these indices, so many at a time, on a device."""
+        from cl_bench.data.loading import batches
+
+        return batches(self, ids, batch_size, device)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,9 +14,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cl_bench.data.images import ImageStore
-from cl_bench.data.views import test_view, training_view
+from cl_bench.data.loading import to_device
+from cl_bench.data.views import draws, test_view, training_view
 from cl_bench.experiment import Transforms
-from cl_bench.randomness import Key, permutation
+from cl_bench.randomness import Key, permutation, uniform
 
 
 class ImageDataset(Dataset[tuple[Tensor, int]]):
@@ -38,7 +40,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         return test_view(self.store.gather(np.array([index])), self.transforms)[0], self.targets[index]
 
 
-class Samples(Protocol):
+class Samples(ABC):
     """The images of one or several experiences.
 
     Attributes:
@@ -47,13 +49,20 @@ class Samples(Protocol):
 
     labels: Tensor
 
+    @abstractmethod
+    def views(
+        self, positions: NDArray[np.int64], key: Key | None, device: torch.device, batch_size: int
+    ) -> Iterator[Tensor]:
+        """Network inputs [b, C, H, W] of these samples, so many at a time: training views for `key`, or test views for
+        None. What they need besides the pixels goes to the device once, before the first of them."""
+
     def view(self, positions: NDArray[np.int64], key: Key | None, device: torch.device) -> Tensor:
-        """Network inputs [len(positions), C, H, W]: the training view for `key`, or the test view for None."""
-        ...
+        """The same in one batch, [len(positions), C, H, W]."""
+        return next(self.views(positions, key, device, len(positions)))
 
 
 @dataclass
-class StoreSamples:
+class StoreSamples(Samples):
     """Samples gathered from an image store; `ids` [n] are indices into it, and the identities for random draws."""
 
     dataset: ImageDataset
@@ -62,18 +71,28 @@ class StoreSamples:
     def __post_init__(self) -> None:
         self.labels = torch.tensor(self.dataset.targets)[torch.from_numpy(self.ids)]
 
-    def view(self, positions: NDArray[np.int64], key: Key | None, device: torch.device) -> Tensor:
+    def views(
+        self, positions: NDArray[np.int64], key: Key | None, device: torch.device, batch_size: int
+    ) -> Iterator[Tensor]:
         ids = self.ids[positions]
-        images = self.dataset.store.gather(ids)
-        if isinstance(images, Tensor):
-            images = images.to(device)
-        transforms = self.dataset.transforms
-        view = test_view(images, transforms) if key is None else training_view(images, ids, key, transforms)
-        return view.to(device)
+        store, transforms = self.dataset.store, self.dataset.transforms
+        if key is None:
+            for images in store.batches(ids, batch_size, device):
+                yield test_view(images, transforms)
+            return
+        # A graph is compiled for one shape: the last batch is filled up, and cut.
+        whole = np.resize(ids, -(-len(ids) // batch_size) * batch_size) if device.type == "cuda" else ids
+        drawn = uniform(key, whole, draws(store.one_size, transforms))
+        on_device = to_device(drawn, device).split(batch_size)
+        on_host = drawn.split(batch_size)
+        left = len(ids)
+        for images, u, u_host in zip(store.batches(whole, batch_size, device), on_device, on_host, strict=True):
+            yield training_view(images, u_host if isinstance(images, list) else u, transforms)[:left]
+            left -= batch_size
 
 
 @dataclass
-class DatasetSamples:
+class DatasetSamples(Samples):
     """Samples of a foreign Avalanche data set, taken item by item with the transforms that it brings itself.
 
     Its random transforms draw from the global generators: such a run does not resume bit by bit.
@@ -84,27 +103,46 @@ class DatasetSamples:
     def __post_init__(self) -> None:
         self.labels = torch.tensor([int(target) for target in self.dataset.targets])
 
-    def view(self, positions: NDArray[np.int64], key: Key | None, device: torch.device) -> Tensor:
+    def views(
+        self, positions: NDArray[np.int64], key: Key | None, device: torch.device, batch_size: int
+    ) -> Iterator[Tensor]:
         dataset = self.dataset.eval() if key is None else self.dataset.train()
-        return torch.stack([torch.as_tensor(dataset[int(p)][0]) for p in positions]).to(device)
+        for chunk in _chunks(positions, batch_size):
+            yield to_device(torch.stack([torch.as_tensor(dataset[int(p)][0]) for p in chunk]), device)
 
 
-class Concatenated:
+class Concatenated(Samples):
     """Several experiences as one."""
 
     def __init__(self, parts: Sequence[Samples]) -> None:
-        self.parts = parts
         self.labels = torch.cat([part.labels for part in parts])
+        sources = {id(part.dataset) if isinstance(part, StoreSamples) else None for part in parts}
+        if len(sources) == 1 and isinstance(parts[0], StoreSamples):
+            # Tasks of one data set: their images are gathered together.
+            ids = np.concatenate([part.ids for part in parts if isinstance(part, StoreSamples)])
+            parts = [StoreSamples(parts[0].dataset, ids)]
+        self.parts = parts
         self._starts = np.cumsum([0, *(len(part.labels) for part in parts)])
 
-    def view(self, positions: NDArray[np.int64], key: Key | None, device: torch.device) -> Tensor:
-        part_of = np.searchsorted(self._starts, positions, side="right") - 1
-        rows = [np.flatnonzero(part_of == part) for part in np.unique(part_of)]
-        views = [
-            self.parts[part].view(positions[chosen] - self._starts[part], key, device)
-            for part, chosen in zip(np.unique(part_of), rows, strict=True)
-        ]
-        return torch.cat(views)[torch.from_numpy(np.argsort(np.concatenate(rows))).to(device)]
+    def views(
+        self, positions: NDArray[np.int64], key: Key | None, device: torch.device, batch_size: int
+    ) -> Iterator[Tensor]:
+        if len(self.parts) == 1:
+            yield from self.parts[0].views(positions, key, device, batch_size)
+            return
+        for chunk in _chunks(positions, batch_size):
+            part_of = np.searchsorted(self._starts, chunk, side="right") - 1
+            rows = [np.flatnonzero(part_of == part) for part in np.unique(part_of)]
+            views = [
+                self.parts[part].view(chunk[chosen] - self._starts[part], key, device)
+                for part, chosen in zip(np.unique(part_of), rows, strict=True)
+            ]
+            yield torch.cat(views)[to_device(torch.from_numpy(np.argsort(np.concatenate(rows))), device)]
+
+
+def _chunks(positions: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
+    for start in range(0, len(positions), size):
+        yield positions[start : start + size]
 
 
 def samples_of(dataset: Any) -> Samples:
@@ -135,13 +173,18 @@ class TrainingBatches:
         return -(-len(self.samples.labels) // self.batch_size) - self.skipped
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, int]]:
-        order = permutation((*self.key, "order"), len(self.samples.labels))
-        for start in range(self.skipped * self.batch_size, len(order), self.batch_size):
-            chosen = order[start : start + self.batch_size]
-            positions = np.resize(chosen, self.batch_size)
-            images = self.samples.view(positions, (*self.key, "view"), self.device)
-            labels = self.samples.labels[torch.from_numpy(positions)]
-            yield images, labels.to(self.device), len(chosen)
+        order = permutation((*self.key, "order"), len(self.samples.labels))[self.skipped * self.batch_size :]
+        if not len(order):
+            return
+        chunks = list(_chunks(order, self.batch_size))
+        chunks[-1] = np.resize(chunks[-1], self.batch_size)
+        positions = np.concatenate(chunks)
+        labels = to_device(self.samples.labels[torch.from_numpy(positions)], self.device).split(self.batch_size)
+        views = self.samples.views(positions, (*self.key, "view"), self.device, self.batch_size)
+        left = len(order)
+        for images, label in zip(views, labels, strict=True):
+            yield images, label, min(left, self.batch_size)
+            left -= self.batch_size
 
 
 @dataclass
@@ -158,11 +201,12 @@ class TaskImages:
 
     def batches(self, augmented: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         """One ordered pass: `(images [b, C, H, W], labels [b])`, in the test view, or in one training view each."""
+        if not len(self):
+            return
         key = (*self.key, "pass") if augmented else None
-        for start in range(0, len(self), self.batch_size):
-            positions = np.arange(start, min(start + self.batch_size, len(self)))
-            labels = self.samples.labels[torch.from_numpy(positions)]
-            yield self.samples.view(positions, key, self.device), labels.to(self.device)
+        labels = to_device(self.samples.labels, self.device).split(self.batch_size)
+        views = self.samples.views(np.arange(len(self)), key, self.device, self.batch_size)
+        yield from zip(views, labels, strict=True)
 
     def collect(self, function: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """A function of every image in the test view, [n, ...], and the labels [n]."""

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
+from cl_bench.data import cache as decoded
+from cl_bench.data.cache import Told
+from cl_bench.data.decoding import BadImage, shrunk, size_of
 from cl_bench.data.images import ImageFiles, ImageStore
-from cl_bench.errors import unknown_name
-from cl_bench.experiment import Scenario
+from cl_bench.errors import UserError, unknown_name
+from cl_bench.experiment import ImagesName, Scenario, Storage
 from cl_bench.streams import datasets, icons
-from cl_bench.streams.catalogue import DataSet, Listing
+from cl_bench.streams.catalogue import DataSet, Entry, Listing
+from cl_bench.streams.readers import for_each_image
 
 
 @dataclass(frozen=True)
@@ -36,8 +42,8 @@ class Benchmark:
         description: one line for `cl-bench ls benchmarks`.
         num_classes: size of the label set.
         tasks: the default number of tasks, in the default `scenario`.
-        crop_scale, resize: of the training crop and the test view (see `Transforms`): part of the protocol, the same
-            for every method.
+        crop, crop_scale, resize: of the training crop and the test view (see `Transforms`): part of the protocol, the
+            same for every method.
         backbone: used when the user names none.
         load: reads the data.
         tuned_on: the stream on which hyper-parameters for it are searched, so that it is not itself.
@@ -54,12 +60,48 @@ class Benchmark:
     load: Callable[[], Source]
     tuned_on: str | None = None
     resize: float = 1.0
+    crop: Literal["continuous", "pixels"] = "continuous"
     dataset: DataSet | None = None
     scenario: Scenario = "class-incremental"
 
-    def source(self) -> Source:
-        """The data, read and checked once per process."""
-        return _source(self.name, _place())
+    def source(self, storage: Storage = "files", told: Told = lambda done, total: None) -> Source:
+        """The data, read and checked once per process.
+
+        Args:
+            storage: how the images of files are kept (see `Experiment`); the icons, and data sets that come as arrays,
+                are in memory as they are.
+            told: how far the decoding is, for images that are kept and have not been decoded before.
+
+        Raises:
+            UserError: the data are not there or damaged; the cache cannot be written; in `memory`, images of files that
+                do not have one size.
+        """
+        source = _source(self.name, _place())
+        if storage == "files" or not isinstance(source.train.images, ImageFiles):
+            return source
+        return _kept(self.name, storage, _place(), told)
+
+    def storage(self, images: ImagesName, short: int) -> Storage:
+        """How the images are kept for a run, as `Experiment` has it.
+
+        Args:
+            images: the user's choice. `auto`: in memory if they have one size and nothing would be resized, otherwise
+                as `resized`: decoded once, their shorter side made `short` pixels at most. `files`: decoded whenever
+                they are read. What comes as arrays is in memory in either case.
+            short: of the test view, in pixels.
+
+        Raises:
+            UserError: an image that cannot be read.
+        """
+        source = self.source()
+        parts = (source.train, source.test)
+        if not all(isinstance(part.images, ImageFiles) for part in parts):
+            return "memory"
+        if images == "files":
+            return "files"
+        if images == "auto" and _small_and_alike(self.name, _place(), short):
+            return "memory"
+        return f"resized:{short}"
 
 
 _ICONS = "vit_tiny_patch8_32.icons"
@@ -139,6 +181,7 @@ def find(name: str) -> Benchmark:
         tasks=len(dataset.domains) if domains else dataset.tasks or default_tasks(classes),
         scenario=dataset.scenario,
         # Training and test views as in PILOT and SD-LoRA's code.
+        crop="pixels",
         crop_scale=(0.05, 1.0),
         resize=256 / 224,
         backbone=_PHOTOGRAPHS,
@@ -159,12 +202,12 @@ def _source(name: str, place: Place) -> Source:
 
 def _place() -> Place:
     """Where data sets are and how they are read: environment variables, which worker processes inherit."""
-    return tuple(os.environ.get(name) for name in (datasets.ROOT_VARIABLE, SKIP_BAD, SPLIT_LIST))
+    return tuple(os.environ.get(name) for name in (datasets.ROOT_VARIABLE, SKIP_BAD, SPLIT_LIST, decoded.VARIABLE))
 
 
 @cache
 def _listing(name: str, place: Place) -> Listing:
-    _, skip_bad, split_list = place
+    _, skip_bad, split_list, _ = place
     return datasets.load(
         datasets.find(name), skip_bad=bool(skip_bad), split_list=Path(split_list) if split_list else None
     )
@@ -184,3 +227,61 @@ def _load(name: str) -> Source:
 
     known = datasets.find(name).domains
     return Source(store(0), store(1), listing.classes, known)
+
+
+_stored: dict[tuple[str, Storage, Place], Source] = {}
+
+
+def _kept(name: str, storage: Storage, place: Place, told: Told) -> Source:
+    """A data set of files with its images decoded, from the cache."""
+    key = (name, storage, place)
+    if key not in _stored:
+        source, listing = _source(name, place), _listing(name, place)
+        first, total = len(source.train), len(source.train) + len(source.test)
+        train = _kept_part(name, "train", storage, source.train, listing.train, lambda n: told(n, total))
+        test = _kept_part(name, "test", storage, source.test, listing.test, lambda n: told(first + n, total))
+        _stored[key] = replace(source, train=train, test=test)
+    return _stored[key]
+
+
+def _kept_part(
+    name: str, part: str, storage: Storage, store: ImageStore, entries: Sequence[Entry], told: Callable[[int], None]
+) -> ImageStore:
+    kind, _, short = storage.partition(":")
+
+    def use(entry: Entry, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return shrunk(pixels, int(short)) if short else pixels
+
+    def decode() -> Iterator[NDArray[np.uint8]]:
+        for found in for_each_image(entries, use):
+            if isinstance(found, BadImage):
+                raise found
+            yield found
+
+    file = _cached(name, part, storage, store)
+    images = decoded.images(file, len(store), decode, lambda done, total: told(done))
+    if kind != "memory":
+        return replace(store, images=images)
+    if (images.sizes != images.sizes[0]).any():
+        raise UserError(f"the images of {name} do not have one size, so they cannot be kept as they are; --images auto")
+    return replace(store, images=images.of_one_size())
+
+
+def _cached(name: str, part: str, storage: Storage, store: ImageStore) -> Path:
+    assert isinstance(store.images, ImageFiles)
+    return decoded.place(name, part, storage, store.names, store.images.paths)
+
+
+@cache
+def _small_and_alike(name: str, place: Place, short: int) -> bool:
+    """Whether all images of files have one size, and one that would be kept."""
+    source = _source(name, place)
+    parts = {"train": source.train, "test": source.test}
+    paths = [path for store in parts.values() if isinstance(store.images, ImageFiles) for path in store.images.paths]
+    size = size_of(paths[0])
+    if min(size) > short:
+        return False
+    if all(decoded.is_there(_cached(name, part, "memory", store)) for part, store in parts.items()):
+        # What has been found of these files before.
+        return True
+    return all(size_of(path) == size for path in paths)

@@ -1,0 +1,204 @@
+"""From an image store to batches on a device: resident there if there is room, otherwise sent a batch at a time."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from cl_bench.data.decoding import decode
+from cl_bench.data.images import ImageFiles, RaggedImages
+from cl_bench.data.packed import Packed
+
+if TYPE_CHECKING:
+    from cl_bench.data.images import Images, ImageStore
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+SHARE = 0.5
+"""How much of the device's free memory the images of a store may take."""
+_AHEAD = 2
+"""Batches that are made ready while the device works."""
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on the device, without waiting for the copy."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def batches(store: ImageStore, ids: NDArray[np.int64], batch_size: int, device: torch.device) -> Iterator[Images]:
+    """The images `ids` of a store, so many at a time, on a device; see `ImageStore`."""
+    images = store.images
+    chunks = [ids[start : start + batch_size] for start in range(0, len(ids), batch_size)]
+    if isinstance(images, np.ndarray | RaggedImages) and (kept := _on_device(store, images, device)) is not None:
+        yield from _resident(images, kept, ids, batch_size)
+    elif isinstance(images, RaggedImages):
+        yield from _sent(images, ids, chunks, device)
+    elif isinstance(images, ImageFiles) and _decodes_jpeg(device):
+        for read in _ahead(lambda chunk: _read(images, chunk), chunks, device):
+            yield _decoded(read, device)
+    else:
+        # Also of an array that somebody watches (see `audit.Counted`): nothing is read past it.
+        for found in _ahead(lambda chunk: images[chunk], chunks, device):
+            if isinstance(found, list):
+                yield [to_device(torch.from_numpy(image), device).permute(2, 0, 1) for image in found]
+            else:
+                yield to_device(torch.from_numpy(found), device).permute(0, 3, 1, 2)
+
+
+# --- stored images ---------------------------------------------------------------------------------------------
+
+_kept: WeakKeyDictionary[ImageStore, dict[torch.device, Tensor | None]] = WeakKeyDictionary()
+
+
+def _on_device(store: ImageStore, images: NDArray[np.uint8] | RaggedImages, device: torch.device) -> Tensor | None:
+    """The pixels of all images of a store on the device, sent there once; None if they do not fit."""
+    pixels = images.flat if isinstance(images, RaggedImages) else images
+    if device.type != "cuda":
+        return torch.from_numpy(pixels)
+    kept = _kept.setdefault(store, {})
+    # `cuda` and `cuda:0` may be one device.
+    device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+    if device not in kept:
+        free, _ = torch.cuda.mem_get_info(device)
+        # Kept for training as well, whoever asks first.
+        with torch.inference_mode(False):
+            kept[device] = torch.from_numpy(pixels).to(device) if pixels.nbytes <= SHARE * free else None
+    return kept[device]
+
+
+def _resident(
+    images: NDArray[np.uint8] | RaggedImages, pixels: Tensor, ids: NDArray[np.int64], batch_size: int
+) -> Iterator[Images]:
+    """Batches out of the pixels of all images: only indices travel, once."""
+    if isinstance(images, RaggedImages):
+        for offsets, heights, widths in _places(images, images.offsets[ids], ids, batch_size, pixels.device):
+            yield Packed(pixels, offsets, heights, widths, *images.sides)
+    else:
+        for rows in to_device(torch.from_numpy(ids), pixels.device).split(batch_size):
+            yield pixels[rows].permute(0, 3, 1, 2)
+
+
+def _sent(
+    images: RaggedImages, ids: NDArray[np.int64], chunks: list[NDArray[np.int64]], device: torch.device
+) -> Iterator[Packed]:
+    """Batches of images that do not fit on the device: as many bytes of each as the largest one has."""
+    flat, begins = torch.from_numpy(images.flat), torch.from_numpy(images.offsets)
+    windows = flat.as_strided((len(flat) - images.window + 1, images.window), (1, 1))
+
+    def filled(chunk: NDArray[np.int64]) -> Tensor:
+        # Straight into memory that the device reads: anything in between takes twice as long.
+        out = torch.empty((len(chunk), images.window), dtype=torch.uint8, pin_memory=device.type == "cuda")
+        return torch.index_select(windows, 0, begins[torch.from_numpy(chunk)], out=out)
+
+    size = len(chunks[0]) if chunks else 1
+    starts = images.window * (np.arange(len(ids)) % size)
+    places = _places(images, starts, ids, size, device)
+    for batch, (offsets, heights, widths) in zip(_ahead(filled, chunks, device), places, strict=True):
+        yield Packed(to_device(batch, device).flatten(), offsets, heights, widths, *images.sides)
+
+
+def _places(
+    images: RaggedImages, offsets: NDArray[np.int64], ids: NDArray[np.int64], batch_size: int, device: torch.device
+) -> Iterator[tuple[Tensor, ...]]:
+    """Offset, height and width of the images `ids`, in batches."""
+    table = np.concatenate([offsets[None], images.sizes[ids].T]).astype(np.int64)
+    for batch in to_device(torch.from_numpy(table), device).split(batch_size, dim=1):
+        yield batch.unbind(0)
+
+
+def _ahead(work: Callable[[T], R], items: Iterable[T], device: torch.device) -> Iterator[R]:
+    """`map` in a thread, some items ahead of who takes them; on the CPU, whose cores are taken, when they are."""
+    if device.type != "cuda":
+        yield from map(work, items)
+        return
+    with ThreadPoolExecutor(1) as pool:
+        waiting: deque[Future[R]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) > _AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+# --- files that are decoded on the device ----------------------------------------------------------------------
+
+
+def _read(images: ImageFiles, ids: NDArray[np.int64]) -> list[tuple[Path, Tensor]]:
+    """Each file with its bytes [n], if the device can decode them, otherwise with its pixels [H, W, 3]."""
+
+    def work(path: Path) -> tuple[Path, Tensor]:
+        content = _plain_jpeg(path)
+        return path, torch.from_numpy(decode(path) if content is None else content)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(work, (images.paths[i] for i in ids.tolist())))
+
+
+def _plain_jpeg(path: Path) -> NDArray[np.uint8] | None:
+    """The bytes of a JPEG file of 8 bits in grey or in the usual three channels; None of any other file."""
+    try:
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content)) as image:
+            plain = image.format == "JPEG" and image.mode in ("L", "RGB") and image.info.get("adobe_transform", 1) == 1
+    except Exception:
+        # Pillow raises what its decoders raise; `decode` says what is wrong.
+        return None
+    # The GPU's decoder takes half a file without a word.
+    whole = content.rstrip(b"\0").endswith(b"\xff\xd9")
+    return np.frombuffer(bytearray(content), np.uint8) if plain and whole else None
+
+
+def _decoded(found: list[tuple[Path, Tensor]], device: torch.device) -> list[Tensor]:
+    """RGB pixels [3, H, W] on the device, of what `_read` has found."""
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    images: list[Tensor | None] = [
+        to_device(content, device).permute(2, 0, 1) if content.ndim == 3 else None for _, content in found
+    ]
+    coded = [i for i, image in enumerate(images) if image is None]
+    if coded:
+        try:
+            pixels = decode_jpeg([found[i][1] for i in coded], mode=ImageReadMode.RGB, device=device)
+        except RuntimeError:
+            # Pillow says which of them is damaged, if it is that.
+            pixels = [to_device(torch.from_numpy(decode(found[i][0])), device).permute(2, 0, 1) for i in coded]
+        for i, image in zip(coded, pixels, strict=True):
+            images[i] = image
+    return [image for image in images if image is not None]
+
+
+@cache
+def _decodes_jpeg(device: torch.device) -> bool:
+    """Whether the device decodes JPEG files: a GPU does, if torchvision was built with nvJPEG."""
+    if device.type != "cuda":
+        return False
+    from torchvision.io import decode_jpeg
+
+    file = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(file, "JPEG")
+    try:
+        decode_jpeg(torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8), device=device)
+    except RuntimeError:
+        return False
+    return True
