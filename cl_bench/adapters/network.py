@@ -8,8 +8,7 @@ back in fp32: heads, losses, statistics and optimisers know nothing of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal
@@ -17,10 +16,9 @@ from weakref import WeakKeyDictionary
 
 import torch
 from timm.layers import Attention, PatchEmbed
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cl_bench.experiment import Precision
 
@@ -173,8 +171,7 @@ def _passed(
         more = state.batch(size) - size
         images, into = _filled(images, more), (_filled(into[0], more), _filled(prompts, more), into[2])
     run = _compiled() if execution.compiled else _run
-    with _attention(images, execution):
-        result = run(_Pass(backbone, output), given, execution.dtype, images, *into)
+    result = run(_Pass(backbone, output), given, execution.dtype, images, *into)
     return [one[:size] for one in result] if isinstance(result, list) else result[:size]
 
 
@@ -187,16 +184,6 @@ def _filled(batch: Any, more: int) -> Any:
     if isinstance(batch, tuple):
         return tuple(_filled(one, more) for one in batch)
     return torch.cat([batch, batch.new_zeros(more, *batch.shape[1:])])
-
-
-@contextmanager
-def _attention(images: Tensor, execution: Execution) -> Iterator[None]:
-    """On a CPU the fused kernel is four times slower backwards in bf16 than in fp32; the plain one computes in fp32."""
-    if images.is_cuda or execution.precision == "fp32":
-        yield
-        return
-    with sdpa_kernel(SDPBackend.MATH):
-        yield
 
 
 @cache
@@ -230,22 +217,27 @@ class _Pass(nn.Module):
         parallel: Mapping[int, Bottleneck],
     ) -> Any:
         backbone = self.backbone
-        plain = self.output == "features" and not prefixes and prompts is None and not parallel
-        if plain and images.dtype != torch.bfloat16:
+        rounded = images.dtype == torch.bfloat16
+        if not rounded and self.output == "features" and not prefixes and prompts is None and not parallel:
             # The reference is timm's own pass.
             return backbone(images)
         x = backbone._pos_embed(_patches(backbone.patch_embed, images))
         x = backbone.norm_pre(backbone.patch_drop(x))
         if prompts is not None:
             x = torch.cat([prompts.to(x.dtype), x], dim=1)
+        of_one = self.output == "features" and backbone.global_pool == "token" and backbone.attn_pool is None
         inputs = []
         for number, block in enumerate(backbone.blocks):
-            if self.output != "attention inputs" and number not in prefixes and number not in parallel:
+            entered = self.output == "attention inputs" or number in prefixes or number in parallel
+            if not entered and not (rounded and type(block) is Block and type(block.attn) is Attention):
                 x = block(x)
                 continue
             seen = block.norm1(x)
             inputs.append(seen)
-            x = x + block.drop_path1(block.ls1(_attend(block.attn, seen, prefixes.get(number))))
+            # Features are taken from one token: of the last block, nothing else is needed of the others than their keys
+            # and values. The reference computes all.
+            rows = 1 if rounded and of_one and number == len(backbone.blocks) - 1 else None
+            x = x[:, :rows] + block.drop_path1(block.ls1(_attend(block.attn, seen, prefixes.get(number), rows)))
             aside = bottleneck(x, *(part.to(x.dtype) for part in parallel[number])) if number in parallel else 0
             x = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))) + aside
         if self.output == "attention inputs":
@@ -266,16 +258,34 @@ def _patches(embed: Any, images: Tensor) -> Tensor:
     return embed.norm(x)
 
 
-def _attend(attention: Attention, x: Tensor, prefix: Prefix | None) -> Tensor:
-    """timm's `Attention` with extra key and value rows."""
-    if prefix is None:
+def _attend(attention: Attention, x: Tensor, prefix: Prefix | None, rows: int | None) -> Tensor:
+    """timm's `Attention` with extra key and value rows, of all tokens or of the first `rows`."""
+    if prefix is None and x.dtype != torch.bfloat16:
         return attention(x)
+    linear, layer, width = nn.functional.linear, attention.qkv, attention.num_heads * attention.head_dim
+    if rows is None:
+        q, k, v = layer(x).chunk(3, dim=2)
+    else:
+        biases = (None, None) if layer.bias is None else (layer.bias[:width], layer.bias[width:])
+        q = linear(x[:, :rows], layer.weight[:width], biases[0])
+        k, v = linear(x, layer.weight[width:], biases[1]).chunk(2, dim=2)
 
     def heads(rows: Tensor) -> Tensor:
         return rows.to(x.dtype).unflatten(2, (attention.num_heads, attention.head_dim)).transpose(1, 2)
 
-    q, k, v = map(heads, attention.qkv(x).chunk(3, dim=2))
-    k = torch.cat([heads(prefix[0]), attention.k_norm(k)], dim=2)
-    v = torch.cat([heads(prefix[1]), v], dim=2)
-    out = nn.functional.scaled_dot_product_attention(attention.q_norm(q), k, v)
-    return attention.proj(out.transpose(1, 2).flatten(2))
+    q, k, v = heads(q), attention.k_norm(heads(k)), heads(v)
+    if prefix is not None:
+        k, v = torch.cat([heads(prefix[0]), k], dim=2), torch.cat([heads(prefix[1]), v], dim=2)
+    out = attention.norm(_mixed(attention.q_norm(q), k, v).transpose(1, 2).flatten(2))
+    # Gates came with timm 1.0.30.
+    gate = getattr(attention, "gate", None)
+    return attention.proj(out if gate is None else out * gate(x[:, :rows]).sigmoid())
+
+
+def _mixed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of heads [B, heads, tokens, d]."""
+    if q.is_cuda or q.dtype != torch.bfloat16:
+        return nn.functional.scaled_dot_product_attention(q, k, v)
+    # On a CPU the fused kernel's way back is four times slower in bf16 than in fp32.
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    return scores.softmax(dim=-1, dtype=torch.float32).to(v.dtype) @ v

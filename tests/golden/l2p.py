@@ -68,7 +68,7 @@ def _prefix(network: Network, method: L2P, part: Part, leaky: bool) -> Iterator[
     chosen = model.chosen(similarity)
     with mock.patch("cl_bench.methods.l2p.cls_features", wraps=cls_features) as spy:
         features = model.features(images)
-    ((keys, values),) = spy.call_args.args[2].values()
+    ((keys, values),) = spy.call_args.kwargs["prefixes"].values()
     yield from part.compare("query", query)
     yield from part.compare("similarity", similarity)
     yield from part.equal("topk_idx", chosen)

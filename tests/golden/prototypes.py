@@ -13,7 +13,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from cl_bench.data.samples import TaskImages
+from cl_bench.data.samples import Samples, TaskImages
 from cl_bench.method import Loss, Phase, Task, masked_cross_entropy
 from cl_bench.methods.ranpac import RIDGES, RanPAC, validation_errors
 from cl_bench.methods.simplecil import SimpleCIL
@@ -37,15 +37,15 @@ class Features(VisionTransformer):
 
 
 @dataclass
-class Given:
+class Given(Samples):
     """Samples [n, d] that are features already."""
 
     features: Tensor
     labels: Tensor
 
-    def view(self, positions: np.ndarray, key: Any, device: torch.device) -> Tensor:
+    def views(self, positions: np.ndarray, key: Any, device: torch.device, batch_size: int) -> Iterator[Tensor]:
         """Features of some samples."""
-        return self.features[torch.from_numpy(positions)]
+        yield from self.features[torch.from_numpy(positions)].split(batch_size)
 
     @property
     def images(self) -> TaskImages:

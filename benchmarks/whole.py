@@ -1,0 +1,89 @@
+"""A whole run against its training steps alone: `python -m benchmarks.whole`.
+
+`cl-bench run` of a method on 10 tasks of CIFAR-100's size (50,000 training and 10,000 test images of 32x32, random
+pixels) with a ViT-B/16 at 224 and random weights: from the command line to its end, with starting, compiling, data and
+evaluation. Beside it, the number of steps times the time of one, as `cl-bench bench` measures it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from cl_bench import bench, plan, registry
+from cl_bench.runner import Settings, pick_device, resolve_precision
+from cl_bench.store import Store
+
+
+def synthetic(folder: Path) -> None:
+    """CIFAR-100 as its archive unpacks, but of random pixels."""
+    (folder / "cifar-100-python").mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for part, images in (("train", 50_000), ("test", 10_000)):
+        content = {
+            "data": random.integers(0, 256, (images, 3072), dtype=np.uint8),
+            "fine_labels": (np.arange(images) % 100).tolist(),
+            "filenames": [f"{i:05d}.png" for i in range(images)],
+        }
+        (folder / "cifar-100-python" / part).write_bytes(pickle.dumps(content))
+    names = {"fine_label_names": [f"class{i}" for i in range(100)]}
+    (folder / "cifar-100-python" / "meta").write_bytes(pickle.dumps(names))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--method", default="sdlora")
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--out", type=Path, default=Path("whole.json"))
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        data, results = Path(name) / "data", Path(name) / "results"
+        synthetic(data / "cifar100")
+        os.environ["CL_BENCH_DATA"] = str(data)
+        command = [sys.executable, "-m", "cl_bench.cli", "run", "--methods", chosen.method, "--benchmark", "cifar100"]
+        command += ["--backbone", "vit_base_patch16_224", "--pretrained", "no", "--results", str(results)]
+        command += ["--set", f"epochs={chosen.epochs}", "--set", f"batch_size={chosen.batch}"]
+        began = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        wall = time.perf_counter() - began
+        (record,) = Store(results).records(sys.exit)
+        device = pick_device("auto")
+        (run,) = plan.plan(
+            [(registry.find(chosen.method), {"batch_size": chosen.batch})],
+            [0],
+            benchmark="cifar100",
+            backbone="vit_base_patch16_224",
+            pretrained=False,
+            precision=resolve_precision("auto", device),
+        )
+        speed = bench.measure(run, device, Settings())
+    steps = sum(-(-samples // (chosen.batch * chosen.epochs)) * chosen.epochs for samples in record.train_samples)
+    seconds = {
+        "whole run": wall,
+        "training": sum(record.train_seconds),
+        "evaluation": sum(record.eval_seconds),
+        f"{steps:,} steps of {1000 * speed.step:.1f} ms": steps * speed.step,
+    }
+    where = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    table = Table("what", "seconds", "of the steps", title=f"{chosen.method}, {chosen.epochs} epochs, on {where}")
+    for what, value in seconds.items():
+        table.add_row(what, f"{value:.1f}", f"{value / (steps * speed.step):.2f}")
+    Console().print(table)
+    chosen.out.write_text(json.dumps({"device": where, "steps": steps, "seconds": seconds}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
