@@ -494,7 +494,8 @@ def jpegs(folder: Path) -> ImageFiles:
     _, images = photographs(folder)
     modes = ["RGB", "RGB", "L", "CMYK", "RGB", "RGB"]
     for i, (image, mode) in enumerate(zip(images, modes, strict=True)):
-        image.convert(mode).save(folder / f"{i}.jpg", quality=95)
+        # Decoders differ in how they enlarge colours that are stored at half the size.
+        image.convert(mode).save(folder / f"{i}.jpg", quality=95, subsampling=0)
     return ImageFiles([folder / f"{i}.jpg" for i in range(len(images))])
 
 

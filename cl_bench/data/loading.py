@@ -30,6 +30,8 @@ R = TypeVar("R")
 
 SHARE = 0.5
 """How much of the device's free memory the images of a store may take."""
+_SIDES = 256
+"""Sides of decoded images are rounded up to multiples of this."""
 _AHEAD = 2
 """Batches that are made ready while the device works."""
 
@@ -169,8 +171,8 @@ def _plain_jpeg(path: Path) -> NDArray[np.uint8] | None:
     return np.frombuffer(bytearray(content), np.uint8) if plain and whole else None
 
 
-def _decoded(found: list[tuple[Path, Tensor]], device: torch.device) -> list[Tensor]:
-    """RGB pixels [3, H, W] on the device, of what `_read` has found."""
+def _decoded(found: list[tuple[Path, Tensor]], device: torch.device) -> Packed:
+    """RGB pixels on the device, of what `_read` has found."""
     from torchvision.io import ImageReadMode, decode_jpeg
 
     images: list[Tensor | None] = [
@@ -185,7 +187,19 @@ def _decoded(found: list[tuple[Path, Tensor]], device: torch.device) -> list[Ten
             pixels = [to_device(torch.from_numpy(decode(found[i][0])), device).permute(2, 0, 1) for i in coded]
         for i, image in zip(coded, pixels, strict=True):
             images[i] = image
-    return [image for image in images if image is not None]
+    return _packed([image for image in images if image is not None], device)
+
+
+def _packed(images: list[Tensor], device: torch.device) -> Packed:
+    """Images [3, H, W] of the device, packed. Sizes that a graph is compiled for are rounded up: there are few then."""
+    lying = [image.transpose(1, 2) if image.shape[1] > image.shape[2] else image for image in images]
+    short, long = (_SIDES * -(-max(image.shape[axis] for image in lying) // _SIDES) for axis in (1, 2))
+    offsets = np.cumsum([0, *(image.numel() for image in lying)])
+    flat = torch.empty(1 << int(offsets[-1] + long).bit_length(), dtype=torch.uint8, device=device)
+    for image, offset in zip(lying, offsets.tolist(), strict=False):
+        flat[offset : offset + image.numel()].view(image.shape).copy_(image)
+    table = np.array([offsets[:-1], *([image.shape[axis] for image in images] for axis in (1, 2))], dtype=np.int64)
+    return Packed(flat, *to_device(torch.from_numpy(table), device).unbind(0), short, long)
 
 
 @cache
