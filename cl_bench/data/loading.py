@@ -199,7 +199,8 @@ def _packed(images: list[Tensor], device: torch.device) -> Packed:
     for image, offset in zip(lying, offsets.tolist(), strict=False):
         flat[offset : offset + image.numel()].view(image.shape).copy_(image)
     table = np.array([offsets[:-1], *([image.shape[axis] for image in images] for axis in (1, 2))], dtype=np.int64)
-    return Packed(flat, *to_device(torch.from_numpy(table), device).unbind(0), short, long)
+    starts, heights, widths = to_device(torch.from_numpy(table), device).unbind(0)
+    return Packed(flat, starts, heights, widths, short, long)
 
 
 @cache
