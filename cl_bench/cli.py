@@ -1,4 +1,4 @@
-"""The command line: `cl-bench run|tune|audit|repeat|data|results|report|table|figure|compare|ls|show|new-method`."""
+"""The command line: `cl-bench run`, and all the other commands that `cl-bench --help` lists."""
 
 from __future__ import annotations
 
@@ -186,6 +186,14 @@ def run(
     checkpoint_every: Annotated[
         float, typer.Option(min=0, help="Minutes between checkpoints inside a task; after each task there is one.")
     ] = 10.0,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Runs at a time on this host, which share its cores or GPU.",
+            show_default="1 on a GPU; on a CPU as many as fit",
+        ),
+    ] = None,
     executor: Annotated[str, typer.Option(help="Where runs execute: here, or ray: all GPUs, or a cluster.")] = "here",
     address: Annotated[
         str | None,
@@ -231,6 +239,8 @@ def run(
         "probe": probe,
     }
     on_ray = _on_ray(executor, device, address, gpus_per_run, cpus_per_run, collect)
+    if on_ray and jobs:
+        raise UserError("--jobs is for this host alone; with --executor ray, see --cpus-per-run and --gpus-per-run")
     given = {name: value for name, value in asked.items() if value is not None}
     grids = [grid.changed(given) for grid in find(suite).runs] if suite else [Grid.model_validate(given)]
     if suite and checkpoint is not None:
@@ -252,7 +262,7 @@ def run(
     precision_of = partial(resolve_precision, device=where)
     planned = plan.plan_cells(cells, precision_of, method_file or [], checkpoint=checkpoint, tuned=tuned)
     from cl_bench.console import preview, run_all
-    from cl_bench.executors import Here
+    from cl_bench.executors import side_by_side
 
     if dry_run:
         preview(planned, store, [REFERENCE], where, out, err, force)
@@ -260,7 +270,55 @@ def run(
     settings_ = Settings(checkpoint_every, force, compiled, deterministic)
     if on_ray is None:
         _decode_images([run.experiment for run in planned if force or not store.json_path(run.experiment).is_file()])
-    sys.exit(run_all(planned, store, on_ray or Here(where), settings_, out, err, fail_fast))
+    sys.exit(run_all(planned, store, on_ray or side_by_side(planned, where, jobs), settings_, out, err, fail_fast))
+
+
+@app.command(epilog="Example: cl-bench bench --methods sdlora,coda --device cpu")
+def bench(
+    methods: Annotated[
+        str, typer.Option("--methods", "--method", help=r"Names, with options: 'sdlora\[rank=4|8],coda'.")
+    ] = "sdlora,coda",
+    benchmark: Annotated[str, typer.Option(help="See 'cl-bench ls benchmarks'.")] = "icons-100",
+    backbone: Annotated[
+        str | None, typer.Option(help="See 'cl-bench ls backbones'.", show_default="the benchmark's")
+    ] = None,
+    root: DataRoot = None,
+    pretrained: Annotated[str, typer.Option(help="yes, or no: random weights are as fast.")] = "yes",
+    size: Annotated[
+        int | None, typer.Option(min=1, help="Side of the input in pixels.", show_default="the backbone's")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Hyper-parameter, such as batch_size=128.", show_default=False)
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="Of the backbone: fp32, bf16, or auto: bf16 where it is fast.")
+    ] = "auto",
+    compiled: Annotated[
+        bool | None,
+        typer.Option("--compile/--no-compile", help="Compile the backbone.", show_default="on a GPU"),
+    ] = None,
+    task: Annotated[int, typer.Option(min=1, help="The task in which steps are timed.")] = 1,
+    steps: Annotated[int, typer.Option(min=1, help="Steps in each of five groups, of which the median counts.")] = 10,
+    method_file: MethodFiles = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Time training steps, predictions and data on this machine, and say what bounds them; stores nothing."""
+    from cl_bench.suites import Grid
+
+    fields = {"methods": methods, "benchmark": benchmark, "pretrained": pretrained, "precision": precision}
+    grid = Grid.model_validate({**fields, "size": size, "backbone": backbone, "set": settings or ()})
+    grid.check()
+    _use_data(root)
+    with err.status("loading torch, timm and avalanche ..."):
+        _quiet_imports()
+        from cl_bench import plan
+        from cl_bench.console import bench_all
+        from cl_bench.runner import Settings, pick_device, resolve_precision
+
+    where = pick_device(device)
+    planned = plan.plan_cells(grid.cells(), partial(resolve_precision, device=where), method_file or [])
+    bench_all(planned, where, Settings(compiled=compiled), task - 1, steps, as_json, out, err)
 
 
 @app.command(epilog=r"Example: cl-bench tune --methods 'sdlora,finetune\[loss=masked]' --budget 16")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -198,6 +200,72 @@ def _bars(note: str, err: Console) -> Progress:
         console=err,
         disable=not err.is_terminal,
     )
+
+
+def bench_all(
+    planned: Sequence[PlannedRun],
+    device: torch.device,
+    settings: Settings,
+    task: int,
+    steps: int,
+    as_json: bool,
+    out: Console,
+    err: Console,
+) -> None:
+    """Time every run's method and print what was found, a row each.
+
+    Raises:
+        UserError: the stream has no such task.
+    """
+    import torch
+
+    from cl_bench import bench
+
+    experiment = planned[0].experiment
+    if task >= experiment.num_tasks:
+        raise UserError(f"--task {task + 1} is more than the {experiment.num_tasks} tasks there are")
+    found = []
+    with err.status("a large matrix product ..."):
+        ceiling = bench.ceiling(device, experiment.precision)
+    for run in planned:
+        with err.status(escape(f"{run.label} ...")):
+            found.append(bench.measure(run, device, settings, task=task, steps=steps, ceiling=ceiling))
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    if as_json:
+        rows = [asdict(speed) | {"rate": speed.rate, "headroom": speed.headroom} for speed in found]
+        # Of methods that take no steps, there is no number of theirs.
+        rows = [{key: None if value != value else value for key, value in row.items()} for row in rows]
+        document = {"device": name, "precision": experiment.precision, "ceiling": ceiling, "rows": rows}
+        out.print_json(json.dumps(document))
+        return
+    size = experiment.transforms.size
+    table = Table("method", box=SIMPLE_HEAD, title_justify="left")
+    table.title = Text(
+        f"{name}, {experiment.precision}; {experiment.backbone} at {size} x {size}, {experiment.benchmark}; "
+        f"a large product runs at {ceiling / 1e12:.3g} TFLOP/s"
+    )
+    heads = (
+        "batch",
+        "step, ms",
+        "trained, img/s",
+        "of ceiling, %",
+        "predicted, img/s",
+        "data, img/s",
+        "data / trained",
+    )
+    for head in (*heads, *(("peak, GiB",) if device.type == "cuda" else ())):
+        table.add_column(head, justify="right")
+    for speed in found:
+        trained = (f"{1000 * speed.step:.1f}", f"{speed.rate:,.0f}", f"{100 * speed.share:.0f}")
+        cells = (str(speed.batch), *trained, f"{speed.prediction:,.0f}", f"{speed.data:,.0f}", f"{speed.headroom:.1f}")
+        memory = (f"{speed.memory / 2**30:.1f}",) if device.type == "cuda" else ()
+        table.add_row(escape(speed.label), *("-" if cell == "nan" else cell for cell in cells), *memory)
+    out.print(table)
+    for speed in found:
+        if speed.waits:
+            out.print(escape(f"{speed.label}: the host waits for the device in every step"))
+        if speed.headroom < 1:
+            out.print(escape(f"{speed.label}: the network waits for its images"))
 
 
 def tune_all(rows: Sequence[Row], how: Search, output: Path, out: Console, err: Console) -> None:

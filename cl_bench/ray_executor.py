@@ -10,12 +10,10 @@ import importlib.util
 import logging
 import math
 import os
-import pickle
 import re
 import secrets
 import shutil
 import socket
-import sys
 import tempfile
 import time
 import uuid
@@ -26,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from cl_bench import __version__
 from cl_bench.errors import UserError
+from cl_bench.parcels import Parcel, Show
 
 if TYPE_CHECKING:
     import torch
@@ -97,7 +96,7 @@ class OnRay:
             UserError: the cluster cannot be reached, or no host of it has room for a run.
         """
         if runs:
-            parcels = [_Parcel.of(run) for run in runs]
+            parcels = [Parcel.of(run) for run in runs]
             with _cluster(self.address) as ray, _token(store, self.collect) as token:
                 gpus = self._room(ray)
                 order = _Order(
@@ -259,57 +258,6 @@ class _Order:
 
 
 @dataclass(frozen=True)
-class _Parcel:
-    """A run, packed.
-
-    Attributes:
-        content: the pickled run.
-        file: name and content of the user's method file, whose classes pickle only names.
-    """
-
-    content: bytes
-    file: tuple[str, bytes] | None
-
-    @classmethod
-    def of(cls, run: PlannedRun) -> _Parcel:
-        """Pack a run.
-
-        Raises:
-            UserError: its method file has been changed or removed meanwhile.
-        """
-        from cl_bench import registry
-
-        module = type(run.method).__module__
-        if not module.startswith(registry.FILE_MODULE):
-            return cls(pickle.dumps(run), None)
-        path = Path(str(sys.modules[module].__file__))
-        try:
-            source = path.read_bytes()
-        except OSError as error:
-            raise UserError(f"method file '{path}' cannot be read again ({error.strerror})") from error
-        if registry.revision_of(source) != run.experiment.revision:
-            raise UserError(f"method file '{path}' has changed since it was read; start again")
-        return cls(pickle.dumps(run), (path.name, source))
-
-    def unpack(self) -> PlannedRun:
-        """The run.
-
-        Raises:
-            UserError: the method file does not load on this host.
-        """
-        from cl_bench import registry
-
-        if self.file is not None:
-            name, source = self.file
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / name
-                path.write_bytes(source)
-                registry.load_file(path)
-        run: PlannedRun = pickle.loads(self.content)
-        return run
-
-
-@dataclass(frozen=True)
 class _Result:
     """How a task ended; record (JSON) and arrays only if they are to be handed back."""
 
@@ -336,7 +284,7 @@ class Mailbox:
 # --- the worker's side -----------------------------------------------------------------------------------------
 
 
-def work(order: _Order, parcel: _Parcel, name: tuple[int, int], mailbox: Any) -> _Result:
+def work(order: _Order, parcel: Parcel, name: tuple[int, int], mailbox: Any) -> _Result:
     """Carry out one run in a Ray worker; after a worker's death it may be there already, and only the news was lost.
 
     Args:
@@ -441,28 +389,6 @@ def _teller(name: tuple[int, int], mailbox: Any) -> Any:
 # --- the driver's side -----------------------------------------------------------------------------------------
 
 
-class _Show:
-    """What is shown of one run, however often it begins."""
-
-    def __init__(self, run: PlannedRun, progress: runner.Progress) -> None:
-        self.run, self.progress = run, progress.beside()
-        self.started, self.images, self.attempt = False, 0, 0
-
-    def tell(self, attempt: int, kind: str, *values: Any) -> None:
-        if attempt < self.attempt:
-            return
-        if attempt > self.attempt:
-            self.progress.advance(-self.images)
-            self.attempt, self.images = attempt, 0
-        if kind == "start":
-            if not self.started:
-                self.progress.start(self.run, *values)
-            self.started = True
-        else:
-            self.images += values[0] if kind == "advance" else 0
-            getattr(self.progress, kind)(*values)
-
-
 class _Sweep:
     """Runs that go on in a cluster."""
 
@@ -482,9 +408,9 @@ class _Sweep:
         self.looked = -math.inf
         self.room = True
 
-    def outcomes(self, runs: Sequence[PlannedRun], parcels: Sequence[_Parcel]) -> Generator[Outcome, None, None]:
+    def outcomes(self, runs: Sequence[PlannedRun], parcels: Sequence[Parcel]) -> Generator[Outcome, None, None]:
         """As the runs end; those that have not are cancelled when the generator is closed."""
-        shows = [_Show(run, self.progress) for run in runs]
+        shows = [Show(run, self.progress) for run in runs]
         going: dict[Any, tuple[int, int]] = {}
 
         def begin(number: int, attempt: int) -> None:
@@ -535,7 +461,7 @@ class _Sweep:
                 return Outcome(run, str(error), 2)
         return Outcome(run, result.failure, result.code)
 
-    def _tell(self, shows: Sequence[_Show]) -> None:
+    def _tell(self, shows: Sequence[Show]) -> None:
         with contextlib.suppress(self.ray.exceptions.RayError):
             for (number, attempt), kind, *values in self.ray.get(self.mailbox.take.remote(), timeout=10):
                 shows[number].tell(attempt, kind, *values)

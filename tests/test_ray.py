@@ -23,6 +23,7 @@ import pytest
 import torch
 
 from cl_bench import __version__
+from cl_bench.parcels import Parcel
 from cl_bench.runner import Settings
 from tests.conftest import TRIAL, Outcome
 
@@ -249,7 +250,7 @@ def test_interrupted_on_this_host_alone_nothing_goes_on(processes: Processes, sh
 def test_a_host_that_does_not_see_the_store_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_executor, "SEES", 0)
     order = ray_executor._Order(__version__, str(tmp_path), {}, str(tmp_path), ".shared-0", "cpu", 1, Settings())
-    result = ray_executor.work(order, ray_executor._Parcel(b"", None), (0, 0), None)
+    result = ray_executor.work(order, Parcel(b"", None), (0, 0), None)
     assert result.code == 2 and "add --collect" in result.failure
 
 

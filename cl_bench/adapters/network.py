@@ -8,7 +8,7 @@ back in fp32: heads, losses, statistics and optimisers know nothing of it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal
@@ -166,24 +166,31 @@ def _passed(
     given = state.weights(backbone, weights or {})
     size = len(images)
     into: tuple[Any, ...] = (prefixes or {}, prompts, parallel or {})
-    if execution.compiled and not torch.is_grad_enabled():
-        # In training all batches have one size; here the last is smaller.
-        more = state.batch(size) - size
-        images, into = _filled(images, more), (_filled(into[0], more), _filled(prompts, more), into[2])
+    if not torch.is_grad_enabled():
+        # Views of parameters would still ask for gradients.
+        into = _each(into, Tensor.detach)
+        if execution.compiled:
+            # In training all batches have one size; here the last is smaller.
+            more = state.batch(size) - size
+            images = _filled(images, more)
+            into = (*_each(into[:2], lambda rows: _filled(rows, more)), into[2])
     run = _compiled() if execution.compiled else _run
     result = run(_Pass(backbone, output), given, execution.dtype, images, *into)
     return [one[:size] for one in result] if isinstance(result, list) else result[:size]
 
 
-def _filled(batch: Any, more: int) -> Any:
-    """A batch, or a mapping or pair of batches, with so many more rows of zeros."""
-    if more == 0 or batch is None:
-        return batch
-    if isinstance(batch, Mapping):
-        return {key: _filled(value, more) for key, value in batch.items()}
-    if isinstance(batch, tuple):
-        return tuple(_filled(one, more) for one in batch)
-    return torch.cat([batch, batch.new_zeros(more, *batch.shape[1:])])
+def _each(nested: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """A function of every tensor in mappings and tuples."""
+    if isinstance(nested, Mapping):
+        return {key: _each(value, function) for key, value in nested.items()}
+    if isinstance(nested, tuple):
+        return tuple(_each(one, function) for one in nested)
+    return None if nested is None else function(nested)
+
+
+def _filled(rows: Tensor, more: int) -> Tensor:
+    """A batch with so many more rows of zeros."""
+    return torch.cat([rows, rows.new_zeros(more, *rows.shape[1:])]) if more else rows
 
 
 @cache
