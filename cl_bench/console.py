@@ -239,21 +239,15 @@ def bench_all(
         out.print_json(json.dumps(document))
         return
     size = experiment.transforms.size
-    table = Table("method", box=SIMPLE_HEAD, title_justify="left")
-    table.title = Text(
-        f"{name}, {experiment.precision}; {experiment.backbone} at {size} x {size}, {experiment.benchmark}; "
-        f"a large product runs at {ceiling / 1e12:.3g} TFLOP/s"
+    out.print(
+        f"{name}, {experiment.precision}: a large product runs at {ceiling / 1e12:.3g} TFLOP/s, the ceiling\n"
+        f"{experiment.benchmark}; {experiment.backbone} at {size} x {size}; task {task + 1}",
+        highlight=False,
     )
-    heads = (
-        "batch",
-        "step, ms",
-        "trained, img/s",
-        "of ceiling, %",
-        "predicted, img/s",
-        "data, img/s",
-        "data / trained",
-    )
-    for head in (*heads, *(("peak, GiB",) if device.type == "cuda" else ())):
+    table = Table("method", box=SIMPLE_HEAD)
+    heads = ["batch", "step,\nms", "trained,\nimg/s", "of ceil-\ning, %", "predicted,\nimg/s"]
+    heads += ["data,\nimg/s", "data /\ntrained"]
+    for head in (*heads, *(("peak,\nGiB",) if device.type == "cuda" else ())):
         table.add_column(head, justify="right")
     for speed in found:
         trained = (f"{1000 * speed.step:.1f}", f"{speed.rate:,.0f}", f"{100 * speed.share:.0f}")
