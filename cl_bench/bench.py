@@ -124,12 +124,12 @@ def measure(
     phase: Phase | None = None
     for index, experience in enumerate(experiences):
         samples = samples_of(experience.dataset)
-        phase = _begun(strategy, index, samples)
+        phase = begin_task(strategy, index, samples)
     batches = TrainingBatches(samples, phase.batch_size if phase else 128, ("bench",), device)
     images, labels, _ = next(iter(batches))
     step, first, memory, waits = float("nan"), 0.0, 0, None
     if phase is not None:
-        run = _step(strategy, phase, images, labels)
+        run = training_step(strategy, phase, images, labels)
         if device.type == "cuda":
             run()
             torch.cuda.reset_peak_memory_stats(device)
@@ -153,7 +153,7 @@ def measure(
     return found
 
 
-def _begun(strategy: ContinualStrategy, index: int, samples: Any) -> Phase | None:
+def begin_task(strategy: ContinualStrategy, index: int, samples: Any) -> Phase | None:
     """Begin a task; its first phase on images, if there is one."""
     method, model, key = strategy.method, strategy.model, ("bench", index)
     classes = tuple(sorted(set(samples.labels.tolist())))
@@ -166,7 +166,7 @@ def _begun(strategy: ContinualStrategy, index: int, samples: Any) -> Phase | Non
     return next(iter(method.phases(task)), None)
 
 
-def _step(strategy: ContinualStrategy, phase: Phase, images: Tensor, labels: Tensor) -> Callable[[], None]:
+def training_step(strategy: ContinualStrategy, phase: Phase, images: Tensor, labels: Tensor) -> Callable[[], None]:
     """A training step as the strategy takes it."""
     strategy.model.train().requires_grad_(False)
     for parameter in phase.trainable():

@@ -1,0 +1,192 @@
+"""One forward pass for all methods: what goes into it, precision, and how often it is compiled."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+from torch._dynamo.utils import counters
+
+from cl_bench import plan, registry
+from cl_bench.adapters import network
+from cl_bench.adapters.network import Execution, attention_inputs, cls_features, tokens
+from cl_bench.experiment import Limits
+from cl_bench.runner import Progress, Settings, execute
+
+BF16 = Execution("bf16")
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "scaled layers, normed queries and keys": {"init_values": 0.3, "qk_norm": True},
+    "register tokens": {"reg_tokens": 2},
+    "mean of the patches": {"global_pool": "avg"},
+    "no class token": {"global_pool": "avg", "class_token": False},
+    "attention pooling": {"global_pool": "map"},
+    "norm before the blocks": {"pre_norm": True},
+    "no biases": {"qkv_bias": False},
+}
+
+
+def vit(**options: Any) -> VisionTransformer:
+    torch.manual_seed(0)
+    sizes = {"img_size": 16, "patch_size": 4, "in_chans": 3, "embed_dim": 48, "depth": 3, "num_heads": 3}
+    model = VisionTransformer(**sizes, num_classes=0, **options)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.15)
+    return model.eval()
+
+
+def images(count: int = 4) -> Tensor:
+    return torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+def alike(one: Tensor, other: Tensor) -> float:
+    """The least cosine similarity of rows."""
+    return float(torch.nn.functional.cosine_similarity(one.detach().flatten(1), other.detach().flatten(1)).min())
+
+
+def put_in() -> dict[str, dict[str, Any]]:
+    """Whatever can be put into a pass."""
+    random = torch.Generator().manual_seed(2)
+
+    def draw(*shape: int) -> Tensor:
+        return (0.3 * torch.randn(*shape, generator=random)).requires_grad_(True)
+
+    return {
+        "nothing": {},
+        "weights": {"weights": {"blocks.2.attn.qkv.weight": draw(144, 48), "blocks.0.mlp.fc1.weight": draw(192, 48)}},
+        "prefixes": {"prefixes": {number: (draw(4, 2, 48), draw(4, 2, 48)) for number in (0, 2)}},
+        "bottlenecks": {"parallel": {number: (draw(8, 48), draw(8), draw(48, 8), draw(48)) for number in (1, 2)}},
+    }
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("kind", list(put_in()))
+def test_bf16_is_the_same_pass(name: str, kind: str) -> None:
+    """Features come back in fp32, within what bf16 rounds; so do the gradients of what is put in."""
+    backbone, into = vit(**ARCHITECTURES[name]).requires_grad_(False), put_in()[kind]
+    leaves = [leaf for value in into.values() for leaf in torch.utils._pytree.tree_leaves(value)]
+    found = []
+    for execution in (Execution(), BF16):
+        network.configure(backbone, execution)
+        features = cls_features(backbone, images(), **into)
+        assert features.dtype == torch.float32
+        if leaves:
+            found.append((features, torch.autograd.grad(features.square().sum(), leaves)))
+        else:
+            found.append((features, ()))
+    (exact, gradients), (rounded, rounded_gradients) = found
+    assert alike(exact, rounded) > 0.999
+    for one, other in zip(gradients, rounded_gradients, strict=True):
+        assert other.dtype == torch.float32
+        assert alike(one.flatten()[None], other.flatten()[None]) > 0.99
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_without_anything_put_in_fp32_is_timms_own_pass(name: str) -> None:
+    backbone = vit(**ARCHITECTURES[name])
+    assert torch.equal(cls_features(backbone, images()), backbone(images()))
+
+
+def test_the_last_block_of_one_token_gives_what_all_tokens_give() -> None:
+    backbone = vit()
+    network.configure(backbone, BF16)
+    assert alike(cls_features(backbone, images()), tokens(backbone, images())[:, 0]) > 0.9999
+
+
+def test_attention_inputs_are_what_the_attention_sees() -> None:
+    backbone, seen = vit(), []
+    for block in backbone.blocks:
+        block.attn.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    backbone(images())
+    expected = list(seen)
+    for one, other in zip(attention_inputs(backbone, images()), expected, strict=True):
+        assert torch.equal(one, other)
+    network.configure(backbone, BF16)
+    for one, other in zip(attention_inputs(backbone, images()), expected, strict=True):
+        assert one.dtype == torch.float32 and alike(one, other) > 0.999
+
+
+def change_in_place(backbone: VisionTransformer) -> None:
+    with torch.no_grad():
+        backbone.blocks[1].mlp.fc1.weight.mul_(1.5)
+
+
+def load(backbone: VisionTransformer) -> None:
+    backbone.load_state_dict({name: 1.1 * tensor for name, tensor in backbone.state_dict().items()})
+
+
+def replace(backbone: VisionTransformer) -> None:
+    backbone.norm.weight = torch.nn.Parameter(2 * backbone.norm.weight.detach())
+
+
+@pytest.mark.parametrize("change", [change_in_place, load, replace])
+@pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode])
+def test_changed_weights_are_rounded_anew(change: Callable[[Any], None], guard: Any) -> None:
+    backbone = vit().requires_grad_(False)
+    network.configure(backbone, BF16)
+    with guard():
+        before = cls_features(backbone, images())
+    change(backbone)
+    after = cls_features(backbone, images())
+    network.configure(backbone, Execution())
+    assert alike(after, cls_features(backbone, images())) > 0.999
+    assert not torch.equal(before, after)
+
+
+def test_training_goes_on_from_what_evaluation_has_seen() -> None:
+    """Rounded copies made in inference mode can be used where gradients are taken."""
+    backbone = vit().requires_grad_(False)
+    network.configure(backbone, BF16)
+    with torch.inference_mode():
+        cls_features(backbone, images())
+    prefix = torch.zeros(4, 2, 48, requires_grad=True)
+    cls_features(backbone, images(), prefixes={0: (prefix, prefix)}).sum().backward()
+    assert prefix.grad is not None and prefix.grad.abs().sum() > 0
+
+
+# --- compiling ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], int]]:
+    """How many graphs have been made so far. They are traced as ever, but not turned into machine code."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    network._compiled.cache_clear()
+    torch._dynamo.reset()
+    yield lambda: int(counters["stats"]["unique_graphs"])
+    network._compiled.cache_clear()
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("name", ["sdlora", "coda", "inflora"])
+def test_a_run_is_compiled_once_whatever_grows(name: str, graphs: Callable[[], int]) -> None:
+    """Directions, prompts, classes, a last batch that is not full: nothing makes a graph after the second task, and the
+    next run of the method makes none."""
+    after: list[int] = []
+
+    class Watch(Progress):
+        def stage(self, index: int, stages: int, accuracy: float, seconds: float) -> None:
+            after.append(graphs())
+
+    limits = Limits(tasks=3, train_per_class=3, test_per_class=2)
+    options = {"epochs": 2, "batch_size": 16}
+    for seed in (0, 1):
+        (run,) = plan.plan([(registry.find(name), options)], [seed], precision="bf16", limits=limits)
+        execute(run, torch.device("cpu"), Watch(), settings=Settings(compiled=True))
+    assert after[0] > 0 and len(set(after[1:])) == 1
+
+
+def test_compiled_passes_give_the_same(graphs: Callable[[], int]) -> None:
+    limits = Limits(tasks=2, train_per_class=5, test_per_class=5)
+    (run,) = plan.plan([(registry.find("dualprompt"), {"epochs": 1})], [0], limits=limits)
+    eager, compiled = (
+        execute(run, torch.device("cpu"), Progress(), settings=Settings(compiled=compiled))[1]["predicted"]
+        for compiled in (False, True)
+    )
+    assert graphs() > 0
+    assert (eager == compiled).mean() > 0.98

@@ -1,0 +1,165 @@
+"""Precision, compiling, runs side by side and `cl-bench bench`, as a user asks for them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cl_bench import executors, plan, registry, runner
+from cl_bench.experiment import Limits
+from cl_bench.runner import Settings
+from cl_bench.store import Store
+from tests.conftest import TRIAL, Outcome
+
+Cli = Callable[..., Outcome]
+CPU = torch.device("cpu")
+
+
+def records(folder: Path) -> list[Any]:
+    def damaged(error: Exception) -> None:
+        raise error
+
+    return list(Store(folder).records(damaged))
+
+
+def test_precision_is_part_of_a_run_and_how_it_is_carried_out_is_not(cl_bench: Cli) -> None:
+    run = ["run", "--methods", "simplecil", "--results", "r", *TRIAL]
+    assert cl_bench(*run, "--precision", "bf16").code == 0
+    assert cl_bench(*run, "--precision", "fp32", "--deterministic").code == 0
+    by_precision = {record.experiment.precision: record for record in records(Path("r"))}
+    assert set(by_precision) == {"fp32", "bf16"}
+    assert by_precision["bf16"].key != by_precision["fp32"].key
+    assert by_precision["fp32"].environment["deterministic"] is True
+    assert by_precision["bf16"].environment["compiled"] is False
+    again = cl_bench(*run, "--precision", "fp32", "--no-compile")
+    assert again.code == 0 and "0 run(s) computed" in again.err
+
+
+def test_auto_is_what_this_machine_is_fast_at(cl_bench: Cli) -> None:
+    assert cl_bench("run", "--methods", "simplecil", "--device", "cpu", *TRIAL).code == 0
+    (record,) = records(Path("results/runs"))
+    assert record.experiment.precision == runner.resolve_precision("auto", CPU)
+
+
+def test_an_unknown_precision_is_refused(cl_bench: Cli) -> None:
+    outcome = cl_bench("run", "--methods", "simplecil", "--precision", "fp16")
+    assert outcome.code == 2 and "fp16" in outcome.err and "bf16" in outcome.err
+
+
+def test_bf16_predicts_what_fp32_predicts() -> None:
+    """Nearest means, whose rounding no training amplifies."""
+    predicted = []
+    for precision in ("fp32", "bf16"):
+        limits = Limits(tasks=4, train_per_class=10, test_per_class=10)
+        (run,) = plan.plan([(registry.find("simplecil"), {})], [0], precision=precision, limits=limits)
+        predicted.append(runner.execute(run, CPU, runner.Progress())[1]["predicted"])
+    assert np.mean(predicted[0] == predicted[1]) > 0.98
+
+
+# --- side by side ------------------------------------------------------------------------------------------------
+
+
+def test_runs_side_by_side_give_the_same(
+    process: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    """Two at a time or one after the other, bit by bit, on one thread each; what fails hinders no other."""
+    command = ["run", "--methods", "sdlora,simplecil", "--set", "sdlora.epochs=1", *TRIAL]
+    for jobs in ("1", "2"):
+        done = process(*command, "--jobs", jobs, "--results", f"r{jobs}")
+        assert done.returncode == 0, done.stderr
+        assert "task 2/2" in done.stderr and "2 run(s) computed" in done.stderr
+    one, two = ({record.label: record for record in records(tmp_path / f"r{jobs}")} for jobs in "12")
+    assert set(one) == set(two) == {"sdlora", "simplecil"}
+    for label, record in one.items():
+        assert record.correct == two[label].correct
+        stored = [Store(tmp_path / f"r{jobs}").arrays(each) for jobs, each in (("1", record), ("2", two[label]))]
+        for name, array in stored[0].items():
+            np.testing.assert_array_equal(array, stored[1][name])
+
+
+def test_a_run_that_fails_is_told_of_beside_others(cl_bench: Cli) -> None:
+    written = cl_bench("new-method", "broken")
+    assert written.code == 0
+    path = Path("broken.py")
+    source = path.read_text()
+    marker = "        loss = masked_cross_entropy"
+    assert marker in source
+    path.write_text(source.replace(marker, '        raise RuntimeError("no luck today")\n' + marker))
+    command = ["run", "--method-file", "broken.py", "--methods", "broken,simplecil", *TRIAL, "--jobs", "2"]
+    outcome = cl_bench(*command)
+    assert outcome.code == 1 and "broken seed 0 failed: RuntimeError: no luck today" in outcome.err
+    assert [record.label for record in records(Path("results/runs"))] == ["simplecil"]
+
+
+def test_the_same_command_takes_the_same_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many runs at a time as there are cores and memory for, however many of them are stored already."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        runs = plan.plan([(registry.find("simplecil"), {})], [0, 1, 2])
+        found = executors.side_by_side(runs, CPU, None)
+        assert isinstance(found, executors.SideBySide) and found.jobs == 2
+        assert executors.side_by_side(runs[:1], CPU, None) == executors.Here(CPU)
+        assert executors.side_by_side(runs, torch.device("cuda"), None) == executors.Here(torch.device("cuda"))
+        large = plan.plan(
+            [(registry.find("finetune"), {"batch_size": 100_000})],
+            [0, 1],
+            backbone="vit_base_patch16_224",
+            pretrained=False,
+        )
+        assert executors.side_by_side(large, CPU, None) == executors.Here(CPU)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_jobs_are_for_this_host(cl_bench: Cli) -> None:
+    outcome = cl_bench("run", "--methods", "simplecil", "--jobs", "2", "--executor", "ray")
+    assert outcome.code == 2 and "--jobs" in outcome.err
+
+
+# --- bench -------------------------------------------------------------------------------------------------------
+
+
+def test_bench_measures_what_bounds_a_machine(cl_bench: Cli) -> None:
+    outcome = cl_bench("bench", "--methods", "sdlora,simplecil", "--steps", "1", "--task", "2", "--json")
+    assert outcome.code == 0, outcome.err
+    document = json.loads(outcome.out)
+    trained, frozen = document["rows"]
+    assert document["ceiling"] > 1e9 and document["device"].startswith("CPU")
+    assert trained["label"] == "sdlora" and trained["batch"] > 0
+    assert trained["rate"] == pytest.approx(trained["batch"] / trained["step"])
+    assert trained["headroom"] == pytest.approx(trained["data"] / trained["rate"])
+    # FLOPs per step that are needed, by the measured share: of a ViT of 5.4 million weights and 17 tokens.
+    flops = trained["share"] * document["ceiling"] * trained["step"] / trained["batch"]
+    assert 2 * 2 * 5.3e6 * 17 < flops < 2 * 2 * 5.3e6 * 17 * 1.3
+    assert frozen["step"] is None and frozen["prediction"] > 0
+    assert not Path("results").exists()
+
+
+def test_bench_prints_a_table(cl_bench: Cli) -> None:
+    outcome = cl_bench("bench", "--methods", "coda", "--steps", "1", "--set", "batch_size=8", "--precision", "fp32")
+    assert outcome.code == 0, outcome.err
+    assert "fp32" in outcome.out and "coda" in outcome.out and "predicted" in outcome.out
+
+
+def test_bench_refuses_a_task_that_is_not_there(cl_bench: Cli) -> None:
+    outcome = cl_bench("bench", "--methods", "sdlora", "--task", "11")
+    assert outcome.code == 2 and "11" in outcome.err and "10 tasks" in outcome.err
+
+
+def test_counts_are_the_same_twice_on_one_gpu() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    (run,) = plan.plan([(registry.find("l2p"), {"epochs": 1})], [0], precision="bf16")
+    first, second = (
+        runner.execute(run, torch.device("cuda"), runner.Progress(), settings=Settings(deterministic=True))[1]
+        for _ in range(2)
+    )
+    np.testing.assert_array_equal(first["predicted"], second["predicted"])
