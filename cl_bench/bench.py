@@ -70,16 +70,12 @@ def ceiling(device: torch.device, precision: Precision) -> float:
     """FLOP/s of a large square matrix product at this precision."""
     size = 8192 if device.type == "cuda" else 1024
     a, b = (torch.randn(size, size, device=device, dtype=Execution(precision).dtype or torch.float32) for _ in range(2))
-    return 2 * size**3 / seconds(lambda: a @ b, device, 10)[0]
+    return 2 * size**3 / seconds(lambda: a @ b, device, 10)
 
 
-def seconds(run: Callable[[], object], device: torch.device, steps: int) -> tuple[float, float]:
-    """Seconds of a step, in groups of which none is waited in, the median of `GROUPS`; and of the first step."""
-    began = time.perf_counter()
-    run()
-    _wait(device)
-    first = time.perf_counter() - began
-    for _ in range(2):
+def seconds(run: Callable[[], object], device: torch.device, steps: int) -> float:
+    """Seconds of a step after warming up: in groups of which none is waited in, the median of `GROUPS`."""
+    for _ in range(3):
         run()
     _wait(device)
     found = []
@@ -89,7 +85,7 @@ def seconds(run: Callable[[], object], device: torch.device, steps: int) -> tupl
             run()
         _wait(device)
         found.append((time.perf_counter() - began) / steps)
-    return median(found), first
+    return median(found)
 
 
 def measure(
@@ -130,10 +126,13 @@ def measure(
     step, first, memory, waits = float("nan"), 0.0, 0, None
     if phase is not None:
         run = training_step(strategy, phase, images, labels)
+        began = time.perf_counter()
+        run()
+        _wait(device)
+        first = time.perf_counter() - began
         if device.type == "cuda":
-            run()
             torch.cuda.reset_peak_memory_stats(device)
-        step, first = seconds(run, device, steps)
+        step = seconds(run, device, steps)
         memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
         waits = _waits(run) if device.type == "cuda" else None
     strategy.model.eval()
@@ -205,13 +204,13 @@ def _prediction(strategy: ContinualStrategy, images: Tensor, device: torch.devic
     batch = images[torch.arange(size, device=device) % len(images)]
     with torch.no_grad():
         known = (model.query(batch),) if hasattr(model, "query") else ()
-        return size / seconds(lambda: model(batch, *known), device, steps)[0]
+        return size / seconds(lambda: model(batch, *known), device, steps)
 
 
 def _data(batches: TrainingBatches, device: torch.device, steps: int) -> float:
     """Training views per second: the same epoch over and over."""
     views: Iterator[Any] = chain.from_iterable(repeat(batches))
-    return batches.batch_size / seconds(lambda: next(views), device, steps)[0]
+    return batches.batch_size / seconds(lambda: next(views), device, steps)
 
 
 def _needed(strategy: ContinualStrategy, phase: Phase | None, image: Tensor) -> float:

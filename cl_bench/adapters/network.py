@@ -202,6 +202,9 @@ def _compiled() -> Any:
 
 
 def _run(network: _Pass, weights: dict[str, Tensor], dtype: torch.dtype | None, images: Tensor, *into: Any) -> Any:
+    if not weights:
+        # Which is rounded, has all its weights given.
+        return network(images, *into)
     given = {f"backbone.{name}": weight.to(dtype) for name, weight in weights.items()}
     result = functional_call(network, given, (images.to(dtype), *into))
     if dtype is None:
