@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, repeat
 from statistics import median
@@ -220,7 +219,7 @@ def _needed(strategy: ContinualStrategy, phase: Phase | None, image: Tensor) -> 
     """FLOPs per image of a training step: the passes of a prediction, and the way back through the last of them, once
     for the activations and, where the backbone itself is trained, once for the weights."""
     model: Any = strategy.model
-    with _plainly(model), torch.no_grad():
+    with network.plainly(model), torch.no_grad():
         predicted = _flops(lambda: model(image))
         query = _flops(lambda: model.query(image)) if hasattr(model, "query") else 0.0
     trained = {id(parameter) for parameter in (phase.trainable() if phase else [])}
@@ -232,17 +231,6 @@ def _flops(run: Callable[[], object]) -> float:
     with FlopCounterMode(display=False) as counter:
         run()
     return float(counter.get_total_flops())
-
-
-@contextmanager
-def _plainly(model: Any) -> Iterator[None]:
-    """FLOPs are counted of eager passes."""
-    execution = network.execution_of(model.backbone)
-    network.configure(model, Execution())
-    try:
-        yield
-    finally:
-        network.configure(model, execution)
 
 
 def _wait(device: torch.device) -> None:

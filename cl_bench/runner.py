@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
 from cl_bench import __version__, backbones, streams
+from cl_bench.adapters import network
 from cl_bench.adapters.network import Execution
 from cl_bench.checkpoint import (
     Checkpoint,
@@ -400,7 +401,7 @@ def flops_of(strategy: ContinualStrategy, stream: TaskStream) -> int:
     """Floating-point operations of one prediction, two per multiply-add (attention included)."""
     image = stream.test[0].dataset[0][0][None].to(strategy.device)
     model = strategy.predictor()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with network.plainly(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(image)
     return int(counter.get_total_flops())
 

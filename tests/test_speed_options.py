@@ -36,6 +36,7 @@ def test_precision_is_part_of_a_run_and_how_it_is_carried_out_is_not(cl_bench: C
     by_precision = {record.experiment.precision: record for record in records(Path("r"))}
     assert set(by_precision) == {"fp32", "bf16"}
     assert by_precision["bf16"].key != by_precision["fp32"].key
+    assert by_precision["bf16"].flops_per_image == by_precision["fp32"].flops_per_image
     assert by_precision["fp32"].environment["deterministic"] is True
     assert by_precision["bf16"].environment["compiled"] is False
     again = cl_bench(*run, "--precision", "fp32", "--no-compile")

@@ -8,7 +8,8 @@ back in fp32: heads, losses, statistics and optimisers know nothing of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal
@@ -52,9 +53,17 @@ def configure(model: nn.Module, execution: Execution) -> None:
             _STATES[module] = _State(execution)
 
 
-def execution_of(backbone: VisionTransformer) -> Execution:
-    """How a backbone is run."""
-    return _STATES.setdefault(backbone, _State()).execution
+@contextmanager
+def plainly(model: nn.Module) -> Iterator[None]:
+    """In this context the backbones inside a model are run eagerly in fp32, whole, with as many images as are given:
+    what operations are counted on."""
+    backbones = [module for module in model.modules() if isinstance(module, VisionTransformer)]
+    before = {backbone: _STATES[backbone] for backbone in backbones if backbone in _STATES}
+    configure(model, Execution())
+    try:
+        yield
+    finally:
+        _STATES.update(before)
 
 
 def cls_features(
