@@ -20,7 +20,7 @@ from cl_bench.data.samples import TaskImages, TrainingBatches, samples_of
 from cl_bench.experiment import Precision
 from cl_bench.method import Phase, Task
 from cl_bench.plan import PlannedRun
-from cl_bench.runner import Settings, set_up, stream_of
+from cl_bench.runner import Settings, set_up, strategy_of, stream_of
 from cl_bench.strategy import ContinualStrategy
 
 GROUPS = 5
@@ -109,15 +109,7 @@ def measure(
     execution = set_up(planned.experiment, device, settings)
     stream = stream_of(planned.experiment)
     method = planned.method
-    strategy = ContinualStrategy(
-        plugins=[method],
-        backbone=planned.backbone,
-        num_classes=len(stream.classes),
-        num_tasks=len(stream.tasks),
-        seed=planned.experiment.seed,
-        device=device,
-        execution=execution,
-    )
+    strategy = strategy_of(planned, stream, device, execution)
     experiences = list(stream.joint if method.trains_on == "stream" else stream.train)[: task + 1]
     phase: Phase | None = None
     for index, experience in enumerate(experiences):

@@ -320,16 +320,7 @@ def _begin(
 
     def fresh() -> tuple[ContinualStrategy, _Session]:
         session = _Session(planned, progress, checkpoint, every)
-        strategy = ContinualStrategy(
-            plugins=[planned.method, session],
-            backbone=planned.backbone,
-            num_classes=len(stream.classes),
-            num_tasks=len(stream.tasks),
-            seed=planned.experiment.seed,
-            device=device,
-            execution=execution,
-        )
-        return strategy, session
+        return strategy_of(planned, stream, device, execution, session), session
 
     strategy, session = fresh()
     try:
@@ -346,6 +337,21 @@ def _begin(
     except UnusableCheckpoint as error:
         progress.warn(f"a checkpoint cannot be used, so the run starts from its beginning: {error}")
         return *fresh(), None
+
+
+def strategy_of(
+    planned: PlannedRun, stream: TaskStream, device: torch.device, execution: Execution, *plugins: SupervisedPlugin
+) -> ContinualStrategy:
+    """The strategy of a run, with more plugins beside its method."""
+    return ContinualStrategy(
+        plugins=[planned.method, *plugins],
+        backbone=planned.backbone,
+        num_classes=len(stream.classes),
+        num_tasks=len(stream.tasks),
+        seed=planned.experiment.seed,
+        device=device,
+        execution=execution,
+    )
 
 
 def stream_of(experiment: Experiment) -> TaskStream:
