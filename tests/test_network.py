@@ -12,11 +12,17 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from cl_bench import plan, registry
+from cl_bench import streams
 from cl_bench.adapters import network
 from cl_bench.adapters.network import Execution, attention_inputs, cls_features, tokens
-from cl_bench.experiment import Limits
-from cl_bench.runner import Progress, Settings, execute
+from cl_bench.experiment import Limits, Transforms
+from cl_bench.method import Method
+from cl_bench.methods.coda import CODAPrompt
+from cl_bench.methods.inflora import InfLoRA
+from cl_bench.methods.sdlora import SDLoRA
+from cl_bench.runner import flops_of
+from cl_bench.strategy import ContinualStrategy
+from cl_bench.streams.build import build
 
 BF16 = Execution("bf16")
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -34,7 +40,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 def vit(**options: Any) -> VisionTransformer:
     torch.manual_seed(0)
     sizes = {"img_size": 16, "patch_size": 4, "in_chans": 3, "embed_dim": 48, "depth": 3, "num_heads": 3}
-    model = VisionTransformer(**sizes, num_classes=0, **options)
+    model = VisionTransformer(**(sizes | options), num_classes=0)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.15)
     return model.eval()
@@ -163,31 +169,45 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], int]]:
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("name", ["sdlora", "coda", "inflora"])
-def test_a_run_is_compiled_once_whatever_grows(name: str, graphs: Callable[[], int]) -> None:
+def trained(method: Method, execution: Execution, seed: int, after: Callable[[], None] = lambda: None) -> Any:
+    """A strategy that has learned three tasks with a small ViT, and its test stream."""
+    views = Transforms(size=32, crop_scale=(0.6, 1.0), mean=(0.5,), std=(0.5,))
+    limits = Limits(tasks=3, train_per_class=3, test_per_class=2)
+    stream = build(streams.find("icons-tune").source(), 10, f"permutation:{seed}", views, limits)
+    backbone = vit(img_size=32, patch_size=8, in_chans=1)
+    strategy = ContinualStrategy(
+        plugins=[method], backbone=backbone, num_classes=40, num_tasks=10, seed=seed, execution=execution
+    )
+    for experience in stream.train:
+        strategy.train(experience)
+        strategy.count_matrix(stream.test)
+        after()
+    return strategy, stream
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        SDLoRA(rank=2, epochs=2, batch_size=8),
+        InfLoRA(rank=2, epochs=2, batch_size=8),
+        CODAPrompt(blocks=2, components=20, epochs=2, batch_size=8),
+    ],
+    ids=lambda method: type(method).__name__,
+)
+def test_a_run_is_compiled_once_whatever_grows(method: Method, graphs: Callable[[], int]) -> None:
     """Directions, prompts, classes, a last batch that is not full: nothing makes a graph after the second task, and the
     next run of the method makes none."""
     after: list[int] = []
-
-    class Watch(Progress):
-        def stage(self, index: int, stages: int, accuracy: float, seconds: float) -> None:
-            after.append(graphs())
-
-    limits = Limits(tasks=3, train_per_class=3, test_per_class=2)
-    options = {"epochs": 2, "batch_size": 16}
     for seed in (0, 1):
-        (run,) = plan.plan([(registry.find(name), options)], [seed], precision="bf16", limits=limits)
-        execute(run, torch.device("cpu"), Watch(), settings=Settings(compiled=True))
+        trained(method, Execution("bf16", compiled=True), seed, lambda: after.append(graphs()))
     assert after[0] > 0 and len(set(after[1:])) == 1
 
 
 def test_compiled_passes_give_the_same(graphs: Callable[[], int]) -> None:
-    limits = Limits(tasks=2, train_per_class=5, test_per_class=5)
-    (run,) = plan.plan([(registry.find("dualprompt"), {"epochs": 1})], [0], limits=limits)
-    (record, eager), (same, compiled) = (
-        execute(run, torch.device("cpu"), Progress(), settings=Settings(compiled=compiled))
-        for compiled in (False, True)
-    )
+    """The same predictions and, as they are counted on a plain pass, operations."""
+    found = []
+    for execution in (Execution(), Execution(compiled=True)):
+        strategy, stream = trained(SDLoRA(rank=2, epochs=2, batch_size=8), execution, 0)
+        found.append((strategy.count_matrix(stream.test).predicted, flops_of(strategy, stream)))
     assert graphs() > 0
-    assert (eager["predicted"] == compiled["predicted"]).mean() > 0.98
-    assert record.flops_per_image == same.flops_per_image
+    assert (found[0][0] == found[1][0]).mean() > 0.95 and found[0][1] == found[1][1]
