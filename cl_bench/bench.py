@@ -20,7 +20,7 @@ from cl_bench.data.samples import TaskImages, TrainingBatches, samples_of
 from cl_bench.experiment import Precision
 from cl_bench.method import Phase, Task
 from cl_bench.plan import PlannedRun
-from cl_bench.runner import Settings, set_up, strategy_of, stream_of
+from cl_bench.runner import Settings, set_up, strategy_of, stream_of, wait
 from cl_bench.strategy import ContinualStrategy
 
 GROUPS = 5
@@ -80,7 +80,7 @@ def seconds(run: Callable[[], object], device: torch.device, steps: int) -> floa
         began = time.perf_counter()
         for _ in range(count):
             run()
-        _wait(device)
+        wait(device)
         return (time.perf_counter() - began) / count
 
     once = group(1)
@@ -122,7 +122,7 @@ def measure(
         run = training_step(strategy, phase, images, labels)
         began = time.perf_counter()
         run()
-        _wait(device)
+        wait(device)
         first = time.perf_counter() - began
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
@@ -223,8 +223,3 @@ def _flops(run: Callable[[], object]) -> float:
     with FlopCounterMode(display=False) as counter:
         run()
     return float(counter.get_total_flops())
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

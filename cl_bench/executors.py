@@ -99,10 +99,13 @@ class SideBySide:
 
 def _tell(shows: Sequence[Show], mailbox: Any) -> None:
     """Pass on what has arrived; wait a little where nothing has."""
+    wait = True
     try:
         while True:
-            number, kind, values = mailbox.get(timeout=0.1)
+            number, kind, values = mailbox.get(wait, 0.1)
             shows[number].tell(0, kind, *values)
+            # Busy runs would always have something more to tell in that time.
+            wait = False
     except queue.Empty:
         return
 

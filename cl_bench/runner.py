@@ -266,7 +266,7 @@ def execute(
         session.begin(position.seconds if position else 0.0, position.samples if position else 0)
         position = None
         strategy.train(experience, eval_streams=[])
-        _wait(device)
+        wait(device)
         trained = time.perf_counter()
         counts = strategy.count_matrix(stream.test, learned=stages[index][-1] + 1)
         session.add(counts, strategy, trained)
@@ -398,7 +398,7 @@ def _accuracy(counts: Counts) -> float:
     return sum(hits for hits, _ in pairs) / sum(total for _, total in pairs)
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
