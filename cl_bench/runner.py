@@ -90,10 +90,16 @@ class _Session(SupervisedPlugin):  # type: ignore[misc]
         every: minutes between two of them inside a task.
     """
 
-    def __init__(self, planned: PlannedRun, progress: Progress, path: Path | None, every: float) -> None:
+    def __init__(
+        self, planned: PlannedRun, device: torch.device, progress: Progress, path: Path | None, every: float
+    ) -> None:
         super().__init__()
         self.planned, self.progress, self.path, self.every = planned, progress, path, every
-        self.pristine = {f"backbone.{name}": t for name, t in backbones.weights(planned.backbone).items()}
+        # Compared on the device, ten times faster than on the host; to stay there they would take its memory.
+        self.pristine = {
+            f"backbone.{name}": tensor.pin_memory() if device.type == "cuda" else tensor
+            for name, tensor in backbones.weights(planned.backbone).items()
+        }
         self.stages: list[Stage] = []
         self.arrays: dict[str, list[NDArray[np.int16]]] = {"predicted": [], "predicted_task_aware": []}
         self.fixed: dict[str, NDArray[np.int16]] = {}
@@ -185,7 +191,8 @@ class _Session(SupervisedPlugin):  # type: ignore[misc]
         """The state of the model without weights that are still the pre-trained ones."""
 
         def same(name: str, tensor: torch.Tensor) -> bool:
-            return name in self.pristine and torch.equal(tensor.detach().cpu(), self.pristine[name])
+            pristine = self.pristine.get(name)
+            return pristine is not None and torch.equal(tensor, pristine.to(tensor.device, non_blocking=True))
 
         return {name: t for name, t in strategy.model.state_dict().items() if not same(name, t)}
 
@@ -319,7 +326,7 @@ def _begin(
     used, the user is told."""
 
     def fresh() -> tuple[ContinualStrategy, _Session]:
-        session = _Session(planned, progress, checkpoint, every)
+        session = _Session(planned, device, progress, checkpoint, every)
         return strategy_of(planned, stream, device, execution, session), session
 
     strategy, session = fresh()

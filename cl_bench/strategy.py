@@ -392,13 +392,15 @@ class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
             own[index, part.labels.unique().to(self.device)] = True
         seen = self._mask(self.seen)
         order = permutation(("evaluation",), len(label))
+        # All that the loop needs travels before it: a copy in between would make it wait.
+        tasks = task[torch.from_numpy(order)].to(self.device).split(self.eval_mb_size)
+        views = images.views(order, None, self.device, self.eval_mb_size)
         predicted, task_aware = [], []
         model = self.predictor() if model is None else model
-        for chunk in _chunks(order, self.eval_mb_size):
-            logits = self._predict(model, images.view(chunk, None, self.device), chunk.tobytes()).float()
-            tasks = task[torch.from_numpy(chunk)].to(self.device)
+        for chunk, view, of in zip(_chunks(order, self.eval_mb_size), views, tasks, strict=True):
+            logits = self._predict(model, view, chunk.tobytes()).float()
             predicted.append(logits.masked_fill(~seen, float("-inf")).argmax(1))
-            task_aware.append(logits.masked_fill(~own[tasks], float("-inf")).argmax(1))
+            task_aware.append(logits.masked_fill(~own[of], float("-inf")).argmax(1))
         self.model.train()
         inverse = torch.from_numpy(np.argsort(order))
         prediction = torch.cat(predicted).cpu()[inverse]

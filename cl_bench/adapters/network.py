@@ -179,9 +179,9 @@ def _passed(
         # Views of parameters would still ask for gradients.
         into = _each(into, Tensor.detach)
         if execution.compiled:
-            # In training all batches have one size; here the last is smaller.
+            # In training all batches have one size and layout; here the last is smaller.
             more = state.batch(size) - size
-            images = _filled(images, more)
+            images = _filled(images.contiguous(), more)
             into = (*_each(into[:2], lambda rows: _filled(rows, more)), into[2])
     run = _compiled() if execution.compiled else _run
     result = run(_Pass(backbone, output), given, execution.dtype, images, *into)

@@ -34,6 +34,8 @@ _SIDES = 256
 """Sides of decoded images are rounded up to multiples of this."""
 _AHEAD = 2
 """Batches that are made ready while the device works."""
+_READERS = 4
+"""Threads that read files."""
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -148,13 +150,25 @@ def _ahead(work: Callable[[T], R], items: Iterable[T], device: torch.device) -> 
 
 def _read(images: ImageFiles, ids: NDArray[np.int64]) -> list[tuple[Path, Tensor]]:
     """Each file with its bytes [n], if the device can decode them, otherwise with its pixels [H, W, 3]."""
+    paths = [images.paths[i] for i in ids.tolist()]
 
-    def work(path: Path) -> tuple[Path, Tensor]:
-        content = _plain_jpeg(path)
-        return path, torch.from_numpy(decode(path) if content is None else content)
+    def coded(part: list[Path]) -> list[NDArray[np.uint8] | None]:
+        return [_plain_jpeg(path) for path in part]
 
+    # A few long pieces of work: reading is mostly Python, and a thread for each file takes five times as long.
+    with ThreadPoolExecutor(_READERS) as pool:
+        contents = [each for part in pool.map(coded, _parts(paths, _READERS)) for each in part]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(work, (images.paths[i] for i in ids.tolist())))
+        pixels = pool.map(decode, (path for path, content in zip(paths, contents, strict=True) if content is None))
+        return [
+            (path, torch.from_numpy(next(pixels) if content is None else content))
+            for path, content in zip(paths, contents, strict=True)
+        ]
+
+
+def _parts(items: list[T], count: int) -> list[list[T]]:
+    """So many parts of a list, of about one length."""
+    return [items[len(items) * i // count : len(items) * (i + 1) // count] for i in range(count)]
 
 
 def _plain_jpeg(path: Path) -> NDArray[np.uint8] | None:
