@@ -27,13 +27,20 @@ if TYPE_CHECKING:
 
 
 class ImageFiles:
-    """Image files as an array of images, each in its own size: decoded when they are read, never kept."""
+    """Image files as an array of images, each in its own size: decoded when they are read, never kept.
+
+    Attributes:
+        paths: of the files.
+        jpeg: int8 [N], for whoever decodes the files himself: 1 for a JPEG file that a GPU can decode, -1 for another
+            file, 0 for one that has not been looked at.
+    """
 
     dtype = np.dtype(np.uint8)
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = tuple(paths)
         self.shape = (len(self.paths),)
+        self.jpeg = np.zeros(len(self.paths), dtype=np.int8)
 
     def __len__(self) -> int:
         return len(self.paths)

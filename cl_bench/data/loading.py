@@ -34,8 +34,8 @@ _SIDES = 256
 """Sides of decoded images are rounded up to multiples of this."""
 _AHEAD = 2
 """Batches that are made ready while the device works."""
-_READERS = 4
-"""Threads that read files."""
+_TAIL = 1024
+"""Bytes at the end of a file in which a JPEG image must end: some programs fill files up with zeros."""
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -150,39 +150,38 @@ def _ahead(work: Callable[[T], R], items: Iterable[T], device: torch.device) -> 
 
 def _read(images: ImageFiles, ids: NDArray[np.int64]) -> list[tuple[Path, Tensor]]:
     """Each file with its bytes [n], if the device can decode them, otherwise with its pixels [H, W, 3]."""
+    # One after the other: reading is mostly Python, and takes two to five times as long in threads.
+    contents = [_jpeg(images, i) for i in ids.tolist()]
     paths = [images.paths[i] for i in ids.tolist()]
-
-    def coded(part: list[Path]) -> list[NDArray[np.uint8] | None]:
-        return [_plain_jpeg(path) for path in part]
-
-    # A few long pieces of work: reading is mostly Python, and a thread for each file takes five times as long.
-    with ThreadPoolExecutor(_READERS) as pool:
-        contents = [each for part in pool.map(coded, _parts(paths, _READERS)) for each in part]
+    others = [path for path, content in zip(paths, contents, strict=True) if content is None]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        pixels = pool.map(decode, (path for path, content in zip(paths, contents, strict=True) if content is None))
+        pixels = pool.map(decode, others)
         return [
             (path, torch.from_numpy(next(pixels) if content is None else content))
             for path, content in zip(paths, contents, strict=True)
         ]
 
 
-def _parts(items: list[T], count: int) -> list[list[T]]:
-    """So many parts of a list, of about one length."""
-    return [items[len(items) * i // count : len(items) * (i + 1) // count] for i in range(count)]
-
-
-def _plain_jpeg(path: Path) -> NDArray[np.uint8] | None:
-    """The bytes of a JPEG file of 8 bits in grey or in the usual three channels; None of any other file."""
+def _jpeg(images: ImageFiles, i: int) -> NDArray[np.uint8] | None:
+    """The bytes of a whole JPEG file that a GPU can decode; None of any other file."""
+    if images.jpeg[i] < 0:
+        return None
     try:
-        content = path.read_bytes()
-        with Image.open(io.BytesIO(content)) as image:
-            plain = image.format == "JPEG" and image.mode in ("L", "RGB") and image.info.get("adobe_transform", 1) == 1
+        content = bytearray(images.paths[i].read_bytes())
+        if not images.jpeg[i]:
+            images.jpeg[i] = 1 if _plain(content) else -1
     except Exception:
         # Pillow raises what its decoders raise; `decode` says what is wrong.
         return None
     # The GPU's decoder takes half a file without a word.
-    whole = content.rstrip(b"\0").endswith(b"\xff\xd9")
-    return np.frombuffer(bytearray(content), np.uint8) if plain and whole else None
+    whole = content[-_TAIL:].rstrip(b"\0").endswith(b"\xff\xd9")
+    return np.frombuffer(content, np.uint8) if images.jpeg[i] > 0 and whole else None
+
+
+def _plain(content: bytearray) -> bool:
+    """Whether it is a JPEG file of 8 bits in grey or in the usual three channels."""
+    with Image.open(io.BytesIO(content)) as image:
+        return image.format == "JPEG" and image.mode in ("L", "RGB") and image.info.get("adobe_transform", 1) == 1
 
 
 def _decoded(found: list[tuple[Path, Tensor]], device: torch.device) -> Packed:
