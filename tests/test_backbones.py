@@ -42,7 +42,7 @@ TAGGED = "test_vit.r160_in1k"
 """A ViT of 0.4 M parameters that timm keeps for tests."""
 
 
-# --- the embedded backbone -------------------------------------------------------------------------------------
+# --- embedded backbones ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +59,21 @@ def test_its_classes_and_the_streams_are_disjoint(card: dict[str, Any]) -> None:
     assert trained_on == set(icons.load("pretrain")[2])
 
 
-def test_card_belongs_to_the_weights_and_the_data(card: dict[str, Any]) -> None:
-    content = (ASSETS / card["weights"]["file"]).read_bytes()
-    assert hashlib.sha256(content).hexdigest() == card["weights"]["file_sha256"]
-    assert len(content) <= 11 * 2**20
-    assert card["weights"]["weights_hash"] == backbones.find(NAME).weights
+@pytest.mark.parametrize("name", backbones.names())
+def test_card_belongs_to_the_weights_and_to_what_is_said_of_them(name: str) -> None:
+    told, found = json.loads((ASSETS / f"{name}.json").read_text()), backbones.find(name)
+    content = (ASSETS / told["weights"]["file"]).read_bytes()
+    assert hashlib.sha256(content).hexdigest() == told["weights"]["file_sha256"]
+    assert len(content) <= told["recipe"]["run"].get("max_mib", 11) * 2**20
+    assert told["weights"]["weights_hash"] == found.weights
+    model, data = told["recipe"]["model"], told["recipe"]["data"]
+    options = {key: model[key] for key in ("img_size", "patch_size", "in_chans")} | model["kwargs"]
+    assert (found.architecture, {"in_chans": 3, **found.options}) == (model["arch"], options)
+    assert (found.size, found.channels) == (model["img_size"], model["in_chans"])
+    assert (list(found.mean), list(found.std)) == (data["mean"], data["std"])
+
+
+def test_card_belongs_to_the_icons(card: dict[str, Any]) -> None:
     assert card["data"]["sha256"] == icons.SHA256
 
 

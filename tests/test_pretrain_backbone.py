@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import io
 import json
 import lzma
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -18,7 +15,8 @@ import timm
 import torch
 from safetensors.torch import load_file
 
-TOOLS = Path(__file__).parents[1] / "tools"
+from tests.scripts import TOOLS, load_tool
+
 RECIPE = TOOLS / "recipes" / "icons.toml"
 SMALL = [
     "name=tiny.test",
@@ -32,18 +30,7 @@ SMALL = [
 CLASSES = {0: ["anchor", "bell", "cat"], 1: ["door", "eye"], 2: ["flag", "gift", "hat", "ink"]}
 
 
-def load_tool() -> ModuleType:
-    """Import the script, which is not part of the package."""
-    spec = importlib.util.spec_from_file_location("pretrain_backbone", TOOLS / "pretrain_backbone.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-tool = load_tool()
+tool = load_tool("pretrain_backbone")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -160,6 +147,60 @@ def test_resume_gives_the_same_weights(trained: Path, data: Path, tmp_path: Path
         pretrain(data, tmp_path, "--resume", "--seed", "1")
 
 
+def test_probe_of_weights_trained_on_a_file_without_the_probe_part(trained: Path, data: Path, tmp_path: Path) -> None:
+    """The training part alone gives the same weights, and the whole file fills the card from weights and card only."""
+    alone = tmp_path / "alone.npz"
+    with np.load(io.BytesIO(lzma.decompress(data.read_bytes()))) as arrays:
+        rows, classes = arrays["part"] == 2, arrays["class_part"] == 2
+        kept = {name: arrays[name][classes if name in ("classes", "class_part") else rows] for name in arrays.files}
+        np.savez(alone, **kept)
+    out = tmp_path / "out"
+    pretrain(alone, out, "--skip-probe")
+    assert (out / "tiny.test.safetensors").read_bytes() == (trained / "tiny.test.safetensors").read_bytes()
+    (out / "checkpoint.safetensors").unlink()
+    pretrain(data, out, "--probe")
+    card, whole = (json.loads((folder / "tiny.test.json").read_text()) for folder in (out, trained))
+    assert card["probes"] == whole["probes"]
+    assert card["data"]["file"] == "alone.npz"
+    assert "nearest class mean" in (out / "tiny.test.md").read_text()
+    with pytest.raises(ValueError, match="another recipe"):
+        pretrain(data, out, "--probe", "--set", "optim.lr=1e-4")
+    with (out / "tiny.test.safetensors").open("r+b") as weights:
+        weights.seek(-8, io.SEEK_END)
+        weights.write(b"damaged.")
+    with pytest.raises(ValueError, match="weights of its card"):
+        pretrain(data, out, "--probe")
+
+
+def test_fit_prints_epochs_and_writes_nothing(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last line is an override of the recipe; more time gives more epochs."""
+    monkeypatch.setattr(tool, "FIT_SECONDS", 0.1)
+    counts = []
+    for seconds in ("100", "1000"):
+        pretrain(data, tmp_path / "out", "--fit", seconds)
+        last = capsys.readouterr().out.splitlines()[-1]
+        counts.append(tool.load_recipe(RECIPE, [last]).optim.epochs)
+    assert 1 < counts[0] < counts[1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_larger_than_the_recipe_permits(data: Path, tmp_path: Path) -> None:
+    """The limit is a field of the recipe."""
+    with pytest.raises(ValueError, match="max_mib"):
+        pretrain(data, tmp_path, "--set", "run.max_mib=0.01")
+
+
+def test_recipes_of_the_repository() -> None:
+    """Every recipe is valid, and the model that it describes has the size that it permits."""
+    for path in sorted((TOOLS / "recipes").glob("*.toml")):
+        recipe = tool.load_recipe(path)
+        assert recipe.name == path.stem or recipe.name.endswith(f".{path.stem}")
+        state = tool.create_model(recipe.model, 0, 0).state_dict()
+        assert 2 * sum(tensor.numel() for tensor in state.values()) < recipe.run.max_mib * 2**20
+
+
 def test_recipe_errors() -> None:
     """Misspelt fields and wrong types are reported, not ignored."""
     for override, message in (
@@ -191,7 +232,8 @@ def test_augmentation(channels: int) -> None:
     augment = tool.build(
         tool.AugmentRecipe,
         {**vars(tool.load_recipe(RECIPE).augment), "scale": [0.7, 1.2], "contrast": [0.5, 1.0]}
-        | {"erase_area": [0.05, 0.2], "saturation": [0.5, 1.5], "brightness": 0.1},
+        | {"erase_area": [0.05, 0.2], "saturation": [0.5, 1.5], "brightness": 0.1}
+        | {"crop": [0.3, 1.0], "hue": 20.0, "grey_prob": 0.2, "solarise_prob": 0.2},
     )
     device = torch.device("cpu")
     pixels = torch.zeros(32, channels, 32, 32, dtype=torch.uint8)
@@ -210,11 +252,49 @@ def test_augmentation(channels: int) -> None:
     assert torch.equal(first, run())
 
 
+def augmented(pixels: torch.Tensor, **fields: object) -> torch.Tensor:
+    """Return uint8 images as a recipe with these fields augments them."""
+    recipe = tool.AugmentRecipe(**fields)
+    result: torch.Tensor = tool.Augmenter(recipe, torch.device("cpu"), torch.Generator().manual_seed(0))(pixels)
+    return result
+
+
 def test_no_augmentation_is_identity() -> None:
     """With all strengths at their defaults, images are only scaled to 0..1."""
     pixels = torch.randint(0, 256, (4, 1, 32, 32), dtype=torch.uint8)
-    augment = tool.Augmenter(tool.AugmentRecipe(), torch.device("cpu"), torch.Generator())
-    torch.testing.assert_close(augment(pixels), pixels / 255, atol=1e-4, rtol=0)
+    torch.testing.assert_close(augmented(pixels), pixels / 255, atol=1e-4, rtol=0)
+
+
+def test_crops_lie_inside_the_image() -> None:
+    """A crop shows a window of the given area and shape, never what lies outside the image."""
+    # The first channel is the column, the second the row, as far as a byte holds them.
+    ramp = torch.arange(32, dtype=torch.uint8) * 7 + 16
+    pixels = torch.stack([ramp.expand(32, 32), ramp[:, None].expand(32, 32)]).expand(256, 2, 32, 32)
+    x = augmented(pixels, crop=[0.25, 0.5], aspect=1.5, padding="zeros") * 255
+    assert x[:, :, 1:-1, 1:-1].min() >= 16 - 1e-2
+    assert x.max() <= ramp.max() + 1e-2
+    # Slopes in the middle of the crop are its sides as shares of those of the image.
+    width = (x[:, 0, 16, 20] - x[:, 0, 16, 12]) / (8 * 7)
+    height = (x[:, 1, 20, 16] - x[:, 1, 12, 16]) / (8 * 7)
+    assert (width * height).min() == pytest.approx(0.25, abs=0.01)
+    assert (width * height).max() == pytest.approx(0.5, abs=0.01)
+    assert (width / height).max() == pytest.approx(1.5, abs=0.03)
+    assert (width / height).min() == pytest.approx(1 / 1.5, abs=0.03)
+    middle = x[:, 0, 16, 15:17].mean(1)
+    assert middle.min() < 90
+    assert middle.max() > 165
+
+
+def test_colours() -> None:
+    """A rotation of the hue keeps brightness and distance from grey, grey images have no colour, light is inverted."""
+    pixels = torch.randint(96, 160, (64, 3, 8, 8), dtype=torch.uint8)
+    plain, turned = pixels / 255, augmented(pixels, hue=90.0)
+    assert not torch.allclose(plain, turned, atol=0.05)
+    torch.testing.assert_close(turned.mean(1), plain.mean(1))
+    torch.testing.assert_close(turned.std(1), plain.std(1), atol=1e-4, rtol=0)
+    grey = augmented(pixels, grey_prob=1.0)
+    torch.testing.assert_close(grey, plain.mean(1, keepdim=True).expand_as(plain))
+    torch.testing.assert_close(augmented(pixels, solarise_prob=1.0), plain.minimum(1 - plain))
 
 
 def test_mixing() -> None:

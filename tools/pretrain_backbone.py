@@ -15,7 +15,9 @@ All images live on the device as uint8 and are augmented there, a batch at a tim
 held-out images of the training part are looked at. The probe part (the benchmark's own stream) is opened
 once, after the last epoch, to fill the model card; `--skip-probe` leaves even that out, and
 `--set data.probe_part=1` probes the tuning stream instead, which is what to use when comparing recipes.
-A finished run can be probed later with `--resume`.
+A finished run can be probed later with `--resume`, or with `--probe`, which needs only the weights and the card, and
+takes a data file with more parts than that of the training. `--fit SECONDS` trains for a while, says how fast that
+went and how many epochs fit into that time, and writes nothing.
 
 Files written to the output folder:
 
@@ -53,10 +55,10 @@ from torch import Tensor, nn
 from cl_bench.backbones import weights_hash
 from cl_bench.files import write_atomically
 
-MAX_BYTES = 11 * 2**20
-"""Largest permitted size of the weights file, in bytes."""
 EVAL_BATCH = 1024
 """Images per forward pass outside training."""
+FIT_SECONDS = 10.0
+"""Shortest time that --fit trains for, after a first epoch."""
 ARRAYS = ("images", "label", "part", "split", "classes", "class_part")
 # Penalties tried by the probes, the linear ones from the strongest to the weakest.
 RIDGE_GRID = tuple(10.0**k for k in range(-3, 6))
@@ -78,6 +80,8 @@ class DataRecipe:
     """Description of the data for the model card."""
     licence: str = ""
     """Licence note of the data for the model card."""
+    notes: tuple[str, ...] = ()
+    """Further sentences on the data for the model card."""
     train_part: int = 2
     probe_part: int = 0
     """Part probed once after training; negative for none."""
@@ -144,6 +148,9 @@ class AugmentRecipe:
     """Largest ratio between the magnifications of width and height."""
     shear: float = 0.0
     """Largest horizontal shift per unit of height."""
+    crop: tuple[float, float] = (1.0, 1.0)
+    """Range of the share of an image's area that is cut out and resized to the whole, from anywhere inside the image;
+    `aspect` is that of the cut, and `scale` is applied after it."""
     translate: float = 0.0
     """Largest shift as a fraction of the side."""
     flip_prob: float = 0.0
@@ -159,6 +166,12 @@ class AugmentRecipe:
     """Largest offset, of either sign."""
     saturation: tuple[float, float] = (1.0, 1.0)
     """Range of the factor on the distance from grey; colour images only."""
+    hue: float = 0.0
+    """Largest rotation of the colours around the grey axis, in degrees; colour images only."""
+    grey_prob: float = 0.0
+    """Share of images whose colours are taken away; colour images only."""
+    solarise_prob: float = 0.0
+    """Share of images whose pixels above the middle are inverted."""
     invert_prob: float = 0.0
     noise: float = 0.0
     """Largest standard deviation of pixel noise."""
@@ -188,6 +201,8 @@ class RunRecipe:
     """bfloat16 autocast, on CUDA only."""
     deterministic: bool = True
     """Ask torch for deterministic kernels where they exist."""
+    max_mib: float = 11.0
+    """Largest permitted size of the weights file, in MiB."""
 
 
 @dataclass(frozen=True)
@@ -298,7 +313,7 @@ class Part:
     train: Images
     heldout: Images
     sha256: str
-    """Digest of the data file."""
+    """Digest of these images and classes, whatever else is in the data file."""
 
 
 class DataFile:
@@ -317,15 +332,19 @@ class DataFile:
         arrays = self._arrays
         classes = [str(name) for name in arrays["classes"][arrays["class_part"] == index]]
         splits = []
+        digest = hashlib.sha256("\n".join(classes).encode())
         for split in (0, 1):
             rows = np.flatnonzero((arrays["part"] == index) & (arrays["split"] == split))
             labels = arrays["label"][rows].astype(np.int64)
             if not len(rows) or labels.min() < 0 or labels.max() >= len(classes):
                 raise ValueError(f"{self.name}: part {index}, split {split} is empty or has labels out of range")
-            pixels = torch.from_numpy(arrays["images"][rows])
+            chosen = arrays["images"][rows]
+            digest.update(repr(chosen.shape).encode() + labels.astype("<i8").tobytes())
+            digest.update(chosen)
+            pixels = torch.from_numpy(chosen)
             pixels = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
             splits.append(Images(pixels.to(device), torch.from_numpy(labels).to(device)))
-        return Part(classes, splits[0], splits[1], self.sha256)
+        return Part(classes, splits[0], splits[1], digest.hexdigest())
 
 
 class Normaliser:
@@ -419,10 +438,16 @@ class Augmenter:
         shear = draw(-r.shear, r.shear)
         mirror = torch.where(draw(0, 1) < r.flip_prob, -1.0, 1.0)
         cos, sin = angle.cos(), angle.sin()
-        inverse_x, inverse_y = mirror / (size * stretch), stretch / size
+        shift_x, shift_y = draw(-2, 2) * r.translate, draw(-2, 2) * r.translate
+        width, height = 1 / stretch, stretch
+        if r.crop != (1.0, 1.0):
+            side = draw(*r.crop).sqrt()
+            width, height = (side * width).clamp_max(1), (side * height).clamp_max(1)
+            shift_x, shift_y = shift_x + draw(-1, 1) * (1 - width), shift_y + draw(-1, 1) * (1 - height)
+        inverse_x, inverse_y = mirror * width / size, height / size
         rows = [
-            torch.stack([cos * inverse_x, (cos * shear - sin) * inverse_y, draw(-2, 2) * r.translate], 1),
-            torch.stack([sin * inverse_x, (sin * shear + cos) * inverse_y, draw(-2, 2) * r.translate], 1),
+            torch.stack([cos * inverse_x, (cos * shear - sin) * inverse_y, shift_x], 1),
+            torch.stack([sin * inverse_x, (sin * shear + cos) * inverse_y, shift_y], 1),
         ]
         grid = F.affine_grid(torch.stack(rows, 1), list(x.shape), align_corners=False)
         if r.elastic:
@@ -442,15 +467,30 @@ class Augmenter:
         return torch.lerp(x, padded, amount)
 
     def _colour(self, x: Tensor) -> Tensor:
-        r = self._recipe
-        if x.shape[1] == 3 and r.saturation != (1.0, 1.0):
+        r, coloured = self._recipe, x.shape[1] == 3
+        if coloured and r.hue:
+            x = self._rotate_hue(x)
+        if coloured and r.saturation != (1.0, 1.0):
             grey = x.mean(1, keepdim=True)
             x = grey + (x - grey) * self._per_image(x, *r.saturation)
+        if coloured and r.grey_prob:
+            x = torch.where(self._per_image(x) < r.grey_prob, x.mean(1, keepdim=True), x)
         if r.contrast != (1.0, 1.0):
             x = x * self._per_image(x, *r.contrast)
         if r.brightness:
             x = x + self._per_image(x, -r.brightness, r.brightness)
+        if r.solarise_prob:
+            chosen = (self._per_image(x) < r.solarise_prob) & (x > 0.5)
+            x = torch.where(chosen, 1 - x, x)
         return x
+
+    def _rotate_hue(self, x: Tensor) -> Tensor:
+        """Rotate every image's colours around the grey axis by a random angle (Rodrigues' formula)."""
+        limit = self._recipe.hue * (math.pi / 180)
+        angle = self._per_image(x, -limit, limit)
+        grey = x.mean(1, keepdim=True)
+        across = (x.roll(-1, 1) - x.roll(1, 1)) / math.sqrt(3.0)
+        return grey + (x - grey) * angle.cos() + across * angle.sin()
 
     def _erased_area(self, x: Tensor) -> Tensor:
         r = self._recipe
@@ -663,7 +703,7 @@ class Trainer:
         recipe = as_json(self.recipe)
         kept = {key: recipe[key] for key in ("seed", "model", "optim", "augment")}
         kept |= {f"data.{key}": recipe["data"][key] for key in ("train_part", "mean", "std")}
-        return {**kept, "data file": self.part.sha256}
+        return {**kept, "training images": self.part.sha256}
 
     def save(self, folder: Path) -> None:
         """Write the checkpoint; an interrupted write leaves the previous one intact."""
@@ -743,6 +783,40 @@ def train(trainer: Trainer, folder: Path, stop_after: int | None) -> bool:
             trainer.seconds, mark = trainer.seconds + now - mark, now
             trainer.save(folder)
     return trainer.epoch == epochs
+
+
+def fit_lines(trainer: Trainer, budget: float, start: float) -> Iterator[str]:
+    """Train on for a while; yield its speed, and as the last line how many epochs fit, as an override of a recipe.
+
+    Args:
+        budget: seconds, reading the data and compiling included.
+        start: when the tool began to read the data, as `time.perf_counter` had it.
+    """
+    recipe = trainer.recipe
+
+    def timed(work: Callable[[], Any]) -> float:
+        begin = time.perf_counter()
+        work()
+        if trainer.device.type == "cuda":
+            torch.cuda.synchronize(trainer.device)
+        return time.perf_counter() - begin
+
+    timed(trainer.run_epoch)
+    timed(trainer.heldout_accuracy)
+    startup = time.perf_counter() - start
+    epochs = [timed(trainer.run_epoch)]
+    while sum(epochs) < FIT_SECONDS:
+        epochs.append(timed(trainer.run_epoch))
+    evaluation = timed(trainer.heldout_accuracy)
+    each = sum(epochs) / len(epochs) + (evaluation / recipe.run.eval_every if recipe.run.eval_every else 0.0)
+    # At the end come the cards, for which all images are evaluated once more.
+    ending = evaluation * (2 + len(trainer.part.train) / len(trainer.part.heldout))
+    count = max(1, int((budget - startup - ending) / each))
+    speed = trainer.steps * recipe.optim.batch_size * len(epochs) / sum(epochs)
+    yield f"{speed:.0f} images/s, {each:.2f} s per epoch; {startup:.0f} s to start, {ending:.0f} s to end"
+    if trainer.device.type == "cuda":
+        yield f"{torch.cuda.max_memory_allocated(trainer.device) / 2**30:.1f} GiB of GPU memory"
+    yield f"optim.epochs={count}"
 
 
 # --- Probes -----------------------------------------------------------------------------------------------
@@ -846,13 +920,17 @@ def probe(state: Mapping[str, Tensor], recipe: Recipe, part: Part, device: torch
 
 
 def write_outputs(trainer: Trainer, data: DataFile, folder: Path, skip_probe: bool) -> dict[str, Any]:
-    """Write weights and model cards; return the machine-readable card."""
+    """Write weights and model cards; return the machine-readable card.
+
+    Raises:
+        ValueError: the weights file would be larger than the recipe permits.
+    """
     recipe, part, device = trainer.recipe, trainer.part, trainer.device
     state = trainer.result()
     # One metadata entry only: safetensors does not keep several in a stable order.
     content = safetensors.torch.save(state, {"format": "pt"})
-    if len(content) > MAX_BYTES:
-        raise ValueError(f"the weights take {len(content)} bytes, more than the permitted {MAX_BYTES}")
+    if len(content) > recipe.run.max_mib * 2**20:
+        raise ValueError(f"the weights take {len(content)} bytes, more than run.max_mib = {recipe.run.max_mib} permits")
     weights = folder / f"{recipe.name}.safetensors"
     write_atomically(weights, content)
 
@@ -892,18 +970,48 @@ def write_outputs(trainer: Trainer, data: DataFile, folder: Path, skip_probe: bo
         "class_names": part.classes,
     }
     if recipe.data.probe_part >= 0 and not skip_probe:
-        probed = data.part(recipe.data.probe_part, device)
-        card["probes"] = {
-            "part": recipe.data.probe_part,
-            "name": recipe.data.probe_name,
-            "classes": len(probed.classes),
-            "train_images": len(probed.train),
-            "test_images": len(probed.heldout),
-            **probe(state, recipe, probed, device),
-        }
+        card["probes"] = probe_report(state, recipe, data, device)
+    write_cards(card, recipe, folder)
+    return card
+
+
+def probe_report(state: Mapping[str, Tensor], recipe: Recipe, data: DataFile, device: torch.device) -> dict[str, Any]:
+    """Open the probe part of the data file and return what the card says about it."""
+    probed = data.part(recipe.data.probe_part, device)
+    return {
+        "part": recipe.data.probe_part,
+        "name": recipe.data.probe_name,
+        "file": data.name,
+        "sha256": data.sha256,
+        "classes": len(probed.classes),
+        "train_images": len(probed.train),
+        "test_images": len(probed.heldout),
+        **probe(state, recipe, probed, device),
+    }
+
+
+def probe_outputs(recipe: Recipe, data: DataFile, folder: Path, device: torch.device) -> dict[str, Any]:
+    """Probe the weights that lie in the output folder and write the cards anew; return the machine-readable card.
+
+    Raises:
+        ValueError: the card is of another recipe, or the weights are not those of the card.
+    """
+    card = json.loads((folder / f"{recipe.name}.json").read_text(encoding="utf-8"))
+    current = as_json(recipe)
+    if changed := [key for key in ("seed", "model", "optim", "augment") if card["recipe"][key] != current[key]]:
+        raise ValueError(f"the card belongs to another recipe; different: {', '.join(changed)}")
+    state = safetensors.torch.load_file(folder / card["weights"]["file"])
+    if weights_hash(state) != card["weights"]["weights_hash"]:
+        raise ValueError(f"{card['weights']['file']} does not hold the weights of its card")
+    card["probes"] = probe_report(state, recipe, data, device)
+    write_cards(card, recipe, folder)
+    return card
+
+
+def write_cards(card: Mapping[str, Any], recipe: Recipe, folder: Path) -> None:
+    """Write both model cards."""
     write_atomically(folder / f"{recipe.name}.json", (json.dumps(card, indent=2) + "\n").encode())
     write_atomically(folder / f"{recipe.name}.md", "\n".join(card_lines(card, recipe)).encode())
-    return card
 
 
 def card_lines(card: Mapping[str, Any], recipe: Recipe) -> Iterator[str]:
@@ -939,6 +1047,7 @@ def card_lines(card: Mapping[str, Any], recipe: Recipe) -> Iterator[str]:
     yield f"- {data['heldout_images']:,} held-out images of the same classes: {recipe.data.heldout_name}"
     if recipe.data.licence:
         yield f"- licence: {recipe.data.licence}"
+    yield from (f"- {note}" for note in recipe.data.notes)
     yield ""
     yield "## Accuracy"
     yield ""
@@ -959,7 +1068,8 @@ def card_lines(card: Mapping[str, Any], recipe: Recipe) -> Iterator[str]:
         yield ""
         yield (
             f"{probes['classes']} classes, none of them a training class; {probes['train_images']:,} "
-            f"training and {probes['test_images']:,} test images; evaluated once, after training. The random "
+            f"training and {probes['test_images']:,} test images (`{probes['file']}`, SHA-256 `{probes['sha256']}`); "
+            "evaluated once, after training. The random "
             "initialisation has the same seed as training. The penalties of the linear and ridge probes were "
             "chosen on a fifth of the training images."
         )
@@ -1026,6 +1136,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoint, if there is one")
     parser.add_argument("--stop-after", type=int, metavar="EPOCH", help="stop early, leaving a checkpoint")
     parser.add_argument("--skip-probe", action="store_true", help="do not touch the probe part")
+    parser.add_argument("--probe", action="store_true", help="only probe the finished weights in the output folder")
+    parser.add_argument(
+        "--fit",
+        type=float,
+        metavar="SECONDS",
+        help="only measure how many epochs fit into this time; the last line printed is for --set",
+    )
     return parser.parse_args(argv)
 
 
@@ -1042,13 +1159,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
+    start = time.perf_counter()
     data = DataFile(Path(recipe.data.file))
+    if arguments.probe:
+        card = probe_outputs(recipe, data, arguments.out, device)
+        print(json.dumps(card["probes"], indent=2))
+        return 0
     part = data.part(recipe.data.train_part, device)
     wanted = (recipe.model.in_chans, recipe.model.img_size, recipe.model.img_size)
     if tuple(part.train.pixels.shape[1:]) != wanted:
         raise ValueError(f"images are {tuple(part.train.pixels.shape[1:])}, but the model takes {wanted}")
-    arguments.out.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(recipe, part, device, compile_mode)
+    if arguments.fit is not None:
+        print(*fit_lines(trainer, arguments.fit, start), sep="\n")
+        return 0
+    arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.resume and (arguments.out / "checkpoint.safetensors").exists():
         trainer.load(arguments.out)
         print(f"resuming after epoch {trainer.epoch}")
