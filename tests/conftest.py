@@ -20,6 +20,19 @@ TRIAL = ["--limit-tasks", "2", "--limit-train", "3", "--limit-test", "2"]
 """Cuts a run down to about a second."""
 
 
+LONGEST = (
+    "test_strategy.py", "test_audit.py", "test_resume.py", "test_ray.py", "test_tune.py", "test_scenarios.py",
+    "test_cli.py", "test_page.py", "test_speed_options.py", "test_methods.py", "test_backbones.py", "test_charts.py",
+)  # fmt: skip
+"""Files that take the longest, from the first on."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first: with one file at a time and process, none is left alone with a long one at the end."""
+    rank = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a command left behind: exit code and both streams."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.factories import record, write
 from tests.test_cli import RUNS, TRIAL, Cli, assert_refused
 
-METHODS = "simplecil,linear[epochs=1,align=true]"
+METHODS = "simplecil,linear[epochs=1,align=true,align_epochs=1]"
 
 
 def keys() -> list[str]:
