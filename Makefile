@@ -8,9 +8,10 @@ demo: .venv/demo
 	$(BIN)/cl-bench run --methods sdlora,coda
 	$(BIN)/cl-bench report --results results/runs
 
-# Two processes, a file of tests each at a time; tiny matrices are faster on one thread.
+# Two processes, a file of tests each at a time, in the order of tests/conftest.py, not by the number of tests; tiny
+# matrices are faster on one thread.
 test: .venv/test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: .venv/test
 	$(BIN)/ruff check .

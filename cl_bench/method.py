@@ -361,9 +361,15 @@ def masked_cross_entropy(classes: Iterable[int], num_classes: int) -> Loss:
 
 
 @cache
+def _hints(cls: type[Method]) -> dict[str, Any]:
+    """The types of all fields; reading them takes a millisecond."""
+    return get_type_hints(cls, include_extras=True)
+
+
+@cache
 def validators(cls: type[Method]) -> dict[str, TypeAdapter[Any]]:
     """What checks each hyper-parameter, by name."""
-    hints = get_type_hints(cls, include_extras=True)
+    hints = _hints(cls)  # type: ignore[arg-type]
     return {field.name: TypeAdapter(hints[field.name]) for field in dataclasses.fields(cls)}
 
 
@@ -381,7 +387,7 @@ def validated(cls: type[Method], name: str, value: Any, shown: str | None = None
     if isinstance(value, str):
         if value.lower() in ("none", "null"):
             value = None
-        elif _is_tuple(get_type_hints(cls, include_extras=True)[name]):
+        elif _is_tuple(_hints(cls)[name]):  # type: ignore[arg-type]
             value = value.replace("+", ",").split(",")
     try:
         valid = validators(cls)[name].validate_python(value)  # type: ignore[arg-type]

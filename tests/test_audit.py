@@ -261,7 +261,8 @@ def test_batches_of_one_size_are_filled_up_within_their_group() -> None:
 
 # --- the command line ------------------------------------------------------------------------------------------
 
-QUICK = ["--limit-tasks", "2", "--limit-train", "2", "--limit-test", "2", "--ceiling", "joint[train=linear,epochs=8]"]
+QUICK = ["--benchmark", "icons-tune", "--limit-tasks", "2", "--limit-train", "2", "--limit-test", "2"]
+QUICK += ["--ceiling", "joint[train=linear,epochs=8]"]
 
 
 def test_a_clean_method_exits_with_0_and_shows_every_check(cl_bench: Cli) -> None:
@@ -270,7 +271,7 @@ def test_a_clean_method_exits_with_0_and_shows_every_check(cl_bench: Cli) -> Non
     for check in CHECKS:
         assert re.search(rf"^ *{check} +pass +\S", outcome.out, re.MULTILINE)
     assert "linear[epochs=1]: no check fails" in outcome.out
-    assert "icons-100, the first 2 of 10 tasks, 2 training and 2 test images per class" in outcome.out
+    assert "icons-tune, the first 2 of 10 tasks, 2 training and 2 test images per class" in outcome.out
     assert re.search(r"ceiling joint\[epochs=8,train=linear\], [\d.]+ %", outcome.out.replace("\n", " "))
     assert re.fullmatch(r"\[1/1\] linear\[epochs=1\]: no check fails after \d+ s\n", outcome.err)
 

@@ -34,7 +34,8 @@ def tree(tmp_path: Path) -> Path:
 
 def test_a_folder_is_a_benchmark(cl_bench: Cli, tree: Path) -> None:
     """Every kind of method on images of any size; the order of classes is that of ImageFolder."""
-    methods = "simplecil,sdlora[epochs=1],l2p[epochs=1],ranpac[projection=64,epochs=1],linear[align=true,epochs=1]"
+    methods = "simplecil,sdlora[epochs=1],l2p[epochs=1],ranpac[projection=64,epochs=1],"
+    methods += "linear[align=true,align_epochs=1,align_samples=16,epochs=1]"
     arguments = ["run", "--benchmark", f"folder:{tree}", "--methods", methods, "--tasks", "3", "--order", "natural"]
     outcome = cl_bench(*arguments, *QUICK)
     assert outcome.code == 0, outcome

@@ -30,12 +30,6 @@ def run(path: Path, data: Arrays) -> int:
     return main([str(path)])
 
 
-def command(path: Path) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own."""
-    line = [sys.executable, "-W", "ignore", "-m", "tests.golden.replay", str(path)]
-    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
-
-
 @pytest.mark.parametrize(
     ("name", "pattern", "least"),
     [
@@ -61,7 +55,8 @@ def test_a_faithful_file_passes(
 
 def test_the_command(tmp_path: Path) -> None:
     np.savez(tmp_path / "some.npz", **part("l2p", "a"))  # type: ignore[arg-type]
-    done = command(tmp_path / "some.npz")
+    line = [sys.executable, "-W", "ignore", "-m", "tests.golden.replay", str(tmp_path / "some.npz")]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith(" quantities, 0 failed\n")
 
@@ -161,12 +156,13 @@ def test_a_key_that_nothing_uses_is_listed(tmp_path: Path, capsys: pytest.Captur
     assert "not used: a.unheard_of.3" in capsys.readouterr().out.splitlines()
 
 
-def test_another_random_stream_is_no_failure_of_the_algorithm(tmp_path: Path) -> None:
+def test_another_random_stream_is_no_failure_of_the_algorithm(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data, key = part("sdlora", "d64/t1/"), "d64/t1/images_checksum"
-    np.savez(tmp_path / "stream.npz", **data | {key: data[key] * (1 + 1e-6)})  # type: ignore[arg-type]
-    done = command(tmp_path / "stream.npz")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "random stream" in done.stderr and key in done.stderr and len(done.stderr.splitlines()) == 1
+    assert run(tmp_path / "stream.npz", data | {key: data[key] * (1 + 1e-6)}) == 2
+    out, message = capsys.readouterr()
+    assert out == "" and "random stream" in message and key in message and len(message.splitlines()) == 1
 
 
 @pytest.mark.parametrize(

@@ -45,13 +45,11 @@ def test_a_new_method_and_an_installed_one_run_outside_the_repository(
     assert [path.name for path in folder.iterdir()] == ["my_probe.py"]
     assert 25 <= len((folder / "my_probe.py").read_text().splitlines()) <= 50
     install(tmp_path / "site", "installed", source)
-    done = process(
-        *("run", "--method-file", str(folder / "my_probe.py"), "--methods", "my_probe,installed", *TRIAL),
-        pythonpath=tmp_path / "site",
-    )
+    command = ["run", "--method-file", str(folder / "my_probe.py"), "--methods", "my_probe,installed", "--epochs", "1"]
+    done = process(*command, *TRIAL, pythonpath=tmp_path / "site")
     assert done.returncode == 0, done.stderr
-    assert set(rows(done.stdout)) == {"my_probe", "installed"}
-    revisions = {run["label"]: run["experiment"]["revision"] for run in stored()}
+    assert set(rows(done.stdout)) == {"my_probe[epochs=1]", "installed[epochs=1]"}
+    revisions = {run["experiment"]["method"]: run["experiment"]["revision"] for run in stored()}
     assert revisions["installed"] == 1 and str(revisions["my_probe"]).startswith("file:")
     # The same mathematics under two names.
     first, second = stored()

@@ -174,7 +174,7 @@ def trained(method: Method, execution: Execution, seed: int, after: Callable[[],
     views = Transforms(size=32, crop_scale=(0.6, 1.0), mean=(0.5,), std=(0.5,))
     limits = Limits(tasks=3, train_per_class=3, test_per_class=2)
     stream = build(streams.find("icons-tune").source(), 10, f"permutation:{seed}", views, limits)
-    backbone = vit(img_size=32, patch_size=8, in_chans=1)
+    backbone = vit(img_size=32, patch_size=8, in_chans=1, depth=2)
     strategy = ContinualStrategy(
         plugins=[method], backbone=backbone, num_classes=40, num_tasks=10, seed=seed, execution=execution
     )

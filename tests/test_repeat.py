@@ -6,9 +6,10 @@ import json
 import re
 from pathlib import Path
 
+from tests.factories import record, write
 from tests.test_cli import RUNS, TRIAL, Cli, assert_refused
 
-METHODS = "simplecil,linear[epochs=1,align=true]"
+METHODS = "simplecil,linear[epochs=1,align=true,align_epochs=1]"
 
 
 def keys() -> list[str]:
@@ -43,6 +44,6 @@ def test_another_result_is_seen(cl_bench: Cli, tmp_path: Path) -> None:
 
 def test_keys_that_name_no_run_or_several(cl_bench: Cli) -> None:
     assert_refused(cl_bench("repeat", "0123"), "no run with the key '0123'", "no folder that is there")
-    assert cl_bench("run", "--methods", METHODS, *TRIAL).code == 0
+    write(RUNS, record("alpha"), record("beta"))
     assert_refused(cl_bench("repeat", "zz"), "no run with the key 'zz' in 'results/runs'")
     assert_refused(cl_bench("repeat", ""), "begins 2 keys", "give more digits")

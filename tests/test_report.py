@@ -320,11 +320,17 @@ def test_every_link_of_the_page_leads_to_a_file(runs: Path) -> None:
 # --- figures ----------------------------------------------------------------------------------------------
 
 
-def test_figures_exist_and_show_something(runs: Path) -> None:
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
+    """The runs of three methods, and their report with all its pictures."""
+    runs = tmp_path_factory.mktemp("drawn") / "runs"
     three_methods(runs)
-    report(runs, "out", "png", "pdf", "svg")
+    return runs, report(runs, "one", "png", "pdf", "svg")
+
+
+def test_figures_exist_and_show_something(drawn: tuple[Path, Report]) -> None:
     names = set(plots.NAMES) - {"loss"}
-    folder = runs.parent / "out" / "figures"
+    folder = drawn[0].parent / "one" / "figures"
     assert {path.stem for path in folder.glob("*.csv")} == {f"{SLUG}-{name}" for name in names}
     for name in names:
         pixels = matplotlib.image.imread(folder / f"{SLUG}-{name}.png")
@@ -365,9 +371,9 @@ def test_a_single_task_makes_a_report(runs: Path) -> None:
     assert report(runs).tables[0].rows[0].aaa is not None
 
 
-def test_the_same_records_give_the_same_bytes(runs: Path) -> None:
-    three_methods(runs)
-    first, second = report(runs, "one", "png", "svg", "pdf"), report(runs, "two", "png", "svg", "pdf")
+def test_the_same_records_give_the_same_bytes(drawn: tuple[Path, Report]) -> None:
+    runs, first = drawn
+    second = report(runs, "two", "png", "pdf", "svg")
     assert [path.name for path in first.paths] == [path.name for path in second.paths]
     assert {path.suffix for path in first.paths} == {".html", ".md", ".csv", ".tex", ".png", ".pdf", ".svg"}
     for one, two in zip(first.paths, second.paths, strict=True):

@@ -513,7 +513,7 @@ def test_files_of_the_future_are_read_each_time(many: Path, tmp_path: Path, monk
     assert names == [path.name]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.data())
 def test_a_damaged_index_is_ignored(many: Path, data: st.DataObject) -> None:
     expected = [found.key for found in records(many)]

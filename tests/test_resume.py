@@ -19,7 +19,8 @@ from tests import processes
 
 LIMITS = ["--limit-tasks", "3", "--limit-train", "6", "--limit-test", "4", "--checkpoint-every", "0"]
 RUN = ["run", "--benchmark", "icons-tune", "--device", "cpu", *LIMITS, "--methods"]
-PROBED = ("--probe", "interpolation")
+PROBED = ("--probe", "interpolation", "--limit-test", "2")
+"""The path between two tasks is evaluated at eleven points; fewer images make up for them."""
 KILLS = int(os.environ.get("CL_BENCH_KILLS", "1"))
 """Per method; `make soak` asks for more."""
 METHODS = [

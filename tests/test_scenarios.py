@@ -167,7 +167,8 @@ def test_limits_are_for_each_class_of_each_domain() -> None:
 def test_methods_of_every_kind_learn_from_domain_to_domain(cl_bench: Cli) -> None:
     methods = (
         "simplecil,sdlora[epochs=1],inflora[epochs=1],dualprompt[epochs=1],"
-        "ranpac[projection=64,epochs=1],linear[align=true,epochs=1],joint[epochs=1,train=lora]"
+        "ranpac[projection=64,epochs=1],joint[epochs=1,train=lora],"
+        "linear[align=true,align_epochs=1,align_samples=16,epochs=1]"
     )
     outcome = cl_bench("run", "--methods", methods, "--benchmark", "icons-designers", *FEW)
     assert outcome.code == 0, outcome

@@ -57,7 +57,7 @@ def test_bf16_predicts_what_fp32_predicts() -> None:
     """Nearest means, whose rounding no training amplifies."""
     predicted = []
     for precision in ("fp32", "bf16"):
-        limits = Limits(tasks=4, train_per_class=10, test_per_class=10)
+        limits = Limits(tasks=2, train_per_class=5, test_per_class=10)
         (run,) = plan.plan([(registry.find("simplecil"), {})], [0], precision=precision, limits=limits)
         predicted.append(runner.execute(run, CPU, runner.Progress())[1]["predicted"])
     assert np.mean(predicted[0] == predicted[1]) > 0.98
@@ -66,16 +66,28 @@ def test_bf16_predicts_what_fp32_predicts() -> None:
 # --- side by side ------------------------------------------------------------------------------------------------
 
 
-def test_runs_side_by_side_give_the_same(cl_bench: Cli) -> None:
-    """Two at a time or one after the other, bit by bit, on one thread each."""
+@pytest.fixture
+def broken(cl_bench: Cli) -> str:
+    """A method file that fails in its first step."""
+    assert cl_bench("new-method", "broken").code == 0
+    path = Path("broken.py")
+    source = path.read_text()
+    marker = "        loss = masked_cross_entropy"
+    assert marker in source
+    path.write_text(source.replace(marker, '        raise RuntimeError("no luck today")\n' + marker))
+    return str(path)
+
+
+def test_runs_side_by_side_give_the_same_and_failures_are_told_of(cl_bench: Cli, broken: str) -> None:
+    """Two at a time or one after the other, bit by bit, on one thread each; one that fails spoils no other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         for jobs in ("1", "2"):
-            command = ["run", "--methods", "sdlora,simplecil", "--set", "sdlora.epochs=1", *TRIAL]
-            done = cl_bench(*command, "--jobs", jobs, "--results", f"r{jobs}")
-            assert done.code == 0, done.err
-            assert "task 2/2" in done.err and "2 run(s) computed" in done.err
+            command = ["run", "--method-file", broken, "--methods", "broken,sdlora,simplecil"]
+            outcome = cl_bench(*command, "--set", "sdlora.epochs=1", *TRIAL, "--jobs", jobs, "--results", f"r{jobs}")
+            assert outcome.code == 1 and "broken seed 0 failed: RuntimeError: no luck today" in outcome.err
+            assert "task 2/2" in outcome.err and "2 run(s) computed" in outcome.err
     finally:
         torch.set_num_threads(threads)
     one, two = ({record.label: record for record in records(Path(f"r{jobs}"))} for jobs in "12")
@@ -85,20 +97,6 @@ def test_runs_side_by_side_give_the_same(cl_bench: Cli) -> None:
         stored = [Store(Path(f"r{jobs}")).arrays(each) for jobs, each in (("1", record), ("2", two[label]))]
         for name, array in stored[0].items():
             np.testing.assert_array_equal(array, stored[1][name])
-
-
-def test_a_run_that_fails_is_told_of_beside_others(cl_bench: Cli) -> None:
-    written = cl_bench("new-method", "broken")
-    assert written.code == 0
-    path = Path("broken.py")
-    source = path.read_text()
-    marker = "        loss = masked_cross_entropy"
-    assert marker in source
-    path.write_text(source.replace(marker, '        raise RuntimeError("no luck today")\n' + marker))
-    command = ["run", "--method-file", "broken.py", "--methods", "broken,simplecil", *TRIAL, "--jobs", "2"]
-    outcome = cl_bench(*command)
-    assert outcome.code == 1 and "broken seed 0 failed: RuntimeError: no luck today" in outcome.err
-    assert [record.label for record in records(Path("results/runs"))] == ["simplecil"]
 
 
 def test_the_same_command_takes_the_same_threads(monkeypatch: pytest.MonkeyPatch) -> None:

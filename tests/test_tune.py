@@ -20,7 +20,7 @@ from tests.conftest import TRIAL, Outcome
 
 CLI = Callable[..., Outcome]
 QUICK = "linear[epochs=1,batch_size=128]"
-TUNE = ["tune", "--methods", QUICK, "--budget", "2", "--seeds", "100", "--out", "found.toml"]
+TUNE = ["tune", "--methods", QUICK, "--budget", "2", "--seeds", "100", "--validation", "0.05", "--out", "found.toml"]
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
@@ -66,14 +66,14 @@ def test_a_search_is_stored_repeated_for_free_and_the_same_with_more_processes(c
 
 
 def test_trials_never_see_the_test_images(cl_bench: CLI, tmp_path: Path) -> None:
-    assert cl_bench(*TUNE, "--budget", "1", "--validation", "0.3").code == 0
+    assert cl_bench(*TUNE, "--budget", "1", "--validation", "0.1").code == 0
     (run,) = records(tmp_path / "results/tuning")
     source = streams.find("icons-tune").source()
-    held = held_out(source.train, 0.3)
-    assert run["experiment"]["limits"]["validation"] == 0.3
+    held = held_out(source.train, 0.1)
+    assert run["experiment"]["limits"]["validation"] == 0.1
     assert sum(run["total"]) == int(held.sum())
     transforms = Transforms(size=32, crop_scale=(0.6, 1.0), mean=(0.5,), std=(0.5,))
-    stream = build(source, 10, "natural", transforms, Limits(validation=0.3))
+    stream = build(source, 10, "natural", transforms, Limits(validation=0.1))
     sizes = [sum(len(experience.dataset) for experience in part) for part in (stream.train, stream.test, stream.joint)]
     assert sizes == [int((~held).sum()), int(held.sum()), int((~held).sum())]
 
@@ -101,11 +101,11 @@ def test_a_failing_setting_does_not_end_the_search(cl_bench: CLI, tmp_path: Path
     )
     source.write_text(text)
     arguments = ["--methods", "fragile[epochs=1,batch_size=128]", "--method-file", "fragile.py"]
-    done = cl_bench(*TUNE[:1], *arguments, *TUNE[3:], "--budget", "4")
+    done = cl_bench(*TUNE[:1], *arguments, *TUNE[3:], "--budget", "3")
     assert done.code == 0, done.err
     assert "too wavy" in done.out
     (entry,) = entries(tmp_path / "found.toml")
-    assert entry["values"]["schedule"] == "constant" and entry["trials"] == 4
+    assert entry["values"]["schedule"] == "constant" and entry["trials"] == 3
     nothing = cl_bench("tune", "--methods", "fragile[schedule=cosine]", "--method-file", "fragile.py", *TUNE[3:])
     assert nothing.code == 2 and "every trial of 'fragile[schedule=cosine]' failed" in nothing.err
     assert entries(tmp_path / "found.toml") == [entry]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections.abc import Sequence
+from functools import cache
 from typing import ClassVar, Self
 
 import torch
@@ -14,6 +16,23 @@ from torch import Tensor, nn
 from tests.golden import Fixture, normal, tiny_vit
 
 INPUTS = r"^cfg/|/(images_)?checksum|/labels$|/(mid|init)/alpha_\w+$"
+
+
+@cache
+def _drawn(path: str, dim: int, depth: int, heads: int) -> VisionTransformer:
+    """A backbone whose random streams begin with a path; drawing its weights takes longer than copying them."""
+
+    def weight(name: str, shape: tuple[int, ...]) -> Tensor:
+        full = f"{path}/{name}"
+        if name.endswith(".bias"):
+            return normal(full, shape, 0.02)
+        if name.split(".")[-2:-1] in (["norm"], ["norm1"], ["norm2"]):
+            return normal(full, shape, 0.1, 1.0)
+        if name in ("cls_token", "pos_embed"):
+            return normal(full, shape, 0.2)
+        return normal(full, shape, 1 / math.sqrt(math.prod(shape[1:])))
+
+    return tiny_vit(dim, depth, heads, weight)
 
 
 class Suite:
@@ -61,18 +80,7 @@ class Suite:
 
     def vit(self) -> VisionTransformer:
         """The backbone, with the checksums of its weights verified."""
-
-        def weight(name: str, shape: tuple[int, ...]) -> Tensor:
-            full = f"{self.path}/vit/{name}"
-            if name.endswith(".bias"):
-                return normal(full, shape, 0.02)
-            if name.split(".")[-2:-1] in (["norm"], ["norm1"], ["norm2"]):
-                return normal(full, shape, 0.1, 1.0)
-            if name in ("cls_token", "pos_embed"):
-                return normal(full, shape, 0.2)
-            return normal(full, shape, 1 / math.sqrt(math.prod(shape[1:])))
-
-        vit = tiny_vit(self.number("D"), self.number("depth"), self.number("heads"), weight)
+        vit = copy.deepcopy(_drawn(f"{self.path}/vit", self.number("D"), self.number("depth"), self.number("heads")))
         for name, value in vit.state_dict().items():
             self.fixture.checksum(f"{self.name}/checksum/{name}", value, 1e-10)
         return vit
