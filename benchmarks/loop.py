@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
-from cl_bench.bench import begin_task, training_step
+from cl_bench.bench import first_phase, training_step
 from cl_bench.data.images import ImageStore
 from cl_bench.data.samples import TrainingBatches, samples_of
 from cl_bench.experiment import Limits, Transforms
@@ -57,7 +57,7 @@ def main() -> None:
         (experience,) = stream.train
         samples = samples_of(experience.dataset)
         batches = TrainingBatches(samples, BATCH, ("loop",), device)
-        phase = begin_task(strategy, 0, samples)
+        phase = first_phase(strategy, samples)
         assert phase is not None
         first, labels, _ = next(iter(batches))
         step = training_step(strategy, phase, first, labels)

@@ -12,13 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from cl_bench.adapters import network
 from cl_bench.adapters.network import Execution
-from cl_bench.data.samples import TaskImages, TrainingBatches, samples_of
+from cl_bench.data.samples import Samples, TrainingBatches, samples_of
 from cl_bench.experiment import Precision
-from cl_bench.method import Phase, Task
+from cl_bench.method import Phase
 from cl_bench.plan import PlannedRun
 from cl_bench.runner import Settings, set_up, strategy_of, stream_of, wait
 from cl_bench.strategy import ContinualStrategy
@@ -113,8 +112,9 @@ def measure(
     experiences = list(stream.joint if method.trains_on == "stream" else stream.train)[: task + 1]
     phase: Phase | None = None
     for index, experience in enumerate(experiences):
+        strategy.tasks_learned = index
         samples = samples_of(experience.dataset)
-        phase = begin_task(strategy, index, samples)
+        phase = first_phase(strategy, samples)
     batches = TrainingBatches(samples, phase.batch_size if phase else 128, ("bench",), device)
     images, labels, _ = next(iter(batches))
     step, first, memory, waits = float("nan"), 0.0, 0, None
@@ -146,17 +146,11 @@ def measure(
     return found
 
 
-def begin_task(strategy: ContinualStrategy, index: int, samples: Any) -> Phase | None:
-    """Begin a task; its first phase on images, if there is one."""
-    method, model, key = strategy.method, strategy.model, ("bench", index)
-    classes = tuple(sorted(set(samples.labels.tolist())))
-    strategy.seen = tuple(sorted({*strategy.seen, *classes}))
-    num_tasks = strategy.num_tasks if method.needs_num_tasks else None
-    task = Task(index, classes, strategy.seen, strategy.num_classes, num_tasks, model, key)
-    with torch.no_grad():
-        method.before_task(task, TaskImages(samples, key, strategy.device))
-    model.to(strategy.device)
-    return next(iter(method.phases(task)), None)
+def first_phase(strategy: ContinualStrategy, samples: Samples) -> Phase | None:
+    """Begin the next task; its first phase on images, if there is one."""
+    strategy.begin_task(samples)
+    assert strategy.task is not None
+    return next(iter(strategy.method.phases(strategy.task)), None)
 
 
 def training_step(strategy: ContinualStrategy, phase: Phase, images: Tensor, labels: Tensor) -> Callable[[], None]:
@@ -207,19 +201,12 @@ def _data(batches: TrainingBatches, device: torch.device, steps: int) -> float:
     return batches.batch_size / seconds(lambda: next(views), device, steps)
 
 
-def _needed(strategy: ContinualStrategy, phase: Phase | None, image: Tensor) -> float:
+def _needed(strategy: ContinualStrategy, phase: Phase | None, image: Tensor) -> int:
     """FLOPs per image of a training step: the passes of a prediction, and the way back through the last of them, once
     for the activations and, where the backbone itself is trained, once for the weights."""
     model: Any = strategy.model
-    with network.plainly(model), torch.no_grad():
-        predicted = _flops(lambda: model(image))
-        query = _flops(lambda: model.query(image)) if hasattr(model, "query") else 0.0
+    predicted = network.flops(model, lambda: model(image))
+    query = network.flops(model, lambda: model.query(image)) if hasattr(model, "query") else 0
     trained = {id(parameter) for parameter in (phase.trainable() if phase else [])}
     whole = any(id(parameter) in trained for parameter in model.backbone.blocks.parameters())
     return predicted + (predicted - query) * (1 + whole)
-
-
-def _flops(run: Callable[[], object]) -> float:
-    with FlopCounterMode(display=False) as counter:
-        run()
-    return float(counter.get_total_flops())

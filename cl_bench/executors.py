@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import queue
-import signal
 from collections.abc import Generator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -20,6 +18,7 @@ from cl_bench.parcels import Parcel, Show
 from cl_bench.plan import PlannedRun
 from cl_bench.runner import Settings
 from cl_bench.store import Store
+from cl_bench.workers import CONTEXT, pool
 
 
 @dataclass(frozen=True)
@@ -71,14 +70,12 @@ class SideBySide:
     def __call__(
         self, runs: Sequence[PlannedRun], store: Store, settings: Settings, progress: runner.Progress
     ) -> Generator[Outcome, None, None]:
-        context = multiprocessing.get_context("spawn")
-        mailbox: Any = context.Queue()
+        mailbox: Any = CONTEXT.Queue()
         threads = max(1, torch.get_num_threads() // self.jobs)
         shows = [Show(run, progress) for run in runs]
-        pool = ProcessPoolExecutor(self.jobs, context, _prepare_worker, (mailbox, threads))
-        try:
+        with pool(self.jobs, threads, _keep, mailbox) as workers:
             left: dict[Future[tuple[str, int]], int] = {
-                pool.submit(_attempt, number, Parcel.of(run), store, self.device, settings): number
+                workers.submit(_attempt, number, Parcel.of(run), store, self.device, settings): number
                 for number, run in enumerate(runs)
             }
             while left:
@@ -91,10 +88,6 @@ class SideBySide:
                         yield Outcome(runs[number], *future.result())
                     except BrokenProcessPool:
                         yield Outcome(runs[number], "its process has died; was there too little memory?", 1)
-        finally:
-            for child in multiprocessing.active_children():
-                child.terminate()
-            pool.shutdown(cancel_futures=True)
 
 
 def _tell(shows: Sequence[Show], mailbox: Any) -> None:
@@ -110,38 +103,46 @@ def _tell(shows: Sequence[Show], mailbox: Any) -> None:
         return
 
 
-class _Teller(runner.Progress):
-    """Puts what a run tells into the mailbox."""
+class Teller(runner.Progress):
+    """Passes what a run tells on, to where it is shown."""
+
+    def tell(self, kind: str, *values: Any) -> None:
+        """What `parcels.Show.tell` is to be told."""
+        raise NotImplementedError
+
+    def start(self, run: PlannedRun, images: int) -> None:
+        self.tell("start", images)
+
+    def advance(self, images: int) -> None:
+        self.tell("advance", images)
+
+    def resume(self, done: int, stages: int) -> None:
+        self.tell("resume", done, stages)
+
+    def warn(self, text: str) -> None:
+        self.tell("warn", text)
+
+    def stage(self, index: int, stages: int, accuracy: float, seconds: float) -> None:
+        self.tell("stage", index, stages, accuracy, seconds)
+
+
+class _Sender(Teller):
+    """Into the mailbox of this process."""
 
     def __init__(self, number: int) -> None:
         self.number = number
 
-    def start(self, run: PlannedRun, images: int) -> None:
-        _mailbox.put((self.number, "start", (images,)))
-
-    def advance(self, images: int) -> None:
-        _mailbox.put((self.number, "advance", (images,)))
-
-    def resume(self, done: int, stages: int) -> None:
-        _mailbox.put((self.number, "resume", (done, stages)))
-
-    def warn(self, text: str) -> None:
-        _mailbox.put((self.number, "warn", (text,)))
-
-    def stage(self, index: int, stages: int, accuracy: float, seconds: float) -> None:
-        _mailbox.put((self.number, "stage", (index, stages, accuracy, seconds)))
+    def tell(self, kind: str, *values: Any) -> None:
+        _mailbox.put((self.number, kind, values))
 
 
 _mailbox: Any = None
 """Of a worker process."""
 
 
-def _prepare_worker(mailbox: Any, threads: int) -> None:
-    """Its share of the cores; Ctrl-C is the parent's business."""
+def _keep(mailbox: Any) -> None:
     global _mailbox
     _mailbox = mailbox
-    torch.set_num_threads(threads)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _attempt(number: int, parcel: Parcel, store: Store, device: torch.device, settings: Settings) -> tuple[str, int]:
@@ -149,7 +150,7 @@ def _attempt(number: int, parcel: Parcel, store: Store, device: torch.device, se
         run = parcel.unpack()
     except UserError as error:
         return str(error), 2
-    outcome = attempt(run, store, device, settings, _Teller(number))
+    outcome = attempt(run, store, device, settings, _Sender(number))
     return outcome.failure, outcome.code
 
 

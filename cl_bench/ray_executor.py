@@ -341,10 +341,10 @@ def _sees(path: Path) -> bool:
 def _teller(name: tuple[int, int], mailbox: Any) -> Any:
     import ray
 
-    from cl_bench import runner
+    from cl_bench.executors import Teller
 
-    class Teller(runner.Progress):
-        """Puts what a run tells into the mailbox, images at most once a second."""
+    class Sender(Teller):
+        """Into the mailbox in the cluster, images at most once a second."""
 
         def __init__(self) -> None:
             self.images = 0
@@ -360,22 +360,10 @@ def _teller(name: tuple[int, int], mailbox: Any) -> Any:
                 self.last = mailbox.put.remote(name, "advance", self.images)
             self.images, self.told = 0, time.monotonic()
 
-        def start(self, run: PlannedRun, images: int) -> None:
-            self.tell("start", images)
-
         def advance(self, images: int) -> None:
             self.images += images
             if time.monotonic() - self.told > 1:
                 self.flush()
-
-        def resume(self, done: int, stages: int) -> None:
-            self.tell("resume", done, stages)
-
-        def warn(self, text: str) -> None:
-            self.tell("warn", text)
-
-        def stage(self, index: int, stages: int, accuracy: float, seconds: float) -> None:
-            self.tell("stage", index, stages, accuracy, seconds)
 
         def close(self) -> None:
             """Wait until all has arrived; not for long, as it matters to the eye only."""
@@ -383,7 +371,7 @@ def _teller(name: tuple[int, int], mailbox: Any) -> Any:
             if self.last is not None:
                 ray.wait([self.last], timeout=2)
 
-    return Teller()
+    return Sender()
 
 
 # --- the driver's side -----------------------------------------------------------------------------------------

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from avalanche.core import SupervisedPlugin
 from numpy.typing import NDArray
-from torch.utils.flop_counter import FlopCounterMode
 
 from cl_bench import __version__, backbones, streams
 from cl_bench.adapters import network
@@ -411,12 +410,10 @@ def wait(device: torch.device) -> None:
 
 
 def flops_of(strategy: ContinualStrategy, stream: TaskStream) -> int:
-    """Floating-point operations of one prediction, two per multiply-add (attention included)."""
+    """Floating-point operations of one prediction."""
     image = stream.test[0].dataset[0][0][None].to(strategy.device)
     model = strategy.predictor()
-    with network.plainly(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(image)
-    return int(counter.get_total_flops())
+    return network.flops(model, lambda: model(image))
 
 
 def _peak_memory(device: torch.device) -> int:

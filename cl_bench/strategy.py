@@ -157,31 +157,11 @@ class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
 
     def _train_exp(self, experience: Any, eval_streams: Any = None, **kwargs: Any) -> None:
         samples = samples_of(self.adapted_dataset)
-        if not len(samples.labels):
-            raise UserError(f"task {self.tasks_learned} has no training images; leave it out of the stream")
-        classes = tuple(sorted(int(c) for c in set(samples.labels.tolist())))
-        known = set() if self._resumed else set(classes) & set(self.seen)
-        if known and "domain-incremental" not in self.method.scenarios:
-            raise UserError(f"{type(self.method).__name__} takes no class twice, as this stream brings it")
-        self.seen = tuple(sorted(set(self.seen) | set(classes)))
-        key = (self.seed, "task", self.tasks_learned)
-        self.task = Task(
-            index=self.tasks_learned,
-            classes=classes,
-            seen=self.seen,
-            num_classes=self.num_classes,
-            num_tasks=self.num_tasks if self.method.needs_num_tasks else None,
-            model=self.model,
-            key=key,
-        )
-        images = TaskImages(samples, key, self.device)
         resumed, state = self._resumed or (None, {})
         self._resumed = None
-        if resumed is None:
-            with torch.no_grad():
-                self.method.before_task(self.task, images)
-            self.model.to(self.device)
-            self._settle()
+        images = self.begin_task(samples, resumed=resumed is not None)
+        assert self.task is not None
+        key = self.task.key
         phases = self.method.phases(self.task)
         for number, phase in enumerate(phases):
             if resumed is None or number > resumed.phase:
@@ -204,6 +184,32 @@ class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
         trained = {id(p): p.numel() for phase in (*phases, *alignment) for p in phase.trainable()}
         self.trainable = sum(trained.values())
         self.tasks_learned += 1
+
+    def begin_task(self, samples: Samples, *, resumed: bool = False) -> TaskImages:
+        """Begin the next task, with the method's pass before it, unless it was begun before; its images."""
+        if not len(samples.labels):
+            raise UserError(f"task {self.tasks_learned} has no training images; leave it out of the stream")
+        classes = tuple(sorted(int(c) for c in set(samples.labels.tolist())))
+        known = set() if resumed else set(classes) & set(self.seen)
+        if known and "domain-incremental" not in self.method.scenarios:
+            raise UserError(f"{type(self.method).__name__} takes no class twice, as this stream brings it")
+        self.seen = tuple(sorted(set(self.seen) | set(classes)))
+        self.task = Task(
+            index=self.tasks_learned,
+            classes=classes,
+            seen=self.seen,
+            num_classes=self.num_classes,
+            num_tasks=self.num_tasks if self.method.needs_num_tasks else None,
+            model=self.model,
+            key=(self.seed, "task", self.tasks_learned),
+        )
+        images = TaskImages(samples, self.task.key, self.device)
+        if not resumed:
+            with torch.no_grad():
+                self.method.before_task(self.task, images)
+            self.model.to(self.device)
+            self._settle()
+        return images
 
     @torch.no_grad()
     def _settle(self) -> None:

@@ -8,11 +8,10 @@ interrupted search goes on where it was.
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,7 @@ from cl_bench.recipes import Tuned
 from cl_bench.registry import Found
 from cl_bench.space import Choice, LogUniform
 from cl_bench.store import DamagedRecord, Store
+from cl_bench.workers import pool
 
 if TYPE_CHECKING:
     import optuna
@@ -126,14 +126,17 @@ def search(rows: Sequence[Row], how: Search, on_run: Callable[[], None] = lambda
             raise UserError(f"'{row.label}' has nothing to tune; leave it out (its search space: none)")
     studies = [_study(row) for row in rows]
     trials: list[list[Trial]] = [[] for _ in rows]
-    with _Workers(how) as workers:
+    with _workers(how) as submit:
         for start in range(0, how.budget, ROUND):
             asked = []
             for row, study in zip(rows, studies, strict=True):
                 for _ in range(min(ROUND, how.budget - start)):
                     trial = study.ask()
                     values = {**row.budget(), **_suggest(trial, row)}
-                    runs = [workers.submit(row, values, seed, on_run) for seed in how.seeds]
+                    options = {**row.options, **values}
+                    runs = [submit(row.found.name, options, seed, how) for seed in how.seeds]
+                    for run in runs:
+                        run.add_done_callback(lambda _: on_run())
                     asked.append((study, trial, values, runs, trials[rows.index(row)]))
             for study, trial, values, runs, done in asked:
                 outcomes = [run.result() for run in runs]
@@ -194,44 +197,20 @@ def _rounded(value: Any) -> Any:
     return float(f"{value:.3g}") if isinstance(value, float) else value
 
 
-class _Workers:
-    """Runs in processes of their own, or one after the other in this one."""
+@contextmanager
+def _workers(how: Search) -> Iterator[Callable[..., Future[_Outcome]]]:
+    """What carries `_run` out: in processes of their own, or one after the other in this one."""
+    if how.jobs > 1:
+        with pool(how.jobs, threads=1) as workers:
+            yield lambda *arguments: workers.submit(_run, *arguments)
+        return
 
-    def __init__(self, how: Search) -> None:
-        self.how = how
-        self.pool: ProcessPoolExecutor | None = None
-
-    def __enter__(self) -> _Workers:
-        if self.how.jobs > 1:
-            context = multiprocessing.get_context("spawn")
-            self.pool = ProcessPoolExecutor(self.how.jobs, mp_context=context, initializer=_prepare_worker)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self.pool is None:
-            return
-        if exception[0] is not None:
-            for child in multiprocessing.active_children():
-                child.terminate()
-        self.pool.shutdown(cancel_futures=True)
-
-    def submit(self, row: Row, values: Mapping[str, Value], seed: int, on_run: Callable[[], None]) -> Future[_Outcome]:
-        options = {**row.options, **values}
-        if self.pool is not None:
-            future = self.pool.submit(_run, row.found.name, options, seed, self.how)
-        else:
-            future = Future()
-            future.set_result(_run(row.found.name, options, seed, self.how))
-        future.add_done_callback(lambda _: on_run())
+    def here(*arguments: Any) -> Future[_Outcome]:
+        future: Future[_Outcome] = Future()
+        future.set_result(_run(*arguments))
         return future
 
-
-def _prepare_worker() -> None:
-    """One thread each, and Ctrl-C is the parent's business."""
-    import torch
-
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    yield here
 
 
 def _run(name: str, options: Mapping[str, Value], seed: int, how: Search) -> _Outcome:

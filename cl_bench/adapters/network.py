@@ -20,6 +20,7 @@ from timm.layers import Attention, PatchEmbed
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
 
 from cl_bench.experiment import Precision
 
@@ -64,6 +65,14 @@ def plainly(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         _STATES.update(before)
+
+
+def flops(model: nn.Module, run: Callable[[], object]) -> int:
+    """Floating-point operations of what is run with a model, without gradients: two per multiply-add, attention
+    included."""
+    with plainly(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        run()
+    return int(counter.get_total_flops())
 
 
 def cls_features(
