@@ -121,7 +121,7 @@ def plan(
     storage = data.storage(images, transforms.short)
     runs: dict[str, PlannedRun] = {}
     for found, options in specs:
-        method, chosen = resolve(found, data, options, recipe, tuned)
+        method, chosen = resolve(found, data, options, recipe, tuned, vit.name)
         if scenario not in method.scenarios:
             raise UserError(f"'{found.name}' is for {' and '.join(method.scenarios)} streams, this one is {scenario}")
         method.check(number_of(tasks))
@@ -200,11 +200,16 @@ def plan_cells(
 
 
 def resolve(
-    found: Found, benchmark: Benchmark, options: Mapping[str, Any], recipe: str = "auto", tuned: Sequence[Tuned] = ()
+    found: Found,
+    benchmark: Benchmark,
+    options: Mapping[str, Any],
+    recipe: str = "auto",
+    tuned: Sequence[Tuned] = (),
+    backbone: str | None = None,
 ) -> tuple[Method, Recipe]:
-    """The method with its defaults, then the recipe, then the user's options; and the recipe."""
+    """The method with its defaults, then the recipe (see `recipes.choose`), then the user's options; and the recipe."""
     asked = found.create(options).values()
-    chosen = recipes.choose(found, benchmark, {key: asked[key] for key in options}, recipe, tuned)
+    chosen = recipes.choose(found, benchmark, {key: asked[key] for key in options}, recipe, tuned, backbone)
     return found.create({**chosen.values, **options}), chosen
 
 

@@ -27,7 +27,8 @@ HEADER = """\
 # Hyper-parameters found by `cl-bench tune`, which replaces the entries of the rows it is run for.
 #
 # An entry applies to `method` on its `stream` and on benchmarks that are tuned on it, if the user's own options include
-# all of `when`; the one with the most conditions wins. What the user sets wins over any recipe.
+# all of `when`, and on its `backbone`, if it names one; the one with the most conditions wins. What the user sets wins
+# over any recipe.
 """
 
 
@@ -37,6 +38,7 @@ class Tuned(BaseModel):
     Attributes:
         method, when: the row: a method and the options that the user must have set.
         stream: what the search ran on.
+        backbone: on which, if it was not the stream's own; the entry then applies to runs on it only.
         values: the hyper-parameters found, budget included.
         score: mean average anytime accuracy on the validation part, over the seeds.
         trials: settings tried; `seeds` runs each.
@@ -48,6 +50,7 @@ class Tuned(BaseModel):
 
     method: str
     stream: str
+    backbone: str = ""
     when: dict[str, Value] = {}
     values: dict[str, Value]
     score: float
@@ -111,14 +114,14 @@ def write(path: Path, found: Sequence[Tuned]) -> None:
         UserError: the file exists and is no recipes file, or cannot be written.
     """
     old = read(path) if path.exists() else []
-    rows = [(new.method, new.stream, new.when) for new in found]
-    kept = [entry for entry in old if (entry.method, entry.stream, entry.when) not in rows]
+    rows = [(new.method, new.stream, new.backbone, new.when) for new in found]
+    kept = [entry for entry in old if (entry.method, entry.stream, entry.backbone, entry.when) not in rows]
     document: dict[str, Any] = {}
     if path.exists() and (unified := tomllib.loads(path.read_text(encoding="utf-8")).get("unified")):
         document["unified"] = unified
     document["tuned"] = [
         entry.model_dump(exclude_defaults=True)
-        for entry in sorted([*kept, *found], key=lambda entry: (entry.stream, entry.method, str(entry.when)))
+        for entry in sorted([*kept, *found], key=lambda e: (e.stream, e.backbone, e.method, str(e.when)))
     ]
     try:
         write_atomically(path, (HEADER + "\n" + tomli_w.dumps(document)).encode())
@@ -137,6 +140,7 @@ def choose(
     options: Mapping[str, Value],
     asked: str = "auto",
     own: Sequence[Tuned] = (),
+    backbone: str | None = None,
 ) -> Recipe:
     """The recipe for a method on a benchmark.
 
@@ -144,6 +148,7 @@ def choose(
         options: the user's own (validated) options, which tuned recipes may depend on.
         asked: `tuned`, `published`, `published:NAME`, `unified`, or `auto`: the first of these that there is.
         own: tuned recipes of the user, which come before the shipped ones.
+        backbone: which runs; None: the benchmark's own.
 
     Raises:
         UserError: there is none of the kind asked for.
@@ -158,10 +163,11 @@ def choose(
                 for entry in entries
                 if entry.method == found.name
                 and entry.stream in (benchmark.name, benchmark.tuned_on)
+                and entry.backbone in ("", backbone or benchmark.backbone)
                 and all(options.get(key) == value for key, value in entry.when.items())
             ]
             if fitting:
-                best = max(fitting, key=lambda entry: (len(entry.when), entry.stream == benchmark.name))
+                best = max(fitting, key=lambda e: (len(e.when), e.stream == benchmark.name, bool(e.backbone)))
                 return Recipe("tuned", best.values, best.trials, best.minutes)
         if kind == "tuned" and found.defaults:
             raise UserError(

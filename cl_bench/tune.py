@@ -73,6 +73,7 @@ class Search:
         device: as in `--device`.
         jobs: processes side by side; 1: in this one.
         method_files: files that define some of the methods.
+        backbone: None: the stream's own.
     """
 
     stream: str
@@ -83,6 +84,7 @@ class Search:
     device: str = "auto"
     jobs: int = 1
     method_files: Sequence[Path] = ()
+    backbone: str | None = None
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,7 @@ def best(row: Row, trials: Sequence[Trial], how: Search) -> Tuned:
     return Tuned(
         method=row.found.name,
         stream=how.stream,
+        backbone=how.backbone or "",
         when=dict(row.options),
         values={name: _rounded(value) for name, value in chosen.values.items()},
         score=round(chosen.score or 0.0, 5),
@@ -219,7 +222,7 @@ def _run(name: str, options: Mapping[str, Value], seed: int, how: Search) -> _Ou
 
     found = registry.lookup([name], how.method_files)[name]
     limits = Limits(validation=how.validation)
-    (planned,) = plan.plan([(found, options)], [seed], benchmark=how.stream, limits=limits)
+    (planned,) = plan.plan([(found, options)], [seed], benchmark=how.stream, backbone=how.backbone, limits=limits)
     store = Store(how.store)
     try:
         record = store.find(planned.experiment)

@@ -13,11 +13,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from cl_bench.streams.overlaps import OVERLAPS, read_overlaps
 from tests.scripts import TOOLS, load_tool
 
 tool = load_tool("pack_tinyimagenet")
 pretrain = load_tool("pretrain_backbone")
-ROWS = [line.split("\t") for line in tool.OVERLAPS.read_text().splitlines() if not line.startswith("#")]
+ROWS = [line.split("\t") for line in OVERLAPS.read_text().splitlines() if not line.startswith("#")]
 WNIDS = sorted([row[0] for row in ROWS] + [f"n2{number:07}" for number in range(124)])
 CIFAR = [f"thing_{number:03}" for number in range(100)]
 
@@ -221,4 +222,4 @@ def test_damaged_list_of_overlaps(tmp_path: Path) -> None:
     path = tmp_path / "overlaps.tsv"
     path.write_text("# a remark\nn01443537\tgoldfish\tstrict\nn01698640\tAmerican alligator\n")
     with pytest.raises(tool.UserError, match="American alligator"):
-        tool.read_overlaps(path)
+        read_overlaps(path)

@@ -5,18 +5,21 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from cl_bench import backbones, streams
 from cl_bench.data.samples import StoreSamples, samples_of
 from cl_bench.errors import UserError
 from cl_bench.experiment import Limits, Transforms
 from cl_bench.streams.build import TaskStream, build, order_classes, split_hash
+from cl_bench.streams.overlaps import shared_classes
 
 NAMES = ("icons-100", "icons-tune")
 TRANSFORMS = Transforms(size=32, crop_scale=(0.6, 1.0), mean=(0.5,), std=(0.5,))
@@ -194,3 +197,22 @@ def test_the_split_hash_reacts_to_files_and_not_to_their_order() -> None:
     hashes |= {split_hash(swapped), split_hash(moved)}
     assert len(hashes) == 10
     assert all(len(value) == 64 for value in hashes)
+
+
+def test_the_stream_to_tune_cifar100_on_has_the_classes_that_tiny_imagenet_shares_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared, others = sorted(shared_classes()), ["n01641577", "n04285008"]
+    folder = tmp_path / "tiny-imagenet"
+    for number, name in enumerate([*shared, *others]):
+        for part in ("train", "val"):
+            path = folder / part / name / f"{part}_{number}.png"
+            path.parent.mkdir(parents=True)
+            Image.fromarray(np.full((64, 64, 3), number, dtype=np.uint8)).save(path)
+    monkeypatch.setenv("CL_BENCH_DATA", str(tmp_path))
+    benchmark = streams.find(str(streams.find("cifar100").tuned_on))
+    source = benchmark.source()
+    assert list(source.classes) == shared and len(shared) == benchmark.num_classes == 44
+    assert len(source.train) == len(source.test) == 44
+    assert benchmark.num_classes % benchmark.tasks == 0
+    assert int(source.test.gather(np.array([43]))[0].max()) == 43

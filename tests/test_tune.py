@@ -191,6 +191,10 @@ def test_which_recipe_wins() -> None:
         for options in ({}, {"epochs": 3}, {"epochs": 4})
     ]
     assert chosen == [0.3, 0.2, 0.3]
+    on_another = tuned(values={"lr": 0.4}, stream="icons-100", backbone="vit_base_patch16_224")
+    for backbone, lr in ((None, 0.3), ("vit_base_patch16_224", 0.4), ("vit_small_patch16_224", 0.3)):
+        choice = recipes.choose(found, icons, {}, "auto", [on_another, general, exact], backbone)
+        assert choice.values["lr"] == lr
     assert recipes.choose(found, icons, {}, "unified", [general]).name == "unified"
     unknown = registry.Found("mine", found.cls, 1)
     assert recipes.choose(unknown, icons, {}).name == "unified"

@@ -8,13 +8,13 @@
 DATA) and writes three parts with disjoint classes:
 
 - part 0: CIFAR-100, which pre-training never sees and the probe of its model card is made on;
-- part 1: the classes of Tiny ImageNet that are marked `strict` in `tinyimagenet_cifar100_overlap.tsv`, beside this
-  file: CIFAR-100 has them, too, so nothing is pre-trained on them. They can serve as a stream to tune on;
+- part 1: the classes of Tiny ImageNet that are marked `strict` in `cl_bench/assets/tinyimagenet_cifar100_overlap.tsv`:
+  CIFAR-100 has them, too, so nothing is pre-trained on them. They are the stream `tiny-imagenet-44`, to tune on;
 - part 2: the other classes of Tiny ImageNet, for pre-training. Those marked `near` are among them. Images that
   another part has, too, pixel for pixel, are left out: Tiny ImageNet holds a few in two classes.
 
-The list was drawn up for this project by comparing the class names of both data sets one by one. The train images of
-each data set are split 0; the test images of CIFAR-100 and the validation images of Tiny ImageNet are split 1.
+The train images of each data set are split 0; the test images of CIFAR-100 and the validation images of Tiny ImageNet
+are split 1.
 
 Images of 64x64 pixels are reduced by the harness's own antialiased bicubic filter, so that a backbone sees in
 pre-training what a benchmark feeds it later. It also comes closer to CIFAR-100 than a box filter: neighbouring pixels
@@ -52,29 +52,11 @@ STRIP = 256
 ROW_ARRAYS, CLASS_ARRAYS = ("label", "part", "split"), ("classes", "class_part")
 ARRAYS = ("images", *ROW_ARRAYS, *CLASS_ARRAYS)
 PROBE, TUNE, PRETRAIN = range(3)
-OVERLAPS = Path(__file__).with_name("tinyimagenet_cifar100_overlap.tsv")
 
 Arrays = Mapping[str, NDArray[Any]]
 
 
 # --- Packing ----------------------------------------------------------------------------------------------
-
-
-def read_overlaps(path: Path) -> dict[str, str]:
-    """Read the list of overlaps: `strict` or `near` by WordNet id.
-
-    Raises:
-        UserError: a line that is not id, name and one of the two marks.
-    """
-    marks = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if line.startswith("#"):
-            continue
-        fields = line.split("\t")
-        if len(fields) != 3 or fields[2] not in ("strict", "near"):
-            raise UserError(f"'{path}' has the line '{line}', expected id, name and strict or near, between tabs")
-        marks[fields[0]] = fields[2]
-    return marks
 
 
 def read_words(folder: Path) -> dict[str, str]:
@@ -141,10 +123,11 @@ def pack(root: Path | None, skip_bad: bool) -> Arrays:
         UserError: a data set that is not there or not complete, or a damaged image.
     """
     from cl_bench.streams import datasets
+    from cl_bench.streams.overlaps import OVERLAPS, read_overlaps
 
     cifar, tiny = datasets.CIFAR100, datasets.TINY_IMAGENET
     probe, photographs = (datasets.load(dataset, root, skip_bad) for dataset in (cifar, tiny))
-    words, marks = read_words(datasets.locate(tiny, root)), read_overlaps(OVERLAPS)
+    words, marks = read_words(datasets.locate(tiny, root)), read_overlaps()
     if unknown := sorted((marks.keys() | set(photographs.classes)) - words.keys()):
         raise UserError(f"words.txt has no name for {unknown[0]}; unpack the archive of Tiny ImageNet again")
     if strange := sorted(marks.keys() - set(photographs.classes)):

@@ -20,6 +20,7 @@ from cl_bench.errors import UserError, unknown_name
 from cl_bench.experiment import ImagesName, Scenario, Storage
 from cl_bench.streams import datasets, icons
 from cl_bench.streams.catalogue import DataSet, Entry, Listing
+from cl_bench.streams.overlaps import shared_classes
 from cl_bench.streams.readers import for_each_image
 
 
@@ -144,6 +145,59 @@ _BENCHMARKS = {
 }
 
 
+@dataclass(frozen=True)
+class _Part:
+    """Some classes of a data set, as a benchmark of their own.
+
+    Attributes:
+        of: name of the data set, all of whose classes have the same number of images.
+        classes: which of them.
+    """
+
+    of: str
+    title: str
+    num_classes: int
+    tasks: int
+    classes: Callable[[], frozenset[str]]
+
+    def dataset(self) -> DataSet:
+        """A data set of these classes."""
+        whole = datasets.find(self.of)
+
+        def read(folder: Path, split: Path | None) -> Listing:
+            return self.listing(whole.read(folder, split))
+
+        return replace(
+            whole,
+            read=read,
+            title=self.title,
+            classes=self.num_classes,
+            train=whole.train * self.num_classes // whole.classes,
+            test=whole.test * self.num_classes // whole.classes,
+            tasks=self.tasks,
+            splits=(),
+            split_hashes={},
+            content_hash=None,
+        )
+
+    def listing(self, whole: Listing) -> Listing:
+        """The images of these classes."""
+        kept = self.classes()
+        train, test = (tuple(entry for entry in part if entry.label in kept) for part in (whole.train, whole.test))
+        return replace(whole, train=train, test=test, classes=tuple(name for name in whole.classes if name in kept))
+
+
+_PARTS = {
+    "tiny-imagenet-44": _Part(
+        "tiny-imagenet",
+        "44 classes of Tiny ImageNet that CIFAR-100 has, too: the stream for choosing its hyper-parameters",
+        44,
+        11,
+        shared_classes,
+    )
+}
+_TUNED_ON = {"cifar100": "tiny-imagenet-44"}
+
 Place = tuple[str | None, ...]
 SKIP_BAD, SPLIT_LIST = "CL_BENCH_SKIP_BAD", "CL_BENCH_SPLIT_LIST"
 _PHOTOGRAPHS = "vit_base_patch16_224.augreg2_in21k_ft_in1k"
@@ -152,7 +206,7 @@ _PHOTOGRAPHS = "vit_base_patch16_224.augreg2_in21k_ft_in1k"
 
 def names() -> list[str]:
     """Names of all benchmarks; besides these there is `folder:PATH`."""
-    return sorted(_BENCHMARKS) + datasets.names()
+    return sorted(_BENCHMARKS) + sorted([*datasets.names(), *_PARTS])
 
 
 def has_domains(name: str) -> bool:
@@ -169,9 +223,9 @@ def find(name: str) -> Benchmark:
     """
     if name in _BENCHMARKS:
         return _BENCHMARKS[name]
-    if name not in datasets.names() and not name.startswith(datasets.FOLDER):
+    if name not in names() and not name.startswith(datasets.FOLDER):
         raise unknown_name("benchmark", name, [*names(), "folder:PATH"], "'cl-bench ls benchmarks' describes them.")
-    dataset = datasets.find(name)
+    dataset = _dataset(name)
     classes = dataset.classes or len(_listing(name, _place()).classes)
     domains = dataset.scenario == "domain-incremental"
     return Benchmark(
@@ -186,6 +240,7 @@ def find(name: str) -> Benchmark:
         resize=256 / 224,
         backbone=_PHOTOGRAPHS,
         load=partial(_load, name),
+        tuned_on=_TUNED_ON.get(name),
         dataset=dataset,
     )
 
@@ -208,9 +263,11 @@ def _place() -> Place:
 @cache
 def _listing(name: str, place: Place) -> Listing:
     _, skip_bad, split_list, _ = place
-    return datasets.load(
-        datasets.find(name), skip_bad=bool(skip_bad), split_list=Path(split_list) if split_list else None
-    )
+    return datasets.load(_dataset(name), skip_bad=bool(skip_bad), split_list=Path(split_list) if split_list else None)
+
+
+def _dataset(name: str) -> DataSet:
+    return _PARTS[name].dataset() if name in _PARTS else datasets.find(name)
 
 
 def _load(name: str) -> Source:
@@ -225,7 +282,7 @@ def _load(name: str) -> Source:
         domains = np.array([entry.domain for entry in entries]) if known else None
         return ImageStore(images, targets, tuple(entry.name for entry in entries), domains=domains)
 
-    known = datasets.find(name).domains
+    known = _dataset(name).domains
     return Source(store(0), store(1), listing.classes, known)
 
 
