@@ -134,6 +134,8 @@ def settings(cell: Cell, fixed: Mapping[str, Any]) -> dict[str, Any]:
         ours = tuple(values[name]) if isinstance(values[name], list) else values[name]
         if ours != value:
             raise UserError(f"the released program has {name} = {value}, the experiment {ours}; set it to the former")
+    if values["schedule"] == "inflora" and values["epochs"] < 2:
+        raise UserError("the released scheduler divides by epochs - 1; set epochs to 2 or more")
     return values
 
 

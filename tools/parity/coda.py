@@ -23,7 +23,9 @@ CONFIG = "configs/cifar-100_prompt.yaml"
 CLASSES = 100
 """Of its CIFAR-100, for which its head is built."""
 # Its scheduler sets itself back by one epoch, as InfLoRA's does, which has the same file.
-FIXED = {"blocks": 5, "start": "gram-schmidt", "optimizer": "adam", "schedule": "inflora"}
+FIXED = {
+    "blocks": 5, "start": "gram-schmidt", "head_start": "torch", "optimizer": "adam", "schedule": "inflora",
+}  # fmt: skip
 
 
 def run(cell: Cell, folder: Path, device: torch.device, workers: int) -> Outcome:
@@ -44,15 +46,13 @@ def run(cell: Cell, folder: Path, device: torch.device, workers: int) -> Outcome
     _give_weights(zoo, cell)
 
     def load(self: Any) -> None:
-        self.data, self.targets = (
-            (cell.train, cell.train_labels) if self.train else (cell.test, cell.test_labels)
-        )
+        self.data, self.targets = (cell.train, cell.train_labels) if self.train else (cell.test, cell.test_labels)
 
     dataloaders.iCIFAR100.load = load
     train, test = views(cell.experiment.transforms)
     transforms.get_transform = lambda phase, **_: transforms.transforms.Compose(train if phase == "train" else test)
     replaced += [
-        "weights: models.zoo builds its ViT in the experiment's sizes with its weights; head and prompts have its width",
+        "weights: models.zoo builds its ViT in the experiment's sizes with its weights; head, prompts have its width",
         "data: dataloaders.iCIFAR100.load gives the experiment's images in its class order",
         "data: dataloaders.utils.get_transform gives its transforms",
         f"data: {workers} loader processes",

@@ -1,6 +1,7 @@
-"""Run a released program on one experiment of a suite.
+r"""Run a released program on one experiment of a suite.
 
-    python -m tools.parity.run ../authors/sdlora sdlora --suite tools/parity/cifar100.yaml --seed 0 --out results/authors
+    python -m tools.parity.run ../authors/sdlora sdlora --suite tools/parity/cifar100.yaml --seed 0 \
+        --out results/authors
 
 FOLDER is a checkout of the program, outside this repository; a file COMMIT in it may name its commit. Its modules are
 imported as they are. Replaced are the loading of weights and images, paths, device, and imports that today's libraries
