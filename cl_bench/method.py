@@ -189,13 +189,14 @@ def _cosine(epoch: int, epochs: int) -> float:
 
 
 def _coda(epoch: int, epochs: int) -> float:
-    """cos(99 pi e / (200 (E - 1))): from 1 to about 0.016 (CODA-Prompt's released schedule, stepped by epoch)."""
+    """cos(99 pi e / (200 (E - 1))): from 1 to about 0.016, by epoch (the formula in CODA-Prompt's scheduler)."""
     angle = 99 * torch.pi * epoch / (200 * max(epochs - 1, 1))
     return float(torch.cos(torch.tensor(angle, dtype=torch.float64)))
 
 
 def _inflora(epoch: int, epochs: int) -> float:
-    """`_coda` one epoch late: the first two epochs are at the base rate (InfLoRA's released schedule)."""
+    """`_coda` one epoch late: the first two epochs are at the base rate, as the released scheduler of CODA-Prompt and
+    InfLoRA comes out, which sets itself back by one epoch when it is made."""
     return _coda(max(epoch - 1, 0), epochs)
 
 

@@ -61,8 +61,16 @@ class CODAModel(PromptModel):
     `P[t]` [E, m, length, d], `K[t]`, `A[t]` [E, m, d] are task t's components for E prompted blocks.
     """
 
-    def __init__(self, backbone: VisionTransformer, num_classes: int, blocks: Sequence[int]) -> None:
+    def __init__(
+        self,
+        backbone: VisionTransformer,
+        num_classes: int,
+        blocks: Sequence[int],
+        head_start: Literal["pilot", "torch"] = "pilot",
+    ) -> None:
         super().__init__(backbone, num_classes)
+        if head_start == "torch":
+            self.head = nn.Linear(backbone.num_features, num_classes)
         self.blocks = tuple(blocks)
         self.P, self.K, self.A = nn.ParameterList(), nn.ParameterList(), nn.ParameterList()
 
@@ -102,12 +110,17 @@ class CODAModel(PromptModel):
         return cls_features(self.backbone, images, prefixes=self.prefixes(query))
 
 
-_RELEASED: Mapping[str, Value] = {"batch_size": 128, "optimizer": "adam", "lr": 1e-3, "schedule": "coda"}
+# The released scheduler, the same file as InfLoRA's, sets itself back by one epoch: hence `inflora`.
+_RELEASED: Mapping[str, Value] = {
+    "batch_size": 128, "optimizer": "adam", "lr": 1e-3, "schedule": "inflora", "head_start": "torch",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CODAPrompt(GradientMethod):
-    """Hyper-parameters; the defaults are the released ones for CIFAR-100.
+    """Hyper-parameters; the defaults are the released ones for CIFAR-100, but for the head's start and the schedule.
+
+    The released code also drops the last partial batch of every epoch; here it is trained on.
 
     Attributes:
         components: in all; each task owns components / tasks of them.
@@ -115,6 +128,8 @@ class CODAPrompt(GradientMethod):
         blocks: the first blocks, which get prompts.
         orthogonality: weight of the penalty (0.1 in the paper, 0 as released since Gram-Schmidt starts).
         start: new components by the released one-pass `gram-schmidt`, or by `qr`, which leaves no overlap.
+        head_start: as `torch` starts a linear layer (released: weights and biases U(-1/sqrt(d), 1/sqrt(d))), or as
+            `pilot` does: weights larger by sqrt(3), biases 0.
     """
 
     paper: ClassVar[str] = "CODA-Prompt (CVPR 2023, arXiv 2211.13218)"
@@ -132,6 +147,7 @@ class CODAPrompt(GradientMethod):
     blocks: PositiveInt = 5
     orthogonality: NonNegativeFloat = 0.0
     start: Literal["gram-schmidt", "qr"] = "gram-schmidt"
+    head_start: Literal["pilot", "torch"] = "pilot"
     epochs: PositiveInt = 20
     batch_size: PositiveInt = 128
     optimizer: Literal["sgd", "adam", "adamw"] = "adam"
@@ -146,7 +162,7 @@ class CODAPrompt(GradientMethod):
 
     def build(self, backbone: VisionTransformer, num_classes: int) -> nn.Module:
         check_blocks(backbone, range(self.blocks), "coda's blocks")
-        return CODAModel(backbone, num_classes, range(self.blocks))
+        return CODAModel(backbone, num_classes, range(self.blocks), self.head_start)
 
     def storage(self, backbone: VisionTransformer, num_classes: int, classes: Sequence[int]) -> dict[str, int]:
         dim = int(backbone.embed_dim)

@@ -1,0 +1,95 @@
+"""CIFAR-100 for a machine that only small files can be brought to: back into the layout of its archive.
+
+    python -m tools.parity.carry names cifar100-names.xz
+    python tools/pack_tinyimagenet.py join photographs-part0-*.npz --out cifar100.npz
+    python -m tools.parity.carry unpack cifar100.npz cifar100-names.xz --root DATA
+
+The shards of `tools/pack_tinyimagenet.py` (part 0) hold pixels and labels in the harness's order, but no file names,
+which the hash of a split is made of: `names` writes them to a small file where the data set is, and `unpack` puts both
+together as `DATA/cifar100/cifar-100-python`, with the split and content hashes of the original.
+"""
+
+from __future__ import annotations
+
+import argparse
+import lzma
+import pickle
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from cl_bench.errors import UserError
+from cl_bench.files import write_atomically
+from cl_bench.streams import datasets
+
+
+def names(root: Path | None) -> bytes:
+    """File names of the training, then of the test images, one a line, compressed."""
+    listing = datasets.load(datasets.CIFAR100, root)
+    return compressed("\n".join(entry.name.partition("/")[2] for entry in (*listing.train, *listing.test)))
+
+
+def compressed(text: str) -> bytes:
+    """A text as `unpack` takes it."""
+    return lzma.compress(text.encode(), preset=9)
+
+
+def unpack(data: Path, listed: Path, root: Path) -> None:
+    """Write the folder.
+
+    Raises:
+        UserError: a file is missing or damaged, or they do not fit each other.
+    """
+    try:
+        files = lzma.decompress(listed.read_bytes()).decode().split("\n")
+        with np.load(data, allow_pickle=False) as arrays:
+            images, label, split, classes = (arrays[name] for name in ("images", "label", "split", "classes"))
+    except (OSError, ValueError, KeyError, lzma.LZMAError) as error:
+        raise UserError(f"'{data}' or '{listed}' is not a file of these tools ({error})") from error
+    if len(files) != len(images):
+        raise UserError(f"'{listed}' names {len(files)} images, '{data}' has {len(images)}; write both anew")
+    folder = root / datasets.CIFAR100.folders[0] / "cifar-100-python"
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, name in enumerate(("train", "test")):
+        rows = np.flatnonzero(split == number)
+        content = {
+            "data": np.ascontiguousarray(images[rows].transpose(0, 3, 1, 2)).reshape(len(rows), -1),
+            "fine_labels": label[rows].tolist(),
+            "filenames": [files[row] for row in rows],
+        }
+        write_atomically(folder / name, pickle.dumps(content, protocol=2))
+    write_atomically(folder / "meta", pickle.dumps({"fine_label_names": classes.tolist()}, protocol=2))
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description="CIFAR-100 out of shards, in the layout of its archive.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("names", help="write the file names of the data set that is here")
+    command.add_argument("out", type=Path)
+    command.add_argument("--root", type=Path, help="folder with the data sets; default as for cl-bench data")
+    command = commands.add_parser("unpack", help="write the data set")
+    command.add_argument("data", type=Path, help="data file that the shards were joined to (.npz)")
+    command.add_argument("names", type=Path)
+    command.add_argument("--root", type=Path, required=True, help="folder with the data sets, for CL_BENCH_DATA")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do what the command line says; return the exit status."""
+    arguments = parse_arguments(argv)
+    try:
+        if arguments.command == "names":
+            write_atomically(arguments.out, names(arguments.root))
+        else:
+            unpack(arguments.data, arguments.names, arguments.root)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

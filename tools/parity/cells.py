@@ -1,0 +1,185 @@
+"""One experiment of cl-bench as arrays, weights and transforms that another program can be given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision import transforms as tv
+
+from cl_bench import backbones, streams, suites
+from cl_bench.data.samples import samples_of
+from cl_bench.errors import UserError
+from cl_bench.experiment import Experiment, Transforms
+from cl_bench.plan import PlannedRun, plan_cells
+from cl_bench.streams.build import build
+
+
+def runs_of(suite: str, checkpoint: Path | None = None, **given: Any) -> list[PlannedRun]:
+    """All runs of a suite, planned as `cl-bench run --suite` does.
+
+    Args:
+        checkpoint: of the backbone, if its weights are not embedded.
+        given: fields of its grids to change (limits, backbone, ...).
+
+    Raises:
+        UserError: there is no such suite, or it cannot be planned.
+    """
+    cells = [cell for grid in suites.find(suite).runs for cell in grid.changed(given).cells()]
+    for cell in cells:
+        cell.check()
+    return plan_cells(cells, lambda precision: "fp32", checkpoint=checkpoint)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What both sides share.
+
+    Attributes:
+        train, train_labels, test, test_labels: uint8 [n, H, W, 3] and int64 [n]; labels are positions in the class
+            order, so that the natural order of these is the order in which classes are learned.
+        tasks: of the stream that is run; `increment` classes each.
+        state: weights of the timm ViT, without head; `shape` its constructor's sizes.
+    """
+
+    run: PlannedRun
+    train: NDArray[np.uint8]
+    train_labels: NDArray[np.int64]
+    test: NDArray[np.uint8]
+    test_labels: NDArray[np.int64]
+    tasks: int
+    increment: int
+    state: Mapping[str, Tensor]
+    shape: Mapping[str, int]
+
+    @property
+    def experiment(self) -> Experiment:
+        return self.run.experiment
+
+    @property
+    def total(self) -> list[int]:
+        """Test images of each task."""
+        return np.bincount(self.test_labels // self.increment, minlength=self.tasks).tolist()
+
+    def vit(self) -> Any:
+        """A fresh timm ViT with the weights, of our environment's timm."""
+        return backbones.create(self.run.backbone)
+
+
+def load(run: PlannedRun) -> Cell:
+    """The images, labels and weights of a run, exactly those that cl-bench uses.
+
+    Raises:
+        UserError: tasks of different sizes, or training crops that torchvision does not have.
+    """
+    experiment = run.experiment
+    if not isinstance(experiment.tasks, int) or experiment.scenario != "class-incremental":
+        raise UserError("the released programs take class-incremental tasks of the same size only; set --tasks N")
+    if experiment.transforms.crop != "pixels":
+        raise UserError(f"'{experiment.benchmark}' has training crops that torchvision does not have; take photographs")
+    source = streams.find(experiment.benchmark).source(experiment.storage)
+    stream = build(source, experiment.tasks, experiment.class_order, experiment.transforms, experiment.limits)
+    (train, train_labels), (test, test_labels) = (_arrays(part) for part in (stream.train, stream.test))
+    vit = backbones.create(run.backbone)
+    patch = vit.patch_embed
+    shape = {
+        "img_size": patch.img_size[0],
+        "patch_size": patch.patch_size[0],
+        "in_chans": run.backbone.channels,
+        "embed_dim": vit.embed_dim,
+        "depth": len(vit.blocks),
+        "num_heads": vit.blocks[0].attn.num_heads,
+    }
+    return Cell(
+        run=run,
+        train=train,
+        train_labels=train_labels,
+        test=test,
+        test_labels=test_labels,
+        tasks=len(stream.tasks),
+        increment=len(source.classes) // experiment.tasks,
+        state=vit.state_dict(),
+        shape=shape,
+    )
+
+
+def _arrays(stream: Any) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    parts: list[Any] = [samples_of(experience.dataset) for experience in stream]
+    images = np.concatenate([np.asarray(part.dataset.store.images[part.ids]) for part in parts])
+    return images, torch.cat([part.labels for part in parts]).numpy()
+
+
+def views(transforms: Transforms) -> tuple[list[Any], list[Any]]:
+    """The training and the test view as torchvision's transforms of PIL images: not our code, but our settings."""
+    end = [tv.ToTensor(), tv.Normalize(transforms.mean, transforms.std)]
+    crop = tv.RandomResizedCrop(transforms.size, scale=transforms.crop_scale, ratio=transforms.crop_ratio)
+    test = [tv.Resize(transforms.short, tv.InterpolationMode.BICUBIC), tv.CenterCrop(transforms.size)]
+    return [crop, tv.RandomHorizontalFlip(transforms.flip), *end], [*test, *end]
+
+
+def settings(cell: Cell, fixed: Mapping[str, Any]) -> dict[str, Any]:
+    """Hyper-parameters of the experiment, after a check of those that a program has no setting for.
+
+    Raises:
+        UserError: one of them has another value than the program's.
+    """
+    values = dict(cell.experiment.hyperparameters)
+    for name, value in fixed.items():
+        ours = tuple(values[name]) if isinstance(values[name], list) else values[name]
+        if ours != value:
+            raise UserError(f"the released program has {name} = {value}, the experiment {ours}; set it to the former")
+    if values["schedule"] == "inflora" and values["epochs"] < 2:
+        raise UserError("the released scheduler divides by epochs - 1; set epochs to 2 or more")
+    return values
+
+
+def check_state(missing: Sequence[str], unexpected: Sequence[str], own: Callable[[str], bool]) -> None:
+    """Check that a program's ViT has taken all weights, and lacks only what is its `own`.
+
+    Raises:
+        ValueError: otherwise.
+    """
+    if unexpected or not all(map(own, missing)):
+        raise ValueError(f"weights do not fit: missing {[n for n in missing if not own(n)]}, left over {unexpected}")
+
+
+@dataclass
+class Outcome:
+    """What a program has predicted.
+
+    Attributes:
+        correct: hits [stages][tasks] over all classes seen; None where a task has not been seen.
+        task_aware: the same among the classes of the image's own task, if the program computes it.
+        task_aware_total: images that this is computed on, if not all.
+        reported: accuracy in percent after each stage, as the program itself prints it.
+        replaced: what was put in place of the program's own, in words.
+        recipe: the settings that it ran with.
+        seconds: wall seconds of each stage, training and evaluation.
+    """
+
+    replaced: list[str]
+    recipe: dict[str, Any]
+    correct: list[list[int | None]] = field(default_factory=list)
+    task_aware: list[list[int | None]] = field(default_factory=list)
+    task_aware_total: list[int] | None = None
+    reported: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+    def hits(self, right: NDArray[np.bool_], labels: NDArray[np.int64], cell: Cell) -> list[int | None]:
+        """One row of a matrix from the images that were judged.
+
+        Raises:
+            ValueError: these are not the test images of the tasks seen.
+        """
+        task = labels // cell.increment
+        seen = int(task.max()) + 1
+        if np.bincount(task).tolist() != cell.total[:seen]:
+            raise ValueError(f"{np.bincount(task).tolist()} images were evaluated, expected {cell.total[:seen]}")
+        row = np.bincount(task[right], minlength=seen).tolist()
+        return [*row, *[None] * (cell.tasks - seen)]

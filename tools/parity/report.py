@@ -1,0 +1,178 @@
+"""Compare cl-bench with the released programs: pair records by experiment, print the table of docs/parity.md.
+
+    python -m tools.parity.report --authors results/authors --results results/runs [--out docs/parity-table.md]
+
+Two records are a pair if they have the same key: the same weights, images, class order, transforms, hyper-parameters
+and seed. What remains different is the random numbers, so a difference is a draw; it is judged over the class orders of
+a method by its 95 % Student-t interval and by two one-sided tests (TOST) with a margin of one point.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cl_bench import metrics, stats
+from cl_bench.errors import UserError
+from cl_bench.files import write_atomically
+from cl_bench.record import RunRecord
+from cl_bench.store import Store
+
+MARGIN = 1.0
+"""The largest difference that counts as the same, in points."""
+FIELDS = ("method", "repository", "commit", "key", "experiment", "correct", "total", "seconds", "replaced")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The same experiment on both sides; curves in percent, [stages]."""
+
+    method: str
+    order: str
+    seed: int
+    ours: NDArray[np.float64]
+    theirs: NDArray[np.float64]
+    seconds: tuple[float, float]
+
+    @property
+    def acc(self) -> tuple[float, float]:
+        """Final accuracy, ours and theirs."""
+        return float(self.ours[-1]), float(self.theirs[-1])
+
+    @property
+    def aaa(self) -> tuple[float, float]:
+        """Accuracy averaged over the stages, ours and theirs."""
+        return float(self.ours.mean()), float(self.theirs.mean())
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """Read the records that `tools.parity.run` has written.
+
+    Raises:
+        UserError: there is none, or one is damaged.
+    """
+    records = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            metrics.accuracy_matrix(content["correct"], content["total"])
+            records.append({name: content[name] for name in FIELDS})
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"'{path}' is no record of a released program ({error!r}); run it again") from error
+    if not records:
+        raise UserError(f"there are no records in '{folder}'; 'python -m tools.parity.run' writes them")
+    return records
+
+
+def pairs(theirs: Iterable[Mapping[str, Any]], ours: Iterable[RunRecord]) -> list[Pair]:
+    """Match records by key; sorted by method and seed.
+
+    Raises:
+        UserError: one of theirs has no counterpart, or other test images.
+    """
+    known = {record.key: record for record in ours}
+    found = []
+    for record in theirs:
+        own = known.get(record["key"])
+        seed, order = record["experiment"]["seed"], record["experiment"]["class_order"]
+        if own is None:
+            raise UserError(
+                f"cl-bench has no run {record['key']} ({record['method']}, seed {seed}); run the same suite with "
+                "'cl-bench run', with the same weights and data"
+            )
+        if own.total != record["total"]:
+            raise UserError(f"run {record['key']} has test sets of {own.total} and {record['total']} images")
+        curves = [100 * metrics.accuracy_curve(one, own.total) for one in (own.correct, record["correct"])]
+        seconds = float(sum(own.train_seconds) + sum(own.eval_seconds)), float(record["seconds"])
+        found.append(Pair(record["method"], order, seed, curves[0], curves[1], seconds))
+    return sorted(found, key=lambda pair: (pair.method, pair.seed))
+
+
+def table(found: Sequence[Pair]) -> list[str]:
+    """Lines of Markdown: every pair, then each method over its class orders."""
+    lines = [
+        "| method | class order | acc, % ours | theirs | ours - theirs | aaa, % ours | theirs | ours - theirs "
+        "| largest difference of a stage | minutes ours | theirs |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for pair in found:
+        cells = [f"{a:.2f} | {b:.2f} | {a - b:+.2f}" for a, b in (pair.acc, pair.aaa)]
+        gap = pair.ours - pair.theirs
+        stage = int(np.abs(gap).argmax())
+        cells += [f"{gap[stage]:+.2f} after task {stage + 1}", *(f"{seconds / 60:.1f}" for seconds in pair.seconds)]
+        lines.append(f"| `{pair.method}` | {pair.order} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        f"| method | metric | orders | ours - theirs, points | 90 % interval | within {MARGIN:g} point (TOST) |",
+        "|---|---|---:|---:|---:|---|",
+    ]
+    for method in dict.fromkeys(pair.method for pair in found):
+        mine = [pair for pair in found if pair.method == method]
+        for metric in ("acc", "aaa"):
+            ours, theirs = zip(*(getattr(pair, metric) for pair in mine), strict=True)
+            lines.append(f"| `{method}` | {metric} | {len(mine)} | {_judged(ours, theirs)} |")
+    return lines
+
+
+def _judged(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    """Three cells: mean difference with its 95 % interval, 90 % interval, verdict."""
+    difference = stats.paired(ours, theirs).difference
+    spread = "" if difference.half_width is None else f" ± {difference.half_width:.2f}"
+    test = stats.equivalence(ours, theirs, MARGIN)
+    if test is None:
+        return f"{difference.mean:+.2f}{spread} | – | no test: too few orders, or no spread"
+    verdict = "yes" if test.equivalent else "not shown"
+    return f"{difference.mean:+.2f}{spread} | {test.low:+.2f} to {test.high:+.2f} | {verdict} (p = {test.p:.3f})"
+
+
+def sources(records: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Lines of Markdown: which commits ran, and what was replaced in them."""
+    lines = []
+    for title, replaced in {
+        (f"`{one['method']}`: {one['repository']} @ {one['commit'][:7]}", tuple(one["replaced"])): None
+        for one in records
+    }:
+        lines += [f"- {title}; replaced:", *(f"  - {text}" for text in replaced)]
+    return lines
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description="Compare cl-bench with the released programs.")
+    parser.add_argument("--authors", type=Path, default=Path("results/authors"), help="records of the programs")
+    parser.add_argument("--results", type=Path, action="append", help="folders with our runs (default: results/runs)")
+    parser.add_argument("--out", type=Path, help="file to write; default: print")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do what the command line says; return the exit status."""
+    arguments = parse_arguments(argv)
+    try:
+        theirs = read(arguments.authors)
+        ours = [
+            record
+            for folder in arguments.results or [Path("results/runs")]
+            for record in Store(folder).records(lambda text: print(text, file=sys.stderr))
+        ]
+        text = "\n".join([*table(pairs(theirs, ours)), "", *sources(theirs)]) + "\n"
+        if arguments.out is not None:
+            write_atomically(arguments.out, text.encode())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if arguments.out is None:
+        print(text, end="")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
