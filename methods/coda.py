@@ -112,8 +112,12 @@ class CODAModel(PromptModel):
 
 # The released scheduler, the same file as InfLoRA's, sets itself back by one epoch: hence `inflora`.
 _RELEASED: Mapping[str, Value] = {
-    "batch_size": 128, "optimizer": "adam", "lr": 1e-3, "schedule": "inflora", "head_start": "torch",
-}  # fmt: skip
+    "batch_size": 128,
+    "optimizer": "adam",
+    "lr": 1e-3,
+    "schedule": "inflora",
+    "head_start": "torch",
+}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
