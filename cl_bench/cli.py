@@ -400,7 +400,7 @@ def audit(
         _quiet_imports()
         from cl_bench import audit as audits
         from cl_bench import plan, registry
-        from cl_bench.console import audit_all, check_audit_file, write_audit
+        from cl_bench.audit_console import audit_all, check_audit_file, write_audit
 
     if output is not None:
         check_audit_file(output)

@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 
 from cl_bench import audit as audits
-from cl_bench import console, registry, streams
+from cl_bench import audit_console, registry, streams
 from cl_bench.audit import CHECKS, Ceiling, Counted, Difference, Finding, Report, Row, Slice
 from cl_bench.experiment import Limits
 from cl_bench.method import Method, Task
@@ -401,7 +401,7 @@ def test_tables_are_whole_at_usual_widths(width: int) -> None:
         Report(Row("l2p[as_published_leaky=true]", leaky.Honest(), leaky=True), found("fail", sentence)),
     ]
     out = Console(file=io.StringIO(), width=width)
-    for table in [*map(console._findings, reports), *console._overviews(reports)]:
+    for table in [*map(audit_console._findings, reports), *audit_console._overviews(reports)]:
         out.print(table)
     text = out.file.getvalue()  # type: ignore[attr-defined]
     assert max(map(len, text.splitlines())) <= width and "…" not in text
@@ -420,7 +420,7 @@ def test_the_page_names_every_check_and_the_command() -> None:
     text = (Path(__file__).parent.parent / "docs" / "audit.md").read_text(encoding="utf-8")
     for check in CHECKS:
         assert f"**{check.capitalize()}.**" in text
-    assert console.AUDIT_BEGIN in text and console.AUDIT_END in text
+    assert audit_console.AUDIT_BEGIN in text and audit_console.AUDIT_END in text
     makefile = (Path(__file__).parent.parent / "Makefile").read_text(encoding="utf-8")
     assert "cl-bench audit --all --out docs/audit.md" in text and "make soak" in text
     assert re.search(r"^soak:.*\n(\t.*\n)*\t.*cl-bench audit --all --whole ", makefile, re.MULTILINE)
