@@ -66,8 +66,12 @@ def test_a_search_is_stored_repeated_for_free_and_the_same_with_more_processes(c
 
 
 def test_trials_never_see_the_test_images(cl_bench: CLI, tmp_path: Path) -> None:
-    assert cl_bench(*TUNE, "--budget", "1", "--validation", "0.1").code == 0
+    backbone = "vit_tiny_patch8_32.icons"
+    assert cl_bench(*TUNE, "--budget", "1", "--validation", "0.1", "--backbone", backbone).code == 0
+    (entry,) = entries(tmp_path / "found.toml")
+    assert entry["backbone"] == backbone
     (run,) = records(tmp_path / "results/tuning")
+    assert run["experiment"]["backbone"] == backbone
     source = streams.find("icons-tune").source()
     held = held_out(source.train, 0.1)
     assert run["experiment"]["limits"]["validation"] == 0.1
@@ -117,6 +121,7 @@ def test_a_failing_setting_does_not_end_the_search(cl_bench: CLI, tmp_path: Path
         (["--methods", "simplecil"], "'simplecil' has nothing to tune"),
         (["--methods", "linear[lr=0.1,schedule=cosine]"], "has nothing to tune"),
         (["--methods", "linear", "--stream", "icons-tun"], "unknown benchmark 'icons-tun'"),
+        (["--methods", "linear", "--backbone", "vit_tiny_patch8_32.icon"], "'vit_tiny_patch8_32.icon'"),
         (["--methods", "linear[rank=3]"], "hyper-parameter of 'linear' 'rank'"),
         (["--methods", "linear", "--budget", "0"], "budget"),
         (["--methods", "linear", "--device", "tpu"], "--device 'tpu' is unknown"),
