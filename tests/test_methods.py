@@ -91,6 +91,7 @@ PINNED: dict[str, tuple[int, dict[str, Any]]] = {
             "blocks": 5,
             "orthogonality": 0.0,
             "start": "gram-schmidt",
+            "head_start": "pilot",
         },
     ),
     "dualprompt": (
