@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import importlib
 import json
-import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
 
-from tools.parity import shims
-from tools.parity.cells import Cell, Outcome, check_state, settings, views
+from tools.parity import pilot, shims
+from tools.parity.cells import Cell, Outcome, check_state, settings
 
 REPOSITORY = "liangyanshuo/InfLoRA"
 CONFIG = "configs/cifar100_inflora.json"
@@ -43,63 +40,28 @@ def run(cell: Cell, folder: Path, device: torch.device, workers: int) -> Outcome
         return vit
 
     network._create_vision_transformer = create
-    train, test = views(cell.experiment.transforms)
-    data = SimpleNamespace(
-        download_data=lambda: None,
-        train_data=cell.train, train_targets=cell.train_labels, test_data=cell.test, test_targets=cell.test_labels,
-        use_path=False, train_trsf=train, test_trsf=test, common_trsf=[],
-        class_order=list(range(cell.tasks * cell.increment)),
-    )  # fmt: skip
-    manager._get_idata = lambda *_: data
     trainer._set_device = lambda args: args.update(device=[device])
     replaced += [
         "weights: _create_vision_transformer builds its ViT_lora_co in the experiment's sizes with its weights",
-        "data: utils.data_manager._get_idata gives the experiment's images in its class order, and its transforms",
+        pilot.give(manager, cell),
         f"data: {workers} loader processes",
         "device: trainer._set_device",
     ]
-    config = json.loads((folder / CONFIG).read_text()) | {
-        "device": "0",
-        "seed": [cell.experiment.seed],
-        "init_cls": cell.increment,
-        "increment": cell.increment,
-        "total_sessions": cell.tasks,
-        "embd_dim": cell.shape["embed_dim"],
-        "num_heads": cell.shape["num_heads"],
-        "init_epoch": values["epochs"],
-        "epochs": values["epochs"],
-        "init_lr": values["lr"],
-        "lrate": values["lr"],
-        "batch_size": values["batch_size"],
-        "rank": values["rank"],
-        "lamb": values["lamb"],
-        "lame": values["lame"],
-        "num_workers": workers,
-    }
+    config = (
+        json.loads((folder / CONFIG).read_text())
+        | pilot.config(cell, values)
+        | {
+            "device": "0",
+            "total_sessions": cell.tasks,
+            "embd_dim": cell.shape["embed_dim"],
+            "num_heads": cell.shape["num_heads"],
+            "rank": values["rank"],
+            "lamb": values["lamb"],
+            "lame": values["lame"],
+            "num_workers": workers,
+        }
+    )
     outcome = Outcome(replaced, dict(config))
-    observe(learner.InfLoRA, outcome, cell)
+    pilot.observe(learner.InfLoRA, outcome, cell, lambda found: (found[2], found[0], found[1]))
     trainer.train(config)
     return outcome
-
-
-def observe(learner: Any, outcome: Outcome, cell: Cell) -> None:
-    """Count what `_eval_cnn` predicts, and keep what `eval_task` reports."""
-    predict, evaluate = learner._eval_cnn, learner.eval_task
-    started = [time.perf_counter()]
-
-    def _eval_cnn(self: Any, loader: Any) -> Any:
-        found = predict(self, loader)
-        predicted, aware, labels = (np.asarray(part) for part in found[:3])
-        outcome.correct.append(outcome.hits(predicted == labels, labels, cell))
-        outcome.task_aware.append(outcome.hits(aware == labels, labels, cell))
-        return found
-
-    def eval_task(self: Any) -> Any:
-        found = evaluate(self)
-        outcome.reported.append(float(found[0]["top1"]))
-        now = time.perf_counter()
-        outcome.seconds.append(now - started[0])
-        started[0] = now
-        return found
-
-    learner._eval_cnn, learner.eval_task = _eval_cnn, eval_task

@@ -1,0 +1,79 @@
+"""What the programs that grew out of PILOT share: data manager, config, and where they judge predictions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tools.parity.cells import Cell, Outcome, views
+
+Judged = tuple[NDArray[Any], NDArray[Any], NDArray[Any] | None]
+"""Labels, predictions among all classes seen, and those among the classes of the image's own task."""
+
+
+def give(manager: Any, cell: Cell) -> str:
+    """Let `utils.data_manager` find the cell's images in its class order, and its transforms; say so."""
+    train, test = views(cell.experiment.transforms)
+    data = SimpleNamespace(
+        download_data=lambda: None,
+        train_data=cell.train,
+        train_targets=cell.train_labels,
+        test_data=cell.test,
+        test_targets=cell.test_labels,
+        use_path=False,
+        train_trsf=train,
+        test_trsf=test,
+        common_trsf=[],
+        class_order=list(range(cell.tasks * cell.increment)),
+    )
+    manager._get_idata = lambda *_: data
+    return "data: utils.data_manager._get_idata gives the experiment's images in its class order, and its transforms"
+
+
+def config(cell: Cell, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that all of them have under the same names."""
+    return {
+        "seed": [cell.experiment.seed],
+        "init_cls": cell.increment,
+        "increment": cell.increment,
+        "init_epoch": values["epochs"],
+        "epochs": values["epochs"],
+        "init_lr": values["lr"],
+        "lrate": values["lr"],
+        "batch_size": values["batch_size"],
+    }
+
+
+def observe(learner: Any, outcome: Outcome, cell: Cell, judged: Callable[[Any], Judged]) -> None:
+    """Count what `_eval_cnn` predicts in `eval_task`, and keep what that reports.
+
+    Args:
+        learner: the class.
+        judged: what `_eval_cnn` returns, in one order.
+    """
+    predict, evaluate = learner._eval_cnn, learner.eval_task
+    started = [time.perf_counter()]
+
+    def _eval_cnn(self: Any, loader: Any) -> Any:
+        found = predict(self, loader)
+        labels, predicted, aware = judged(found)
+        labels = np.asarray(labels)
+        outcome.correct.append(outcome.hits(np.asarray(predicted) == labels, labels, cell))
+        if aware is not None:
+            outcome.task_aware.append(outcome.hits(np.asarray(aware) == labels, labels, cell))
+        return found
+
+    def eval_task(self: Any) -> Any:
+        found = evaluate(self)
+        outcome.reported.append(float(found[0]["top1"]))
+        now = time.perf_counter()
+        outcome.seconds.append(now - started[0])
+        started[0] = now
+        return found
+
+    learner._eval_cnn, learner.eval_task = _eval_cnn, eval_task
