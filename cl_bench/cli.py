@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from typer.core import TyperGroup
 
 from cl_bench import __version__, data_cli, ls_cli, report_cli, results_cli, run_cli, study_cli
 from cl_bench.errors import UserError
 from cl_bench.results_cli import RESULTS
-from cl_bench.terminal import MethodFiles, err, escape, out, quiet_imports
+from cl_bench.terminal import MethodFiles, err, out, quiet_imports
 
 
 class _Interrupted(Exception):

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -23,20 +22,15 @@ from rich.progress import (
 from rich.table import Table
 
 from cl_bench.errors import UserError
+from cl_bench.terminal import DataRoot, err, out
 
 if TYPE_CHECKING:
     from cl_bench.streams.catalogue import Archive, DataSet
     from cl_bench.streams.verify import Report
 
 app = typer.Typer(no_args_is_help=True, help="Data sets of your own: list, get and check them.")
-out = Console()
-err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 Name = Annotated[str, typer.Argument(help="A data set of 'cl-bench data list', or folder:PATH.")]
-Root = Annotated[
-    Path | None,
-    typer.Option(help="Folder with the data sets.", show_default="CL_BENCH_DATA, else data/"),
-]
 SplitList = Annotated[
     Path | None,
     typer.Option(
@@ -61,7 +55,7 @@ _SHOWN = 20
 
 
 @app.command("list", epilog="Example: cl-bench data list --root /data")
-def list_(root: Root = None) -> None:
+def list_(root: DataRoot = None) -> None:
     """Data sets: sizes, licence, whether they are there, on what our reader was checked."""
     from cl_bench.streams import datasets
     from cl_bench.streams.verify import presence
@@ -93,7 +87,7 @@ def list_(root: Root = None) -> None:
 
 
 @app.command(epilog="Example: cl-bench data prepare imagenet-r --root /data")
-def prepare(name: Name, root: Root = None) -> None:
+def prepare(name: Name, root: DataRoot = None) -> None:
     """Download and unpack a data set, or say what to download and where to put it; exit code 1 if it is not whole."""
     from cl_bench.streams import datasets
     from cl_bench.streams.verify import presence, verify
@@ -127,7 +121,7 @@ def prepare(name: Name, root: Root = None) -> None:
 @app.command("verify", epilog="Example: cl-bench data verify cifar100 --root /data")
 def verify_(
     name: Name,
-    root: Root = None,
+    root: DataRoot = None,
     split_list: SplitList = None,
     quick: Annotated[bool, typer.Option("--quick", help="Do not decode the images.")] = False,
     skip_bad: Annotated[

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from cl_bench.errors import UserError
-from cl_bench.terminal import DataRoot, MethodFiles, err, escape, out, quiet_imports, use_data
+from cl_bench.terminal import DataRoot, MethodFiles, err, out, quiet_imports, use_data
 
 app = typer.Typer(no_args_is_help=True, help="List what there is.")
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from cl_bench import results_cli
 from cl_bench.errors import UserError, unknown_name
 from cl_bench.results_cli import REFERENCE, RESULTS
+from cl_bench.terminal import err, out
 
 if TYPE_CHECKING:
     from cl_bench.report.charts import Chart
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from cl_bench.report.sheets import Sheet
 
 # pandas, matplotlib and the like are imported by the commands that need them.
-
-out = Console()
-err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 Results = Annotated[
     list[Path] | None,

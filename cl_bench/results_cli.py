@@ -10,18 +10,16 @@ from pathlib import Path
 from typing import Annotated, get_args
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from cl_bench.errors import UserError
+from cl_bench.terminal import err, out
 
 # pandas and pyarrow are imported by the commands that need them.
 
 app = typer.Typer(no_args_is_help=True, help="Stored results: list, show, merge, verify, export and prune them.")
-out = Console()
-err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 RESULTS, REFERENCE = Path("results/runs"), Path("results/reference")
 Folders = Annotated[

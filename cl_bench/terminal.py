@@ -12,11 +12,8 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
 from cl_bench.errors import UserError
-
-__all__ = ["DataRoot", "MethodFiles", "err", "escape", "loading", "out", "quiet_imports", "use_data"]
 
 out = Console()
 err = Console(stderr=True, highlight=False, soft_wrap=True)
