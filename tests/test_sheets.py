@@ -277,6 +277,14 @@ def test_a_narrow_terminal_shows_groups_of_columns_one_below_the_other() -> None
     assert text.count("Accuracy, 50 %") == text.count("epochs differ") == 1
 
 
+def test_a_console_still_follows_its_terminal_after_a_sheet(monkeypatch: pytest.MonkeyPatch) -> None:
+    console = Console(file=StringIO(), force_terminal=False)
+    for columns in (30, 200, 60):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        sheets.show(EXAMPLE, console)
+        assert console.width == columns
+
+
 @settings(deadline=None)
 @given(tables(), st.integers(20, 120))
 def test_every_number_is_on_a_terminal_of_any_width(sheet: Sheet, width: int) -> None:

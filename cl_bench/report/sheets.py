@@ -179,15 +179,14 @@ def rich(sheet: Sheet) -> RichTable:
 
 def show(sheet: Sheet, out: Console) -> None:
     """Print for the terminal; on a narrow one groups of columns come one below the other, and lines wrap."""
-    width = out.width
-    parts = _parts(sheet, width)
-    try:
-        for number, part in enumerate(parts):
-            caption, notes = sheet.caption if number == 0 else "", sheet.notes if part is parts[-1] else ()
-            out.width = max(width, _needed(part, range(len(part.columns))))
-            out.print(rich(replace(part, caption=caption, notes=notes)))
-    finally:
-        out.width = width
+    from rich.segment import Segments
+
+    parts = _parts(sheet, out.width)
+    for number, part in enumerate(parts):
+        caption, notes = sheet.caption if number == 0 else "", sheet.notes if part is parts[-1] else ()
+        # Rendered here, since setting a console's width, if only for a moment, ends its following the terminal's.
+        options = out.options.update_width(max(out.width, _needed(part, range(len(part.columns)))))
+        out.print(Segments(out.render(rich(replace(part, caption=caption, notes=notes)), options)), crop=False)
 
 
 def _parts(sheet: Sheet, width: int) -> list[Sheet]:
