@@ -18,7 +18,7 @@ from cl_bench.parcels import Parcel, Show
 from cl_bench.plan import PlannedRun
 from cl_bench.runner import Settings
 from cl_bench.store import Store
-from cl_bench.workers import CONTEXT, pool
+from cl_bench.workers import CONTEXT, own, pool
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Here:
 
 @dataclass(frozen=True)
 class SideBySide:
-    """Runs in processes of their own on this host, so many at a time, which share its cores.
+    """Runs in processes of their own on this host, so many at a time, which share its cores and GPUs.
 
     Small matrices gain little from a second thread: on 2 cores, two runs side by side are done in two thirds of the
     time that they take one after the other.
@@ -150,7 +150,7 @@ def _attempt(number: int, parcel: Parcel, store: Store, device: torch.device, se
         run = parcel.unpack()
     except UserError as error:
         return str(error), 2
-    outcome = attempt(run, store, device, settings, _Sender(number))
+    outcome = attempt(run, store, own(device), settings, _Sender(number))
     return outcome.failure, outcome.code
 
 

@@ -12,7 +12,7 @@ import typer
 
 from cl_bench.errors import UserError
 from cl_bench.results_cli import REFERENCE, RESULTS
-from cl_bench.terminal import DataRoot, MethodFiles, err, loading, out, use_data
+from cl_bench.terminal import DataRoot, Device, MethodFiles, PrecisionName, err, loading, out, use_data
 
 if TYPE_CHECKING:
     from cl_bench.experiment import Experiment
@@ -107,11 +107,8 @@ def run(
         ),
     ] = None,
     results: Annotated[Path, typer.Option(help="Folder of the results store.")] = RESULTS,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    precision: Annotated[
-        str | None,
-        typer.Option(help="Of the backbone: fp32, bf16, or auto: bf16 where it is fast.", show_default="auto"),
-    ] = None,
+    device: Device = "auto",
+    precision: PrecisionName = None,
     compiled: Annotated[
         bool | None,
         typer.Option("--compile/--no-compile", help="Compile the backbone.", show_default="on a GPU"),
@@ -132,7 +129,7 @@ def run(
         int | None,
         typer.Option(
             min=1,
-            help="Runs at a time on this host, which share its cores or GPU.",
+            help="Runs at a time on this host, which share its cores or GPUs.",
             show_default="1 on a GPU; on a CPU as many as fit",
         ),
     ] = None,

@@ -11,7 +11,7 @@ import typer
 
 from cl_bench.errors import UserError
 from cl_bench.results_cli import REFERENCE, RESULTS
-from cl_bench.terminal import DataRoot, MethodFiles, err, loading, out, use_data
+from cl_bench.terminal import DataRoot, Device, MethodFiles, PrecisionName, err, loading, out, use_data
 
 TRIALS = Path("results/tuning")
 
@@ -40,10 +40,8 @@ def bench(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Hyper-parameter, such as batch_size=128.", show_default=False)
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    precision: Annotated[
-        str, typer.Option(help="Of the backbone: fp32, bf16, or auto: bf16 where it is fast.")
-    ] = "auto",
+    device: Device = "auto",
+    precision: PrecisionName = None,
     compiled: Annotated[
         bool | None,
         typer.Option("--compile/--no-compile", help="Compile the backbone.", show_default="on a GPU"),
@@ -56,7 +54,7 @@ def bench(
     """Time training steps, predictions and data on this machine, and say what bounds them; stores nothing."""
     from cl_bench.suites import Grid
 
-    fields = {"methods": methods, "benchmark": benchmark, "pretrained": pretrained, "precision": precision}
+    fields = {"methods": methods, "benchmark": benchmark, "pretrained": pretrained, "precision": precision or "auto"}
     grid = Grid.model_validate({**fields, "size": size, "backbone": backbone, "set": settings or ()})
     grid.check()
     use_data(root)
@@ -83,7 +81,9 @@ def tune(
         "recipes.toml"
     ),
     results: Annotated[Path, typer.Option(help="Folder of the trials' records.")] = TRIALS,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    root: DataRoot = None,
+    precision: PrecisionName = None,
+    device: Device = "auto",
     jobs: Annotated[int, typer.Option(min=1, help="Processes side by side.")] = 1,
     method_file: MethodFiles = None,
 ) -> None:
@@ -94,19 +94,31 @@ def tune(
     specs = parse_methods(methods)
     seed_list = parse_seeds(seeds)
     Store(results).check_writable()
+    use_data(root)
     with loading():
         from cl_bench import backbones, recipes, registry, streams
         from cl_bench.console import tune_all
-        from cl_bench.runner import pick_device
+        from cl_bench.runner import pick_device, resolve_precision
         from cl_bench.tune import Row, Search
 
     backbones.find(backbone or streams.find(stream).backbone)
-    pick_device(device)
+    resolved = resolve_precision(precision or "auto", pick_device(device))
     if output.exists():
         recipes.read(output)
     known = registry.lookup([spec.name for spec in specs], method_file or [])
     rows = [Row.of(known[spec.name], spec.options) for spec in specs]
-    how = Search(stream, budget, seed_list, validation, results, device, jobs, tuple(method_file or ()), backbone)
+    how = Search(
+        stream=stream,
+        backbone=backbone,
+        precision=resolved,
+        budget=budget,
+        seeds=seed_list,
+        validation=validation,
+        store=results,
+        device=device,
+        jobs=jobs,
+        method_files=tuple(method_file or ()),
+    )
     tune_all(rows, how, output, out, err)
 
 
@@ -191,7 +203,7 @@ def repeat(
     checkpoint: Annotated[
         Path | None, typer.Option(help="File with the weights, if the run had one.", show_default=False)
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Device = "auto",
     method_file: MethodFiles = None,
 ) -> None:
     """Run a stored result again and print the difference; exit code 1 if a count or prediction differs."""

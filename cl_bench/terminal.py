@@ -26,6 +26,13 @@ MethodFiles = Annotated[
         show_default=False,
     ),
 ]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+PrecisionName = Annotated[
+    str | None,
+    typer.Option(
+        "--precision", help="Of the backbone: fp32, bf16, or auto: bf16 where it is fast.", show_default="auto"
+    ),
+]
 DataRoot = Annotated[
     Path | None,
     typer.Option("--root", help="Folder with the data sets.", show_default="CL_BENCH_DATA, else data/"),

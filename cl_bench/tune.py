@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from cl_bench import metrics, recipes, registry
 from cl_bench.errors import UserError
-from cl_bench.experiment import Limits, Value
+from cl_bench.experiment import Limits, Precision, Value
 from cl_bench.recipes import Tuned
 from cl_bench.registry import Found
 from cl_bench.space import Choice, LogUniform
 from cl_bench.store import DamagedRecord, Store
-from cl_bench.workers import pool
+from cl_bench.workers import own, pool
 
 if TYPE_CHECKING:
     import optuna
@@ -74,6 +74,7 @@ class Search:
         jobs: processes side by side; 1: in this one.
         method_files: files that define some of the methods.
         backbone: None: the stream's own.
+        precision: of the backbone.
     """
 
     stream: str
@@ -85,6 +86,7 @@ class Search:
     jobs: int = 1
     method_files: Sequence[Path] = ()
     backbone: str | None = None
+    precision: Precision = "fp32"
 
 
 @dataclass(frozen=True)
@@ -222,14 +224,21 @@ def _run(name: str, options: Mapping[str, Value], seed: int, how: Search) -> _Ou
 
     found = registry.lookup([name], how.method_files)[name]
     limits = Limits(validation=how.validation)
-    (planned,) = plan.plan([(found, options)], [seed], benchmark=how.stream, backbone=how.backbone, limits=limits)
+    (planned,) = plan.plan(
+        [(found, options)],
+        [seed],
+        benchmark=how.stream,
+        backbone=how.backbone,
+        precision=how.precision,
+        limits=limits,
+    )
     store = Store(how.store)
     try:
         record = store.find(planned.experiment)
     except DamagedRecord:
         record = None
     try:
-        record = record or runner.run(planned, store, runner.pick_device(how.device))
+        record = record or runner.run(planned, store, own(runner.pick_device(how.device)))
     except UserError:
         raise
     except Exception as error:

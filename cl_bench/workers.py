@@ -7,10 +7,16 @@ import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 CONTEXT = multiprocessing.get_context("spawn")
 """Fresh processes: a fork would copy threads of torch that hold locks."""
+
+_number = 0
+"""Of a worker process in its pool."""
 
 
 @contextmanager
@@ -25,7 +31,7 @@ def pool(
         prepare: called once in each, with the arguments.
     """
     others = set(multiprocessing.active_children())
-    made = ProcessPoolExecutor(jobs, CONTEXT, _prepare, (threads, prepare, arguments))
+    made = ProcessPoolExecutor(jobs, CONTEXT, _prepare, (CONTEXT.Value("i", 0), threads, prepare, arguments))
     try:
         yield made
     except BaseException:
@@ -36,9 +42,22 @@ def pool(
         made.shutdown(cancel_futures=True)
 
 
-def _prepare(threads: int, prepare: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
+def own(device: torch.device) -> torch.device:
+    """What a worker takes for `device`: of several GPUs, where none is named, its own, so that a pool uses them all."""
     import torch
 
+    if device.type != "cuda" or device.index is not None:
+        return device
+    return torch.device("cuda", _number % torch.cuda.device_count())
+
+
+def _prepare(counter: Any, threads: int, prepare: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
+    import torch
+
+    global _number
+    with counter.get_lock():
+        _number = counter.value
+        counter.value += 1
     torch.set_num_threads(threads)
     # Ctrl-C is the parent's business.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
