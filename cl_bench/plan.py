@@ -173,9 +173,7 @@ def plan_cells(
     for cell in cells:
         specs = cell.specs()
         here = {spec.name: known[spec.name] for spec in specs}
-        common = [setting.split("=")[0].strip() for setting in cell.set if "." not in setting.split("=")[0]]
-        check_common_settings(common, list(here.values()))
-        options = merge_options(specs, parse_settings(cell.set, list(here)))
+        options = merge_options(specs, settings_for(here, cell.set))
         for run in plan(
             [(known[spec.name], chosen) for spec, chosen in zip(specs, options, strict=True)],
             parse_seeds(cell.seeds),
@@ -263,15 +261,16 @@ def merge_options(specs: Sequence[MethodSpec], settings: Mapping[str, Mapping[st
     return [{**settings[spec.name], **spec.options} for spec in specs]
 
 
-def check_common_settings(keys: Sequence[str], found: Sequence[Found]) -> None:
-    """An unqualified `--set` key must exist in every listed method.
+def settings_for(methods: Mapping[str, Found], texts: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Options per method of `--set` values (see `parse_settings`).
 
     Raises:
-        UserError: one of the methods lacks it.
+        UserError: cannot be read, or an unqualified key that one of the methods lacks.
     """
-    for key in keys:
+    found = methods.values()
+    for key in [text.split("=")[0].strip() for text in texts]:
         for method in found:
-            if key in method.defaults:
+            if "." in key or key in method.defaults:
                 continue
             if any(key in other.defaults for other in found):
                 raise UserError(
@@ -279,6 +278,7 @@ def check_common_settings(keys: Sequence[str], found: Sequence[Found]) -> None:
                     "write METHOD." + key + "=... for the ones that have it"
                 )
             raise unknown_name(f"hyper-parameter of '{method.name}'", key, method.defaults)
+    return parse_settings(texts, list(methods))
 
 
 def _shown(value: Value) -> str:

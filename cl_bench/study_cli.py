@@ -70,6 +70,12 @@ def bench(
 
 def tune(
     methods: Annotated[str, typer.Option(help=r"Names, with options that are not searched: 'sdlora\[rank=4],coda'.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="Not searched, but part of the recipes, such as batch_size=128.", show_default=False
+        ),
+    ] = None,
     stream: Annotated[str, typer.Option(help="Benchmark on whose training images the search runs.")] = "icons-tune",
     backbone: Annotated[
         str | None, typer.Option(help="The recipes then hold for runs on it only.", show_default="the stream's")
@@ -96,7 +102,7 @@ def tune(
     Store(results).check_writable()
     use_data(root)
     with loading():
-        from cl_bench import backbones, recipes, registry, streams
+        from cl_bench import backbones, plan, recipes, registry, streams
         from cl_bench.console import tune_all
         from cl_bench.runner import pick_device, resolve_precision
         from cl_bench.tune import Row, Search
@@ -106,7 +112,8 @@ def tune(
     if output.exists():
         recipes.read(output)
     known = registry.lookup([spec.name for spec in specs], method_file or [])
-    rows = [Row.of(known[spec.name], spec.options) for spec in specs]
+    fixed = plan.settings_for(known, settings or ())
+    rows = [Row.of(known[spec.name], spec.options, fixed[spec.name]) for spec in specs]
     how = Search(
         stream=stream,
         backbone=backbone,

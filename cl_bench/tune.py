@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from cl_bench.errors import UserError
 from cl_bench.experiment import Limits, Precision, Value
 from cl_bench.recipes import Tuned
 from cl_bench.registry import Found
-from cl_bench.space import Choice, LogUniform
+from cl_bench.space import Choice, LogUniform, Range
 from cl_bench.store import DamagedRecord, Store
 from cl_bench.workers import own, pool
 
@@ -34,24 +34,41 @@ ROUND = 4
 
 @dataclass(frozen=True)
 class Row:
-    """What is tuned: a method with the options that the user set, which are not searched."""
+    """What is tuned: a method with what the user set, which is not searched.
+
+    Attributes:
+        options: name the row: its recipe holds where they are set as well.
+        fixed: go into the recipe instead.
+    """
 
     found: Found
     options: Mapping[str, Value]
+    fixed: Mapping[str, Value] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, found: Found, options: Mapping[str, Any]) -> Row:
+    def of(cls, found: Found, options: Mapping[str, Any], fixed: Mapping[str, Any] | None = None) -> Row:
         """A row from options as the user typed them.
 
         Raises:
             UserError: an unknown or ill-typed option.
         """
-        asked = found.create(options).values()
-        return cls(found, {name: asked[name] for name in options})
+        fixed = {name: value for name, value in (fixed or {}).items() if name not in options}
+        asked = found.create({**fixed, **options}).values()
+        return cls(found, {name: asked[name] for name in options}, {name: asked[name] for name in fixed})
 
     def budget(self) -> dict[str, Value]:
-        """The unified budget, as far as the user has not set it."""
-        return {name: value for name, value in recipes.budget(self.found).items() if name not in self.options}
+        """The unified budget, but for what the user set, with the fixed values."""
+        unified = {name: value for name, value in recipes.budget(self.found).items() if name not in self.options}
+        return unified | dict(self.fixed)
+
+    @property
+    def space(self) -> dict[str, Range]:
+        """What is searched."""
+        return {
+            name: values
+            for name, values in self.found.cls.space.items()
+            if name not in self.options and name not in self.fixed
+        }
 
     @property
     def label(self) -> str:
@@ -126,7 +143,7 @@ def search(rows: Sequence[Row], how: Search, on_run: Callable[[], None] = lambda
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     for row in rows:
-        if not set(row.found.cls.space) - set(row.options):
+        if not row.space:
             raise UserError(f"'{row.label}' has nothing to tune; leave it out (its search space: none)")
     studies = [_study(row) for row in rows]
     trials: list[list[Trial]] = [[] for _ in rows]
@@ -185,9 +202,7 @@ def _study(row: Row) -> optuna.Study:
 
 def _suggest(trial: optuna.Trial, row: Row) -> dict[str, Value]:
     values: dict[str, Value] = {}
-    for name, space in row.found.cls.space.items():
-        if name in row.options:
-            continue
+    for name, space in row.space.items():
         if isinstance(space, Choice):
             values[name] = trial.suggest_categorical(name, space.values)
         else:

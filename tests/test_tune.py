@@ -115,9 +115,26 @@ def test_a_failing_setting_does_not_end_the_search(cl_bench: CLI, tmp_path: Path
     assert entries(tmp_path / "found.toml") == [entry]
 
 
+def test_what_is_set_goes_into_the_recipe_and_is_no_condition_of_it(cl_bench: CLI, tmp_path: Path) -> None:
+    """The batch size of the row itself wins; nothing that is set is searched."""
+    rows = "linear[batch_size=256],finetune"
+    settings = ["--set", "epochs=1", "--set", "batch_size=128", "--set", "linear.schedule=cosine"]
+    cuts = ["--methods", rows, *settings, "--precision", "fp32"]
+    assert cl_bench("tune", *cuts, *TUNE[3:], "--budget", "1").code == 0
+    finetune, linear = entries(tmp_path / "found.toml")
+    assert "when" not in finetune and finetune["values"]["batch_size"] == 128 and finetune["values"]["epochs"] == 1
+    assert linear["when"] == {"batch_size": 256} and linear["values"].keys() == {"epochs", "lr", "schedule"}
+    assert linear["values"]["epochs"] == 1 and linear["values"]["schedule"] == "cosine"
+    assert {run["experiment"]["precision"] for run in records(tmp_path / "results" / "tuning")} == {"fp32"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
+        (["--methods", "linear", "--set", "lr=0.1", "--set", "schedule=cosine"], "has nothing to tune"),
+        (["--methods", "linear", "--set", "rank=3"], "hyper-parameter of 'linear' 'rank'"),
+        (["--methods", "linear", "--set", "coda.lr=3"], "method in --set 'coda'"),
+        (["--methods", "linear", "--precision", "fp8"], "fp8"),
         (["--methods", "simplecil"], "'simplecil' has nothing to tune"),
         (["--methods", "linear[lr=0.1,schedule=cosine]"], "has nothing to tune"),
         (["--methods", "linear", "--stream", "icons-tun"], "unknown benchmark 'icons-tun'"),
