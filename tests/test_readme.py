@@ -9,28 +9,34 @@ import pytest
 
 from cl_bench.report import tables
 from cl_bench.report.frame import Section
-from tools import update_readme
+from tools import update_tables
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-REFERENCE = ROOT / "results" / "reference"
+@pytest.fixture(scope="module")
+def sections() -> list[Section]:
+    return update_tables.load(update_tables.REFERENCE)
+
+
+@pytest.mark.parametrize("path", update_tables.FILES, ids=lambda path: path.name)
+def test_tables_are_recomputed_from_the_stored_counts(path: Path, sections: list[Section]) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert "<!-- /table -->" in text
+    assert update_tables.filled(text, sections) == text, "run tools/update_tables.py"
+
+
+@pytest.mark.parametrize(("suite", "tasks", "count"), [("reference-icons-100", 10, 31), ("reference-icons-100", 20, 8)])
+def test_reference_suites_have_no_missing_cell(suite: str, tasks: int, count: int, sections: list[Section]) -> None:
+    found = update_tables.section(sections, suite, tasks)
+    assert len(found.rows) == count
+    assert all([run.record.experiment.seed for run in runs] == [0, 1, 2, 3, 4] for runs in found.rows.values())
 
 
 @pytest.fixture(scope="module")
-def section() -> Section:
-    return update_readme.section(README, REFERENCE)
-
-
-def test_table_is_recomputed_from_the_stored_counts() -> None:
-    shown = README.partition(update_readme.BEGIN)[2].partition(update_readme.END)[0]
-    assert update_readme.readme_table(README, REFERENCE) == shown, "run tools/update_readme.py"
-
-
-def test_every_row_has_the_seeds_of_the_command_in_the_readme(section: Section) -> None:
-    assert len(section.rows) > 30
-    assert all([run.record.experiment.seed for run in runs] == [0, 1, 2, 3, 4] for runs in section.rows.values())
+def section(sections: list[Section]) -> Section:
+    return update_tables.section(sections, "reference-icons-100", 10)
 
 
 def test_floor_and_ceiling_hold(section: Section) -> None:

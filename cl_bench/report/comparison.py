@@ -207,8 +207,9 @@ def _notes(pairs: Sequence[Pair], metric: str, margin: float | None) -> list[str
             "With 5 pairs or fewer no signed-rank test can reach p = 0.05 (0.0625 at best): there is none here."
         )
     if margin is not None:
+        points = f"{margin:g} point{'' if margin == 1 else 's'}"
         notes.append(
-            f"within {margin:g}: two one-sided tests (TOST) of a difference below {margin:g} points, at the 5 % level, "
+            f"within {margin:g}: two one-sided tests (TOST) of a difference below {points}, at the 5 % level, "
             "each row for itself; 'not shown' does not mean different."
         )
     return notes

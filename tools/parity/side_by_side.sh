@@ -13,7 +13,7 @@ gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l)
 device=cuda
 [ "$gpus" -gt 0 ] || { gpus=1 device=cpu; }
 # With a core or two for each process, more threads would only wait for each other.
-export OMP_NUM_THREADS=1 PYTHONPATH=.
+export OMP_NUM_THREADS=1 PYTHONPATH=.${PYTHONPATH:+:$PYTHONPATH}
 mkdir -p "$out/authors" "$out/runs" "$out/logs"
 number=0
 for program in sdlora inflora coda; do

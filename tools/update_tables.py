@@ -1,0 +1,97 @@
+"""Put tables and comparisons of `results/reference` between the markers of README.md and docs/results.md.
+
+    python tools/update_tables.py
+
+A marker names a suite and a number of tasks: `<!-- table: SUITE, N tasks -->` to `<!-- /table -->` holds the suite's
+rows on that stream, `<!-- compare: SUITE, N tasks, against ROW: ROW ROW -->` to `<!-- /compare -->` the differences of
+rows (all of the suite if none is named) from one of them, paired over seeds, with a margin of one point.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from cl_bench import report, suites
+from cl_bench.experiment import MethodSpec
+from cl_bench.report import comparison, sheets, tables
+from cl_bench.report.frame import Section
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = (ROOT / "README.md", ROOT / "docs" / "results.md")
+REFERENCE = ROOT / "results" / "reference"
+MARGIN = 1.0
+_BLOCK = re.compile(
+    r"(?P<head><!-- (?P<kind>table|compare): (?P<suite>\S+), (?P<tasks>\d+) tasks"
+    r"(?:, against (?P<against>[^:>]+?)(?:: (?P<rows>[^>]+))?)? -->\n).*?(?P<tail><!-- /(?P=kind) -->)",
+    re.DOTALL,
+)
+
+
+def load(reference: Path) -> list[Section]:
+    """The stored runs by protocol.
+
+    Raises:
+        ValueError: a stored result is damaged.
+    """
+    sections, damaged = report.load([(reference, "reference")])
+    if damaged:
+        raise ValueError("; ".join(damaged))
+    return sections
+
+
+def section(sections: list[Section], suite: str, tasks: int) -> Section:
+    """The whole stream of a suite in so many tasks, with the suite's rows.
+
+    Raises:
+        ValueError: the suite has no such stream, or no run of one of its rows is stored.
+    """
+    cells = [cell for grid in suites.find(suite).runs for cell in grid.cells() if cell.tasks == (str(tasks),)]
+    if len({(cell.benchmark, cell.backbone) for cell in cells}) != 1:
+        raise ValueError(f"suite '{suite}' has no stream in {tasks} tasks, or several")
+    named = [_label(spec) for cell in cells for spec in cell.specs()]
+    (found,) = (
+        one
+        for one in sections
+        if (one.protocol.benchmark, one.protocol.num_tasks) == (cells[0].benchmark[0], tasks)
+        and cells[0].backbone in (None, (one.protocol.backbone,))
+        and one.protocol.precision == cells[0].precision
+        and not one.protocol.limits_text()
+    )
+    if missing := [label for label in named if label not in found.rows]:
+        raise ValueError(f"no run of {', '.join(missing)} is stored; cl-bench run --suite {suite} makes it")
+    return replace(found, rows={label: found.rows[label] for label in named})
+
+
+def _label(spec: MethodSpec) -> str:
+    listed = ",".join(f"{name}={value}" for name, value in spec.options.items())
+    return f"{spec.name}[{listed}]" if listed else spec.name
+
+
+def filled(text: str, sections: list[Section]) -> str:
+    """A text with what is between its markers made anew."""
+
+    def block(match: re.Match[str]) -> str:
+        found = section(sections, match["suite"], int(match["tasks"]))
+        if match["kind"] == "table":
+            sheet = tables.sheet(tables.build(found))
+        else:
+            rows = re.findall(r"[a-z][a-z0-9-]*(?:\[[^]]*\])?", match["rows"] or "")
+            compared = comparison.sheet(found, match["against"], rows, "acc", MARGIN)
+            assert compared is not None, match["head"]
+            sheet = compared
+        return match["head"] + sheets.markdown(sheet) + match["tail"]
+
+    return _BLOCK.sub(block, text)
+
+
+def main() -> None:
+    """Rewrite the files in place."""
+    sections = load(REFERENCE)
+    for path in FILES:
+        path.write_text(filled(path.read_text(encoding="utf-8"), sections), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
