@@ -210,6 +210,20 @@ def test_nothing_on_the_pareto_front_is_beaten_at_less_cost(tmp_path: Path) -> N
     assert memory == pytest.approx({run.label: run.peak_memory_bytes / 2**20 for run in runs})
 
 
+def test_seconds_and_memory_of_other_hardware_stand_in_no_panel_together(tmp_path: Path) -> None:
+    def made(label: str, seed: int, device: str, name: str) -> RunRecord:
+        run = record(label, seed)
+        return run.model_copy(update={"environment": run.environment | {"device": device, "device_name": name}})
+
+    runs = [made("alpha", seed, "cuda", "a GPU") for seed in (0, 1)]
+    runs += [made("beta", 0, "cuda", "a GPU"), made("beta", 1, "cpu", "any"), made("gamma", 0, "cpu", "any")]
+    chart = standard(tmp_path, *runs)["cost"]
+    shown = {panel.x: {point.label for point in panel.points} for panel in scatters(chart)}
+    assert shown["seconds"] == shown["peak memory, MiB"] == {"alpha"}
+    assert shown["numbers trained"] == shown["GFLOPs per prediction"] == {"alpha", "beta", "gamma"}
+    assert "those on a GPU; not all runs were made there of beta, gamma." in chart.caption
+
+
 LEAKY = {"as_published_leaky": True}
 
 

@@ -393,6 +393,15 @@ def test_rows_whose_samples_see_their_batch_are_marked(runs: Path) -> None:
     assert not any("†" in note for note in built(runs.parent / "clean")[0].notes)
 
 
+def test_notes_say_what_runs_were_made_on(runs: Path) -> None:
+    write(runs, record("alpha", 0), record("beta", 0))
+    assert "Hardware: CPU." in built(runs)[0].notes
+    gpu = {"device": "cuda", "device_name": "NVIDIA H200"}
+    write(runs, record("beta", 1).model_copy(update={"environment": gpu}))
+    note = next(note for note in built(runs)[0].notes if note.startswith("Hardware: "))
+    assert "CPU (alpha)" in note and "CPU, NVIDIA H200 (beta)" in note
+
+
 def test_notes_do_not_list_most_rows(runs: Path) -> None:
     write(runs, *(record(name, 0, origin="none" if name == "e" else "tuned") for name in "abcde"))
     assert "Hyper-parameters: none (e); all others tuned." in built(runs)[0].notes

@@ -142,6 +142,14 @@ class Run:
         """Whether the tasks were learned one after the other; otherwise only final accuracy is defined."""
         return metrics.is_sequential(self.record.correct, self.record.total)
 
+    @property
+    def hardware(self) -> str:
+        """What it was made on, e.g. `NVIDIA H200` or `CPU (x86_64)`; times and memory compare on the same only."""
+        kind, name = (self.record.environment.get(field, "") for field in ("device", "device_name"))
+        if kind == "cpu":
+            return f"CPU ({name})" if name else "CPU"
+        return str(name or kind or "not recorded")
+
 
 @dataclass(frozen=True)
 class Section:

@@ -214,33 +214,47 @@ def _stability(rows: Rows) -> Chart | None:
     return Chart("stability", "Stability against plasticity", f"{caption} {_BANDS}", (panel,))
 
 
-_COSTS: tuple[tuple[str, Callable[[Run], float]], ...] = (
-    ("seconds", lambda run: sum(run.record.train_seconds) + sum(run.record.eval_seconds)),
-    ("numbers trained", lambda run: float(max(run.record.trainable, default=0))),
-    ("peak memory, MiB", lambda run: run.record.peak_memory_bytes / 2**20),
-    ("GFLOPs per prediction", lambda run: run.record.flops_per_image / 1e9),
+_COSTS: tuple[tuple[str, Callable[[Run], float], bool], ...] = (
+    ("seconds", lambda run: sum(run.record.train_seconds) + sum(run.record.eval_seconds), True),
+    ("numbers trained", lambda run: float(max(run.record.trainable, default=0)), False),
+    ("peak memory, MiB", lambda run: run.record.peak_memory_bytes / 2**20, True),
+    ("GFLOPs per prediction", lambda run: run.record.flops_per_image / 1e9, False),
 )
+"""What a run costs: unit, value, and whether it depends on the hardware."""
 
 
 def _cost(rows: Rows) -> Chart:
     """Final accuracy against each cost; what costs nothing (trains no number) has no place on a logarithmic axis."""
     accuracies = {label: summarise([_acc(run) for run in runs]) for label, runs in rows.items()}
     eligible = {label for label, runs in rows.items() if runs[0].sequential and not _leaky(runs[0])}
+    hardware, comparable = _hardware(rows)
     panels = []
-    for unit, cost in _COSTS:
-        costs = {label: summarise([cost(run) for run in runs]) for label, runs in rows.items()}
+    for unit, cost, measured in _COSTS:
+        shown = {label: runs for label, runs in rows.items() if label in comparable or not measured}
+        costs = {label: summarise([cost(run) for run in runs]) for label, runs in shown.items()}
         points = tuple(Point(label, x, accuracies[label]) for label, x in costs.items() if x.mean > 0)
         if points:
             front = _front([point for point in points if point.label in eligible])
             panels.append(Scatter("", unit, "final accuracy, %", points, log=True, front=front))
     caption = (
-        "Final accuracy against wall seconds of training and evaluation of one run (comparable on the same hardware "
-        "only), the most numbers trained in any stage, peak memory of the device (of the process on a CPU), and "
-        "floating-point operations of one prediction. The line joins what nothing beats at less cost (Pareto front)"
+        "Final accuracy against wall seconds of training and evaluation of one run, the most numbers trained in any "
+        "stage, peak memory of the device (of the process on a CPU), and floating-point operations of one prediction. "
+        "The line joins what nothing beats at less cost (Pareto front)"
     )
     if left := sorted(rows.keys() - eligible):
         caption += f", without rows that see all tasks at once or the other samples of a batch: {', '.join(left)}"
+    caption += f". Seconds and memory are those on {hardware}"
+    if left := sorted(rows.keys() - comparable):
+        caption += f"; not all runs were made there of {', '.join(left)}"
     return Chart("cost", "Accuracy against cost", f"{caption}. {_BANDS}", tuple(panels))
+
+
+def _hardware(rows: Rows) -> tuple[str, set[str]]:
+    """The kind of device with the most runs, and the rows that have run nowhere else."""
+    used = {label: [run.hardware for run in runs] for label, runs in rows.items()}
+    count = Counter(device for devices in used.values() for device in devices)
+    most = min(count, key=lambda device: (-count[device], device))
+    return most, {label for label, devices in used.items() if set(devices) == {most}}
 
 
 def _acc(run: Run) -> float:

@@ -32,6 +32,7 @@ class Row:
         tuning_trials, tuning_minutes: settings tried to find the hyper-parameters, and minutes of all their runs.
         seeds, class_orders: of the runs, in the same order.
         origins: names of the folders that the runs come from.
+        hardware: what they were made on.
         recipes: where the hyper-parameters came from.
         sequential: whether the tasks were learned one after the other.
     """
@@ -47,6 +48,7 @@ class Row:
     seeds: tuple[int, ...]
     class_orders: tuple[str, ...]
     origins: tuple[str, ...]
+    hardware: tuple[str, ...]
     recipes: tuple[str, ...]
     method: str
     revision: int | str
@@ -165,6 +167,7 @@ def _row(label: str, runs: Sequence[Run]) -> Row:
         seeds=tuple(record.experiment.seed for record in records),
         class_orders=tuple(record.experiment.class_order for record in records),
         origins=tuple(sorted({run.origin for run in runs})),
+        hardware=tuple(sorted({run.hardware for run in runs})),
         recipes=tuple(sorted({record.recipe for record in records})),
         method=first.method,
         revision=first.revision,
@@ -249,6 +252,7 @@ def _notes(rows: Sequence[Row]) -> list[str]:
         "hyper-parameters."
     )
     notes.append(by_row("Hyper-parameters", [(row.label, _provenance(row)) for row in rows]))
+    notes.append(by_row("Hardware", [(row.label, ", ".join(row.hardware)) for row in rows]))
     notes.append(by_row("Origin", [(row.label, ", ".join(row.origins)) for row in rows]))
     return notes
 
