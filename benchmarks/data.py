@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import Compose, RandomHorizontalFlip, RandomResizedCrop, ToTensor
 
-from cl_bench import streams
+from cl_bench import bench, streams
 from cl_bench.data import cache
 from cl_bench.data.images import ImageStore
 from cl_bench.data.samples import ImageDataset, StoreSamples, TrainingBatches
@@ -131,7 +131,7 @@ def main() -> None:
             rows.append(("files, decoded by the GPU", files, device))
         for name, store, where in rows:
             rates[name] = rate(ours(store, where, chosen.batch), chosen.seconds)
-    on = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    on = bench.device_name(device)
     title = (
         f"training views at 224, batches of {chosen.batch}, on {on}; {chosen.workers} workers of {os.cpu_count()} cores"
     )

@@ -90,7 +90,7 @@ def main() -> None:
         row["data, img/s"], row["waits"] = speed.data, float(bool(speed.waits))
         print(name, {head: round(value, 2) for head, value in row.items()}, flush=True)
         torch.cuda.empty_cache()
-    where = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    where = bench.device_name(device)
     heads = list(next(iter(rows.values())))
     title = f"batch {chosen.batch} on {where}; ceiling {top / 1e12:.0f} TFLOP/s"
     table = Table("step", *heads, title=title)

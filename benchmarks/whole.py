@@ -18,7 +18,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -77,7 +76,7 @@ def main() -> None:
         "evaluation": sum(record.eval_seconds),
         f"{steps:,} steps of {1000 * speed.step:.1f} ms": steps * speed.step,
     }
-    where = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    where = bench.device_name(device)
     table = Table("what", "seconds", "of the steps", title=f"{chosen.method}, {chosen.epochs} epochs, on {where}")
     for what, value in seconds.items():
         table.add_row(what, f"{value:.1f}", f"{value / (steps * speed.step):.2f}")

@@ -64,6 +64,11 @@ class Speed:
         return self.data / self.rate
 
 
+def device_name(device: torch.device) -> str:
+    """In words: `NVIDIA H200`, or `CPU, 2 threads`."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+
+
 def ceiling(device: torch.device, precision: Precision) -> float:
     """FLOP/s of a large square matrix product at this precision."""
     size = 8192 if device.type == "cuda" else 1024

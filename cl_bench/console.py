@@ -214,7 +214,6 @@ def bench_all(
     Raises:
         UserError: the stream has no such task.
     """
-    import torch
 
     from cl_bench import bench
 
@@ -227,7 +226,7 @@ def bench_all(
     for run in planned:
         with err.status(escape(f"{run.label} ...")):
             found.append(bench.measure(run, device, settings, task=task, steps=steps, ceiling=ceiling))
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    name = bench.device_name(device)
     if as_json:
         rows = [asdict(speed) | {"rate": speed.rate, "headroom": speed.headroom} for speed in found]
         # Of methods that take no steps, there is no number of theirs.
