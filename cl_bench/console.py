@@ -214,7 +214,6 @@ def bench_all(
     Raises:
         UserError: the stream has no such task.
     """
-
     from cl_bench import bench
 
     experiment = planned[0].experiment
