@@ -167,7 +167,7 @@ def audit(
     with loading():
         from cl_bench import audit as audits
         from cl_bench import plan, registry
-        from cl_bench.audit_console import audit_all, check_audit_file, write_audit
+        from cl_bench.audit.console import audit_all, check_audit_file, write_audit
 
     if output is not None:
         check_audit_file(output)

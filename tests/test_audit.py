@@ -16,8 +16,11 @@ import torch
 from rich.console import Console
 
 from cl_bench import audit as audits
-from cl_bench import audit_console, registry, streams
-from cl_bench.audit import CHECKS, Ceiling, Counted, Difference, Finding, Report, Row, Slice
+from cl_bench import registry, streams
+from cl_bench.audit import CHECKS, Ceiling, Finding, Report, Row, Slice
+from cl_bench.audit import console as audit_console
+from cl_bench.audit.observation import Counted
+from cl_bench.audit.predictions import Difference, full_pieces
 from cl_bench.experiment import Limits
 from cl_bench.method import Method, Task
 from tests import leaky
@@ -256,7 +259,7 @@ def test_counted_images_note_every_way_of_reading() -> None:
 
 def test_batches_of_one_size_are_filled_up_within_their_group() -> None:
     groups = [np.array([0, 1, 2]), np.array([3])]
-    assert [batch.tolist() for batch in audits.full_pieces(groups, 2)] == [[0, 1], [2, 0], [3, 3]]
+    assert [batch.tolist() for batch in full_pieces(groups, 2)] == [[0, 1], [2, 0], [3, 3]]
 
 
 # --- the command line ------------------------------------------------------------------------------------------

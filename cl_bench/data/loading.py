@@ -57,7 +57,7 @@ def batches(store: ImageStore, ids: NDArray[np.int64], batch_size: int, device: 
         for read in _ahead(lambda chunk: _read(images, chunk), chunks, device):
             yield _decoded(read, device)
     else:
-        # Also of an array that somebody watches (see `audit.Counted`): nothing is read past it.
+        # Also of an array that somebody watches (see `audit.observation.Counted`): nothing is read past it.
         for found in _ahead(lambda chunk: images[chunk], chunks, device):
             if isinstance(found, list):
                 yield [to_device(torch.from_numpy(image), device).permute(2, 0, 1) for image in found]

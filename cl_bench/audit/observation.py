@@ -1,0 +1,70 @@
+"""What a training run is watched with: reads of images that are noted, and bits that are compared."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cl_bench.data.images import ImageStore
+
+
+class Counted:
+    """An array of images that notes which rows of it are read."""
+
+    def __init__(self, images: Any, read: set[int]) -> None:
+        self._images, self._read = images, read
+        self.shape, self.dtype = images.shape, images.dtype
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: Any) -> Any:
+        rows = np.arange(len(self))[index[0] if isinstance(index, tuple) else index]
+        self._read.update(np.atleast_1d(rows).tolist())
+        return self._images[index]
+
+    def __array__(self, *arguments: Any, **options: Any) -> Any:
+        self._read.update(range(len(self)))
+        return np.array(self._images, *arguments, **options)
+
+    def __reduce__(self) -> Any:
+        # Copied or pickled, all of them are read.
+        return np.array, (np.asarray(self),)
+
+
+def counted(store: ImageStore, read: set[int]) -> ImageStore:
+    """The same store, whose reads are noted in `read`."""
+    images: Any = Counted(store.images, read)
+    return replace(store, images=images)
+
+
+@dataclass
+class Reads:
+    """Training and test images read since they were last taken."""
+
+    train: set[int] = field(default_factory=set)
+    test: set[int] = field(default_factory=set)
+
+    def take(self) -> tuple[set[int], set[int]]:
+        """What was read, and start anew."""
+        taken = set(self.train), set(self.test)
+        self.train.clear()
+        self.test.clear()
+        return taken
+
+
+def digest(tensor: Tensor) -> bytes:
+    """Equal for tensors with the same shape, type and bits, NaNs included."""
+    found = hashlib.sha256(repr((tuple(tensor.shape), tensor.dtype)).encode())
+    found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.digest()
+
+
+def fingerprint(model: nn.Module) -> dict[str, bytes]:
+    """Digest of every parameter and buffer."""
+    return {name: digest(tensor) for name, tensor in model.state_dict().items()}
