@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from cl_bench.report import charts, drawing, load, plots, render, styles
+from cl_bench.report import charts, drawing, lettering, load, plots, render, styles
 from cl_bench.report.charts import Chart, Heat, Line, Lines, Point, Ranks, Scatter
 from cl_bench.stats import summarise
 from cl_bench.store import RunRecord
@@ -364,7 +364,7 @@ def test_no_text_is_cut_or_covers_another(tmp_path: Path, tasks: int, count: int
         found = list(boxes(figure))
         assert outside(figure, found) == [], name
         assert overlapping(found) == [], name
-        assert figure.get_figwidth() in (drawing.COLUMN, drawing.TEXT)
+        assert figure.get_figwidth() in (lettering.COLUMN, lettering.TEXT)
 
 
 def test_every_point_is_named_beside_it_or_in_the_legend() -> None:

@@ -6,7 +6,6 @@ import math
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +14,23 @@ import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
-from matplotlib.textpath import text_to_path
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from cl_bench.report import charts, styles
-from cl_bench.report.charts import Chart, Heat, Lines, Point, Ranks, Scatter
+from cl_bench.report import charts, scatter, styles
+from cl_bench.report.charts import Chart, Heat, Lines, Ranks, Scatter
+from cl_bench.report.lettering import COLUMN, FAINT, TEXT, text_width, wrapped
 from cl_bench.report.styles import Style
 from cl_bench.stats import Summary
 
-COLUMN, TEXT = 3.5, 7.2
-"""Width of a paper's column and of its text, in inches."""
 FORMATS = ("png", "pdf", "svg")
 DPI = 200
 _BANDS = 4
 """More curves than this have bars at their end instead of bands."""
-_NAMED = 14
-"""Points in the width of a column that can have their names beside them."""
 _SMALL = 4
 """From so many panels on they are small multiples: names of axes and ticks stand once for all."""
-_FAINT = "#555555"
 _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8,
@@ -113,9 +105,9 @@ def draw(chart: Chart, ceilings: Iterable[str] = ()) -> Figure:
             axes.tick_params(labelsize=7)
             _DRAW[type(panel)](axes, panel, look)
             if isinstance(panel, Scatter):
-                _name_far(axes, panel, width / columns)
+                scatter.name_far(axes, panel, width / columns)
             if getattr(panel, "title", ""):
-                axes.set_title(_wrapped(panel.title, 0.85 * width / columns, 8), pad=4)
+                axes.set_title(wrapped(panel.title, 0.85 * width / columns, 8), pad=4)
         for group in [drawn] if shared else [[one] for one in drawn]:
             _place_lines([(axes, panel) for axes, panel in group if isinstance(panel, Lines)])
         if shared:
@@ -137,7 +129,7 @@ def draw(chart: Chart, ceilings: Iterable[str] = ()) -> Figure:
                 axis.get_major_ticks()
         for axes, panel in drawn:
             if isinstance(panel, Scatter):
-                _name_points(axes, panel, _named(panel, width / columns), figure.dpi / 72)
+                scatter.name_points(axes, panel, scatter.named(panel, width / columns), figure.dpi / 72)
     return figure
 
 
@@ -179,7 +171,7 @@ def _columns(count: int) -> int:
 
 def _is_wide(panel: charts.Panel) -> bool:
     """Whether a panel alone needs the width of the text."""
-    return isinstance(panel, Ranks) or (isinstance(panel, Scatter) and len(_drawn(panel)) > _NAMED)
+    return isinstance(panel, Ranks) or (isinstance(panel, Scatter) and len(scatter.drawn(panel)) > scatter.NAMED)
 
 
 def _height(panel: charts.Panel, width: float) -> float:
@@ -210,14 +202,14 @@ def _keys(chart: Chart, look: Mapping[str, Style], width: float) -> list[Line2D]
                     ends.setdefault(line.label, line.y[-1].mean)
             for label, level in panel.levels:
                 ends.setdefault(label, level.mean)
-        elif isinstance(panel, Scatter) and len(_named(panel, width)) < len(_drawn(panel)):
-            ends |= {point.label: point.y.mean for point in _drawn(panel)}
+        elif isinstance(panel, Scatter) and len(scatter.named(panel, width)) < len(scatter.drawn(panel)):
+            ends |= {point.label: point.y.mean for point in scatter.drawn(panel)}
     points = isinstance(chart.panels[0], Scatter)
     rows = [
         Line2D(
             [], [], color=look[label].colour, linestyle="none" if points else _dash(look[label]),
             marker=look[label].marker or ("*" if points else None), markeredgecolor="white", markeredgewidth=0.5,
-            label=_wrapped(label),
+            label=wrapped(label),
         )
         for label in sorted(ends, key=lambda label: (-ends[label], label))
     ]  # fmt: skip
@@ -230,19 +222,13 @@ def _keys(chart: Chart, look: Mapping[str, Style], width: float) -> list[Line2D]
 
 def _keys_per_row(labels: Sequence[str], width: float) -> int:
     """Entries of the legend side by side: as many as fit, in columns as wide as their longest entry."""
-    widths = [max((_text_width(line, 7) for line in label.split("\n")), default=0) for label in labels]
+    widths = [max((text_width(line, 7) for line in label.split("\n")), default=0) for label in labels]
     for columns in range(len(labels), 1, -1):
         # The columns of matplotlib's legends: filled downwards, the first ones longer.
         if sum(0.5 + max(column) for column in np.array_split(widths, columns)) <= width:
             # As many rows with fewer columns are more even.
             return math.ceil(len(labels) / math.ceil(len(labels) / columns))
     return 1
-
-
-@cache
-def _text_width(text: str, size: float) -> float:
-    """In inches, at a size in points."""
-    return float(text_to_path.get_text_width_height_descent(text, FontProperties(size=size), ismath=False)[0]) / 72
 
 
 def _numbered(panel: Lines) -> bool:
@@ -257,15 +243,6 @@ def _in_legend(panel: Lines) -> bool:
 
 def _dash(style: Style) -> Any:
     return (0, style.dash) if style.dash else "-"
-
-
-def _wrapped(label: str, width: float = 3.0, size: float = 7) -> str:
-    """A label on as many lines as the width in inches asks for, broken between options where possible."""
-    whole = _text_width(label, size)
-    if whole <= width:
-        return label
-    # A little less than on average: letters are not equally wide.
-    return textwrap.fill(label.replace(",", ", "), max(8, int(0.92 * len(label) * width / whole)))
 
 
 def _share(figure: Figure, drawn: Sequence[tuple[Axes, charts.Panel]], columns: int) -> None:
@@ -403,160 +380,6 @@ def _colour_bar(figure: Figure, drawn: Sequence[tuple[Axes, charts.Panel]], line
     bar.outline.set_visible(False)
 
 
-def _draw_scatter(axes: Axes, panel: Scatter, look: Mapping[str, Style]) -> None:
-    shown = _drawn(panel)
-    for point in shown:
-        style = look[point.label]
-        axes.errorbar(
-            point.x.mean, point.y.mean, xerr=point.x.half_width, yerr=point.y.half_width, color=style.colour,
-            ecolor=to_rgba(style.colour, 0.5), marker=style.marker or "*", markersize=5, markeredgecolor="white",
-            markeredgewidth=0.5, elinewidth=0.6, zorder=3,
-        )  # fmt: skip
-    if front := _front(panel):
-        axes.step(
-            [point.x.mean for point in front], [point.y.mean for point in front], where="post", color=_FAINT,
-            linewidth=0.8, linestyle=(0, (4, 2)), zorder=2,
-        )  # fmt: skip
-    axes.set(xlabel=panel.x, ylabel=panel.y)
-    axes.margins(0.1)
-    if panel.log:
-        _log_axis(axes, [point.x.mean for point in shown])
-
-
-def _name_far(axes: Axes, panel: Scatter, width: float) -> None:
-    """Write down the points that are too far below the others to be drawn, under them in a panel of this width."""
-    drawn = _drawn(panel)
-    # A name and its number stay on one line.
-    names = [f"{p.label}\N{NO-BREAK SPACE}{p.y.mean:.1f}" for p in panel.points if p not in drawn]
-    if names:
-        lines = textwrap.wrap(f"below: {', '.join(names)}", round(18 * width), break_on_hyphens=False)
-        bottom, top = axes.get_ylim()
-        axes.set_ylim(bottom - (0.03 + 0.035 * len(lines)) * (top - bottom), top)
-        axes.text(
-            0.01, 0.01, "\n".join(lines), transform=axes.transAxes, fontsize=6, color=_FAINT, va="bottom",
-            linespacing=1.1, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
-        )  # fmt: skip
-
-
-def _log_axis(axes: Axes, means: Sequence[float]) -> None:
-    """A logarithmic x axis with ticks that are round numbers, also where it spans less than a decade."""
-    axes.set_xscale("log")
-    if max(means) < 1.5 * min(means):
-        # Points that all but agree would spread over the whole axis.
-        axes.set_xlim(min(means) / 1.5, 1.5 * max(means))
-    low, high = axes.get_xlim()
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for steps in ((1,), (1, 3), (1, 2, 5)):
-        ticks = [step * 10.0**decade for decade in decades for step in steps if low <= step * 10.0**decade <= high]
-        if len(ticks) >= 4:
-            break
-    if len(ticks) < 3:
-        ticks = [tick for tick in MaxNLocator(nbins=5).tick_values(low, high) if low <= tick <= high]
-    axes.set_xticks(ticks, [_short(tick) for tick in ticks])
-    axes.xaxis.set_minor_locator(NullLocator())
-
-
-def _drawn(panel: Scatter) -> list[Point]:
-    """The points but for those far below all others."""
-    floor = _floor([point.y.mean for point in panel.points])
-    return [point for point in panel.points if point.y.mean >= floor]
-
-
-def _front(panel: Scatter) -> list[Point]:
-    """The points on the Pareto front that are drawn."""
-    by_label = {point.label: point for point in _drawn(panel)}
-    return [by_label[label] for label in panel.front if label in by_label]
-
-
-def _named(panel: Scatter, width: float) -> list[Point]:
-    """The points that have their names beside them: all, or only those on the front where all would not fit."""
-    drawn = _drawn(panel)
-    return drawn if len(drawn) <= _NAMED * max(1, round(width / COLUMN)) else _front(panel)
-
-
-def _floor(values: Sequence[float]) -> float:
-    """Points far below all others would press these together: they are named instead of drawn."""
-    low, high = np.percentile(values, [25, 75])
-    return float(low - 3 * max(high - low, 1.0)) if len(values) > 4 else -math.inf
-
-
-def _short(value: float) -> str:
-    """A tick of a logarithmic axis: 200, 20 k, 5 M."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= size:
-            return f"{value / size:g} {unit}"
-    return f"{value:g}"
-
-
-_LEADER = {"arrowstyle": "-", "linewidth": 0.4, "color": "#888888", "shrinkA": 0, "shrinkB": 3}
-
-
-def _name_points(axes: Axes, panel: Scatter, points: Sequence[Point], scale: float) -> None:
-    """Write names beside points where they cover least; far from its point a name gets a thin line to it.
-
-    Args:
-        scale: pixels in a typographic point.
-    """
-    place, size = axes.transData.transform, 5.8
-    covered, cost = _obstacles(axes, panel, scale)
-    left, bottom, right, top = axes.bbox.extents
-    turns = np.linspace(0, 2 * np.pi, 16, endpoint=False)
-    radius, angle = (grid.ravel() for grid in np.meshgrid((6, 9, 13, 18, 25, 34, 45, 60, 80), turns, indexing="ij"))
-    dx, dy = radius * scale * np.cos(angle), radius * scale * np.sin(angle)
-    for point in sorted(points, key=lambda point: (-point.y.mean, point.label)):
-        x, y = place((point.x.mean, point.y.mean))
-        name = _wrapped(point.label, 0.6 * (right - left) / scale / 72, size)
-        width = max(_text_width(line, size) for line in name.split("\n")) * 72 * scale
-        height = 1.1 * size * scale * (name.count("\n") + 1)
-        # To the right of a name on the left of its point, to the left of one on the right, otherwise centred.
-        x0 = x + dx - width * np.where(np.cos(angle) < -0.3, 1, np.where(np.cos(angle) > 0.3, 0, 0.5))
-        y0 = y + dy - height / 2
-        x0, y0 = np.clip(x0, left, right - width), np.clip(y0, bottom, top - height)
-        boxes = np.stack([x0, y0, x0 + width, y0 + height], axis=1)
-        leader = np.stack([x + 0.6 * dx, y + 0.6 * dy] * 2, axis=1)
-        worth = radius + _overlap(boxes, covered) @ cost + _overlap(leader, covered) @ cost / 3
-        best = int(np.argmin(worth))
-        # Neither should names cover the lines to other points.
-        line = np.linspace((x, y), (x + dx[best], y + dy[best]), 6)[1:]
-        covered = np.vstack([covered, boxes[best], np.hstack([line - scale, line + scale])])
-        cost = np.append(cost, [60.0] + [8.0] * len(line))
-        middle = axes.transData.inverted().transform((x0[best], y0[best] + height / 2))
-        axes.annotate(
-            name, (point.x.mean, point.y.mean), xytext=tuple(middle), textcoords="data", fontsize=size,
-            color="#222222", va="center", linespacing=1.1, annotation_clip=False, zorder=4,
-            arrowprops=_LEADER if radius[best] > 9 else None,
-        )  # fmt: skip
-
-
-def _obstacles(axes: Axes, panel: Scatter, scale: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """What names should not cover: boxes [n, 4] in pixels (left, bottom, right, top), and how bad each would be [n]."""
-    place = axes.transData.transform
-    low = axes.get_xlim()[0]
-    boxes, cost = [], []
-    for point in _drawn(panel):
-        x, y = point.x, point.y
-        for ends, reach, price in (
-            (((x.mean, y.mean), (x.mean, y.mean)), 3.5, 40.0),
-            (((max(x.low or x.mean, low), y.mean), (x.high or x.mean, y.mean)), 0.5, 6.0),
-            (((x.mean, y.low or y.mean), (x.mean, y.high or y.mean)), 0.5, 6.0),
-        ):
-            boxes.append(np.add(np.ravel(place(ends)), np.multiply(reach * scale, (-1, -1, 1, 1))))
-            cost.append(price)
-    front = _front(panel)
-    for one, other in zip(front, front[1:], strict=False):
-        corner = (other.x.mean, one.y.mean)
-        for ends in (((one.x.mean, one.y.mean), corner), (corner, (other.x.mean, other.y.mean))):
-            boxes.append(np.add(np.ravel(place(ends)), np.multiply(0.5 * scale, (-1, -1, 1, 1))))
-            cost.append(6.0)
-    return np.array(boxes), np.array(cost)
-
-
-def _overlap(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which boxes [n, 4] overlap which others [m, 4]: shape [n, m]."""
-    one, other = one[:, None], other[None]
-    return np.all((one[..., :2] < other[..., 2:]) & (other[..., :2] < one[..., 2:]), axis=-1)
-
-
 def _draw_ranks(axes: Axes, panel: Ranks, look: Mapping[str, Style]) -> None:
     """Names left and right of a rank axis, each joined to its rank; bars join what cannot be told apart."""
     ranks = dict(panel.ranks)
@@ -580,7 +403,7 @@ def _draw_ranks(axes: Axes, panel: Ranks, look: Mapping[str, Style]) -> None:
     texts = [
         f"{label}  {ranks[label]:.2f}" if i < half else f"{ranks[label]:.2f}  {label}" for i, label in enumerate(names)
     ]
-    longest = max(_text_width(text, 7) for text in texts) / TEXT
+    longest = max(text_width(text, 7) for text in texts) / TEXT
     size = 7 * min(1, 0.38 / longest)
     for position, (label, text) in enumerate(zip(names, texts, strict=True)):
         left = position < half
@@ -597,13 +420,13 @@ def _draw_ranks(axes: Axes, panel: Ranks, look: Mapping[str, Style]) -> None:
     axes.set_position((margin, 0.14, 1 - 2 * margin, 0.84))
     axes.text(
         0.5, -0.03, textwrap.fill(panel.note, 100), transform=axes.transAxes, ha="center", va="top", fontsize=6.5,
-        color=_FAINT,
+        color=FAINT,
     )  # fmt: skip
 
 
 _DRAW: Mapping[type, Callable[[Axes, Any, Mapping[str, Style]], None]] = {
     Lines: _draw_lines,
     Heat: _draw_heat,
-    Scatter: _draw_scatter,
+    Scatter: scatter.draw,
     Ranks: _draw_ranks,
 }
