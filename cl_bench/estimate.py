@@ -32,7 +32,7 @@ class Times:
         for record in records:
             if record.environment.get("device") != device.type:
                 continue
-            minutes = (sum(record.train_seconds) + sum(record.eval_seconds)) / 60
+            minutes = record.seconds / 60
             alike[_alike(record.experiment)].append(minutes)
             rates[_related(record.experiment)].append(minutes / _epochs(record.experiment))
         return cls({k: median(v) for k, v in alike.items()}, {k: median(v) for k, v in rates.items()})

@@ -268,9 +268,10 @@ def settings_for(methods: Mapping[str, Found], texts: Sequence[str]) -> dict[str
         UserError: cannot be read, or an unqualified key that one of the methods lacks.
     """
     found = methods.values()
-    for key in [text.split("=")[0].strip() for text in texts]:
+    keys = [text.split("=")[0].strip() for text in texts]
+    for key in [key for key in keys if "." not in key]:
         for method in found:
-            if "." in key or key in method.defaults:
+            if key in method.defaults:
                 continue
             if any(key in other.defaults for other in found):
                 raise UserError(

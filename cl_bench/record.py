@@ -131,6 +131,11 @@ class RunRecord(BaseModel):
                 raise ValueError(f"'{name}' does not have one entry for each of the {stages} stages")
         return self
 
+    @property
+    def seconds(self) -> float:
+        """Wall seconds of training and evaluation together."""
+        return sum(self.train_seconds) + sum(self.eval_seconds)
+
 
 def content_hash(fields: Mapping[str, Any]) -> str:
     """SHA-256 of the canonical JSON of a record as it is stored, without its `checksum`."""

@@ -12,7 +12,7 @@ import typer
 
 from cl_bench.errors import UserError
 from cl_bench.results_cli import REFERENCE, RESULTS
-from cl_bench.terminal import DataRoot, Device, MethodFiles, PrecisionName, err, loading, out, use_data
+from cl_bench.terminal import Compiled, DataRoot, Device, MethodFiles, PrecisionName, err, loading, out, use_data
 
 if TYPE_CHECKING:
     from cl_bench.experiment import Experiment
@@ -109,10 +109,7 @@ def run(
     results: Annotated[Path, typer.Option(help="Folder of the results store.")] = RESULTS,
     device: Device = "auto",
     precision: PrecisionName = None,
-    compiled: Annotated[
-        bool | None,
-        typer.Option("--compile/--no-compile", help="Compile the backbone.", show_default="on a GPU"),
-    ] = None,
+    compiled: Compiled = None,
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="The same numbers twice on one GPU; slower. A CPU always does.")
     ] = False,

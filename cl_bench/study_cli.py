@@ -11,7 +11,7 @@ import typer
 
 from cl_bench.errors import UserError
 from cl_bench.results_cli import REFERENCE, RESULTS
-from cl_bench.terminal import DataRoot, Device, MethodFiles, PrecisionName, err, loading, out, use_data
+from cl_bench.terminal import Compiled, DataRoot, Device, MethodFiles, PrecisionName, err, loading, out, use_data
 
 TRIALS = Path("results/tuning")
 
@@ -42,10 +42,7 @@ def bench(
     ] = None,
     device: Device = "auto",
     precision: PrecisionName = None,
-    compiled: Annotated[
-        bool | None,
-        typer.Option("--compile/--no-compile", help="Compile the backbone.", show_default="on a GPU"),
-    ] = None,
+    compiled: Compiled = None,
     task: Annotated[int, typer.Option(min=1, help="The task in which steps are timed.")] = 1,
     steps: Annotated[int, typer.Option(min=1, help="Steps in each of five groups, of which the median counts.")] = 10,
     method_file: MethodFiles = None,

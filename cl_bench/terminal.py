@@ -33,6 +33,9 @@ PrecisionName = Annotated[
         "--precision", help="Of the backbone: fp32, bf16, or auto: bf16 where it is fast.", show_default="auto"
     ),
 ]
+Compiled = Annotated[
+    bool | None, typer.Option("--compile/--no-compile", help="Compile the backbone.", show_default="on a GPU")
+]
 DataRoot = Annotated[
     Path | None,
     typer.Option("--root", help="Folder with the data sets.", show_default="CL_BENCH_DATA, else data/"),

@@ -258,5 +258,4 @@ def _run(name: str, options: Mapping[str, Value], seed: int, how: Search) -> _Ou
         raise
     except Exception as error:
         return _Outcome(0.0, 0.0, f"{type(error).__name__}: {error}")
-    seconds = sum(record.train_seconds) + sum(record.eval_seconds)
-    return _Outcome(metrics.aaa(record.correct, record.total), seconds)
+    return _Outcome(metrics.aaa(record.correct, record.total), record.seconds)

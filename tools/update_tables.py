@@ -3,8 +3,8 @@
     python tools/update_tables.py
 
 A marker names a suite and a number of tasks: `<!-- table: SUITE, N tasks -->` to `<!-- /table -->` holds the suite's
-rows on that stream, `<!-- compare: SUITE, N tasks, against ROW: ROW ROW -->` to `<!-- /compare -->` the differences of
-rows (all of the suite if none is named) from one of them, paired over seeds, with a margin of one point.
+rows on that stream, `<!-- compare: SUITE, N tasks, against ROW -->` to `<!-- /compare -->` the differences of all rows
+from one of them, paired over seeds, with a margin of one point.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ REFERENCE = ROOT / "results" / "reference"
 MARGIN = 1.0
 _BLOCK = re.compile(
     r"(?P<head><!-- (?P<kind>table|compare): (?P<suite>\S+), (?P<tasks>\d+) tasks"
-    r"(?:, against (?P<against>[^:>]+?)(?:: (?P<rows>[^>]+))?)? -->\n).*?(?P<tail><!-- /(?P=kind) -->)",
+    r"(?:, against (?P<against>\S+))? -->\n).*?(?P<tail><!-- /(?P=kind) -->)",
     re.DOTALL,
 )
 
@@ -77,8 +77,7 @@ def filled(text: str, sections: list[Section]) -> str:
         if match["kind"] == "table":
             sheet = tables.sheet(tables.build(found))
         else:
-            rows = re.findall(r"[a-z][a-z0-9-]*(?:\[[^]]*\])?", match["rows"] or "")
-            compared = comparison.sheet(found, match["against"], rows, "acc", MARGIN)
+            compared = comparison.sheet(found, match["against"], margin=MARGIN)
             assert compared is not None, match["head"]
             sheet = compared
         return match["head"] + sheets.markdown(sheet) + match["tail"]

@@ -298,7 +298,7 @@ def _flat(run: Run, known: Mapping[_Place, Mapping[str, Mapping[int, float]]]) -
         **{name: metrics.value(name, *counts) for name in metrics.METRICS},
         "fwt": _forward_transfer(run),
         "intransigence": next((sum(v) / len(v) for v in intransigence(run, known).values()), float("nan")),
-        "minutes": (sum(record.train_seconds) + sum(record.eval_seconds)) / 60,
+        "minutes": record.seconds / 60,
         "trainable": max(record.trainable, default=0),
         "tuning_trials": record.tuning_trials,
         "tuning_minutes": record.tuning_minutes,

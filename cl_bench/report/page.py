@@ -222,7 +222,7 @@ def _runs(sections: Sequence[Section], places: Mapping[str, str]) -> dict[str, A
                 "seed": experiment.seed,
                 "order": experiment.class_order if len(experiment.class_order) < 60 else "a list of its own",
                 "acc": _short(100 * metrics.acc(record.correct, record.total)),
-                "minutes": _short((sum(record.train_seconds) + sum(record.eval_seconds)) / 60),
+                "minutes": _short(record.seconds / 60),
                 "finished": f"{record.finished:%Y-%m-%d %H:%M} UTC" if record.finished else "",
                 "correct": record.correct,
                 "total": record.total,

@@ -215,7 +215,7 @@ def _stability(rows: Rows) -> Chart | None:
 
 
 _COSTS: tuple[tuple[str, Callable[[Run], float], bool], ...] = (
-    ("seconds", lambda run: sum(run.record.train_seconds) + sum(run.record.eval_seconds), True),
+    ("seconds", lambda run: run.record.seconds, True),
     ("numbers trained", lambda run: float(max(run.record.trainable, default=0)), False),
     ("peak memory, MiB", lambda run: run.record.peak_memory_bytes / 2**20, True),
     ("GFLOPs per prediction", lambda run: run.record.flops_per_image / 1e9, False),

@@ -160,7 +160,7 @@ def _row(label: str, runs: Sequence[Run]) -> Row:
         acc=acc,
         aaa=over_runs("aaa"),
         forgetting=over_runs("forgetting"),
-        minutes=summarise([(sum(record.train_seconds) + sum(record.eval_seconds)) / 60 for record in records]),
+        minutes=summarise([record.seconds / 60 for record in records]),
         trainable=max(max(record.trainable, default=0) for record in records),
         tuning_trials=max(record.tuning_trials for record in records),
         tuning_minutes=max(record.tuning_minutes for record in records),

@@ -91,7 +91,7 @@ def pairs(theirs: Iterable[Mapping[str, Any]], ours: Iterable[RunRecord]) -> lis
         if own.total != record["total"]:
             raise UserError(f"run {record['key']} has test sets of {own.total} and {record['total']} images")
         curves = [100 * metrics.accuracy_curve(one, own.total) for one in (own.correct, record["correct"])]
-        seconds = float(sum(own.train_seconds) + sum(own.eval_seconds)), float(record["seconds"])
+        seconds = own.seconds, float(record["seconds"])
         found.append(Pair(record["method"], order, seed, curves[0], curves[1], seconds))
     return sorted(found, key=lambda pair: (pair.method, pair.seed))
 
