@@ -84,7 +84,7 @@ _EMBEDDED = {
         ),
         Backbone(
             name="vit_tiny_patch4_32.tinyimagenet156",
-            description="ViT-Ti/4 at 32 px, pre-trained on classes of Tiny ImageNet that CIFAR-100 has not; embedded",
+            description="ViT-Ti/4 at 32 px, pre-trained on 156 classes of Tiny ImageNet, none of CIFAR-100; embedded",
             architecture="vit_tiny_patch16_224",
             options={"img_size": 32, "patch_size": 4},
             size=32,
@@ -96,7 +96,7 @@ _EMBEDDED = {
         ),
         Backbone(
             name="vit_tiny_patch4_32.tinyimagenet156.s1",
-            description="the same from another seed, to see what depends on the backbone; embedded",
+            description="the same pre-training from another seed; embedded",
             architecture="vit_tiny_patch16_224",
             options={"img_size": 32, "patch_size": 4},
             size=32,

@@ -108,10 +108,13 @@ def ls_backbones() -> None:
     with quiet_imports():
         from cl_bench import backbones
 
-    table = Table("backbone", "input", "weights", "description", box=None, header_style="bold")
+    table = Table(box=None, header_style="bold")
+    table.add_column("backbone", no_wrap=True)
+    for head in ("input", "weights", "description"):
+        table.add_column(head)
     for name in backbones.names():
         item = backbones.find(name)
-        table.add_row(name, f"{item.channels}x{item.size}x{item.size}", item.weights[:12], item.description)
+        table.add_row(name, f"{item.channels}x{item.size}x{item.size}", item.weights[:8], item.description)
     out.print(table)
     out.print(
         "\nAny VisionTransformer of timm, by its full tag, such as vit_base_patch14_dinov2.lvd142m; with --checkpoint "

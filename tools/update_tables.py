@@ -4,7 +4,8 @@
 
 A marker names a suite and a number of tasks: `<!-- table: SUITE, N tasks -->` to `<!-- /table -->` holds the suite's
 rows on that stream, `<!-- compare: SUITE, N tasks, against ROW -->` to `<!-- /compare -->` the differences of all rows
-from one of them, paired over seeds, with a margin of one point.
+from one of them, paired over seeds, with a margin of one point. Rows of the suite that were not run yet are named under
+its table.
 """
 
 from __future__ import annotations
@@ -41,27 +42,29 @@ def load(reference: Path) -> list[Section]:
     return sections
 
 
-def section(sections: list[Section], suite: str, tasks: int) -> Section:
-    """The whole stream of a suite in so many tasks, with the suite's rows.
+def section(sections: list[Section], suite: str, tasks: int) -> tuple[Section, list[str]]:
+    """The whole stream of a suite in so many tasks, with the suite's rows; and those of which no run is stored.
 
     Raises:
-        ValueError: the suite has no such stream, or no run of one of its rows is stored.
+        ValueError: the suite has no such stream, or no run of it is stored.
     """
     cells = [cell for grid in suites.find(suite).runs for cell in grid.cells() if cell.tasks == (str(tasks),)]
     if len({(cell.benchmark, cell.backbone) for cell in cells}) != 1:
         raise ValueError(f"suite '{suite}' has no stream in {tasks} tasks, or several")
     named = [_label(spec) for cell in cells for spec in cell.specs()]
-    (found,) = (
+    stored = [
         one
         for one in sections
         if (one.protocol.benchmark, one.protocol.num_tasks) == (cells[0].benchmark[0], tasks)
         and cells[0].backbone in (None, (one.protocol.backbone,))
         and one.protocol.precision == cells[0].precision
         and not one.protocol.limits_text()
-    )
-    if missing := [label for label in named if label not in found.rows]:
-        raise ValueError(f"no run of {', '.join(missing)} is stored; cl-bench run --suite {suite} makes it")
-    return replace(found, rows={label: found.rows[label] for label in named})
+    ]
+    if len(stored) != 1:
+        raise ValueError(f"no run of suite '{suite}' in {tasks} tasks is stored, or runs of several protocols are")
+    rows = stored[0].rows
+    missing = [label for label in named if label not in rows]
+    return replace(stored[0], rows={label: rows[label] for label in named if label in rows}), missing
 
 
 def _label(spec: MethodSpec) -> str:
@@ -73,9 +76,11 @@ def filled(text: str, sections: list[Section]) -> str:
     """A text with what is between its markers made anew."""
 
     def block(match: re.Match[str]) -> str:
-        found = section(sections, match["suite"], int(match["tasks"]))
+        found, missing = section(sections, match["suite"], int(match["tasks"]))
         if match["kind"] == "table":
             sheet = tables.sheet(tables.build(found))
+            if missing:
+                sheet = replace(sheet, notes=(*sheet.notes, f"Not run yet: {', '.join(missing)}."))
         else:
             compared = comparison.sheet(found, match["against"], margin=MARGIN)
             assert compared is not None, match["head"]

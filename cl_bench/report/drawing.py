@@ -303,7 +303,8 @@ def _place_lines(drawn: Sequence[tuple[Axes, Lines]]) -> None:
         axes.set_xlim(left, right)
         axes.set_ylim(*((max(bottom, 0), min(top, 100)) if "%" in panel.y else (bottom, top)))
         if panel.whole and places:
-            ticks = MaxNLocator(nbins=8, integer=True).tick_values(min(places), max(places))
+            # Fewer where numbers are long: three panels may share the width.
+            ticks = MaxNLocator(nbins=8 if max(places) < 100 else 5, integer=True).tick_values(min(places), max(places))
             axes.set_xticks([tick for tick in ticks if min(places) <= tick <= max(places)])
         if _in_legend(panel):
             continue
@@ -390,8 +391,16 @@ def _draw_ranks(axes: Axes, panel: Ranks, look: Mapping[str, Style]) -> None:
     axes.set_xlim(low - 0.02, high + 0.02)
     axes.set_ylim(-(depth + half) - 0.4, 0.7)
     axes.axhline(0, color="#333333", linewidth=0.9)
-    step = math.ceil((high - low) / 14)
-    for tick in range(low, high + 1, step):
+    # The names stand outside the axes, for which the layout engine would leave no room.
+    texts = [
+        f"{label}  {ranks[label]:.2f}" if i < half else f"{ranks[label]:.2f}  {label}" for i, label in enumerate(names)
+    ]
+    sides = [max(text_width(text, 7) for text in side) / TEXT for side in (texts[:half], texts[half:])]
+    size = 7 * min(1, 0.38 / max(sides))
+    left, right = (0.02 + min(side, 0.38) for side in sides)
+    most = (1 - left - right) * TEXT / (1.5 * text_width("00", 7))
+    step = next(step for step in (1, 2, 5, 10, high) if (high - low) / step <= most)
+    for tick in (low, *range(step if step > 1 else 2, high + 1, step)):
         axes.plot([tick, tick], [0, 0.22], color="#333333", linewidth=0.8)
         axes.text(tick, 0.32, str(tick), ha="center", va="bottom", fontsize=7)
     for number, group in enumerate(panel.groups):
@@ -399,28 +408,21 @@ def _draw_ranks(axes: Axes, panel: Ranks, look: Mapping[str, Style]) -> None:
         axes.plot(
             [min(ends), max(ends)], [-0.55 * (number + 1)] * 2, color="#555555", linewidth=2.6, solid_capstyle="butt"
         )
-    # The names stand outside the axes, for which the layout engine would leave no room.
-    texts = [
-        f"{label}  {ranks[label]:.2f}" if i < half else f"{ranks[label]:.2f}  {label}" for i, label in enumerate(names)
-    ]
-    longest = max(text_width(text, 7) for text in texts) / TEXT
-    size = 7 * min(1, 0.38 / longest)
     for position, (label, text) in enumerate(zip(names, texts, strict=True)):
-        left = position < half
-        y = -(depth + (position if left else len(names) - 1 - position))
-        edge = low - 0.02 if left else high + 0.02
+        first = position < half
+        y = -(depth + (position if first else len(names) - 1 - position))
+        edge = low - 0.02 if first else high + 0.02
         axes.plot([ranks[label], ranks[label], edge], [0, y, y], color="#333333", linewidth=0.6, clip_on=False)
         axes.annotate(
-            text, (edge, y), xytext=(-3 if left else 3, 0), textcoords="offset points", fontsize=size, va="center",
-            ha="right" if left else "left", annotation_clip=False,
+            text, (edge, y), xytext=(-3 if first else 3, 0), textcoords="offset points", fontsize=size, va="center",
+            ha="right" if first else "left", annotation_clip=False,
         )  # fmt: skip
     axes.set_axis_off()
     axes.figure.set_layout_engine(None)  # type: ignore[union-attr]
-    margin = 0.02 + min(longest, 0.38)
-    axes.set_position((margin, 0.14, 1 - 2 * margin, 0.84))
+    axes.set_position((left, 0.14, 1 - left - right, 0.84))
     axes.text(
-        0.5, -0.03, textwrap.fill(panel.note, 100), transform=axes.transAxes, ha="center", va="top", fontsize=6.5,
-        color=FAINT,
+        (0.5 - left) / (1 - left - right), -0.03, textwrap.fill(panel.note, 100), transform=axes.transAxes, ha="center",
+        va="top", fontsize=6.5, color=FAINT,
     )  # fmt: skip
 
 
