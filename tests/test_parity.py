@@ -30,6 +30,8 @@ def theirs(own: RunRecord, shift: int) -> dict[str, Any]:
         "correct": [[None if hits is None else hits - shift for hits in row] for row in own.correct],
         "total": own.total,
         "seconds": 120.0,
+        "peak_gpu_bytes": 700 * 2**20,
+        "peak_process_bytes": 5 * 2**30,
         "replaced": ["weights: ours"],
     }
 
@@ -68,7 +70,9 @@ def test_each_pair_shows_its_largest_difference(tmp_path: Path) -> None:
     assert pair.ours[4] - pair.theirs[4] == pytest.approx(gap)
     assert pair.acc[0] == pair.acc[1]
     assert pair.aaa[0] - pair.aaa[1] == pytest.approx(gap / 10)
-    assert f"+{gap:.2f} after task 5" in report.table([pair])[2]
+    row = report.table([pair])[2]
+    assert f"+{gap:.2f} after task 5" in row
+    assert row.endswith(f"| {own.seconds / 60:.1f} | 2.0 | {own.peak_memory_bytes / 2**20:,.0f} | 700 |")
 
 
 def test_a_run_without_counterpart_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

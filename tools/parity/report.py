@@ -28,12 +28,19 @@ from cl_bench.store import Store
 
 MARGIN = 1.0
 """The largest difference that counts as the same, in points."""
-FIELDS = ("method", "repository", "commit", "key", "experiment", "correct", "total", "seconds", "replaced")
+FIELDS = (
+    "method", "repository", "commit", "key", "experiment", "correct", "total", "seconds", "replaced",
+    "peak_gpu_bytes", "peak_process_bytes",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The same experiment on both sides; curves in percent, [stages]."""
+    """The same experiment on both sides; curves in percent, [stages].
+
+    Attributes:
+        peak: memory in bytes, of the GPU's allocator, or of the process on a CPU.
+    """
 
     method: str
     order: str
@@ -41,6 +48,7 @@ class Pair:
     ours: NDArray[np.float64]
     theirs: NDArray[np.float64]
     seconds: tuple[float, float]
+    peak: tuple[int, int]
 
     @property
     def acc(self) -> tuple[float, float]:
@@ -92,7 +100,8 @@ def pairs(theirs: Iterable[Mapping[str, Any]], ours: Iterable[RunRecord]) -> lis
             raise UserError(f"run {record['key']} has test sets of {own.total} and {record['total']} images")
         curves = [100 * metrics.accuracy_curve(one, own.total) for one in (own.correct, record["correct"])]
         seconds = own.seconds, float(record["seconds"])
-        found.append(Pair(record["method"], order, seed, curves[0], curves[1], seconds))
+        peak = own.peak_memory_bytes, int(record["peak_gpu_bytes"] or record["peak_process_bytes"])
+        found.append(Pair(record["method"], order, seed, curves[0], curves[1], seconds, peak))
     return sorted(found, key=lambda pair: (pair.method, pair.seed))
 
 
@@ -100,14 +109,15 @@ def table(found: Sequence[Pair]) -> list[str]:
     """Lines of Markdown: every pair, then each method over its class orders."""
     lines = [
         "| method | class order | acc, % ours | theirs | ours - theirs | aaa, % ours | theirs | ours - theirs "
-        "| largest difference of a stage | minutes ours | theirs |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| largest difference of a stage | minutes ours | theirs | peak MiB ours | theirs |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for pair in found:
         cells = [f"{a:.2f} | {b:.2f} | {a - b:+.2f}" for a, b in (pair.acc, pair.aaa)]
         gap = pair.ours - pair.theirs
         stage = int(np.abs(gap).argmax())
         cells += [f"{gap[stage]:+.2f} after task {stage + 1}", *(f"{seconds / 60:.1f}" for seconds in pair.seconds)]
+        cells += [f"{peak / 2**20:,.0f}" for peak in pair.peak]
         lines.append(f"| `{pair.method}` | {pair.order} | {' | '.join(cells)} |")
     lines += [
         "",
