@@ -8,7 +8,7 @@
 # PYTHON, SUITE and SEEDS override the interpreter, the suite and the seeds; OPTIONS goes to both sides (limits, say).
 set -u
 authors=$1 out=$2 limit=${3:-530}
-python=${PYTHON:-python} suite=${SUITE:-tools/parity/cifar100.yaml} seeds=${SEEDS:-0 1 2} options=${OPTIONS:-}
+python=${PYTHON:-python} suite=${SUITE:-tools/parity/cifar100.yaml} seeds=${SEEDS:-0 1 2 3 4} options=${OPTIONS:-}
 gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l)
 device=cuda
 [ "$gpus" -gt 0 ] || { gpus=1 device=cpu; }
