@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cl_bench import plan, registry, streams
+from cl_bench import plan, registry, runner
+from cl_bench.adapters.network import Execution
 from cl_bench.data.samples import Concatenated, samples_of
 from cl_bench.experiment import parse_methods, parse_seeds
 from cl_bench.strategy import ContinualStrategy
-from cl_bench.streams.build import build
 
 
 def head_inputs(model: nn.Module, stream: Any) -> tuple[Tensor, Tensor]:
@@ -40,18 +40,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", default="sdlora,coda")
     parser.add_argument("--benchmark", default="icons-tune")
+    parser.add_argument("--backbone", help="default: the benchmark's")
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--seeds", default="100-102")
     args = parser.parse_args()
     specs = [(registry.find(spec.name), spec.options) for spec in parse_methods(args.methods)]
-    for run in plan.plan(specs, parse_seeds(args.seeds), benchmark=args.benchmark):
+    for run in plan.plan(
+        specs,
+        parse_seeds(args.seeds),
+        benchmark=args.benchmark,
+        backbone=args.backbone,
+        precision=args.precision,
+    ):
         e = run.experiment
-        stream = build(streams.find(e.benchmark).source(), e.tasks, e.class_order, e.transforms, e.limits)
+        stream = runner.stream_of(e)
         strategy = ContinualStrategy(
             plugins=[run.method],
             backbone=e.backbone,
             num_classes=len(stream.classes),
             num_tasks=len(stream.tasks),
             seed=e.seed,
+            execution=Execution(e.precision),
         )
         for experience in stream.train:
             strategy.train(experience, eval_streams=[])
