@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -51,6 +52,7 @@ class Backbone:
         asset: an embedded file.
         checkpoint: a file of the user's.
         weights: SHA-256 of the weights (see `weights_hash`); empty until `verify` has read them.
+        tuned_as: another backbone, whose tuned recipes hold for this one.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Backbone:
     checkpoint: Path | None = None
     pretrained: bool = True
     weights: str = field(default="", compare=False)
+    tuned_as: str = field(default="", compare=False)
 
 
 _EMBEDDED = {
@@ -105,6 +108,7 @@ _EMBEDDED = {
             std=(0.229, 0.224, 0.225),
             asset="vit_tiny_patch4_32.tinyimagenet156.s1.safetensors",
             weights="2a3d5e4a967561a6c914f3f1d8f28feb6839b556b604ecd4b0d7e83be8f3d7ff",
+            tuned_as="vit_tiny_patch4_32.tinyimagenet156",
         ),
     )
 }
@@ -116,6 +120,14 @@ _EMBEDDED = {
 def names() -> list[str]:
     """Names of the embedded backbones; all others are timm's."""
     return sorted(_EMBEDDED)
+
+
+def card(name: str) -> dict[str, Any] | None:
+    """The model card of an embedded backbone, as `tools/pretrain_backbone.py` writes it; None: of another one."""
+    if name not in _EMBEDDED:
+        return None
+    found: dict[str, Any] = json.loads((files("cl_bench") / "assets" / f"{name}.json").read_text(encoding="utf-8"))
+    return found
 
 
 def find(

@@ -60,6 +60,7 @@ def main() -> None:
 def show(
     name: Annotated[str, typer.Argument(help="A method, benchmark, backbone, or the (start of the) key of a run.")],
     benchmark: Annotated[str, typer.Option(help="Benchmark whose recipe a method is shown with.")] = "icons-100",
+    backbone: Annotated[str | None, typer.Option(help="And backbone.", show_default="the benchmark's")] = None,
     results: Annotated[Path, typer.Option(help="Results folder in which runs are looked up.")] = RESULTS,
     method_file: MethodFiles = None,
 ) -> None:
@@ -69,7 +70,7 @@ def show(
     with quiet_imports():
         from cl_bench.console import show_thing
 
-    show_thing(name, benchmark, method_file or [], out)
+    show_thing(name, benchmark, backbone, method_file or [], out)
 
 
 @app.command("new-method")

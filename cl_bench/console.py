@@ -302,7 +302,7 @@ def _find(run: PlannedRun, store: Store) -> RunRecord | None:
         return None
 
 
-def show_thing(name: str, benchmark: str, method_files: Sequence[Path], out: Console) -> None:
+def show_thing(name: str, benchmark: str, backbone: str | None, method_files: Sequence[Path], out: Console) -> None:
     """Show a method (with its recipe), a benchmark or a backbone.
 
     Raises:
@@ -316,10 +316,12 @@ def show_thing(name: str, benchmark: str, method_files: Sequence[Path], out: Con
     own = {found.name: found for found in map(registry.load_file, method_files)}
     if name in own or name in registry.names():
         found = own.get(name) or registry.find(name)
-        resolved, recipe = plan.resolve(found, streams.find(benchmark), {})
+        vit = backbones.find(backbone) if backbone else None
+        resolved, recipe = plan.resolve(found, streams.find(benchmark), {}, backbone=vit)
         out.print(f"[bold]{name}[/] (revision {found.revision}): {escape(found.cls.paper)}")
         out.print(escape((found.cls.__doc__ or "").strip()))
-        table = Table("hyper-parameter", "default", f"{recipe.name} on {benchmark}", box=None, header_style="bold")
+        title = f"{recipe.name} on {benchmark}" + (f" and {backbone}" if backbone else "")
+        table = Table("hyper-parameter", "default", title, box=None, header_style="bold")
         for field in dataclasses.fields(found.cls):
             table.add_row(field.name, *(escape(str(v[field.name])) for v in (found.defaults, resolved.values())))
         out.print(table)
@@ -343,10 +345,21 @@ def show_thing(name: str, benchmark: str, method_files: Sequence[Path], out: Con
             for layout, tree in facts.layouts.items():
                 out.print(escape(f"\nread as '{layout}':\n{tree}"), highlight=False)
     elif "." in name:
-        backbone = backbones.find(name)
-        out.print(f"[bold]{name}[/]: {backbone.description}")
-        out.print(f"timm {backbone.architecture} {dict(backbone.options)}, mean {backbone.mean}, std {backbone.std}")
-        out.print(f"weights {backbone.weights or 'of timm, hashed when they are read'}", soft_wrap=True)
+        found_vit = backbones.find(name)
+        out.print(f"[bold]{name}[/]: {found_vit.description}")
+        out.print(
+            f"timm {found_vit.architecture} {dict(found_vit.options)}, mean {found_vit.mean}, std {found_vit.std}"
+        )
+        out.print(f"weights {found_vit.weights or 'of timm, hashed when they are read'}", soft_wrap=True)
+        if card := backbones.card(name):
+            data, probes = card["data"], card["probes"]
+            out.print(
+                f"pre-trained on {data['train_images']:,} images of {data['classes']} classes "
+                f"({card['recipe']['data']['licence']}); {card['accuracy']['heldout']:.1f} % of "
+                f"{data['heldout_images']:,} held-out images right; frozen, on {probes['name']}: nearest mean "
+                f"{probes['trained']['nearest_mean']:.1f} %, linear probe {probes['trained']['linear']:.1f} %",
+                highlight=False,
+            )
     else:
         everything = [*registry.names(), *streams.names(), *backbones.names()]
         raise unknown_name("method, benchmark, backbone or run", name, everything)

@@ -121,7 +121,7 @@ def plan(
     storage = data.storage(images, transforms.short)
     runs: dict[str, PlannedRun] = {}
     for found, options in specs:
-        method, chosen = resolve(found, data, options, recipe, tuned, vit.name)
+        method, chosen = resolve(found, data, options, recipe, tuned, vit)
         if scenario not in method.scenarios:
             raise UserError(f"'{found.name}' is for {' and '.join(method.scenarios)} streams, this one is {scenario}")
         method.check(number_of(tasks))
@@ -203,11 +203,12 @@ def resolve(
     options: Mapping[str, Any],
     recipe: str = "auto",
     tuned: Sequence[Tuned] = (),
-    backbone: str | None = None,
+    backbone: Backbone | None = None,
 ) -> tuple[Method, Recipe]:
     """The method with its defaults, then the recipe (see `recipes.choose`), then the user's options; and the recipe."""
     asked = found.create(options).values()
-    chosen = recipes.choose(found, benchmark, {key: asked[key] for key in options}, recipe, tuned, backbone)
+    holding = [name for name in (backbone.name, backbone.tuned_as) if name] if backbone else []
+    chosen = recipes.choose(found, benchmark, {key: asked[key] for key in options}, recipe, tuned, holding)
     return found.create({**chosen.values, **options}), chosen
 
 

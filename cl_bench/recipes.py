@@ -140,7 +140,7 @@ def choose(
     options: Mapping[str, Value],
     asked: str = "auto",
     own: Sequence[Tuned] = (),
-    backbone: str | None = None,
+    backbones: Sequence[str] = (),
 ) -> Recipe:
     """The recipe for a method on a benchmark.
 
@@ -148,7 +148,7 @@ def choose(
         options: the user's own (validated) options, which tuned recipes may depend on.
         asked: `tuned`, `published`, `published:NAME`, `unified`, or `auto`: the first of these that there is.
         own: tuned recipes of the user, which come before the shipped ones.
-        backbone: which runs; None: the benchmark's own.
+        backbones: whose tuned recipes hold for the one that runs, itself among them; empty: the benchmark's own.
 
     Raises:
         UserError: there is none of the kind asked for.
@@ -163,7 +163,7 @@ def choose(
                 for entry in entries
                 if entry.method == found.name
                 and entry.stream in (benchmark.name, benchmark.tuned_on)
-                and entry.backbone in ("", backbone or benchmark.backbone)
+                and entry.backbone in ("", *(backbones or [benchmark.backbone]))
                 and all(options.get(key) == value for key, value in entry.when.items())
             ]
             if fitting:

@@ -580,6 +580,17 @@ def test_listings_name_the_facts(cl_bench: Cli) -> None:
     )
 
 
+def test_show_prints_the_recipe_for_a_backbone_and_what_it_was_trained_on(cl_bench: Cli) -> None:
+    name = "vit_tiny_patch4_32.tinyimagenet156"
+    shown = cl_bench("show", "sdlora", "--benchmark", "cifar100", "--backbone", name)
+    assert shown.code == 0 and re.search(r"^ *lr +0\.01 +0\.16 *$", shown.out, re.MULTILINE), shown.out
+    card = " ".join(cl_bench("show", name).out.split())
+    assert "77,993 images of 156 classes (images of ImageNet: non-commercial research)" in card
+    assert "frozen, on CIFAR-100: nearest mean 44.2 %" in card
+    unknown = cl_bench("show", "sdlora", "--backbone", "vit_tiny.nothing")
+    assert unknown.code == 2 and "vit_tiny.nothing" in unknown.err
+
+
 def test_show_prints_methods_benchmarks_and_backbones(cl_bench: Cli) -> None:
     method = cl_bench("show", "sdlora")
     assert method.code == 0 and "2501.13198" in method.out and "revision" in method.out

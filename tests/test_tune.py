@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cl_bench import recipes, registry, streams
+from cl_bench import backbones, plan, recipes, registry, streams
 from cl_bench.data.images import ImageStore
 from cl_bench.errors import UserError
 from cl_bench.experiment import Limits, Transforms
@@ -204,6 +204,16 @@ def test_every_published_recipe_fits_its_method(name: str) -> None:
     assert set(found.cls.space) <= set(found.defaults)
 
 
+def test_recipes_of_a_backbone_hold_for_its_other_seed() -> None:
+    found, photographs = registry.find("sdlora"), streams.find("cifar100")
+    names = ("vit_tiny_patch4_32.tinyimagenet156", "vit_tiny_patch4_32.tinyimagenet156.s1")
+    (one, first), (other, second) = (
+        plan.resolve(found, photographs, {}, backbone=backbones.find(name)) for name in names
+    )
+    assert first.name == second.name == "tuned" and one.values() == other.values()
+    assert plan.resolve(found, photographs, {})[1].name == "published:cifar100", "on the benchmark's own backbone"
+
+
 def test_which_recipe_wins() -> None:
     found, icons = registry.find("linear"), streams.find("icons-100")
     general, special = tuned(values={"lr": 0.1}), tuned(values={"lr": 0.2}, when={"epochs": 3})
@@ -214,8 +224,8 @@ def test_which_recipe_wins() -> None:
     ]
     assert chosen == [0.3, 0.2, 0.3]
     on_another = tuned(values={"lr": 0.4}, stream="icons-100", backbone="vit_base_patch16_224")
-    for backbone, lr in ((None, 0.3), ("vit_base_patch16_224", 0.4), ("vit_small_patch16_224", 0.3)):
-        choice = recipes.choose(found, icons, {}, "auto", [on_another, general, exact], backbone)
+    for names, lr in (([], 0.3), (["vit_base_patch16_224"], 0.4), (["vit_small_patch16_224"], 0.3)):
+        choice = recipes.choose(found, icons, {}, "auto", [on_another, general, exact], names)
         assert choice.values["lr"] == lr
     assert recipes.choose(found, icons, {}, "unified", [general]).name == "unified"
     unknown = registry.Found("mine", found.cls, 1)
