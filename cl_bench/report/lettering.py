@@ -21,9 +21,9 @@ def text_width(text: str, size: float) -> float:
 
 
 def wrapped(label: str, width: float = 3.0, size: float = 7) -> str:
-    """A label on as many lines as the width in inches asks for, broken between options where possible."""
+    """A label on as many lines as the width in inches asks for, broken before and between options where possible."""
     whole = text_width(label, size)
     if whole <= width:
         return label
     # A little less than on average: letters are not equally wide.
-    return textwrap.fill(label.replace(",", ", "), max(8, int(0.92 * len(label) * width / whole)))
+    return textwrap.fill(label.replace("[", " [").replace(",", ", "), max(8, int(0.92 * len(label) * width / whole)))
