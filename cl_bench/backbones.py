@@ -70,6 +70,19 @@ class Backbone:
     tuned_as: str = field(default="", compare=False)
 
 
+_PHOTOGRAPHS = Backbone(
+    name="vit_tiny_patch4_32.tinyimagenet156",
+    description="ViT-Ti/4 at 32 px, pre-trained on 156 classes of Tiny ImageNet, none of CIFAR-100; embedded",
+    architecture="vit_tiny_patch16_224",
+    options={"img_size": 32, "patch_size": 4},
+    size=32,
+    channels=3,
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
+    asset="vit_tiny_patch4_32.tinyimagenet156.safetensors",
+    weights="07f07ea4f3cb580e43b8784c2f27273c4378837eab4c28055ff6fa69c2cc6401",
+)
+
 _EMBEDDED = {
     backbone.name: backbone
     for backbone in (
@@ -85,30 +98,14 @@ _EMBEDDED = {
             asset="vit_tiny_patch8_32.icons.safetensors",
             weights="98be114ee73155033131610ba261fb184dd95c48ac7176ddb3b1b151c9c2aeca",
         ),
-        Backbone(
-            name="vit_tiny_patch4_32.tinyimagenet156",
-            description="ViT-Ti/4 at 32 px, pre-trained on 156 classes of Tiny ImageNet, none of CIFAR-100; embedded",
-            architecture="vit_tiny_patch16_224",
-            options={"img_size": 32, "patch_size": 4},
-            size=32,
-            channels=3,
-            mean=(0.485, 0.456, 0.406),
-            std=(0.229, 0.224, 0.225),
-            asset="vit_tiny_patch4_32.tinyimagenet156.safetensors",
-            weights="07f07ea4f3cb580e43b8784c2f27273c4378837eab4c28055ff6fa69c2cc6401",
-        ),
-        Backbone(
-            name="vit_tiny_patch4_32.tinyimagenet156.s1",
+        _PHOTOGRAPHS,
+        replace(
+            _PHOTOGRAPHS,
+            name=f"{_PHOTOGRAPHS.name}.s1",
             description="the same pre-training from another seed; embedded",
-            architecture="vit_tiny_patch16_224",
-            options={"img_size": 32, "patch_size": 4},
-            size=32,
-            channels=3,
-            mean=(0.485, 0.456, 0.406),
-            std=(0.229, 0.224, 0.225),
-            asset="vit_tiny_patch4_32.tinyimagenet156.s1.safetensors",
+            asset=f"{_PHOTOGRAPHS.name}.s1.safetensors",
             weights="2a3d5e4a967561a6c914f3f1d8f28feb6839b556b604ecd4b0d7e83be8f3d7ff",
-            tuned_as="vit_tiny_patch4_32.tinyimagenet156",
+            tuned_as=_PHOTOGRAPHS.name,
         ),
     )
 }
