@@ -148,7 +148,7 @@ def choose(
         options: the user's own (validated) options, which tuned recipes may depend on.
         asked: `tuned`, `published`, `published:NAME`, `unified`, or `auto`: the first of these that there is.
         own: tuned recipes of the user, which come before the shipped ones.
-        backbones: whose tuned recipes hold for the one that runs, itself among them; empty: the benchmark's own.
+        backbones: whose tuned recipes hold for the one that runs, itself first; empty: the benchmark's own.
 
     Raises:
         UserError: there is none of the kind asked for.
@@ -157,17 +157,21 @@ def choose(
     if kind not in ("auto", "tuned", "published", "unified") or (name and kind != "published"):
         raise UserError(f"--recipe '{asked}' is unknown; expected auto, tuned, published, published:NAME or unified")
     if kind in ("auto", "tuned"):
+        held = [*(backbones or [benchmark.backbone]), ""]
         for entries in (own, _shipped().tuned):
             fitting = [
                 entry
                 for entry in entries
                 if entry.method == found.name
                 and entry.stream in (benchmark.name, benchmark.tuned_on)
-                and entry.backbone in ("", *(backbones or [benchmark.backbone]))
+                and entry.backbone in held
                 and all(options.get(key) == value for key, value in entry.when.items())
             ]
             if fitting:
-                best = max(fitting, key=lambda e: (len(e.when), e.stream == benchmark.name, bool(e.backbone)))
+                best = min(
+                    fitting,
+                    key=lambda e: (-len(e.when), e.stream != benchmark.name, held.index(e.backbone)),
+                )
                 return Recipe("tuned", best.values, best.trials, best.minutes)
         if kind == "tuned" and found.defaults:
             raise UserError(

@@ -227,6 +227,11 @@ def test_which_recipe_wins() -> None:
     for names, lr in (([], 0.3), (["vit_base_patch16_224"], 0.4), (["vit_small_patch16_224"], 0.3)):
         choice = recipes.choose(found, icons, {}, "auto", [on_another, general, exact], names)
         assert choice.values["lr"] == lr
+    # One of the backbone itself comes before those that only hold for it.
+    its_own = tuned(values={"lr": 0.5}, stream="icons-100", backbone="vit_small_patch16_224")
+    names = ["vit_small_patch16_224", "vit_base_patch16_224"]
+    for entries, lr in (([on_another, its_own], 0.5), ([on_another, exact], 0.4)):
+        assert recipes.choose(found, icons, {}, "auto", entries, names).values["lr"] == lr
     assert recipes.choose(found, icons, {}, "unified", [general]).name == "unified"
     unknown = registry.Found("mine", found.cls, 1)
     assert recipes.choose(unknown, icons, {}).name == "unified"
