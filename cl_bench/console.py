@@ -345,12 +345,10 @@ def show_thing(name: str, benchmark: str, backbone: str | None, method_files: Se
             for layout, tree in facts.layouts.items():
                 out.print(escape(f"\nread as '{layout}':\n{tree}"), highlight=False)
     elif "." in name:
-        found_vit = backbones.find(name)
-        out.print(f"[bold]{name}[/]: {found_vit.description}")
-        out.print(
-            f"timm {found_vit.architecture} {dict(found_vit.options)}, mean {found_vit.mean}, std {found_vit.std}"
-        )
-        out.print(f"weights {found_vit.weights or 'of timm, hashed when they are read'}", soft_wrap=True)
+        vit = backbones.find(name)
+        out.print(f"[bold]{name}[/]: {vit.description}")
+        out.print(f"timm {vit.architecture} {dict(vit.options)}, mean {vit.mean}, std {vit.std}")
+        out.print(f"weights {vit.weights or 'of timm, hashed when they are read'}", soft_wrap=True)
         if card := backbones.card(name):
             data, probes = card["data"], card["probes"]
             out.print(

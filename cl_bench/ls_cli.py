@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from cl_bench.errors import UserError
 from cl_bench.terminal import DataRoot, MethodFiles, err, out, quiet_imports, use_data
@@ -108,10 +108,8 @@ def ls_backbones() -> None:
     with quiet_imports():
         from cl_bench import backbones
 
-    table = Table(box=None, header_style="bold")
-    table.add_column("backbone", no_wrap=True)
-    for head in ("input", "weights", "description"):
-        table.add_column(head)
+    name_column = Column("backbone", no_wrap=True)
+    table = Table(name_column, "input", "weights", "description", box=None, header_style="bold")
     for name in backbones.names():
         item = backbones.find(name)
         table.add_row(name, f"{item.channels}x{item.size}x{item.size}", item.weights[:8], item.description)

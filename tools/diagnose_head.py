@@ -20,7 +20,6 @@ from cl_bench import plan, registry, runner
 from cl_bench.adapters.network import Execution
 from cl_bench.data.samples import Concatenated, samples_of
 from cl_bench.experiment import parse_methods, parse_seeds
-from cl_bench.strategy import ContinualStrategy
 
 
 def head_inputs(model: nn.Module, stream: Any) -> tuple[Tensor, Tensor]:
@@ -54,14 +53,7 @@ def main() -> None:
     ):
         e = run.experiment
         stream = runner.stream_of(e)
-        strategy = ContinualStrategy(
-            plugins=[run.method],
-            backbone=e.backbone,
-            num_classes=len(stream.classes),
-            num_tasks=len(stream.tasks),
-            seed=e.seed,
-            execution=Execution(e.precision),
-        )
+        strategy = runner.strategy_of(run, stream, torch.device("cpu"), Execution(e.precision))
         for experience in stream.train:
             strategy.train(experience, eval_streams=[])
         counts = strategy.count_matrix(stream.test)

@@ -400,7 +400,7 @@ def _draw_ranks(axes: Axes, panel: Ranks, look: Mapping[str, Style]) -> None:
     left, right = (0.02 + min(side, 0.38) for side in sides)
     most = (1 - left - right) * TEXT / (1.5 * text_width("00", 7))
     step = next(step for step in (1, 2, 5, 10, high) if (high - low) / step <= most)
-    for tick in (low, *range(step if step > 1 else 2, high + 1, step)):
+    for tick in (low, *range(max(step, 2), high + 1, step)):
         axes.plot([tick, tick], [0, 0.22], color="#333333", linewidth=0.8)
         axes.text(tick, 0.32, str(tick), ha="center", va="bottom", fontsize=7)
     for number, group in enumerate(panel.groups):
