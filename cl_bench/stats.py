@@ -201,6 +201,37 @@ def equivalence(a: ArrayLike, b: ArrayLike, margin: float) -> Equivalence | None
     return Equivalence(margin, p, interval.low, interval.high)
 
 
+def equivalence_pooled(groups: Sequence[Sequence[float]], margin: float) -> list[Equivalence] | None:
+    """Whether the mean of each group of paired differences is within a margin, with one spread for all groups.
+
+    The spread is that of the values around their group's mean (residual mean square of a one-way analysis of
+    variance), so it has more degrees of freedom than a group's own; it assumes the same for all of them.
+
+    Args:
+        groups: differences of the pairs of each group.
+
+    Returns:
+        One test a group; None where no group has two values, or no value differs from its group's mean.
+
+    Raises:
+        ValueError: the margin is not positive and finite, or a group is empty.
+    """
+    values = [np.asarray(group, dtype=np.float64) for group in groups]
+    if not 0 < margin < np.inf or any(group.size == 0 for group in values):
+        raise ValueError(f"cannot test groups of {[len(group) for group in values]} for equivalence within {margin}")
+    freedom = sum(len(group) - 1 for group in values)
+    if freedom == 0 or all(map(_alike, values)):
+        return None
+    spread = (sum(float(((group - group.mean()) ** 2).sum()) for group in values) / freedom) ** 0.5
+    tests = []
+    for group in values:
+        mean, error = float(group.mean()), spread / len(group) ** 0.5
+        half_width = float(stdtrit(freedom, 0.95)) * error
+        p = float(stdtr(freedom, (abs(mean) - margin) / error))
+        tests.append(Equivalence(margin, p, mean - half_width, mean + half_width))
+    return tests
+
+
 # --- inside a seed: the same test images -----------------------------------------------------------------------
 
 

@@ -62,6 +62,17 @@ def test_every_row_of_a_figure_is_in_its_suite(name: str) -> None:
             assert (row, panel.benchmark, str(panel.tasks), panel.limit_tasks, vit) in asked
 
 
+def test_another_stream_is_shown_on_one_backbone(tmp_path: Path) -> None:
+    vits = [("vit_a", 1), ("vit_b", 3)]
+    found = [record("sdlora", seed, backbone=vit) for vit, count in vits for seed in range(count)]
+    figure = paper_figures.build("sdlora-fig5", runs_of(tmp_path, *found), "icons-100")
+    assert figure.chart is not None
+    panel = figure.chart.panels[0]
+    assert isinstance(panel, paper_figures.Lines) and {value.n for line in panel.lines for value in line.y} == {3}
+    left = "Backbone: vit_b. Left out: 1 run on icons-100 with another backbone (vit_a); --backbone shows them."
+    assert left in figure.notes and figure.command.endswith("--backbone vit_b")
+
+
 def test_published_magnitudes_stand_beside_ours(tmp_path: Path) -> None:
     figure = paper_figures.build("sdlora-fig3", [])
     assert figure.chart is not None and figure.filled == 0

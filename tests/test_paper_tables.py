@@ -372,12 +372,14 @@ def test_the_reference_results_fill_every_table_on_the_icons(name: str, referenc
     assert all(all(row) for row in table.sheet.rows)
 
 
-@pytest.mark.parametrize(("benchmark", "count"), [("icons-100", 27), ("cifar100", 9)])
+@pytest.mark.parametrize(("benchmark", "count"), [("icons-100", 27), ("cifar100", 13)])
 def test_cells_equal_those_of_the_protocols_table(benchmark: str, count: int, reference: list[Run]) -> None:
     frame = numbers(paper_tables.build("sdlora-table2", reference, benchmark)).set_index(["tasks", "row", "metric"])
     checked = 0
     for section in report.load([(REFERENCE, "reference")])[0]:
         if section.protocol.benchmark != benchmark or section.protocol.limits_text():
+            continue
+        if section.protocol.backbone not in set(frame["backbone"]):
             continue
         for row in tables.build(section).rows:
             if (section.protocol.num_tasks, row.label, "acc") in frame.index:
@@ -385,6 +387,20 @@ def test_cells_equal_those_of_the_protocols_table(benchmark: str, count: int, re
                 assert (got["mean"], got["stderr"]) == pytest.approx((100 * row.acc.mean, 100 * (row.acc.stderr or 0)))
                 checked += 1
     assert checked == count
+
+
+def test_another_stream_is_shown_on_one_backbone(tmp_path: Path) -> None:
+    vits = [("vit_a", 1), ("vit_b", 3), ("vit_c", 1)]
+    made = [record("sdlora", seed, backbone=vit) for vit, count in vits for seed in range(count)]
+    runs = stored(tmp_path, *made)
+    table = paper_tables.build("sdlora-table2", runs, "icons-100")
+    rows = numbers(table).dropna(subset="mean")
+    assert set(rows["backbone"]) == {"vit_b"} and set(rows["n"]) == {3}
+    left = "Backbone: vit_b. Left out: 2 runs on icons-100 with another backbone (vit_a, vit_c); --backbone shows them."
+    assert table.sheet.notes[-1] == left
+    assert all("--backbone vit_b" in command for command in table.commands)
+    other = paper_tables.build("sdlora-table2", runs, "icons-100", "vit_c")
+    assert set(numbers(other).dropna(subset="mean")["n"]) == {1}
 
 
 def test_columns_that_become_the_same_stream_are_one(reference: list[Run]) -> None:

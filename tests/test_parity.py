@@ -6,6 +6,7 @@ The released programs themselves are not part of this repository; `python -m too
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,19 @@ from cl_bench.errors import UserError
 from cl_bench.record import RunRecord
 from cl_bench.streams import datasets
 from tests import factories, trees
-from tools.parity import carry, cells, coda, report
+from tools.parity import carry, cells, coda, pilot, report, shims
+
+EPOCHS = 2
+
+
+def own_run(seed: int = 0) -> RunRecord:
+    """A run of ours with the losses that its 10 tasks had."""
+    rows = [
+        {"stage": stage, "phase": 0, "epoch": epoch, "loss": 1 / (1 + epoch)}
+        for stage in range(10)
+        for epoch in range(EPOCHS)
+    ]
+    return factories.record(seed=seed).model_copy(update={"traces": {"loss": rows}})
 
 
 def theirs(own: RunRecord, shift: int) -> dict[str, Any]:
@@ -29,6 +42,7 @@ def theirs(own: RunRecord, shift: int) -> dict[str, Any]:
         "experiment": own.experiment.model_dump(mode="json"),
         "correct": [[None if hits is None else hits - shift for hits in row] for row in own.correct],
         "total": own.total,
+        "losses": [[1.25, 0.75]] * 10,
         "seconds": 120.0,
         "peak_gpu_bytes": 700 * 2**20,
         "peak_process_bytes": 5 * 2**30,
@@ -38,7 +52,7 @@ def theirs(own: RunRecord, shift: int) -> dict[str, Any]:
 
 def folders(tmp_path: Path, shifts: list[int]) -> list[str]:
     """Records of both sides, one per seed; returns the arguments that name them."""
-    runs = [factories.record(seed=seed) for seed in range(len(shifts))]
+    runs = [own_run(seed) for seed in range(len(shifts))]
     factories.write(tmp_path / "runs", *runs)
     (tmp_path / "authors").mkdir()
     for seed, (run, shift) in enumerate(zip(runs, shifts, strict=True)):
@@ -49,7 +63,7 @@ def folders(tmp_path: Path, shifts: list[int]) -> list[str]:
 def test_equal_counts_are_equivalent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert report.main(folders(tmp_path, [0, 0, 0])) == 0
     out = capsys.readouterr().out
-    assert "| `alpha` | acc | 3 | +0.00 ± 0.00 | +0.00 to +0.00 | yes (p = 0.000) |" in out
+    assert "| `alpha` | acc | 3 | +0.00 ± 0.00 | +0.00 to +0.00 | yes (p = 0.000) | – | no test" in out
     assert "- `alpha`: someone/program @ 0123456; replaced:" in out
 
 
@@ -62,7 +76,7 @@ def test_five_points_are_not_equivalent(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_each_pair_shows_its_largest_difference(tmp_path: Path) -> None:
-    own = factories.record()
+    own = own_run()
     other = theirs(own, 0)
     other["correct"][4][0] -= 5
     (pair,) = report.pairs([other], [own])
@@ -70,9 +84,27 @@ def test_each_pair_shows_its_largest_difference(tmp_path: Path) -> None:
     assert pair.ours[4] - pair.theirs[4] == pytest.approx(gap)
     assert pair.acc[0] == pair.acc[1]
     assert pair.aaa[0] - pair.aaa[1] == pytest.approx(gap / 10)
-    row = report.table([pair])[2]
-    assert f"+{gap:.2f} after task 5" in row
-    assert row.endswith(f"| {own.seconds / 60:.1f} | 2.0 | {own.peak_memory_bytes / 2**20:,.0f} | 700 |")
+    lines = report.table([pair])
+    assert f"+{gap:.2f} after task 5" in lines[2]
+    cost = f"{own.seconds / 60:.1f} | 2.0 | {own.peak_memory_bytes / 2**20:,.0f} | 700 |"
+    assert lines[-1] == f"| `alpha` | permutation:0 | 0.5000 | 0.7500 | -0.2500 | {cost}"
+
+
+def test_losses_are_read_from_what_the_programs_print() -> None:
+    with shims.printed() as copies:
+        for task, epoch, loss in (
+            (0, 1, "2.111"),
+            (0, 2, "1.604"),
+            (0, 2, "1.604"),
+            (10, 1, "0.900"),
+            (10, 2, "0.850"),
+        ):
+            print(f"\rTask {task}, Epoch {epoch}/2 => Loss {loss}, Train_accy 25.62:  20%|", end="", file=sys.stderr)
+        print("Epoch:1/2\n * Loss 1.979 | Train Acc 31.720\nLR: 0.001\nEpoch:2/2\n * Loss 1.426 | Train Acc 53.780")
+        print("=> Save Done\n * Val Acc 69.400, Total time 0.48\nEpoch:1/2\n * Loss 0.500 | Train Acc 99.000")
+    out, err = (copy.getvalue() for copy in copies)
+    assert pilot.losses(err) == [[2.111, 1.604], [0.9, 0.85]]
+    assert coda.losses(out) == [[1.979, 1.426], [0.5]]
 
 
 def test_a_run_without_counterpart_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

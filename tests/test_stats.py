@@ -7,8 +7,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
+from statsmodels.api import OLS
 
-from cl_bench.stats import summarise, summarise_curves
+from cl_bench.stats import equivalence, equivalence_pooled, summarise, summarise_curves
 
 VALUES = st.lists(st.floats(-100, 100).map(lambda x: round(x, 6)), min_size=2, max_size=30)
 
@@ -76,3 +77,31 @@ def test_refuses_what_has_no_mean(values: list[float]) -> None:
 def test_curves_are_summarised_point_by_point() -> None:
     curves = [[0.9, 0.8, 0.7], [0.8, 0.6, 0.7]]
     assert summarise_curves(curves) == [summarise([0.9, 0.8]), summarise([0.8, 0.6]), summarise([0.7, 0.7])]
+
+
+@given(st.lists(VALUES, min_size=1, max_size=4), st.floats(0.1, 50))
+def test_pooled_equivalence_agrees_with_a_linear_model(groups: list[list[float]], margin: float) -> None:
+    assume(all(np.ptp(group) > 1e-3 for group in groups))
+    owner = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
+    fit = OLS(np.concatenate(groups), np.eye(len(groups))[owner]).fit()
+    tests = equivalence_pooled(groups, margin)
+    assert tests is not None
+    assert [[test.low, test.high] for test in tests] == pytest.approx(fit.conf_int(0.1), rel=1e-7, abs=1e-7)
+    assert [test.equivalent for test in tests] == [-margin < test.low and test.high < margin for test in tests]
+
+
+def test_one_group_is_pooled_with_itself() -> None:
+    differences = [0.3, -0.2, 0.9, 0.1]
+    (pooled,) = equivalence_pooled([differences], 1.0) or []
+    alone = equivalence(differences, [0.0] * 4, 1.0)
+    assert alone is not None
+    assert (pooled.p, pooled.low, pooled.high) == pytest.approx((alone.p, alone.low, alone.high))
+
+
+def test_nothing_to_pool() -> None:
+    assert equivalence_pooled([[0.5], [0.2]], 1.0) is None
+    assert equivalence_pooled([[0.5, 0.5], [0.2]], 1.0) is None
+    with pytest.raises(ValueError, match="cannot test groups"):
+        equivalence_pooled([[0.5], []], 1.0)
+    with pytest.raises(ValueError, match="cannot test groups"):
+        equivalence_pooled([[0.5, 0.1]], 0.0)

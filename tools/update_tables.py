@@ -1,11 +1,11 @@
-"""Put tables and comparisons of `results/reference` between the markers of README.md and docs/results.md.
+"""Put tables and comparisons of `results/` between the markers of README.md, docs/results.md and docs/parity.md.
 
-    python tools/update_tables.py
+    python -m tools.update_tables
 
 A marker names a suite and a number of tasks: `<!-- table: SUITE, N tasks -->` to `<!-- /table -->` holds the suite's
 rows on that stream, `<!-- compare: SUITE, N tasks, against ROW -->` to `<!-- /compare -->` the differences of all rows
 from one of them, paired over seeds, with a margin of one point. Rows of the suite that were not run yet are named under
-its table.
+its table. `<!-- parity -->` to `<!-- /parity -->` holds what `tools.parity.report` says.
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ from cl_bench import report, suites
 from cl_bench.experiment import MethodSpec
 from cl_bench.report import comparison, sheets, tables
 from cl_bench.report.frame import Section
+from tools.parity import report as parity
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = (ROOT / "README.md", ROOT / "docs" / "results.md")
+FILES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "parity.md")
 REFERENCE = ROOT / "results" / "reference"
+PARITY = ROOT / "results" / "authors", [ROOT / "results" / "parity"]
 MARGIN = 1.0
+_PARITY = re.compile(r"(?P<head><!-- parity -->\n).*?(?P<tail><!-- /parity -->)", re.DOTALL)
 _BLOCK = re.compile(
     r"(?P<head><!-- (?P<kind>table|compare): (?P<suite>\S+), (?P<tasks>\d+) tasks"
     r"(?:, against (?P<against>\S+))? -->\n).*?(?P<tail><!-- /(?P=kind) -->)",
@@ -87,6 +90,7 @@ def filled(text: str, sections: list[Section]) -> str:
             sheet = compared
         return match["head"] + sheets.markdown(sheet) + match["tail"]
 
+    text = _PARITY.sub(lambda match: match["head"] + parity.text(*PARITY) + match["tail"], text)
     return _BLOCK.sub(block, text)
 
 

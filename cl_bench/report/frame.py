@@ -212,6 +212,19 @@ def named(records: Iterable[tuple[RunRecord, str]]) -> list[Run]:
     ]
 
 
+def usual_backbone(runs: Iterable[Run], benchmark: str) -> tuple[str | None, tuple[str, ...]]:
+    """The backbone of most runs on a benchmark, for what shows one backbone only; and a note if there are others."""
+    counts = Counter(run.protocol.backbone for run in runs if run.protocol.benchmark == benchmark)
+    if not counts:
+        return None, ()
+    first, *others = sorted(counts, key=lambda name: (-counts[name], name))
+    if not others:
+        return first, ()
+    left = sum(counts[name] for name in others)
+    what = f"{left} run{'s' if left > 1 else ''} on {benchmark} with another backbone"
+    return first, (f"Backbone: {first}. Left out: {what} ({', '.join(others)}); --backbone shows them.",)
+
+
 def sections(runs: Iterable[Run]) -> list[Section]:
     """Runs grouped by protocol, then row, in the order of file names; runs of a row by seed and class order.
 

@@ -29,7 +29,7 @@ from pydantic import BaseModel, ConfigDict
 from cl_bench import metrics
 from cl_bench.errors import unknown_name
 from cl_bench.report.charts import Chart, Heat, Line, Lines, Panel
-from cl_bench.report.frame import Protocol, Run
+from cl_bench.report.frame import Protocol, Run, usual_backbone
 from cl_bench.stats import Summary, summarise, summarise_curves
 
 PAPERS = files("cl_bench") / "assets" / "papers"
@@ -94,7 +94,7 @@ def build(name: str, runs: Sequence[Run], benchmark: str | None = None, backbone
 
     Args:
         benchmark, backbone: take these in every panel instead of the paper's; panels that become the same are one, and
-            published values are left out.
+            published values are left out. Of another benchmark without a backbone the one of most runs is taken.
 
     Raises:
         UserError: there is no figure of this name.
@@ -103,11 +103,12 @@ def build(name: str, runs: Sequence[Run], benchmark: str | None = None, backbone
         raise unknown_name("figure", name, layouts())
     layout = layouts()[name]
     panels: list[Panel] = []
-    notes: list[str] = []
+    vit, others = (backbone, ()) if backbone or not benchmark else usual_backbone(runs, benchmark)
+    notes = list(others)
     missing = False
     filled = 0
     counts: set[int] = set()
-    for panel in _panels(layout, benchmark, backbone):
+    for panel in _panels(layout, benchmark, vit):
         chosen, note = _choose(panel, runs)
         notes += note
         drawn = _BUILDERS[panel.kind](panel, chosen)
@@ -121,7 +122,7 @@ def build(name: str, runs: Sequence[Run], benchmark: str | None = None, backbone
             counts |= {len(found) for found in chosen.values() if found}
             filled += bool(chosen)
     command = f"cl-bench run --suite {name}" if missing else ""
-    for option, value in (("--benchmark", benchmark), ("--backbone", backbone)):
+    for option, value in (("--benchmark", benchmark), ("--backbone", vit)):
         command += f" {option} {value}" if value and command else ""
     slug = "-".join(part for part in (name, benchmark, backbone) if part).replace(":", "_").replace("/", "_")
     chart = Chart(slug, layout.title, _caption(panels, counts, layout), tuple(panels)) if panels else None

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict
 from cl_bench import metrics, suites
 from cl_bench.errors import unknown_name
 from cl_bench.experiment import Scenario, Value, parse_methods
-from cl_bench.report.frame import Protocol, Run
+from cl_bench.report.frame import Protocol, Run, usual_backbone
 from cl_bench.report.paper_figures import PAPERS
 from cl_bench.report.sheets import Column, Sheet, by_row
 from cl_bench.stats import Summary, summarise
@@ -158,7 +158,7 @@ def build(name: str, runs: Sequence[Run], benchmark: str | None = None, backbone
     Args:
         runs: also of other streams.
         benchmark, backbone: in every column instead of the paper's, without published cells then; columns that become
-            the same are one.
+            the same are one. Of another benchmark without a backbone the one of most runs is taken.
 
     Raises:
         UserError: there is no table of this name.
@@ -168,7 +168,9 @@ def build(name: str, runs: Sequence[Run], benchmark: str | None = None, backbone
         raise unknown_name("table", name, names())
     table = layout.tables[name]
     own = benchmark is None and backbone is None
-    vit = backbone or (None if benchmark else layout.paper.backbone)
+    vit, others = usual_backbone(runs, benchmark) if benchmark else (layout.paper.backbone, ())
+    if backbone:
+        vit, others = backbone, ()
     streams = list(dict.fromkeys(_Stream(benchmark or stream, tasks, vit) for stream, tasks in table.streams))
     published = _published(layout, table.number) if own else {}
     filled = {stream: _fill(stream, table.rows, runs, layout.paper if own else None) for stream in streams}
@@ -199,10 +201,11 @@ def build(name: str, runs: Sequence[Run], benchmark: str | None = None, backbone
         _caption(table, streams, own),
         _columns(table, streams, own),
         tuple(lines),
-        tuple(_notes(layout, table, filled, letters, own)),
+        (*_notes(layout, table, filled, letters, own), *others),
         data=pd.DataFrame(data).astype({"n": "Int64"}),
     )
-    asked = {key: value for key, value in (("benchmark", benchmark), ("backbone", backbone)) if value is not None}
+    chosen = (("benchmark", benchmark), ("backbone", None if own else vit))
+    asked = {key: value for key, value in chosen if value is not None}
     total = len(table.rows) * len(streams)
     return PaperTable(sheet, total - len(missing), total, _commands(name, missing, total, asked))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import random
+import re
 import time
 from argparse import Namespace
 from pathlib import Path
@@ -26,6 +27,17 @@ CLASSES = 100
 FIXED = {
     "blocks": 5, "start": "gram-schmidt", "head_start": "torch", "optimizer": "adam", "schedule": "inflora",
 }  # fmt: skip
+_LOSS = re.compile(r"Epoch:(\d+)/\d+\s+\* Loss ([\d.]+) \|")
+
+
+def losses(text: str) -> list[list[float]]:
+    """Training loss [tasks][epochs] as printed, in three decimals."""
+    rows: list[list[float]] = []
+    for epoch, loss in _LOSS.findall(text):
+        if epoch == "1":
+            rows.append([])
+        rows[-1].append(float(loss))
+    return rows
 
 
 def run(cell: Cell, folder: Path, device: torch.device, workers: int) -> Outcome:

@@ -18,6 +18,8 @@ FIXED = {
     "targets": ("k", "v"), "memory": "dual", "head_lr": None, "optimizer": "adam", "schedule": "inflora",
 }  # fmt: skip
 
+losses = pilot.losses
+
 
 def run(cell: Cell, folder: Path, device: torch.device, workers: int) -> Outcome:
     """Run its `trainer.train` on the cell; see `run.py`."""

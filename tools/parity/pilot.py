@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
@@ -14,6 +15,15 @@ from tools.parity.cells import Cell, Outcome, views
 
 Judged = tuple[NDArray[Any], NDArray[Any], NDArray[Any] | None]
 """Labels, predictions among all classes seen, and those among the classes of the image's own task."""
+
+
+_LOSS = re.compile(r"Task (\d+), Epoch (\d+)/\d+ => Loss ([\d.]+)")
+
+
+def losses(text: str) -> list[list[float]]:
+    """Training loss [tasks][epochs] as printed, in three decimals; a line can come more than once."""
+    found = {(int(task), int(epoch)): float(loss) for task, epoch, loss in _LOSS.findall(text)}
+    return [[found[key] for key in sorted(found) if key[0] == task] for task in sorted({task for task, _ in found})]
 
 
 def give(manager: Any, cell: Cell) -> str:

@@ -1,10 +1,11 @@
-"""Compare cl-bench with the released programs: pair records by experiment, print the table of docs/parity.md.
+"""Compare cl-bench with the released programs: pair records by experiment, print the tables of docs/parity.md.
 
-    python -m tools.parity.report --authors results/authors --results results/runs [--out docs/parity-table.md]
+    python -m tools.parity.report --authors results/authors --results results/parity [--out parity.md]
 
 Two records are a pair if they have the same key: the same weights, images, class order, transforms, hyper-parameters
 and seed. What remains different is the random numbers, so a difference is a draw; it is judged over the class orders of
-a method by its 95 % Student-t interval and by two one-sided tests (TOST) with a margin of one point.
+a method by its 95 % Student-t interval and by two one-sided tests (TOST) with a margin of one point: with the spread of
+that method alone, and with one spread for all methods, which three orders can tell better.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ MARGIN = 1.0
 """The largest difference that counts as the same, in points."""
 FIELDS = (
     "method", "repository", "commit", "key", "experiment", "correct", "total", "seconds", "replaced",
-    "peak_gpu_bytes", "peak_process_bytes",
+    "losses", "peak_gpu_bytes", "peak_process_bytes",
 )  # fmt: skip
 
 
@@ -39,6 +40,7 @@ class Pair:
     """The same experiment on both sides; curves in percent, [stages].
 
     Attributes:
+        losses: training loss of the last epoch of each task, [tasks], ours and theirs, in nats.
         peak: memory in bytes, of the GPU's allocator, or of the process on a CPU.
     """
 
@@ -47,6 +49,7 @@ class Pair:
     seed: int
     ours: NDArray[np.float64]
     theirs: NDArray[np.float64]
+    losses: tuple[NDArray[np.float64], NDArray[np.float64]]
     seconds: tuple[float, float]
     peak: tuple[int, int]
 
@@ -59,6 +62,11 @@ class Pair:
     def aaa(self) -> tuple[float, float]:
         """Accuracy averaged over the stages, ours and theirs."""
         return float(self.ours.mean()), float(self.theirs.mean())
+
+    @property
+    def loss(self) -> tuple[float, float]:
+        """Training loss of the last epoch, averaged over the tasks, ours and theirs."""
+        return float(self.losses[0].mean()), float(self.losses[1].mean())
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
@@ -99,36 +107,59 @@ def pairs(theirs: Iterable[Mapping[str, Any]], ours: Iterable[RunRecord]) -> lis
         if own.total != record["total"]:
             raise UserError(f"run {record['key']} has test sets of {own.total} and {record['total']} images")
         curves = [100 * metrics.accuracy_curve(one, own.total) for one in (own.correct, record["correct"])]
+        losses = _last_losses(own), np.array([task[-1] for task in record["losses"]])
         seconds = own.seconds, float(record["seconds"])
         peak = own.peak_memory_bytes, int(record["peak_gpu_bytes"] or record["peak_process_bytes"])
-        found.append(Pair(record["method"], order, seed, curves[0], curves[1], seconds, peak))
+        found.append(Pair(record["method"], order, seed, curves[0], curves[1], losses, seconds, peak))
     return sorted(found, key=lambda pair: (pair.method, pair.seed))
 
 
+def _last_losses(run: RunRecord) -> NDArray[np.float64]:
+    rows = run.traces["loss"]
+    last = {row["stage"]: row["loss"] for row in rows if row["epoch"] == max(other["epoch"] for other in rows)}
+    return np.array([last[stage] for stage in sorted(last)])
+
+
 def table(found: Sequence[Pair]) -> list[str]:
-    """Lines of Markdown: every pair, then each method over its class orders."""
+    """Lines of Markdown: every pair's accuracies, its training, then each method over its class orders."""
     lines = [
         "| method | class order | acc, % ours | theirs | ours - theirs | aaa, % ours | theirs | ours - theirs "
-        "| largest difference of a stage | minutes ours | theirs | peak MiB ours | theirs |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| largest difference of a stage |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for pair in found:
         cells = [f"{a:.2f} | {b:.2f} | {a - b:+.2f}" for a, b in (pair.acc, pair.aaa)]
         gap = pair.ours - pair.theirs
         stage = int(np.abs(gap).argmax())
-        cells += [f"{gap[stage]:+.2f} after task {stage + 1}", *(f"{seconds / 60:.1f}" for seconds in pair.seconds)]
-        cells += [f"{peak / 2**20:,.0f}" for peak in pair.peak]
-        lines.append(f"| `{pair.method}` | {pair.order} | {' | '.join(cells)} |")
+        lines.append(
+            f"| `{pair.method}` | {pair.order} | {' | '.join(cells)} | {gap[stage]:+.2f} after task {stage + 1} |"
+        )
     lines += [
         "",
-        f"| method | metric | orders | ours - theirs, points | 90 % interval | within {MARGIN:g} point (TOST) |",
-        "|---|---|---:|---:|---:|---|",
+        f"| method | metric | orders | ours - theirs, points | 90 % interval | within {MARGIN:g} point (TOST) "
+        "| 90 % interval, one spread for all | within |",
+        "|---|---|---:|---:|---:|---|---:|---|",
     ]
-    for method in dict.fromkeys(pair.method for pair in found):
-        mine = [pair for pair in found if pair.method == method]
-        for metric in ("acc", "aaa"):
-            ours, theirs = zip(*(getattr(pair, metric) for pair in mine), strict=True)
-            lines.append(f"| `{method}` | {metric} | {len(mine)} | {_judged(ours, theirs)} |")
+    methods = dict.fromkeys(pair.method for pair in found)
+    by_method = {name: [pair for pair in found if pair.method == name] for name in methods}
+    for metric in ("acc", "aaa"):
+        values = {name: [getattr(pair, metric) for pair in mine] for name, mine in by_method.items()}
+        pooled = stats.equivalence_pooled([[a - b for a, b in both] for both in values.values()], MARGIN)
+        for (name, both), together in zip(values.items(), pooled or [None] * len(values), strict=True):
+            ours, theirs = zip(*both, strict=True)
+            judged = f"{_judged(ours, theirs)} | {_within(together)}"
+            lines.append(f"| `{name}` | {metric} | {len(both)} | {judged} |")
+    lines += [
+        "",
+        "| method | class order | loss of the last epoch, ours | theirs | ours - theirs | minutes ours | theirs "
+        "| peak MiB ours | theirs |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for pair in found:
+        cells = [f"{pair.loss[0]:.4f} | {pair.loss[1]:.4f} | {pair.loss[0] - pair.loss[1]:+.4f}"]
+        cells += [f"{seconds / 60:.1f}" for seconds in pair.seconds]
+        cells += [f"{peak / 2**20:,.0f}" for peak in pair.peak]
+        lines.append(f"| `{pair.method}` | {pair.order} | {' | '.join(cells)} |")
     return lines
 
 
@@ -136,11 +167,15 @@ def _judged(ours: Sequence[float], theirs: Sequence[float]) -> str:
     """Three cells: mean difference with its 95 % interval, 90 % interval, verdict."""
     difference = stats.paired(ours, theirs).difference
     spread = "" if difference.half_width is None else f" ± {difference.half_width:.2f}"
-    test = stats.equivalence(ours, theirs, MARGIN)
+    return f"{difference.mean:+.2f}{spread} | {_within(stats.equivalence(ours, theirs, MARGIN))}"
+
+
+def _within(test: stats.Equivalence | None) -> str:
+    """Two cells: 90 % interval, verdict."""
     if test is None:
-        return f"{difference.mean:+.2f}{spread} | – | no test: too few orders, or no spread"
+        return "– | no test: too few orders, or no spread"
     verdict = "yes" if test.equivalent else "not shown"
-    return f"{difference.mean:+.2f}{spread} | {test.low:+.2f} to {test.high:+.2f} | {verdict} (p = {test.p:.3f})"
+    return f"{test.low:+.2f} to {test.high:+.2f} | {verdict} (p = {test.p:.3f})"
 
 
 def sources(records: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -154,11 +189,26 @@ def sources(records: Iterable[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
+def text(authors: Path, results: Sequence[Path]) -> str:
+    """All of it as Markdown.
+
+    Args:
+        authors: folder with the records of the programs.
+        results: folders with our runs.
+
+    Raises:
+        UserError: as `read` and `pairs` do.
+    """
+    theirs = read(authors)
+    ours = [record for folder in results for record in Store(folder).records(lambda line: print(line, file=sys.stderr))]
+    return "\n".join([*table(pairs(theirs, ours)), "", *sources(theirs)]) + "\n"
+
+
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description="Compare cl-bench with the released programs.")
     parser.add_argument("--authors", type=Path, default=Path("results/authors"), help="records of the programs")
-    parser.add_argument("--results", type=Path, action="append", help="folders with our runs (default: results/runs)")
+    parser.add_argument("--results", type=Path, action="append", help="folders with our runs (default: results/parity)")
     parser.add_argument("--out", type=Path, help="file to write; default: print")
     return parser.parse_args(argv)
 
@@ -167,20 +217,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Do what the command line says; return the exit status."""
     arguments = parse_arguments(argv)
     try:
-        theirs = read(arguments.authors)
-        ours = [
-            record
-            for folder in arguments.results or [Path("results/runs")]
-            for record in Store(folder).records(lambda text: print(text, file=sys.stderr))
-        ]
-        text = "\n".join([*table(pairs(theirs, ours)), "", *sources(theirs)]) + "\n"
+        found = text(arguments.authors, arguments.results or [Path("results/parity")])
         if arguments.out is not None:
-            write_atomically(arguments.out, text.encode())
+            write_atomically(arguments.out, found.encode())
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if arguments.out is None:
-        print(text, end="")
+        print(found, end="")
     return 0
 
 

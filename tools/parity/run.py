@@ -83,9 +83,13 @@ def record(arguments: argparse.Namespace) -> dict[str, Any]:
     program = importlib.import_module(f"tools.parity.{arguments.program}")
     commit = commit_of(arguments.folder)
     started = time.perf_counter()
-    with tempfile.TemporaryDirectory() as work, shims.inside(arguments.folder, Path(work)):
+    with tempfile.TemporaryDirectory() as work, shims.inside(arguments.folder, Path(work)), shims.printed() as copies:
         outcome = program.run(cell, arguments.folder.absolute(), device, arguments.workers)
     seconds = time.perf_counter() - started
+    losses = program.losses("\n".join(copy.getvalue() for copy in copies))
+    epochs = cell.experiment.hyperparameters["epochs"]
+    if [len(row) for row in losses] != [epochs] * cell.tasks:
+        raise ValueError(f"found losses of {[len(row) for row in losses]} epochs, expected {epochs} in each task")
     curve = metrics.accuracy_curve(outcome.correct, cell.total)
     if any(abs(100 * ours - theirs) > 0.01 for ours, theirs in zip(curve, outcome.reported, strict=True)) and (
         len(set(cell.total)) == 1
@@ -105,6 +109,7 @@ def record(arguments: argparse.Namespace) -> dict[str, Any]:
         "task_aware": outcome.task_aware or None,
         "task_aware_total": outcome.task_aware_total or (cell.total if outcome.task_aware else None),
         "reported": outcome.reported,
+        "losses": losses,
         "acc": metrics.acc(outcome.correct, cell.total),
         "aaa": float(curve.mean()),
         "seconds": seconds,

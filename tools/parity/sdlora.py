@@ -19,6 +19,8 @@ FIXED = {
     "alpha_carry": "reset", "directions": "per-task", "magnitudes": "all", "optimizer": "sgd", "schedule": "constant",
 }  # fmt: skip
 
+losses = pilot.losses
+
 
 def run(cell: Cell, folder: Path, device: torch.device, workers: int) -> Outcome:
     """Run its `trainer.train` on the cell; see `run.py`."""
@@ -62,7 +64,7 @@ def run(cell: Cell, folder: Path, device: torch.device, workers: int) -> Outcome
             "filepath": f"{Path.cwd()}/lora/",
         }
     )
-    outcome = Outcome(replaced, dict(config))
+    outcome = Outcome(replaced, config | {"filepath": "lora/"})
     pilot.observe(learner.Learner, outcome, cell, lambda found: (found[1], found[0].T[0], None))
     trainer.train(config)
     return outcome

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import torch
@@ -48,6 +49,29 @@ def inside(folder: Path, work: Path) -> Iterator[None]:
     finally:
         os.chdir(before)
         sys.path.remove(str(folder.absolute()))
+
+
+class _Copying(io.StringIO):
+    """Keeps what passes through it."""
+
+    def __init__(self, target: TextIO) -> None:
+        super().__init__()
+        self.target = target
+
+    def write(self, text: str) -> int:
+        self.target.write(text)
+        return super().write(text)
+
+    def flush(self) -> None:
+        self.target.flush()
+
+
+@contextmanager
+def printed() -> Iterator[Sequence[io.StringIO]]:
+    """Copies of what is printed to stdout and stderr meanwhile."""
+    copies = _Copying(sys.stdout), _Copying(sys.stderr)
+    with redirect_stdout(copies[0]), redirect_stderr(copies[1]):
+        yield copies
 
 
 def whole_pickles() -> str:
