@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ import pytest
 
 from cl_bench.errors import UserError
 from cl_bench.record import RunRecord
+from cl_bench.store import Store
 from cl_bench.streams import datasets
 from tests import factories, trees
 from tools.parity import carry, cells, coda, pilot, report, shims
 
+ROOT = Path(__file__).resolve().parent.parent
 EPOCHS = 2
 
 
@@ -88,6 +91,17 @@ def test_each_pair_shows_its_largest_difference(tmp_path: Path) -> None:
     assert f"+{gap:.2f} after task 5" in lines[2]
     cost = f"{own.seconds / 60:.1f} | 2.0 | {own.peak_memory_bytes / 2**20:,.0f} | 700 |"
     assert lines[-1] == f"| `alpha` | permutation:0 | 0.5000 | 0.7500 | -0.2500 | {cost}"
+
+
+def test_stored_runs_fit_as_the_released_programs_do() -> None:
+    found = report.pairs(
+        report.read(ROOT / "results" / "authors"), Store(ROOT / "results" / "parity").records(pytest.fail)
+    )
+    orders = [f"permutation:{seed}" for seed in range(3)]
+    assert [(pair.method, pair.order) for pair in found] == list(product(("coda", "inflora", "sdlora"), orders))
+    for pair in found:
+        assert abs(pair.loss[0] / pair.loss[1] - 1) < 0.012
+        assert abs(pair.acc[0] - pair.acc[1]) < 1.04
 
 
 def test_losses_are_read_from_what_the_programs_print() -> None:
