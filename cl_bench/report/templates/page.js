@@ -260,6 +260,17 @@ function lighter(colour) {
   return `rgb(${parts.map((part) => Math.round(part + (255 - part) * mix)).join(",")})`;
 }
 
+function height(chart) {
+  // plotly makes room for a legend below by pressing the plot: give it the room instead.
+  const labels = chart.layout.showlegend ? new Set(chart.data.map((trace) => trace.legendgroup)).size : 0;
+  return chart.height + (chart.wide ? 5 * labels : 0) + (narrow.matches ? 14 * labels : 0);
+}
+
+function reserve() {
+  // What is below a plot must not move when it is drawn, or clicks miss.
+  for (const div of document.querySelectorAll("div.plot")) div.style.minHeight = `${height(DATA.charts[div.dataset.chart])}px`;
+}
+
 function themed(chart) {
   const copy = structuredClone(chart);
   for (const trace of copy.data) {
@@ -274,13 +285,10 @@ function themed(chart) {
   const layout = { ...copy.layout, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: "system-ui, sans-serif", size: 12, color: ink("--ink") }, colorway: [ink("--accent")],
     // Above titles of panels there is room for plotly's buttons.
-    margin: { l: 60, r: 20, t: copy.layout.annotations.length ? 52 : 30, b: 55 }, height: copy.height,
+    margin: { l: 60, r: 20, t: copy.layout.annotations.length ? 52 : 30, b: 55 }, height: height(copy),
     modebar: { bgcolor: "rgba(0,0,0,0)", color: ink("--soft"), activecolor: ink("--accent") },
     hoverlabel: { bgcolor: ink("--card"), bordercolor: ink("--line"), font: { color: ink("--ink") } },
     legend: narrow.matches || copy.wide ? { orientation: "h", y: -70 / (copy.height - 200), yanchor: "top" } : { itemsizing: "constant" } };
-  // plotly makes room for a legend below by pressing the plot: give it the room instead.
-  if (layout.showlegend && copy.wide) layout.height += 5 * new Set(copy.data.map((trace) => trace.legendgroup)).size;
-  if (narrow.matches && layout.showlegend) layout.height += 14 * new Set(copy.data.map((trace) => trace.legendgroup)).size;
   for (const name of Object.keys(layout)) if (/^[xy]axis/.test(name)) layout[name] = { ...axis, ...layout[name] };
   if (copy.wide) layout.width = narrow.matches ? 900 : undefined;
   return [copy.data, layout];
@@ -311,7 +319,7 @@ const watcher = new IntersectionObserver((entries) => {
 }, { rootMargin: "300px" });
 
 dark.addEventListener("change", () => drawn.forEach(draw));
-narrow.addEventListener("change", () => drawn.forEach(draw));
+narrow.addEventListener("change", () => { reserve(); drawn.forEach(draw); });
 
 // --- all together ---------------------------------------------------------------------------------------------------
 
@@ -365,6 +373,7 @@ for (const link of document.querySelectorAll("a[data-file]")) {
     setTimeout(() => URL.revokeObjectURL(url), 10000);
   });
 }
+reserve();
 for (const div of document.querySelectorAll("div.plot")) watcher.observe(div);
 addEventListener("hashchange", restore);
 restore();
