@@ -24,7 +24,7 @@ def sections() -> list[Section]:
 def test_tables_are_recomputed_from_the_stored_counts(path: Path, sections: list[Section]) -> None:
     text = path.read_text(encoding="utf-8")
     assert "<!-- /" in text
-    assert update_tables.filled(text, sections) == text, "run tools/update_tables.py"
+    assert update_tables.filled(text, sections) == text, "run python -m tools.update_tables"
 
 
 @pytest.mark.parametrize(
