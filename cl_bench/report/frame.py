@@ -212,8 +212,14 @@ def named(records: Iterable[tuple[RunRecord, str]]) -> list[Run]:
     ]
 
 
-def usual_backbone(runs: Iterable[Run], benchmark: str) -> tuple[str | None, tuple[str, ...]]:
-    """The backbone of most runs on a benchmark, for what shows one backbone only; and a note if there are others."""
+def one_backbone(runs: Iterable[Run], benchmark: str | None, asked: str | None) -> tuple[str | None, tuple[str, ...]]:
+    """The backbone for what shows one only: the one asked for, else of most runs on the benchmark.
+
+    Returns:
+        Its name, None if nothing decides; and a note if runs on other backbones are left out unasked.
+    """
+    if asked or not benchmark:
+        return asked, ()
     counts = Counter(run.protocol.backbone for run in runs if run.protocol.benchmark == benchmark)
     if not counts:
         return None, ()

@@ -29,7 +29,7 @@ from pydantic import BaseModel, ConfigDict
 from cl_bench import metrics
 from cl_bench.errors import unknown_name
 from cl_bench.report.charts import Chart, Heat, Line, Lines, Panel
-from cl_bench.report.frame import Protocol, Run, usual_backbone
+from cl_bench.report.frame import Protocol, Run, one_backbone
 from cl_bench.stats import Summary, summarise, summarise_curves
 
 PAPERS = files("cl_bench") / "assets" / "papers"
@@ -103,7 +103,7 @@ def build(name: str, runs: Sequence[Run], benchmark: str | None = None, backbone
         raise unknown_name("figure", name, layouts())
     layout = layouts()[name]
     panels: list[Panel] = []
-    vit, others = (backbone, ()) if backbone or not benchmark else usual_backbone(runs, benchmark)
+    vit, others = one_backbone(runs, benchmark, backbone)
     notes = list(others)
     missing = False
     filled = 0

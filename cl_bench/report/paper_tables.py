@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict
 from cl_bench import metrics, suites
 from cl_bench.errors import unknown_name
 from cl_bench.experiment import Scenario, Value, parse_methods
-from cl_bench.report.frame import Protocol, Run, usual_backbone
+from cl_bench.report.frame import Protocol, Run, one_backbone
 from cl_bench.report.paper_figures import PAPERS
 from cl_bench.report.sheets import Column, Sheet, by_row
 from cl_bench.stats import Summary, summarise
@@ -168,9 +168,7 @@ def build(name: str, runs: Sequence[Run], benchmark: str | None = None, backbone
         raise unknown_name("table", name, names())
     table = layout.tables[name]
     own = benchmark is None and backbone is None
-    vit, others = usual_backbone(runs, benchmark) if benchmark else (layout.paper.backbone, ())
-    if backbone:
-        vit, others = backbone, ()
+    vit, others = one_backbone(runs, benchmark, backbone or (None if benchmark else layout.paper.backbone))
     streams = list(dict.fromkeys(_Stream(benchmark or stream, tasks, vit) for stream, tasks in table.streams))
     published = _published(layout, table.number) if own else {}
     filled = {stream: _fill(stream, table.rows, runs, layout.paper if own else None) for stream in streams}

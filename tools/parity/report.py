@@ -15,7 +15,9 @@ import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -40,7 +42,7 @@ class Pair:
     """The same experiment on both sides; curves in percent, [stages].
 
     Attributes:
-        losses: training loss of the last epoch of each task, [tasks], ours and theirs, in nats.
+        loss: training loss of the last epoch, mean over the tasks, ours and theirs, in nats.
         peak: memory in bytes, of the GPU's allocator, or of the process on a CPU.
     """
 
@@ -49,7 +51,7 @@ class Pair:
     seed: int
     ours: NDArray[np.float64]
     theirs: NDArray[np.float64]
-    losses: tuple[NDArray[np.float64], NDArray[np.float64]]
+    loss: tuple[float, float]
     seconds: tuple[float, float]
     peak: tuple[int, int]
 
@@ -62,11 +64,6 @@ class Pair:
     def aaa(self) -> tuple[float, float]:
         """Accuracy averaged over the stages, ours and theirs."""
         return float(self.ours.mean()), float(self.theirs.mean())
-
-    @property
-    def loss(self) -> tuple[float, float]:
-        """Training loss of the last epoch, averaged over the tasks, ours and theirs."""
-        return float(self.losses[0].mean()), float(self.losses[1].mean())
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
@@ -107,21 +104,25 @@ def pairs(theirs: Iterable[Mapping[str, Any]], ours: Iterable[RunRecord]) -> lis
         if own.total != record["total"]:
             raise UserError(f"run {record['key']} has test sets of {own.total} and {record['total']} images")
         curves = [100 * metrics.accuracy_curve(one, own.total) for one in (own.correct, record["correct"])]
-        losses = _last_losses(own), np.array([task[-1] for task in record["losses"]])
+        # Rows come epoch by epoch: the last of each stage stays.
+        last = {row["stage"]: row["loss"] for row in own.traces["loss"]}
+        loss = fmean(last.values()), fmean(task[-1] for task in record["losses"])
         seconds = own.seconds, float(record["seconds"])
         peak = own.peak_memory_bytes, int(record["peak_gpu_bytes"] or record["peak_process_bytes"])
-        found.append(Pair(record["method"], order, seed, curves[0], curves[1], losses, seconds, peak))
+        found.append(Pair(record["method"], order, seed, curves[0], curves[1], loss, seconds, peak))
     return sorted(found, key=lambda pair: (pair.method, pair.seed))
 
 
-def _last_losses(run: RunRecord) -> NDArray[np.float64]:
-    rows = run.traces["loss"]
-    last = {row["stage"]: row["loss"] for row in rows if row["epoch"] == max(other["epoch"] for other in rows)}
-    return np.array([last[stage] for stage in sorted(last)])
-
-
 def table(found: Sequence[Pair]) -> list[str]:
-    """Lines of Markdown: every pair's accuracies, its training, then each method over its class orders."""
+    """Lines of Markdown: accuracies of every pair, each method over its class orders, losses and cost of every pair.
+
+    Args:
+        found: sorted by method, as `pairs` returns them.
+    """
+    return [*_accuracies(found), "", *_verdicts(found), "", *_training(found)]
+
+
+def _accuracies(found: Sequence[Pair]) -> list[str]:
     lines = [
         "| method | class order | acc, % ours | theirs | ours - theirs | aaa, % ours | theirs | ours - theirs "
         "| largest difference of a stage |",
@@ -131,26 +132,29 @@ def table(found: Sequence[Pair]) -> list[str]:
         cells = [f"{a:.2f} | {b:.2f} | {a - b:+.2f}" for a, b in (pair.acc, pair.aaa)]
         gap = pair.ours - pair.theirs
         stage = int(np.abs(gap).argmax())
-        lines.append(
-            f"| `{pair.method}` | {pair.order} | {' | '.join(cells)} | {gap[stage]:+.2f} after task {stage + 1} |"
-        )
-    lines += [
-        "",
+        cells.append(f"{gap[stage]:+.2f} after task {stage + 1}")
+        lines.append(f"| `{pair.method}` | {pair.order} | {' | '.join(cells)} |")
+    return lines
+
+
+def _verdicts(found: Sequence[Pair]) -> list[str]:
+    lines = [
         f"| method | metric | orders | ours - theirs, points | 90 % interval | within {MARGIN:g} point (TOST) "
         "| 90 % interval, one spread for all | within |",
         "|---|---|---:|---:|---:|---|---:|---|",
     ]
-    methods = dict.fromkeys(pair.method for pair in found)
-    by_method = {name: [pair for pair in found if pair.method == name] for name in methods}
+    by_method = {name: list(mine) for name, mine in groupby(found, key=lambda pair: pair.method)}
     for metric in ("acc", "aaa"):
         values = {name: [getattr(pair, metric) for pair in mine] for name, mine in by_method.items()}
         pooled = stats.equivalence_pooled([[a - b for a, b in both] for both in values.values()], MARGIN)
         for (name, both), together in zip(values.items(), pooled or [None] * len(values), strict=True):
             ours, theirs = zip(*both, strict=True)
-            judged = f"{_judged(ours, theirs)} | {_within(together)}"
-            lines.append(f"| `{name}` | {metric} | {len(both)} | {judged} |")
-    lines += [
-        "",
+            lines.append(f"| `{name}` | {metric} | {len(both)} | {_judged(ours, theirs)} | {_within(together)} |")
+    return lines
+
+
+def _training(found: Sequence[Pair]) -> list[str]:
+    lines = [
         "| method | class order | loss of the last epoch, ours | theirs | ours - theirs | minutes ours | theirs "
         "| peak MiB ours | theirs |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|",
