@@ -196,7 +196,7 @@ def _cluster(address: str | None) -> Iterator[Any]:
 
 def _remove(folder: Path) -> None:
     """Delete Ray's logs and sockets; processes of it may write for a moment after they have been told to end."""
-    until = time.monotonic() + 5
+    until = time.monotonic() + 60
     while folder.exists() and time.monotonic() < until:
         shutil.rmtree(folder, ignore_errors=True)
         time.sleep(0.1)

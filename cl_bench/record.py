@@ -92,7 +92,7 @@ class RunRecord(BaseModel):
     environment: dict[str, Scalar]
     traces: dict[str, Items[dict[str, Scalar]]] = {}
     finished: AwareDatetime | None = None
-    arrays_sha256: str = ""
+    arrays_sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
     checksum: str = ""
 
     @field_validator("traces", mode="before")

@@ -83,7 +83,12 @@ class Store:
             path.parent.rmdir()
 
     def arrays_path(self, record: RunRecord) -> Path:
-        return self.root / f"{record.experiment.file_stem}-{record.checksum[:8]}.npz"
+        """The npz of a record, named after its own content, or after the record's as version 0.1.0 did."""
+        path, earlier = (
+            self.root / f"{record.experiment.file_stem}-{digest[:8]}.npz"
+            for digest in (record.arrays_sha256, record.checksum)
+        )
+        return earlier if not path.exists() and earlier.exists() else path
 
     def check_writable(self) -> None:
         """Raise `UserError` now rather than after hours of training."""

@@ -144,7 +144,6 @@ def edit(path: Path, change: Callable[[dict[str, Any]], object], *, sealed: bool
     change(data)
     if sealed:
         rest = {name: value for name, value in data.items() if name != "checksum"}
-        old = path.with_name(f"{path.stem}-{data['checksum'][:8]}.npz")
         data["checksum"] = hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-        old.rename(path.with_name(f"{path.stem}-{data['checksum'][:8]}.npz"))
+        npz(path).rename(path.with_name(f"{path.stem}-{data['arrays_sha256'][:8]}.npz"))
     path.write_text(json.dumps(data))

@@ -179,7 +179,7 @@ for arguments in (["--help"], ["run", "--help"], ["show", "{key}"], ["report"]):
     heavy = {{"torch", "avalanche", "timm"}} & set(sys.modules)
     assert not heavy, (arguments, heavy)
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert key in done.stdout and "new-method" in done.stdout
     assert (tmp_path / "reports" / "index.html").is_file()
@@ -486,7 +486,7 @@ for name in {names!r}:
 """
     env = os.environ | {"PYTHONPATH": str(copied.parent), "COLUMNS": "200"}
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.stdout.split() == ["2", "2"] and done.returncode == 0, done
     lines = done.stderr.splitlines(keepends=True)
     assert len(lines) == 2, done.stderr
@@ -514,7 +514,7 @@ def test_interrupt_keeps_finished_runs(cl_bench: Cli, tmp_path: Path) -> None:
                 if line.startswith("[2/3]"):
                     break
             started.send_signal(signal.SIGINT)
-            out, rest = started.communicate(timeout=60)
+            out, rest = started.communicate()
         finally:
             started.kill()
     assert started.returncode == 130, rest

@@ -38,7 +38,7 @@ from cl_bench.streams import fetch
 CONTENT = random.Random(0).randbytes(300_000)
 SHA256 = f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"
 MD5 = f"md5:{hashlib.md5(CONTENT).hexdigest()}"
-QUICK: dict[str, Any] = {"waits": (0.01, 0.01, 0.01), "timeout": 5.0}
+QUICK: dict[str, Any] = {"waits": (0.01, 0.01, 0.01), "timeout": 60.0}
 PAGE = "https://example.org/data"
 
 
@@ -184,7 +184,7 @@ def lay_part(target: Path, site: Site, length: int) -> None:
     """What a download leaves behind that broke off after `length` bytes."""
     site.answers = [("bytes", length)]
     with pytest.raises(UserError, match="ended after|read"):
-        fetch.download(site.url, target, waits=(), timeout=5)
+        fetch.download(site.url, target, waits=())
     assert target.with_name("set.bin.part").read_bytes() == site.content[:length]
     site.seen.clear()
 
@@ -283,12 +283,11 @@ def test_a_part_of_a_killed_process_is_taken_up(tmp_path: Path, site: Site, how:
     )
     child = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stderr=subprocess.PIPE)
     part = tmp_path / "set.bin.part"
-    deadline = time.monotonic() + 60
     while not part.exists() or part.stat().st_size < 3 << 16:
-        assert time.monotonic() < deadline and child.poll() is None
+        assert child.poll() is None
         time.sleep(0.01)
     child.send_signal(how)
-    _, err = child.communicate(timeout=60)
+    _, err = child.communicate()
     assert child.returncode == -how or b"KeyboardInterrupt" in err
     site.released.set()
     site.hold = None
@@ -502,9 +501,9 @@ def test_a_server_that_stays_in_trouble_is_given_up(tmp_path: Path, site: Site) 
 
 def test_a_server_may_say_how_long_to_wait(tmp_path: Path, site: Site) -> None:
     site.answers, site.extra = [("status", 503)], {"Retry-After": "1"}
-    began = time.monotonic()
-    fetch.download(site.url, tmp_path / "set.bin", **QUICK)
-    assert time.monotonic() - began >= 1
+    slept: list[float] = []
+    fetch.download(site.url, tmp_path / "set.bin", **QUICK, sleep=slept.append)
+    assert slept == [1]
 
 
 def test_a_server_that_falls_silent_counts_as_dropped(tmp_path: Path, site: Site) -> None:
@@ -970,7 +969,7 @@ def test_no_room_to_unpack(tmp_path: Path, make: Make) -> None:
         "    except UserError as error:\n        print(error)"
     )
     call = [sys.executable, "-B", "-c", code, *archives]
-    done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.count("(File too large); make room") == len(KINDS), done
     assert files_in(tmp_path) == ["in"]
 

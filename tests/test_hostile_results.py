@@ -291,7 +291,7 @@ for name in store.names():
 def read_with(folder: Path, megabytes: int) -> str:
     """What checking the folder says in a process that may take only so much more memory."""
     command = [sys.executable, "-c", READER, str(folder), str(megabytes * 2**20)]
-    done = subprocess.run(command, cwd=HOUSE, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=HOUSE, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

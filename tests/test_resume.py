@@ -16,9 +16,12 @@ import safetensors.torch
 import torch
 
 from tests import processes
+from tests.helpers import gate
 
 LIMITS = ["--limit-tasks", "3", "--limit-train", "6", "--limit-test", "4", "--checkpoint-every", "0"]
-RUN = ["run", "--benchmark", "icons-tune", "--device", "cpu", *LIMITS, "--methods"]
+STREAM = ["run", "--benchmark", "icons-tune", "--device", "cpu", *LIMITS]
+RUN = [*STREAM, "--methods"]
+GATED = [*STREAM, *gate.GATED, "gated[epochs=2]"]
 PROBED = ("--probe", "interpolation", "--limit-test", "2")
 """The path between two tasks is evaluated at eleven points; fewer images make up for them."""
 KILLS = int(os.environ.get("CL_BENCH_KILLS", "1"))
@@ -51,7 +54,7 @@ def result(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
 def finish(folder: Path, *arguments: str) -> None:
     process = processes.start(folder, *arguments)
-    process.join(240)
+    process.join()
     assert process.exitcode == 0, (folder / "log").read_text()
 
 
@@ -92,28 +95,30 @@ def test_a_killed_run_ends_as_if_it_had_never_been_killed(method: str, tmp_path:
     assert not list((killed / "results" / "runs" / ".checkpoints").glob("*"))
 
 
-def interrupted(folder: Path, method: str = "sdlora[epochs=2]") -> Path:
-    """A run that was killed after its first task; its checkpoint comes back."""
-    folder.mkdir(exist_ok=True)
-    process = processes.start(folder, *RUN, method)
-    checkpoints = folder / "results" / "runs" / ".checkpoints"
-    log = folder / "log"
-    while not (log.exists() and "task 1/3" in log.read_text()):
-        assert process.exitcode is None, log.read_text()
-        time.sleep(0.01)
-    # The one that is written after the task.
-    process.join(0.2)
-    if process.pid is not None and process.exitcode is None:
-        os.kill(process.pid, signal.SIGKILL)
+def ended_at_the_gate(folder: Path, task: int, how: signal.Signals) -> int | None:
+    """Start the gated run, end it where it waits before a task, and open the gate; the exit code comes back."""
+    gate.lay(folder, task)
+    process = processes.start(folder, *GATED)
+    gate.wait(lambda: gate.reached(folder, task), process.is_alive, folder / "log")
+    assert process.pid is not None
+    os.kill(process.pid, how)
     process.join()
-    (checkpoint,) = checkpoints.glob("*.safetensors")
+    gate.open_gates(folder)
+    return process.exitcode
+
+
+def interrupted(folder: Path) -> Path:
+    """A run that was killed after its first task; its checkpoint comes back."""
+    assert ended_at_the_gate(folder, 1, signal.SIGKILL) == -signal.SIGKILL
+    (checkpoint,) = (folder / "results" / "runs" / ".checkpoints").glob("*.safetensors")
     return checkpoint
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
-    finish(folder, *RUN, "sdlora[epochs=2]")
+    gate.lay(folder)
+    finish(folder, *GATED)
     return folder
 
 
@@ -128,7 +133,7 @@ def test_the_user_is_told_that_a_run_goes_on(tmp_path: Path, whole: Path) -> Non
     folder = tmp_path / "run"
     interrupted(folder)
     (folder / "log").unlink()
-    finish(folder, *RUN, "sdlora[epochs=2]")
+    finish(folder, *GATED)
     assert "goes on after task 1/3" in (folder / "log").read_text()
     assert result(folder)[0]["sessions"] == 2
     assert_same_numbers(whole, folder)
@@ -136,16 +141,9 @@ def test_the_user_is_told_that_a_run_goes_on(tmp_path: Path, whole: Path) -> Non
 
 def test_ctrl_c_leaves_a_checkpoint_to_go_on_from(tmp_path: Path, whole: Path) -> None:
     folder = tmp_path / "run"
-    folder.mkdir()
-    process = processes.start(folder, *RUN, "sdlora[epochs=2]")
-    while not ((folder / "log").exists() and "task 2/3" in (folder / "log").read_text()):
-        time.sleep(0.01)
-    if process.pid is not None and process.exitcode is None:
-        os.kill(process.pid, signal.SIGINT)
-    process.join(60)
-    if process.exitcode:
-        assert process.exitcode == 130 and "interrupted" in (folder / "log").read_text()
-    finish(folder, *RUN, "sdlora[epochs=2]")
+    assert ended_at_the_gate(folder, 2, signal.SIGINT) == 130
+    assert "interrupted" in (folder / "log").read_text()
+    finish(folder, *GATED)
     assert_same_numbers(whole, folder)
 
 
@@ -160,7 +158,7 @@ def test_a_damaged_checkpoint_is_named_and_the_run_starts_anew(tmp_path: Path, w
         content = bytearray(safetensors.torch.save({"model.head": torch.zeros(2)}))
     checkpoint.write_bytes(bytes(content))
     (folder / "log").unlink()
-    finish(folder, *RUN, "sdlora[epochs=2]")
+    finish(folder, *GATED)
     log = (folder / "log").read_text()
     assert "a checkpoint cannot be used" in log and checkpoint.name in log and "Traceback" not in log
     assert result(folder)[0]["sessions"] == 1
@@ -171,7 +169,7 @@ def test_force_starts_from_the_beginning(tmp_path: Path, whole: Path) -> None:
     folder = tmp_path / "run"
     interrupted(folder)
     (folder / "log").unlink()
-    finish(folder, *RUN, "sdlora[epochs=2]", "--force")
+    finish(folder, *GATED, "--force")
     assert "goes on" not in (folder / "log").read_text() and result(folder)[0]["sessions"] == 1
     assert_same_numbers(whole, folder)
 
@@ -181,7 +179,7 @@ def test_a_full_disk_ends_in_a_sentence_and_stores_nothing(tmp_path: Path) -> No
     folder = tmp_path / "run"
     folder.mkdir()
     process = processes.start(folder, *RUN, "sdlora[epochs=1]", largest_file=3000)
-    process.join(240)
+    process.join()
     log = (folder / "log").read_text()
     assert process.exitcode == 1 and "failed" in log and "Traceback" not in log
     assert "no checkpoint of sdlora" in log and log.count("no checkpoint of sdlora") == 1
@@ -202,12 +200,12 @@ def test_four_processes_on_one_store_lose_nothing(tmp_path: Path) -> None:
         folder.mkdir()
         started.append(processes.start(folder, *arguments, "--results", str(store)))
     for folder, process in zip(folders, started, strict=True):
-        process.join(240)
+        process.join()
         log = (folder / "log").read_text()
         assert process.exitcode == 0 and "error" not in log and "Traceback" not in log, log
     assert len(list(store.glob("*.json"))) == len(list(store.glob("*.npz"))) == 4
     check = processes.start(tmp_path, "results", "verify", "--results", str(store))
-    check.join(60)
+    check.join()
     assert check.exitcode == 0, (tmp_path / "log").read_text()
     alone = tmp_path / "alone"
     alone.mkdir()

@@ -71,6 +71,7 @@ def download(
     progress: Progress = SILENT,
     waits: Sequence[float] = (1.0, 3.0, 10.0),
     timeout: float = 30.0,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> None:
     """Get a file over HTTP, whole and checked, or not at all.
 
@@ -88,6 +89,7 @@ def download(
         progress: told the bytes.
         waits: seconds before each further try after a dropped connection; they start over whenever bytes have come.
         timeout: seconds without a single byte until a connection counts as dropped.
+        sleep: waits for so many seconds between two tries.
 
     Raises:
         UserError: the file cannot be had, is not the expected one, or cannot be written; or another process is
@@ -100,7 +102,7 @@ def download(
             raise ValueError(f"'{checksum}' is no checksum; write 'sha256:' or 'md5:' and all hexadecimal digits")
     if target.is_dir():
         raise UserError(f"'{target}' is a folder, and a file is to be written there; choose another place")
-    job = _Download(url, target, size, checksum, page, progress, waits, timeout)
+    job = _Download(url, target, size, checksum, page, progress, waits, timeout, sleep)
     try:
         # Looked at before the lock, so that complete data in a read-only folder will do.
         if job.present():
@@ -150,6 +152,7 @@ class _Download:
     progress: Progress
     waits: Sequence[float]
     timeout: float
+    sleep: Callable[[float], None]
     part: Path = field(init=False)
     note: Path = field(init=False)
     pieced: bool = field(init=False, default=False)
@@ -212,7 +215,7 @@ class _Download:
                         f"'{self.url}' cannot be downloaded ({dropped}){kept}; check the connection and try again, "
                         f"or {self._by_hand()}"
                     ) from dropped
-                time.sleep(max(self.waits[failures], dropped.wait))
+                self.sleep(max(self.waits[failures], dropped.wait))
                 failures += 1
 
     def _request(self) -> None:

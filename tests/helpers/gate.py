@@ -1,0 +1,62 @@
+"""A method that stops at a gate until a test opens it, so that no test has to catch a run at the right moment."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+METHOD = """
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from cl_bench.data.samples import TaskImages
+from cl_bench.method import Task
+from cl_bench.methods.sdlora import SDLoRA
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Gated(SDLoRA):
+    \"\"\"SD-LoRA that waits before task N while there is a file `closed-N` in the current folder.\"\"\"
+
+    def before_task(self, task: Task, images: TaskImages) -> None:
+        gate = Path(f"closed-{task.index}")
+        if gate.exists():
+            Path(f"reached-{task.index}").touch()
+        while gate.exists():
+            time.sleep(0.02)
+        super().before_task(task, images)
+"""
+GATED = ("--method-file", "gated.py", "--methods")
+
+
+def lay(folder: Path, *closed: int) -> None:
+    """Put the method into the folder in which a command will run, with these gates (0-based tasks) closed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "gated.py").write_text(METHOD)
+    for task in closed:
+        (folder / f"closed-{task}").touch()
+
+
+def reached(folder: Path, task: int) -> bool:
+    """Whether a run stands at this gate; all checkpoints of earlier tasks are then written."""
+    return (folder / f"reached-{task}").exists()
+
+
+def open_gates(folder: Path) -> None:
+    """Let all runs go on."""
+    for gate in folder.glob("closed-*"):
+        gate.unlink()
+
+
+def wait(ready: Callable[[], Any], alive: Callable[[], bool], log: Path) -> None:
+    """Wait as long as it takes; what can never come, since the process has ended, fails with its output."""
+    while not ready():
+        ended = not alive()
+        # Ready in the moment in which it ended?
+        assert not ended or ready(), log.read_text() if log.exists() else "the process has ended"
+        time.sleep(0.02)
