@@ -26,11 +26,12 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import Compose, RandomHorizontalFlip, RandomResizedCrop, ToTensor
 
-from cl_bench import bench, streams
+from cl_bench import streams
 from cl_bench.data import cache
 from cl_bench.data.images import ImageStore
 from cl_bench.data.samples import ImageDataset, StoreSamples, TrainingBatches
 from cl_bench.experiment import Transforms
+from cl_bench.studies import bench
 
 TRANSFORMS = Transforms(
     size=224, crop="pixels", crop_scale=(0.05, 1.0), resize=256 / 224, mean=(0.5,) * 3, std=(0.5,) * 3

@@ -19,15 +19,15 @@ import numpy as np
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
-from cl_bench.bench import first_phase, training_step
 from cl_bench.data.images import ImageStore
 from cl_bench.data.samples import TrainingBatches, samples_of
 from cl_bench.experiment import Limits, Transforms
 from cl_bench.methods.linear import LinearProbe
-from cl_bench.runner import pick_device
-from cl_bench.strategy import ContinualStrategy
+from cl_bench.running.runner import pick_device
 from cl_bench.streams import Source
-from cl_bench.streams.build import build
+from cl_bench.streams.scenarios import build
+from cl_bench.studies.bench import first_phase, training_step
+from cl_bench.training.strategy import ContinualStrategy
 
 BATCH, STEPS = 8, 500
 

@@ -42,7 +42,7 @@ def fill(folder: Path, streams: int) -> int:
 
 def report(folder: Path, out: Path, *options: str) -> float:
     """Seconds of one `cl-bench report`."""
-    command = [sys.executable, "-m", "cl_bench.cli", "report", "--results", str(folder), "--out", str(out), *options]
+    command = [sys.executable, "-m", "cl_bench", "report", "--results", str(folder), "--out", str(out), *options]
     began = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - began

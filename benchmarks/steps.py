@@ -19,8 +19,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import reference
-from cl_bench import bench, plan, registry
-from cl_bench.runner import Settings, pick_device, resolve_precision
+from cl_bench.contract import registry
+from cl_bench.running import plan
+from cl_bench.running.runner import Settings, pick_device, resolve_precision
+from cl_bench.studies import bench
 
 OURS = {
     "sdlora, task 1": ("sdlora", {}, 0),

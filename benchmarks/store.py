@@ -21,8 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 from cl_bench.experiment import Experiment, Scalar, Transforms
-from cl_bench.index import NAME, SETTLED_NS
 from cl_bench.store import RunRecord, Store
+from cl_bench.store.index import NAME, SETTLED_NS
 
 TASKS, CLASSES, IMAGES = 10, 10, 60
 BACKBONE = "vit_tiny_patch8_32.icons"
@@ -32,7 +32,7 @@ LOSSES: list[dict[str, Scalar]] = [
 LOAD = """
 import sys, time
 from pathlib import Path
-from cl_bench.report.frame import collect, tidy
+from cl_bench.reporting.runs import collect, tidy
 began = time.perf_counter()
 found = collect([(Path(sys.argv[1]), "runs")], sys.exit)
 read = time.perf_counter()

@@ -21,9 +21,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from cl_bench import bench, plan, registry
-from cl_bench.runner import Settings, pick_device, resolve_precision
+from cl_bench.contract import registry
+from cl_bench.running import plan
+from cl_bench.running.runner import Settings, pick_device, resolve_precision
 from cl_bench.store import Store
+from cl_bench.studies import bench
 
 
 def synthetic(folder: Path) -> None:
@@ -52,7 +54,7 @@ def main() -> None:
         data, results = Path(name) / "data", Path(name) / "results"
         synthetic(data / "cifar100")
         os.environ["CL_BENCH_DATA"] = str(data)
-        command = [sys.executable, "-m", "cl_bench.cli", "run", "--methods", chosen.method, "--benchmark", "cifar100"]
+        command = [sys.executable, "-m", "cl_bench", "run", "--methods", chosen.method, "--benchmark", "cifar100"]
         command += ["--backbone", "vit_base_patch16_224", "--pretrained", "no", "--results", str(results)]
         command += ["--set", f"epochs={chosen.epochs}", "--set", f"batch_size={chosen.batch}"]
         began = time.perf_counter()

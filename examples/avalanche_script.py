@@ -7,8 +7,8 @@ from avalanche.training.plugins import EvaluationPlugin
 from cl_bench import streams
 from cl_bench.experiment import Limits, Transforms
 from cl_bench.methods.sdlora import SDLoRA
-from cl_bench.strategy import ContinualStrategy
-from cl_bench.streams.build import build
+from cl_bench.streams.scenarios import build
+from cl_bench.training.strategy import ContinualStrategy
 
 views = Transforms(size=32, crop_scale=(0.6, 1.0), mean=(0.5,), std=(0.5,))
 limits = Limits(tasks=3, train_per_class=10, test_per_class=10)

@@ -21,13 +21,13 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from cl_bench.adapters.network import Prefix, cls_features
-from cl_bench.adapters.prompts import PromptModel, check_blocks, split
+from cl_bench.contract.method import GradientMethod, Phase, Schedule, Task
+from cl_bench.contract.search import Choice, LogUniform, Range
 from cl_bench.data.samples import TaskImages
 from cl_bench.errors import UserError
 from cl_bench.experiment import Value
-from cl_bench.method import GradientMethod, Phase, Schedule, Task
-from cl_bench.space import Choice, LogUniform, Range
+from cl_bench.models.prompts import PromptModel, check_blocks, split
+from cl_bench.models.vit import Prefix, cls_features
 
 
 def orthogonal_to(old: Tensor, raw: Tensor) -> Tensor:

@@ -28,22 +28,14 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from cl_bench.adapters.heads import cosine
-from cl_bench.adapters.network import Prefix, cls_features
-from cl_bench.adapters.prompts import (
-    PromptModel,
-    attracting,
-    check_blocks,
-    majority,
-    mixed,
-    take,
-    uniform,
-)
+from cl_bench.contract.method import GradientMethod, Phase, Task
+from cl_bench.contract.search import Choice, LogUniform, Range
 from cl_bench.data.samples import TaskImages
 from cl_bench.errors import UserError
 from cl_bench.experiment import Value
-from cl_bench.method import GradientMethod, Phase, Task
-from cl_bench.space import Choice, LogUniform, Range
+from cl_bench.models.heads import cosine
+from cl_bench.models.prompts import PromptModel, attracting, check_blocks, majority, mixed, take, uniform
+from cl_bench.models.vit import Prefix, cls_features
 
 Keys = Literal["shared", "per-block"]
 Blocks = tuple[NonNegativeInt, ...]

@@ -15,9 +15,9 @@ from pydantic import PositiveFloat
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from cl_bench.adapters.heads import Classifier
+from cl_bench.contract.method import GradientMethod, Phase, Task
 from cl_bench.experiment import Value
-from cl_bench.method import GradientMethod, Phase, Task
+from cl_bench.models.heads import Classifier
 
 # The slow learner of SLCA (GengDavid/SLCA @ 169d4e6), without its alignment.
 _SLCA: Mapping[str, Value] = {

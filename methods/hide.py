@@ -28,14 +28,14 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from cl_bench.adapters.heads import linear_head
-from cl_bench.adapters.network import Prefix, cls_features
-from cl_bench.adapters.prompts import PromptModel, check_blocks, mixed, take, uniform
-from cl_bench.adapters.statistics import ClassStatistics, Covariance
+from cl_bench.contract.method import GradientMethod, Phase, Schedule, Task
+from cl_bench.contract.search import Choice, LogUniform, Range
 from cl_bench.data.samples import TaskImages
 from cl_bench.experiment import Scenario, Value
-from cl_bench.method import GradientMethod, Phase, Schedule, Task
-from cl_bench.space import Choice, LogUniform, Range
+from cl_bench.models.heads import linear_head
+from cl_bench.models.prompts import PromptModel, check_blocks, mixed, take, uniform
+from cl_bench.models.statistics import ClassStatistics, Covariance
+from cl_bench.models.vit import Prefix, cls_features
 
 TEMPERATURE = 0.8
 

@@ -18,9 +18,9 @@ from pydantic import PositiveInt
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from cl_bench.adapters.lora import LoRABank, LoRAModel, Target
+from cl_bench.contract.method import GradientMethod, Phase, Task
 from cl_bench.data.samples import TaskImages
-from cl_bench.method import GradientMethod, Phase, Task
+from cl_bench.models.lora import LoRABank, LoRAModel, Target
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -31,11 +31,11 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from cl_bench.adapters.lora import LoRABank, LoRAModel, Target, attention_covariances
+from cl_bench.contract.method import GradientMethod, Phase, Schedule, Task, Traces
+from cl_bench.contract.search import Choice, LogUniform, Range
 from cl_bench.data.samples import TaskImages
 from cl_bench.experiment import Value
-from cl_bench.method import GradientMethod, Phase, Schedule, Task, Traces
-from cl_bench.space import Choice, LogUniform, Range
+from cl_bench.models.lora import LoRABank, LoRAModel, Target, attention_covariances
 
 Mode = Literal["remove", "retain"]
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -10,11 +10,11 @@ from pydantic import PositiveFloat, PositiveInt
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from cl_bench.adapters.heads import Classifier
-from cl_bench.adapters.lora import LoRABank, LoRAModel, Target
+from cl_bench.contract.method import GradientMethod, Phase, Task
 from cl_bench.data.samples import TaskImages
 from cl_bench.experiment import Value
-from cl_bench.method import GradientMethod, Phase, Task
+from cl_bench.models.heads import Classifier
+from cl_bench.models.lora import LoRABank, LoRAModel, Target
 
 _RANPAC: Mapping[str, Value] = {"epochs": 30, "batch_size": 128, "lr": 0.01, "backbone_lr_scale": 0.01}
 

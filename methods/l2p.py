@@ -27,20 +27,13 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from cl_bench.adapters.heads import cosine
-from cl_bench.adapters.network import cls_features, tokens
-from cl_bench.adapters.prompts import (
-    PromptModel,
-    attracting,
-    check_blocks,
-    majority,
-    split,
-    take,
-)
+from cl_bench.contract.method import GradientMethod, Phase, Task
+from cl_bench.contract.search import Choice, LogUniform, Range
 from cl_bench.errors import UserError
 from cl_bench.experiment import Value
-from cl_bench.method import GradientMethod, Phase, Task
-from cl_bench.space import Choice, LogUniform, Range
+from cl_bench.models.heads import cosine
+from cl_bench.models.prompts import PromptModel, attracting, check_blocks, majority, split, take
+from cl_bench.models.vit import cls_features, tokens
 
 Prompts = Literal["prepended", "prefix"]
 

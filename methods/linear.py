@@ -12,9 +12,9 @@ from typing import ClassVar
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from cl_bench.adapters.heads import Classifier
-from cl_bench.method import GradientMethod, Phase, Task
-from cl_bench.space import Choice, LogUniform, Range
+from cl_bench.contract.method import GradientMethod, Phase, Task
+from cl_bench.contract.search import Choice, LogUniform, Range
+from cl_bench.models.heads import Classifier
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -14,9 +14,9 @@ from typing import ClassVar, Literal
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from cl_bench.adapters.lora import LoRABank
+from cl_bench.contract.search import Choice, LogUniform, Range
 from cl_bench.methods.inclora import IncLoRA
-from cl_bench.space import Choice, LogUniform, Range
+from cl_bench.models.lora import LoRABank
 
 
 def absolute_sum(bank: LoRABank, product: Literal["AB", "BA"]) -> Tensor:

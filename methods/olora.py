@@ -19,9 +19,9 @@ import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from cl_bench.adapters.lora import LoRABank
+from cl_bench.contract.search import Choice, LogUniform, Range
 from cl_bench.methods.inclora import IncLoRA
-from cl_bench.space import Choice, LogUniform, Range
+from cl_bench.models.lora import LoRABank
 
 
 def overlap(bank: LoRABank) -> Tensor:

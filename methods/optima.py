@@ -18,11 +18,11 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from cl_bench.adapters.heads import Classifier
+from cl_bench.contract.method import Task, Traces
 from cl_bench.data.samples import TaskImages
 from cl_bench.experiment import Scalar
-from cl_bench.method import Task, Traces
 from cl_bench.methods.finetune import Finetune
+from cl_bench.models.heads import Classifier
 
 
 class OptimaModel(Classifier):

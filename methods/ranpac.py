@@ -26,13 +26,13 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from cl_bench.adapters.heads import CosineHead, FeatureModel, cosine
-from cl_bench.adapters.peft import Adapters, ScaleShift
-from cl_bench.adapters.prompts import check_blocks
+from cl_bench.contract.method import GradientMethod, Phase, Schedule, Task, Traces
+from cl_bench.contract.search import Choice, LogUniform, Range
 from cl_bench.data.samples import TaskImages
 from cl_bench.experiment import Value
-from cl_bench.method import GradientMethod, Phase, Schedule, Task, Traces
-from cl_bench.space import Choice, LogUniform, Range
+from cl_bench.models.bottleneck import Adapters, ScaleShift
+from cl_bench.models.heads import CosineHead, FeatureModel, cosine
+from cl_bench.models.prompts import check_blocks
 
 RIDGES = tuple(10.0**power for power in range(-8, 9))
 Adaptation = Literal["adapter", "ssf", "frozen"]

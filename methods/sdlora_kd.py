@@ -31,9 +31,9 @@ from pydantic import NonNegativeFloat
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from cl_bench.contract.method import Task, Traces
 from cl_bench.data.samples import TaskImages
 from cl_bench.experiment import Scalar
-from cl_bench.method import Task, Traces
 from cl_bench.methods.sdlora import SDLoRA, SDLoRAModel
 
 Residual = Literal["frobenius", "rms", "relative"]

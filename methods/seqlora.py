@@ -12,8 +12,8 @@ from typing import ClassVar
 
 from timm.models.vision_transformer import VisionTransformer
 
+from cl_bench.contract.method import Task
 from cl_bench.data.samples import TaskImages
-from cl_bench.method import Task
 from cl_bench.methods.inclora import IncLoRA
 
 

@@ -13,9 +13,9 @@ from typing import ClassVar
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from cl_bench.adapters.heads import CosinePrototypes, FeatureModel
+from cl_bench.contract.method import Method, Task
 from cl_bench.data.samples import TaskImages
-from cl_bench.method import Method, Task
+from cl_bench.models.heads import CosinePrototypes, FeatureModel
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

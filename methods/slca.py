@@ -13,8 +13,8 @@ from typing import ClassVar, Literal
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
 
+from cl_bench.contract.method import Schedule
 from cl_bench.experiment import Value
-from cl_bench.method import Schedule
 from cl_bench.methods.finetune import Finetune
 
 

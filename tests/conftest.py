@@ -88,7 +88,7 @@ def process(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
     def call(*arguments: str, pythonpath: Path | None = None) -> subprocess.CompletedProcess[str]:
         env = os.environ | {"COLUMNS": "200"} | ({"PYTHONPATH": str(pythonpath)} if pythonpath else {})
-        command = [sys.executable, "-m", "cl_bench.cli", *arguments]
+        command = [sys.executable, "-m", "cl_bench", *arguments]
         return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
 
     return call

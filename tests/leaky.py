@@ -14,11 +14,11 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from cl_bench import streams
-from cl_bench.adapters.heads import Classifier
+from cl_bench.contract.method import Batch, GradientMethod, Phase, Task
 from cl_bench.data import views
 from cl_bench.data.samples import TaskImages
-from cl_bench.method import Batch, GradientMethod, Phase, Task
-from cl_bench.streams.build import order_classes
+from cl_bench.models.heads import Classifier
+from cl_bench.streams.scenarios import order_classes
 from tests.test_strategy import TRANSFORMS
 
 ELSEWHERE: list[Any] = []

@@ -13,7 +13,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["cl_bench.console", "cl_bench.runner", "cl_bench.report", "cl_bench.streams"])
+_CONTEXT.set_forkserver_preload(
+    ["cl_bench.cli.console", "cl_bench.running.runner", "cl_bench.reporting.report", "cl_bench.streams"]
+)
 
 
 def start(folder: Path, *arguments: str, largest_file: int | None = None) -> BaseProcess:

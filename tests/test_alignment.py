@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cl_bench.adapters.statistics import RIDGE, ClassStatistics
 from cl_bench.errors import UserError
 from cl_bench.methods.coda import orthonormal_to
+from cl_bench.models.statistics import RIDGE, ClassStatistics
 from tests.test_cli import Cli, assert_refused
 from tests.test_strategy import (
     CLASSES,

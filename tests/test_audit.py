@@ -15,14 +15,15 @@ import pytest
 import torch
 from rich.console import Console
 
-from cl_bench import audit as audits
-from cl_bench import registry, streams
-from cl_bench.audit import CHECKS, Ceiling, Finding, Report, Row, Slice
-from cl_bench.audit import console as audit_console
-from cl_bench.audit.observation import Counted
-from cl_bench.audit.predictions import Difference, full_pieces
+from cl_bench import streams
+from cl_bench.cli import audit_view as audit_console
+from cl_bench.contract import registry
+from cl_bench.contract.method import Method, Task
 from cl_bench.experiment import Limits
-from cl_bench.method import Method, Task
+from cl_bench.studies import audit as audits
+from cl_bench.studies.audit import CHECKS, Ceiling, Finding, Report, Row, Slice
+from cl_bench.studies.audit.observation import Counted
+from cl_bench.studies.audit.predictions import Difference, full_pieces
 from tests import leaky
 from tests.test_cli import Cli, assert_refused, plain_and_single_threaded
 from tests.test_strategy import NAMES, ROWS, TRANSFORMS, one_thread, small, tiny_vit

@@ -26,11 +26,13 @@ from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from cl_bench import backbones, plan, registry, streams
+from cl_bench import backbones, streams
 from cl_bench.backbones import Backbone
+from cl_bench.contract import registry
 from cl_bench.data.views import test_view as view
 from cl_bench.errors import UserError
 from cl_bench.experiment import Transforms
+from cl_bench.running import plan
 from cl_bench.streams import icons
 from tests.conftest import Outcome
 

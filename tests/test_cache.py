@@ -19,7 +19,7 @@ from cl_bench.data import cache, loading, views
 from cl_bench.data.images import RaggedImages
 from cl_bench.errors import UserError
 from cl_bench.experiment import Transforms
-from cl_bench.streams import Source, datasets
+from cl_bench.streams import Source, catalogue
 from tests import trees
 
 CPU = torch.device("cpu")
@@ -126,11 +126,11 @@ def test_images_in_memory_must_have_one_size(pets: Path) -> None:
 
 
 def test_cifar_as_images_is_cifar_as_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(datasets._DATA_SETS, "cifar100", trees.CIFAR100)
+    monkeypatch.setitem(catalogue._DATA_SETS, "cifar100", trees.CIFAR100)
     found = []
     for name, build in (("a", trees.cifar_png), ("b", trees.cifar_pickles)):
         build(tmp_path / name)
-        monkeypatch.setenv(datasets.ROOT_VARIABLE, str(tmp_path / name))
+        monkeypatch.setenv(catalogue.ROOT_VARIABLE, str(tmp_path / name))
         benchmark = streams.find("cifar100")
         assert benchmark.storage("auto", 256) == "memory"
         found.append(benchmark.source("memory"))

@@ -18,8 +18,10 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from cl_bench.report import charts, drawing, lettering, load, plots, render, styles
-from cl_bench.report.charts import Chart, Heat, Line, Lines, Point, Ranks, Scatter
+from cl_bench.reporting import charts, plots
+from cl_bench.reporting.charts import Chart, Heat, Line, Lines, Point, Ranks, Scatter
+from cl_bench.reporting.render import drawing, styles, text_layout
+from cl_bench.reporting.report import load, render
 from cl_bench.stats import summarise
 from cl_bench.store import RunRecord
 from tests.factories import record, write
@@ -364,7 +366,7 @@ def test_no_text_is_cut_or_covers_another(tmp_path: Path, tasks: int, count: int
         found = list(boxes(figure))
         assert outside(figure, found) == [], name
         assert overlapping(found) == [], name
-        assert figure.get_figwidth() in (lettering.COLUMN, lettering.TEXT)
+        assert figure.get_figwidth() in (text_layout.COLUMN, text_layout.TEXT)
 
 
 def test_every_point_is_named_beside_it_or_in_the_legend() -> None:

@@ -13,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cl_bench.checkpoint import (
+from cl_bench.training.checkpoint import (
     Checkpoint,
     Facts,
     Position,

@@ -498,7 +498,7 @@ for name in {names!r}:
 def test_interrupt_keeps_finished_runs(cl_bench: Cli, tmp_path: Path) -> None:
     command = ["run", "--methods", "sdlora", "--seeds", "0-2", "--set", "epochs=2", *TRIAL]
     with subprocess.Popen(
-        [sys.executable, "-m", "cl_bench.cli", *command],
+        [sys.executable, "-m", "cl_bench", *command],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

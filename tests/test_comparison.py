@@ -17,9 +17,9 @@ from scipy import stats as scipy_stats
 
 from cl_bench import metrics, stats
 from cl_bench.experiment import Limits
-from cl_bench.report import comparison, sheets
-from cl_bench.report.charts import Ranks
-from cl_bench.report.frame import Section, collect, exported, intransigence, references, sections, tidy
+from cl_bench.reporting import comparison, text_tables
+from cl_bench.reporting.charts import Ranks
+from cl_bench.reporting.runs import Section, collect, exported, intransigence, references, sections, tidy
 from cl_bench.store import RunRecord
 from tests.conftest import Outcome
 from tests.factories import experiment, record, write
@@ -280,7 +280,12 @@ def test_rows_without_spread_are_explained(tmp_path: Path) -> None:
     (section,) = _sections(tmp_path)
     made = comparison.sheet(section, "alpha", margin=5)
     assert made is not None
-    assert made.rows[0][2:] == (f"−{300 / sum(run.total):.2f} ± 0.00", *[sheets.DASH] * 3, "0/0/2", *[sheets.DASH] * 2)
+    assert made.rows[0][2:] == (
+        f"−{300 / sum(run.total):.2f} ± 0.00",
+        *[text_tables.DASH] * 3,
+        "0/0/2",
+        *[text_tables.DASH] * 2,
+    )
     assert "The same difference in every pair, so no spread to test it against: beta." in made.notes
 
 
@@ -288,7 +293,7 @@ def test_predictions_on_other_images_are_left_out(tmp_path: Path) -> None:
     write(tmp_path, record("alpha", 0), record("beta", 0))
     (section,) = _sections(tmp_path)
     made = comparison.sheet(section, "alpha", folders=[tmp_path])
-    assert made is not None and made.rows[0][-1] == sheets.DASH
+    assert made is not None and made.rows[0][-1] == text_tables.DASH
     assert any("1 of 1 pairs" in note for note in made.notes)
 
 
@@ -364,7 +369,7 @@ def test_one_run_is_no_comparison_with_intervals(tmp_path: Path) -> None:
     made = comparison.sheet(section, "alpha", metric="acc")
     assert made is not None
     assert "±" not in made.rows[0][2] and "One pair: no interval and no test." in made.notes
-    assert sheets.write(made, "tex")
+    assert text_tables.write(made, "tex")
 
 
 def test_intransigence_is_against_joint_training_on_every_prefix(tmp_path: Path) -> None:

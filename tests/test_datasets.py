@@ -30,11 +30,11 @@ from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS, pil_loader
 from typer.testing import CliRunner
 
-from cl_bench import data_cli
+from cl_bench.cli.data import app
 from cl_bench.errors import UserError
-from cl_bench.streams import datasets
-from cl_bench.streams.catalogue import Archive, DataSet, Listing
+from cl_bench.streams import catalogue
 from cl_bench.streams.readers import EXTENSIONS, BadImage, decode, for_each_image, read_split, split_names_hash
+from cl_bench.streams.types import Archive, DataSet, Listing
 from cl_bench.streams.verify import Report, content_hash, pixel_digest, presence, verify
 from tests import trees
 from tests.conftest import Outcome
@@ -58,7 +58,7 @@ LAYOUTS: dict[str, tuple[Callable[[Path], Path], DataSet]] = {
     "fashion": (trees.fashion, trees.FASHION_MNIST),
     "fashion torchvision": (partial(trees.fashion, inner="FashionMNIST/raw", packed=False), trees.FASHION_MNIST),
 }
-ALL = [datasets.find(name) for name in datasets.names()]
+ALL = [catalogue.find(name) for name in catalogue.names()]
 
 
 def made(layout: str, root: Path) -> tuple[DataSet, Path]:
@@ -77,7 +77,7 @@ def kinds(report: Report) -> Counter[str]:
 @pytest.fixture(autouse=True)
 def nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No data of whoever runs the tests."""
-    monkeypatch.delenv(datasets.ROOT_VARIABLE, raising=False)
+    monkeypatch.delenv(catalogue.ROOT_VARIABLE, raising=False)
     monkeypatch.chdir(tmp_path)
 
 
@@ -87,7 +87,7 @@ def data(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
 
     def call(*arguments: object, columns: int = 200) -> Outcome:
         monkeypatch.setenv("COLUMNS", str(columns))
-        result = CliRunner().invoke(data_cli.app, [str(argument) for argument in arguments])
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
         if isinstance(result.exception, UserError):
             return Outcome(2, result.stdout, f"error: {result.exception}")
         if result.exception is not None and not isinstance(result.exception, SystemExit):
@@ -100,7 +100,7 @@ def data(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
 @pytest.fixture
 def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[DataSet], None]:
     """Put a small data set in the place of the real one."""
-    return lambda dataset: monkeypatch.setitem(datasets._DATA_SETS, dataset.name, dataset)
+    return lambda dataset: monkeypatch.setitem(catalogue._DATA_SETS, dataset.name, dataset)
 
 
 # Facts
@@ -129,9 +129,9 @@ def test_the_facts_fit_each_other(dataset: DataSet) -> None:
 
 def test_checksums_are_torchvisions_where_it_has_them() -> None:
     cifar, fashion = torchvision.datasets.CIFAR100, torchvision.datasets.FashionMNIST
-    (archive,) = datasets.CIFAR100.archives
+    (archive,) = catalogue.CIFAR100.archives
     assert (archive.url, archive.checksum) == (cifar.url, f"md5:{cifar.tgz_md5}")
-    assert [(a.file, a.checksum) for a in datasets.FASHION_MNIST.archives] == [
+    assert [(a.file, a.checksum) for a in catalogue.FASHION_MNIST.archives] == [
         (name, f"md5:{digits}") for name, digits in fashion.resources
     ]
     assert EXTENSIONS == IMG_EXTENSIONS
@@ -139,9 +139,9 @@ def test_checksums_are_torchvisions_where_it_has_them() -> None:
 
 def test_an_unknown_data_set_is_refused_with_a_guess() -> None:
     with pytest.raises(UserError, match="unknown data set 'imagenetr'.*Did you mean 'imagenet-r'"):
-        datasets.find("imagenetr")
+        catalogue.find("imagenetr")
     with pytest.raises(UserError, match="names no folder"):
-        datasets.find("folder:")
+        catalogue.find("folder:")
 
 
 # Layouts
@@ -150,7 +150,7 @@ def test_an_unknown_data_set_is_refused_with_a_guess() -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_layout_is_read(layout: str, tmp_path: Path) -> None:
     dataset, folder = made(layout, tmp_path)
-    listing = datasets.load(dataset, tmp_path)
+    listing = catalogue.load(dataset, tmp_path)
     assert len(listing.classes) == dataset.classes == len({*listing.classes})
     position = {name: i for i, name in enumerate(listing.classes)}
     for part in (listing.train, listing.test):
@@ -174,7 +174,7 @@ def test_a_layout_is_read(layout: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("layout", ["cifar png", "imagenet-r pre-split", "cub pre-split"])
 def test_classes_and_images_come_as_from_image_folder(layout: str, tmp_path: Path) -> None:
     dataset, folder = made(layout, tmp_path)
-    listing = datasets.load(dataset, tmp_path)
+    listing = catalogue.load(dataset, tmp_path)
     for part, entries in (("train", listing.train), ("test", listing.test)):
         reference = torchvision.datasets.ImageFolder(str(folder / part))
         assert tuple(reference.classes) == listing.classes
@@ -188,7 +188,7 @@ def test_cifar_pickles_come_as_from_torchvision(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(reference_class, "train_list", [["train", digest["train"]]])
     monkeypatch.setattr(reference_class, "test_list", [["test", digest["test"]]])
     monkeypatch.setattr(reference_class, "meta", reference_class.meta | {"md5": digest["meta"]})
-    listing = datasets.load(trees.CIFAR100, tmp_path)
+    listing = catalogue.load(trees.CIFAR100, tmp_path)
     assert listing.pixels is not None
     for train, entries, pixels in ((True, listing.train, listing.pixels[0]), (False, listing.test, listing.pixels[1])):
         reference = reference_class(str(tmp_path / "cifar100"), train=train)
@@ -201,7 +201,7 @@ def test_cifar_pickles_come_as_from_torchvision(tmp_path: Path, monkeypatch: pyt
 def test_both_layouts_of_cifar_agree(tmp_path: Path) -> None:
     trees.cifar_pickles(tmp_path / "a")
     trees.cifar_png(tmp_path / "b")
-    one, other = (datasets.load(trees.CIFAR100, tmp_path / name) for name in "ab")
+    one, other = (catalogue.load(trees.CIFAR100, tmp_path / name) for name in "ab")
     assert one.classes == other.classes == trees.THINGS and names_of(one) == names_of(other)
     reports = [verify(trees.CIFAR100, tmp_path / name) for name in "ab"]
     assert reports[0].content == reports[1].content and reports[0].split == reports[1].split
@@ -231,7 +231,7 @@ def test_the_content_hash_is_what_it_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize("inner", ["FashionMNIST/raw"])
 def test_fashion_comes_as_from_torchvision(inner: str, tmp_path: Path) -> None:
     trees.fashion(tmp_path, inner, packed=False)
-    listing = datasets.load(trees.FASHION_MNIST, tmp_path)
+    listing = catalogue.load(trees.FASHION_MNIST, tmp_path)
     assert listing.pixels is not None
     for part, train in enumerate((True, False)):
         reference = torchvision.datasets.FashionMNIST(str(tmp_path), train=train)
@@ -247,7 +247,7 @@ def test_the_layouts_of_tiny_imagenet_agree(tmp_path: Path) -> None:
     trees.tiny_original(tmp_path / "a")
     trees.tiny_folders(tmp_path / "b")
     trees.tiny_folders(tmp_path / "c", "images")
-    first, *others = (datasets.load(trees.TINY_IMAGENET, tmp_path / name) for name in "abc")
+    first, *others = (catalogue.load(trees.TINY_IMAGENET, tmp_path / name) for name in "abc")
     contents = {verify(trees.TINY_IMAGENET, tmp_path / name).content for name in "abc"}
     assert len(contents) == 1 and all(names_of(other) == names_of(first) for other in others)
     assert first.test[0].name == "n01443537/val_0.JPEG"
@@ -276,7 +276,7 @@ def test_decoding_is_torchvisions(tmp_path: Path) -> None:
 
 def test_images_are_decoded_in_order(tmp_path: Path) -> None:
     trees.pre_split(tmp_path)
-    listing = datasets.load(trees.IMAGENET_R, tmp_path)
+    listing = catalogue.load(trees.IMAGENET_R, tmp_path)
     many = listing.train * 40
     seen: list[int] = []
     found = list(for_each_image(many, lambda entry, pixels: entry.name, seen.append))
@@ -313,17 +313,17 @@ def test_coda_prompts_list_is_recognised_by_its_hash(tmp_path: Path) -> None:
 def test_an_own_split_is_called_as_in_the_tables(tmp_path: Path) -> None:
     from cl_bench.data.images import ImageStore
     from cl_bench.streams import Source
-    from cl_bench.streams.build import split_hash
+    from cl_bench.streams.scenarios import split_hash
 
     trees.original(tmp_path)
-    listing = datasets.load(trees.IMAGENET_R, tmp_path)
+    listing = catalogue.load(trees.IMAGENET_R, tmp_path)
     train, test = (
         ImageStore(np.zeros((len(names), 1, 1, 1), np.uint8), np.zeros(len(names), np.int64), tuple(names))
         for names in names_of(listing)
     )
     expected = split_hash(Source(train, test, listing.classes))
-    assert datasets.split_hash(listing) == expected
-    assert datasets.split_of(trees.IMAGENET_R, listing) == (f"own split {expected[:8]}", False)
+    assert catalogue.split_hash(listing) == expected
+    assert catalogue.split_of(trees.IMAGENET_R, listing) == (f"own split {expected[:8]}", False)
 
 
 def one_text(folder: Path, train: list[str], test: list[str]) -> Path:
@@ -359,7 +359,7 @@ def test_a_list_of_ones_own_deals_out_the_images(write: Any, layout: str, tmp_pa
     train = [name for name in everything if name not in test]
     (tmp_path / "lists").mkdir()
     path = write(tmp_path / "lists", train, test)
-    listing = datasets.load(dataset, tmp_path, split_list=path)
+    listing = catalogue.load(dataset, tmp_path, split_list=path)
     assert [sorted(names) for names in names_of(listing)] == [sorted(train), sorted(test)]
     assert listing.layout.endswith(f"split by {path.name}") and not listing.unlisted
     assert verify(dataset, tmp_path, split_list=path).good
@@ -377,13 +377,13 @@ def test_a_list_in_the_folder_comes_before_train_and_test(tmp_path: Path) -> Non
     assert [(f.kind, f.text) for f in report.findings if not f.fault] == [("unlisted", str(left))]
     (folder / "split.txt").write_text("train/a/b.jpg\n")
     with pytest.raises(UserError, match="several split lists: .*mine_train.txt.*choose one with --split-list"):
-        datasets.load(trees.IMAGENET_R, tmp_path)
+        catalogue.load(trees.IMAGENET_R, tmp_path)
 
 
 def test_cub_has_its_official_split_unless_told_otherwise(tmp_path: Path) -> None:
     folder = trees.cub(tmp_path)
     files = sorted(trees.part_names(trees.BIRDS, "train") + trees.part_names(trees.BIRDS, "test"))
-    listing = datasets.load(trees.CUB200, tmp_path)
+    listing = catalogue.load(trees.CUB200, tmp_path)
     assert names_of(listing) == (files[::2], files[1::2]) and listing.layout.endswith("train_test_split.txt")
     known = replace(trees.CUB200, split_hashes={"official": trees.hashes(files[::2], files[1::2])})
     assert verify(known, tmp_path).split == "official"
@@ -398,22 +398,22 @@ def test_a_spoilt_official_split_of_cub_is_named(tmp_path: Path) -> None:
     for text, message in (("1 1\n", "do not fit each other"), ("1\n", "expected a number and a value")):
         chosen.write_text(text)
         with pytest.raises(UserError, match=message):
-            datasets.load(trees.CUB200, tmp_path)
+            catalogue.load(trees.CUB200, tmp_path)
 
 
 def test_domainnets_classes_are_in_the_order_of_the_labels(tmp_path: Path) -> None:
     folder = trees.domainnet(tmp_path)
-    listing = datasets.load(trees.DOMAINNET_SET, tmp_path)
+    listing = catalogue.load(trees.DOMAINNET_SET, tmp_path)
     assert listing.classes == trees.DOMAINNET != tuple(sorted(trees.DOMAINNET))
-    assert {entry.domain for entry in listing.train} == {*datasets.DOMAINNET.domains}
+    assert {entry.domain for entry in listing.train} == {*catalogue.DOMAINNET.domains}
     path = folder / "clipart_test.txt"
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[1:], lines[0].replace(" 0", " 2")]))
     with pytest.raises(UserError, match="class 'cello' has the labels 0 and 2"):
-        datasets.load(trees.DOMAINNET_SET, tmp_path)
+        catalogue.load(trees.DOMAINNET_SET, tmp_path)
     for file in folder.glob("*.txt"):
         file.write_text(re.sub(r" \d$", "", file.read_text(), flags=re.M))
-    assert datasets.load(trees.DOMAINNET_SET, tmp_path).classes == tuple(sorted(trees.DOMAINNET))
+    assert catalogue.load(trees.DOMAINNET_SET, tmp_path).classes == tuple(sorted(trees.DOMAINNET))
 
 
 def test_all_domains_are_needed_unless_a_list_does_without(tmp_path: Path) -> None:
@@ -426,8 +426,8 @@ def test_all_domains_are_needed_unless_a_list_does_without(tmp_path: Path) -> No
         (tmp_path / f"domainnet_{part}.yaml").write_text(yaml.dump({"data": files, "targets": labels}))
     shutil.rmtree(folder / "quickdraw")
     with pytest.raises(UserError, match="has no folder quickdraw; all domains are needed"):
-        datasets.load(trees.DOMAINNET_SET, tmp_path)
-    listing = datasets.load(trees.DOMAINNET_SET, tmp_path, split_list=tmp_path / "domainnet_train.yaml")
+        catalogue.load(trees.DOMAINNET_SET, tmp_path)
+    listing = catalogue.load(trees.DOMAINNET_SET, tmp_path, split_list=tmp_path / "domainnet_train.yaml")
     assert len(listing.train) == 30 and len(listing.test) == 15 and listing.classes == trees.DOMAINNET
 
 
@@ -436,24 +436,24 @@ def test_a_missing_list_of_a_domain_is_named(layout: str, name: str, tmp_path: P
     dataset, folder = made(layout, tmp_path)
     (folder / name).unlink()
     with pytest.raises(UserError, match=f"{name}' is missing; the split needs a training and a test list"):
-        datasets.load(dataset, tmp_path)
+        catalogue.load(dataset, tmp_path)
 
 
 def test_domainnet_without_any_list_is_refused(tmp_path: Path) -> None:
     for path in trees.domainnet(tmp_path).glob("*.txt"):
         path.unlink()
     with pytest.raises(UserError, match="no split lists; put clipart_train.txt and clipart_test.txt there"):
-        datasets.load(trees.DOMAINNET_SET, tmp_path)
+        catalogue.load(trees.DOMAINNET_SET, tmp_path)
 
 
 def test_pacs_is_split_by_its_lists_or_by_name(tmp_path: Path) -> None:
     trees.pacs(tmp_path / "a")
     trees.pacs(tmp_path / "b", lists=False)
-    listed, by_name = (datasets.load(trees.PACS_SET, tmp_path / name) for name in "ab")
+    listed, by_name = (catalogue.load(trees.PACS_SET, tmp_path / name) for name in "ab")
     assert {Path(entry.name).stem for entry in listed.test} == {"pic_004"}
     assert sorted(sum(names_of(listed), [])) == sorted(sum(names_of(by_name), []))
     expected = set()
-    for domain in datasets.PACS.domains:
+    for domain in catalogue.PACS.domains:
         for name in trees.PACS:
             end = "png" if domain == "sketch" else "jpg"
             keys = [f"{domain}/{name}/pic_{i:03d}.{end}" for i in range(1, 5)]
@@ -478,7 +478,7 @@ def test_a_wrong_list_is_refused(lines: list[str], message: str, tmp_path: Path)
     path = tmp_path / "own.txt"
     path.write_text("\n".join(lines))
     with pytest.raises(UserError, match=message):
-        datasets.load(trees.IMAGENET_R, tmp_path, split_list=path)
+        catalogue.load(trees.IMAGENET_R, tmp_path, split_list=path)
 
 
 @pytest.mark.parametrize(
@@ -504,7 +504,7 @@ def test_a_fixed_split_takes_no_list(layout: str, tmp_path: Path) -> None:
     dataset, _ = made(layout, tmp_path)
     (tmp_path / "split.txt").write_text("")
     with pytest.raises(UserError, match="is fixed; it cannot take the split list"):
-        datasets.load(dataset, tmp_path, split_list=tmp_path / "split.txt")
+        catalogue.load(dataset, tmp_path, split_list=tmp_path / "split.txt")
 
 
 # Folders of the user's
@@ -515,23 +515,23 @@ def test_any_tree_of_class_folders(tmp_path: Path) -> None:
         for name in ("zebra", "ant", "train"):
             trees.save(tmp_path / "mine" / part / name / "deep" / "x.jpg")
             trees.save(tmp_path / "mine" / part / name / "y.PNG".lower())
-    dataset = datasets.find(f"folder:{tmp_path / 'mine'}")
-    listing = datasets.load(dataset)
+    dataset = catalogue.find(f"folder:{tmp_path / 'mine'}")
+    listing = catalogue.load(dataset)
     assert listing.classes == ("ant", "train", "zebra") and listing.layout == "train/ and val/ folders"
     assert listing.train[0].name == "ant/deep/x.jpg" and len(listing.test) == 6
     assert verify(dataset).good and presence(dataset).state == "yes"
-    assert datasets.load(datasets.find("folder:mine")) == listing
+    assert catalogue.load(catalogue.find("folder:mine")) == listing
 
 
 def test_one_tree_with_a_list(tmp_path: Path) -> None:
     files = [f"{name}/deep/er/{i}.jpg" for name in ("a", "b") for i in range(3)]
     for file in files:
         trees.save(tmp_path / "mine" / file)
-    dataset = datasets.find("folder:mine")
+    dataset = catalogue.find("folder:mine")
     with pytest.raises(UserError, match="neither train/ and test/ nor a split list"):
-        datasets.load(dataset)
+        catalogue.load(dataset)
     (tmp_path / "mine" / "split.txt").write_text("".join(f"{'test' if '0' in f else 'train'}/{f}\n" for f in files))
-    listing = datasets.load(dataset)
+    listing = catalogue.load(dataset)
     assert (len(listing.train), len(listing.test)) == (4, 2) and listing.classes == ("a", "b")
     assert {name for names in names_of(listing) for name in names} == {*files}
     for content in (["train", "val"], []):
@@ -542,9 +542,9 @@ def test_one_tree_with_a_list(tmp_path: Path) -> None:
         with pytest.raises(
             UserError, match="has no layout of folder:mine that is known; arrange it as\nPATH/\n  train/"
         ):
-            datasets.load(dataset)
+            catalogue.load(dataset)
     with pytest.raises(UserError, match="there is no folder '.*nowhere'"):
-        datasets.load(datasets.find("folder:nowhere"))
+        catalogue.load(catalogue.find("folder:nowhere"))
 
 
 # Where the data is
@@ -555,24 +555,24 @@ def test_the_data_folder_is_the_given_one_or_the_environments_or_data(
 ) -> None:
     for name in ("given", "environment", "data"):
         trees.pre_split(tmp_path / name)
-    where = lambda root=None: datasets.locate(trees.IMAGENET_R, root)  # noqa: E731
+    where = lambda root=None: catalogue.locate(trees.IMAGENET_R, root)  # noqa: E731
     assert where() == Path("data/imagenet-r")
-    monkeypatch.setenv(datasets.ROOT_VARIABLE, str(tmp_path / "environment"))
+    monkeypatch.setenv(catalogue.ROOT_VARIABLE, str(tmp_path / "environment"))
     assert where() == tmp_path / "environment" / "imagenet-r"
     assert where(tmp_path / "given") == tmp_path / "given" / "imagenet-r"
     with pytest.raises(UserError, match=r"data folder 'none' \(--root\) is not there"):
         where(Path("none"))
-    monkeypatch.setenv(datasets.ROOT_VARIABLE, "nowhere")
+    monkeypatch.setenv(catalogue.ROOT_VARIABLE, "nowhere")
     with pytest.raises(UserError, match=r"data folder 'nowhere' \(CL_BENCH_DATA\) is not there"):
         where()
 
 
 def test_a_data_set_that_is_not_there_is_named_with_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no folder 'data/cifar100'; 'cl-bench data prepare cifar100' gets it"):
-        datasets.load(trees.CIFAR100)
+        catalogue.load(trees.CIFAR100)
     trees.pre_split(tmp_path)
     with pytest.raises(UserError, match="for the folder '.*imagenet-r' itself, name its parent"):
-        datasets.load(trees.IMAGENET_R, tmp_path / "imagenet-r")
+        catalogue.load(trees.IMAGENET_R, tmp_path / "imagenet-r")
 
 
 @pytest.mark.parametrize("dataset", [LAYOUTS[name][1] for name in LAYOUTS], ids=[*LAYOUTS])
@@ -585,7 +585,7 @@ def test_another_layout_is_refused_with_the_expected_trees(dataset: DataSet, con
     elif content == "half":
         trees.save(folder / "train" / "a" / "1.jpg")
     with pytest.raises(UserError) as caught:
-        datasets.load(dataset, tmp_path)
+        catalogue.load(dataset, tmp_path)
     assert f"has no layout of {dataset.name} that is known; arrange it as\n" in str(caught.value)
     assert all(tree in str(caught.value) for tree in dataset.layouts.values())
 
@@ -597,7 +597,7 @@ def test_another_layout_is_refused_with_the_expected_trees(dataset: DataSet, con
 def test_planted_faults_are_found(layout: str, tmp_path: Path) -> None:
     """One of each kind, in images of both parts."""
     dataset, _ = made(layout, tmp_path)
-    listing = datasets.load(dataset, tmp_path)
+    listing = catalogue.load(dataset, tmp_path)
     paths = [
         entry.path for entry in (listing.train[0], listing.train[-1], listing.test[0], listing.test[-1]) if entry.path
     ]
@@ -617,8 +617,8 @@ def test_planted_faults_are_found(layout: str, tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=f"image '{paths[0]}' is zero-byte; restore it, or leave it out with --skip-bad"
     ):
-        datasets.load(dataset, tmp_path)
-    skipped = datasets.load(dataset, tmp_path, skip_bad=True)
+        catalogue.load(dataset, tmp_path)
+    skipped = catalogue.load(dataset, tmp_path, skip_bad=True)
     assert {*names_of(listing)[0]} - {*names_of(skipped)[0]} == {listing.train[0].name, listing.train[-1].name}
     assert {*names_of(listing)[1]} - {*names_of(skipped)[1]} == {listing.test[0].name}
     assert verify(dataset, tmp_path, skip_bad=True).good
@@ -630,7 +630,7 @@ def test_planted_faults_are_found(layout: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("layout", ["imagenet-r archive", "cub archive", "domainnet", "pacs", "tiny original"])
 def test_a_listed_image_that_is_missing_is_named(layout: str, tmp_path: Path) -> None:
     dataset, _ = made(layout, tmp_path)
-    listing = datasets.load(dataset, tmp_path)
+    listing = catalogue.load(dataset, tmp_path)
     gone = [entry.path for entry in (listing.test[0], listing.test[-1]) if entry.path]
     for path in gone:
         trees.remove(path)
@@ -638,14 +638,14 @@ def test_a_listed_image_that_is_missing_is_named(layout: str, tmp_path: Path) ->
     assert [(f.kind, Path(f.text).name) for f in report.findings] == [("missing", path.name) for path in gone]
     assert kinds(verify(dataset, tmp_path, quick=True)) == {"missing": 2}
     with pytest.raises(UserError, match=r"is missing; .*\(and 1 more: 'cl-bench data verify"):
-        datasets.load(dataset, tmp_path)
-    assert names_of(datasets.load(dataset, tmp_path, skip_bad=True))[1] == names_of(listing)[1][1:-1]
+        catalogue.load(dataset, tmp_path)
+    assert names_of(catalogue.load(dataset, tmp_path, skip_bad=True))[1] == names_of(listing)[1][1:-1]
 
 
 @pytest.mark.parametrize("layout", ["cifar png", "tiny folders"])
 def test_a_class_with_fewer_images_is_named(layout: str, tmp_path: Path) -> None:
     dataset, _ = made(layout, tmp_path)
-    listing = datasets.load(dataset, tmp_path)
+    listing = catalogue.load(dataset, tmp_path)
     trees.remove(listing.train[0].path or Path())
     report = verify(dataset, tmp_path)
     each = dataset.train // dataset.classes
@@ -656,7 +656,7 @@ def test_a_class_with_fewer_images_is_named(layout: str, tmp_path: Path) -> None
     ]
     assert not report.good
     # A run with a limit on the number of images works on less than everything.
-    assert len(datasets.load(dataset, tmp_path).train) == dataset.train - 1
+    assert len(catalogue.load(dataset, tmp_path).train) == dataset.train - 1
 
 
 @pytest.mark.parametrize("layout", ["cifar png", "imagenet-r pre-split", "cub pre-split", "tiny folders"])
@@ -666,15 +666,15 @@ def test_an_extra_an_empty_and_a_lacking_class(layout: str, tmp_path: Path) -> N
     with pytest.raises(
         UserError, match=f"{dataset.classes + 1} classes, expected {dataset.classes}; no training images of class 'aaa'"
     ):
-        datasets.load(dataset, tmp_path)
+        catalogue.load(dataset, tmp_path)
     trees.save(folder / "train" / "aaa" / "1.jpg")
     with pytest.raises(UserError, match="in one part only: 'aaa'; no test images of class 'aaa'"):
-        datasets.load(dataset, tmp_path)
+        catalogue.load(dataset, tmp_path)
     assert kinds(verify(dataset, tmp_path)) == {"classes": 2, "count": 2 if dataset.balanced else 1}
     shutil.rmtree(folder / "train" / "aaa")
     shutil.rmtree(next((folder / "train").iterdir()))
     with pytest.raises(UserError, match=f"{dataset.name} in '{folder}' .*: no training images of class '"):
-        datasets.load(dataset, tmp_path)
+        catalogue.load(dataset, tmp_path)
 
 
 def test_other_content_is_seen(tmp_path: Path) -> None:
@@ -697,7 +697,7 @@ def test_a_damaged_pickle_is_refused(name: str, tmp_path: Path) -> None:
     for content in (whole[: len(whole) // 2], b"", b"garbage", pickle.dumps([1]), pickle.dumps(wrong, protocol=2)):
         path.write_bytes(content)
         with pytest.raises(UserError, match="is not as in cifar-100-python .*unpack the official archive again"):
-            datasets.load(trees.CIFAR100, tmp_path)
+            catalogue.load(trees.CIFAR100, tmp_path)
 
 
 class Harm:
@@ -713,7 +713,7 @@ def test_a_pickle_runs_no_code(tmp_path: Path) -> None:
     for protocol in range(6):
         path.write_bytes(pickle.dumps({"fine_label_names": Harm(tmp_path / "harm")}, protocol=protocol))
         with pytest.raises(UserError, match="it asks for .*mkdir"):
-            datasets.load(trees.CIFAR100, tmp_path)
+            catalogue.load(trees.CIFAR100, tmp_path)
     assert not (tmp_path / "harm").exists()
 
 
@@ -725,13 +725,13 @@ def test_damaged_idx_files_are_refused(tmp_path: Path) -> None:
     for content in (whole[: len(whole) // 2], short, b"", b"plain", labels.read_bytes()):
         images.write_bytes(content)
         with pytest.raises(UserError, match="t10k-images-idx3-ubyte.gz' is damaged"):
-            datasets.load(trees.FASHION_MNIST, tmp_path)
+            catalogue.load(trees.FASHION_MNIST, tmp_path)
     images.write_bytes((folder / "train-images-idx3-ubyte.gz").read_bytes())
     with pytest.raises(UserError, match="does not fit its images"):
-        datasets.load(trees.FASHION_MNIST, tmp_path)
+        catalogue.load(trees.FASHION_MNIST, tmp_path)
     images.unlink()
     with pytest.raises(UserError, match="is missing; all four idx files are needed"):
-        datasets.load(trees.FASHION_MNIST, tmp_path)
+        catalogue.load(trees.FASHION_MNIST, tmp_path)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
@@ -740,7 +740,7 @@ def test_a_folder_without_permission_is_named(tmp_path: Path) -> None:
     folder.chmod(0)
     try:
         with pytest.raises(UserError, match="cannot be read .*check its permissions"):
-            datasets.load(trees.IMAGENET_R, tmp_path)
+            catalogue.load(trees.IMAGENET_R, tmp_path)
     finally:
         folder.chmod(0o755)
 
@@ -792,7 +792,7 @@ def test_verify_says_what_it_found(data: Callable[..., Outcome], use: Any, tmp_p
     known = replace(
         trees.CIFAR100,
         content_hash=verify(trees.CIFAR100, tmp_path).content,
-        split_hashes={"official": trees.hashes(*names_of(datasets.load(trees.CIFAR100, tmp_path)))},
+        split_hashes={"official": trees.hashes(*names_of(catalogue.load(trees.CIFAR100, tmp_path)))},
     )
     use(known)
     result = data("verify", "cifar100", "--root", tmp_path)
@@ -965,7 +965,7 @@ def test_domainnet_is_prepared_from_an_archive_per_domain_and_lists(
 ) -> None:
     source = trees.domainnet(tmp_path / "source")
     archives = []
-    for domain in datasets.DOMAINNET.domains:
+    for domain in catalogue.DOMAINNET.domains:
         with zipfile.ZipFile(server[0] / f"{domain}.zip", "w") as archive:
             for path in sorted((source / domain).rglob("*.jpg")):
                 archive.write(path, path.relative_to(source))
@@ -982,7 +982,7 @@ def test_what_cannot_be_downloaded_is_explained(data: Callable[..., Outcome], us
     result = data("prepare", "pacs", "--root", root)
     assert (
         result.code == 1
-        and datasets.PACS.manual in result.err
+        and catalogue.PACS.manual in result.err
         and f"The folder is '{root / 'pacs'}':\npacs/\n" in result.err
     )
     use(trees.PACS_SET)
@@ -1001,7 +1001,7 @@ def test_a_download_that_is_not_all_ends_with_what_is_left_to_do(
     use(replace(trees.IMAGENET_A, archives=(served(*server, "imagenet-a.tar"),)))
     result = data("prepare", "imagenet-a", "--root", tmp_path / "data")
     assert result.code == 1 and "not ready yet: " in result.err and "nor a split list" in result.err
-    assert datasets.IMAGENET_A.manual in result.err
+    assert catalogue.IMAGENET_A.manual in result.err
 
 
 def test_help_needs_no_torch() -> None:

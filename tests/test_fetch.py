@@ -33,7 +33,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cl_bench.errors import UserError
-from cl_bench.streams import fetch
+from cl_bench.streams import download
 
 CONTENT = random.Random(0).randbytes(300_000)
 SHA256 = f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"
@@ -184,7 +184,7 @@ def lay_part(target: Path, site: Site, length: int) -> None:
     """What a download leaves behind that broke off after `length` bytes."""
     site.answers = [("bytes", length)]
     with pytest.raises(UserError, match="ended after|read"):
-        fetch.download(site.url, target, waits=())
+        download.download(site.url, target, waits=())
     assert target.with_name("set.bin.part").read_bytes() == site.content[:length]
     site.seen.clear()
 
@@ -194,7 +194,7 @@ def lay_part(target: Path, site: Site, length: int) -> None:
 def test_a_download_is_whole(tmp_path: Path, site: Site, length: Any, checksum: str | None) -> None:
     site.length = length
     told, target = Told(), tmp_path / "new" / "deep" / "set.bin"
-    fetch.download(site.url, target, size=len(CONTENT), checksum=checksum, progress=told, **QUICK)
+    download.download(site.url, target, size=len(CONTENT), checksum=checksum, progress=told, **QUICK)
     assert target.read_bytes() == CONTENT
     assert files_in(target.parent) == ["set.bin"]
     assert (told.totals, told.done) == ([len(CONTENT)], len(CONTENT))
@@ -204,20 +204,20 @@ def test_a_download_is_whole(tmp_path: Path, site: Site, length: Any, checksum: 
 @pytest.mark.parametrize("length", ["header", "chunks"])
 def test_a_download_of_which_nothing_is_known(tmp_path: Path, site: Site, length: Any) -> None:
     site.length = length
-    fetch.download(site.url, tmp_path / "set.bin", **QUICK)
+    download.download(site.url, tmp_path / "set.bin", **QUICK)
     assert (tmp_path / "set.bin").read_bytes() == CONTENT
 
 
 def test_a_download_that_could_end_anywhere_is_refused(tmp_path: Path, site: Site) -> None:
     site.length = "close"
     with pytest.raises(UserError, match="without its length"):
-        fetch.download(site.url, tmp_path / "set.bin", **QUICK)
+        download.download(site.url, tmp_path / "set.bin", **QUICK)
     assert files_in(tmp_path) == []
 
 
 def test_an_empty_file(tmp_path: Path, site: Site) -> None:
     site.content = b""
-    fetch.download(site.url, tmp_path / "set.bin", size=0, **QUICK)
+    download.download(site.url, tmp_path / "set.bin", size=0, **QUICK)
     assert (tmp_path / "set.bin").read_bytes() == b""
 
 
@@ -225,7 +225,7 @@ def test_an_encoded_answer_is_kept_as_it_is(tmp_path: Path, site: Site) -> None:
     """Servers send `.tgz` files so; a decoded one has neither the right length nor the right checksum."""
     site.content = gzip.compress(CONTENT)
     site.extra = {"Content-Encoding": "gzip"}
-    fetch.download(site.url, tmp_path / "set.tgz", size=len(site.content), **QUICK)
+    download.download(site.url, tmp_path / "set.tgz", size=len(site.content), **QUICK)
     assert (tmp_path / "set.tgz").read_bytes() == site.content
 
 
@@ -237,7 +237,7 @@ def test_a_dropped_connection_is_taken_up_where_it_broke(
     site.length = length
     site.answers = [("bytes", 100_000), ("bytes", 0), ("bytes", 0), ("bytes", 100_000), ("bytes", 0), ("bytes", 0)]
     told, target = Told(), tmp_path / "set.bin"
-    fetch.download(site.url, target, progress=told, **known, **QUICK)
+    download.download(site.url, target, progress=told, **known, **QUICK)
     assert target.read_bytes() == CONTENT
     once, twice = "bytes=100000-", "bytes=200000-"
     assert site.asked == [None, once, once, once, twice, twice, twice]
@@ -249,7 +249,7 @@ def test_a_dropped_connection_is_taken_up_where_it_broke(
 def test_the_validator_is_a_strong_one(tmp_path: Path, site: Site) -> None:
     site.etag, site.modified = 'W/"weak"', "Mon, 06 Jan 2020 10:00:00 GMT"
     site.answers = [("bytes", 1000)]
-    fetch.download(site.url, tmp_path / "set.bin", **QUICK)
+    download.download(site.url, tmp_path / "set.bin", **QUICK)
     assert site.seen[1]["If-Range"] == site.modified
     assert site.asked == [None, "bytes=1000-"]
 
@@ -258,14 +258,14 @@ def test_a_part_is_kept_for_the_next_call(tmp_path: Path, site: Site) -> None:
     site.answers = [("bytes", 100_000), ("bytes", 0), ("bytes", 0), ("bytes", 0), ("bytes", 0)]
     target = tmp_path / "set.bin"
     with pytest.raises(UserError) as caught:
-        fetch.download(site.url, target, size=len(CONTENT), page=PAGE, **QUICK)
+        download.download(site.url, target, size=len(CONTENT), page=PAGE, **QUICK)
     for word in (site.url, "100000 bytes are kept", "set.bin.part", PAGE, str(target)):
         assert word in str(caught.value)
     assert len(site.seen) == 1 + len(QUICK["waits"])
     assert not target.exists()
     site.answers.clear()
     site.seen.clear()
-    fetch.download(site.url, target, size=len(CONTENT), checksum=SHA256, **QUICK)
+    download.download(site.url, target, size=len(CONTENT), checksum=SHA256, **QUICK)
     assert target.read_bytes() == CONTENT
     assert site.asked == ["bytes=100000-"]
 
@@ -276,7 +276,7 @@ def test_a_part_of_a_killed_process_is_taken_up(tmp_path: Path, site: Site, how:
     target = tmp_path / "set.bin"
     code = (
         "import pathlib, signal\n"
-        "from cl_bench.streams.fetch import download\n"
+        "from cl_bench.streams.download import download\n"
         # Processes in the background are often started deaf to Ctrl-C.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"download('{site.url}', pathlib.Path('set.bin'))"
@@ -294,7 +294,7 @@ def test_a_part_of_a_killed_process_is_taken_up(tmp_path: Path, site: Site, how:
     length = part.stat().st_size
     assert length == 3 << 16
     told = Told()
-    fetch.download(site.url, target, checksum=SHA256, progress=told, **QUICK)
+    download.download(site.url, target, checksum=SHA256, progress=told, **QUICK)
     assert target.read_bytes() == CONTENT
     assert site.asked == [None, f"bytes={length}-"]
     assert told.done == len(CONTENT)
@@ -305,7 +305,7 @@ def test_a_server_without_ranges_sends_all_again(tmp_path: Path, site: Site) -> 
     site.ranges = "none"
     site.answers = [("bytes", 100_000)]
     told = Told()
-    fetch.download(site.url, tmp_path / "set.bin", checksum=SHA256, progress=told, **QUICK)
+    download.download(site.url, tmp_path / "set.bin", checksum=SHA256, progress=told, **QUICK)
     assert (tmp_path / "set.bin").read_bytes() == CONTENT
     assert site.asked == [None, "bytes=100000-"]
     assert (told.totals, told.done) == ([len(CONTENT)] * 2, len(CONTENT))
@@ -314,7 +314,7 @@ def test_a_server_without_ranges_sends_all_again(tmp_path: Path, site: Site) -> 
 def test_a_server_that_sends_another_part_is_not_believed(tmp_path: Path, site: Site) -> None:
     lay_part(tmp_path / "set.bin", site, 100_000)
     site.ranges = "other"
-    fetch.download(site.url, tmp_path / "set.bin", **QUICK)
+    download.download(site.url, tmp_path / "set.bin", **QUICK)
     assert (tmp_path / "set.bin").read_bytes() == CONTENT
     assert site.asked == ["bytes=100000-", None]
 
@@ -323,7 +323,7 @@ def test_a_server_that_always_breaks_at_the_same_byte_is_given_up(tmp_path: Path
     site.ranges = "none"
     site.answers = [("bytes", 100_000)] * 20
     with pytest.raises(UserError, match="cannot be downloaded"):
-        fetch.download(site.url, tmp_path / "set.bin", **QUICK)
+        download.download(site.url, tmp_path / "set.bin", **QUICK)
     assert len(site.seen) == 1 + len(QUICK["waits"])
 
 
@@ -346,7 +346,7 @@ def test_a_file_that_changed_is_got_anew(tmp_path: Path, site: Site, ranges: Any
         site.modified = "Tue, 07 Jan 2020 10:00:00 GMT"
     if change == "length":
         site.content = OTHER[:-1]
-    fetch.download(site.url, tmp_path / "set.bin", **QUICK)
+    download.download(site.url, tmp_path / "set.bin", **QUICK)
     assert (tmp_path / "set.bin").read_bytes() == site.content
     assert files_in(tmp_path) == ["set.bin"]
 
@@ -355,7 +355,7 @@ def test_a_file_that_changed_unseen_is_got_anew_for_its_checksum(tmp_path: Path,
     site.etag, site.content = None, OTHER
     lay_part(tmp_path / "set.bin", site, 100_000)
     site.content = CONTENT
-    fetch.download(site.url, tmp_path / "set.bin", checksum=SHA256, **QUICK)
+    download.download(site.url, tmp_path / "set.bin", checksum=SHA256, **QUICK)
     assert (tmp_path / "set.bin").read_bytes() == CONTENT
     assert site.asked == ["bytes=100000-", None]
 
@@ -363,7 +363,7 @@ def test_a_file_that_changed_unseen_is_got_anew_for_its_checksum(tmp_path: Path,
 def test_a_file_that_became_shorter_than_the_part_is_got_anew(tmp_path: Path, site: Site) -> None:
     lay_part(tmp_path / "set.bin", site, 100_000)
     site.content, site.ranges = CONTENT[:50], "range"
-    fetch.download(site.url, tmp_path / "set.bin", **QUICK)
+    download.download(site.url, tmp_path / "set.bin", **QUICK)
     assert (tmp_path / "set.bin").read_bytes() == CONTENT[:50]
     assert site.asked == ["bytes=100000-", None]
 
@@ -371,13 +371,13 @@ def test_a_file_that_became_shorter_than_the_part_is_got_anew(tmp_path: Path, si
 def test_a_part_of_another_address_goes_on_only_under_a_checksum(tmp_path: Path, site: Site) -> None:
     target, mirror = tmp_path / "set.bin", site.url.replace("set", "mirror")
     lay_part(target, site, 100_000)
-    fetch.download(mirror, target, checksum=SHA256, **QUICK)
+    download.download(mirror, target, checksum=SHA256, **QUICK)
     assert site.asked == ["bytes=100000-"]
     assert "If-Range" not in site.seen[0]
     assert target.read_bytes() == CONTENT
     target.unlink()
     lay_part(target, site, 100_000)
-    fetch.download(mirror, target, size=len(CONTENT), **QUICK)
+    download.download(mirror, target, size=len(CONTENT), **QUICK)
     assert site.asked == [None]
     assert target.read_bytes() == CONTENT
 
@@ -387,7 +387,7 @@ def test_a_part_without_a_good_note_is_not_trusted(tmp_path: Path, site: Site, n
     (tmp_path / "set.bin.part").write_bytes(b"of another kind")
     if note is not None:
         (tmp_path / "set.bin.part.json").write_bytes(note)
-    fetch.download(site.url, tmp_path / "set.bin", **QUICK)
+    download.download(site.url, tmp_path / "set.bin", **QUICK)
     assert site.asked == [None]
     assert (tmp_path / "set.bin").read_bytes() == CONTENT
 
@@ -395,7 +395,7 @@ def test_a_part_without_a_good_note_is_not_trusted(tmp_path: Path, site: Site, n
 @pytest.mark.parametrize("right", [True, False])
 def test_a_part_that_is_whole_needs_no_request_if_it_is_right(tmp_path: Path, site: Site, right: bool) -> None:
     (tmp_path / "set.bin.part").write_bytes(CONTENT if right else OTHER)
-    fetch.download(site.url, tmp_path / "set.bin", size=len(CONTENT), checksum=SHA256, **QUICK)
+    download.download(site.url, tmp_path / "set.bin", size=len(CONTENT), checksum=SHA256, **QUICK)
     assert (tmp_path / "set.bin").read_bytes() == CONTENT
     assert site.asked == ([] if right else [None])
 
@@ -412,7 +412,7 @@ def test_a_wrong_checksum_keeps_what_was_there_and_nothing_else(
         target.write_bytes(before)
     expected = f"sha256:{'0' * 64}"
     with pytest.raises(UserError) as caught:
-        fetch.download(site.url, target, checksum=expected, page=PAGE, **QUICK)
+        download.download(site.url, target, checksum=expected, page=PAGE, **QUICK)
     for word in (site.url, SHA256.replace(":", " "), "expected " + "0" * 64, PAGE):
         assert word in str(caught.value)
     assert files_in(tmp_path) == ([] if before is None else ["set.bin"])
@@ -424,7 +424,7 @@ def test_what_came_in_one_piece_and_is_wrong_is_not_asked_for_again(tmp_path: Pa
     lay_part(tmp_path / "set.bin", site, 100_000)
     site.ranges = "none"
     with pytest.raises(UserError, match="expected 0000"):
-        fetch.download(site.url, tmp_path / "set.bin", checksum=f"md5:{'0' * 32}", **QUICK)
+        download.download(site.url, tmp_path / "set.bin", checksum=f"md5:{'0' * 32}", **QUICK)
     assert site.asked == ["bytes=100000-"]
 
 
@@ -437,7 +437,7 @@ def test_a_file_that_changes_while_it_is_got_is_asked_for_once_more_only(tmp_pat
     lay_part(tmp_path / "set.bin", site, 100_000)
     site.answers = [("bytes", 1000)]
     with pytest.raises(UserError, match="expected"):
-        fetch.download(site.url, tmp_path / "set.bin", checksum=SHA256, progress=Change(), **QUICK)
+        download.download(site.url, tmp_path / "set.bin", checksum=SHA256, progress=Change(), **QUICK)
     assert site.asked == ["bytes=100000-", "bytes=101000-"]
     assert files_in(tmp_path) == []
 
@@ -448,9 +448,9 @@ def test_an_answer_of_the_wrong_length_costs_nothing(tmp_path: Path, site: Site)
     lay_part(target, site, 100_000)
     site.ranges, site.content = "none", b"<!DOCTYPE html>"
     with pytest.raises(UserError, match=f"has 15 bytes, expected {len(CONTENT)}"):
-        fetch.download(site.url, target, size=len(CONTENT), **QUICK)
+        download.download(site.url, target, size=len(CONTENT), **QUICK)
     site.ranges, site.content = "if-range", CONTENT
-    fetch.download(site.url, target, size=len(CONTENT), **QUICK)
+    download.download(site.url, target, size=len(CONTENT), **QUICK)
     assert target.read_bytes() == CONTENT
     assert site.asked[-1] == "bytes=100000-"
 
@@ -460,7 +460,7 @@ def test_an_answer_longer_than_expected_is_cut_off(tmp_path: Path, site: Site, l
     site.length = length
     told = Told()
     with pytest.raises(UserError, match="more than 1000 bytes, expected 1000"):
-        fetch.download(site.url, tmp_path / "set.bin", size=1000, progress=told, **QUICK)
+        download.download(site.url, tmp_path / "set.bin", size=1000, progress=told, **QUICK)
     assert told.done < len(CONTENT)
     assert files_in(tmp_path) == []
 
@@ -469,7 +469,7 @@ def test_an_answer_longer_than_expected_is_cut_off(tmp_path: Path, site: Site, l
 def test_an_answer_shorter_than_expected_is_not_taken(tmp_path: Path, site: Site, length: Any) -> None:
     site.length = length
     with pytest.raises(UserError, match=f"after {len(CONTENT)} of 400000 bytes"):
-        fetch.download(site.url, tmp_path / "set.bin", size=400_000, waits=())
+        download.download(site.url, tmp_path / "set.bin", size=400_000, waits=())
     assert not (tmp_path / "set.bin").exists()
 
 
@@ -477,7 +477,7 @@ def test_an_answer_shorter_than_expected_is_not_taken(tmp_path: Path, site: Site
 def test_a_refusal_is_final_and_names_the_page(tmp_path: Path, site: Site, status: int) -> None:
     site.answers = [("status", status)]
     with pytest.raises(UserError, match=rf"HTTP {status} \w+") as caught:
-        fetch.download(site.url, tmp_path / "set.bin", page=PAGE, **QUICK)
+        download.download(site.url, tmp_path / "set.bin", page=PAGE, **QUICK)
     assert site.url in str(caught.value)
     assert PAGE in str(caught.value)
     assert len(site.seen) == 1
@@ -487,7 +487,7 @@ def test_a_refusal_is_final_and_names_the_page(tmp_path: Path, site: Site, statu
 @pytest.mark.parametrize("status", [429, 500, 502, 503])
 def test_a_server_in_trouble_is_asked_again(tmp_path: Path, site: Site, status: int) -> None:
     site.answers = [("bytes", 1000), ("status", status), ("status", status)]
-    fetch.download(site.url, tmp_path / "set.bin", **QUICK)
+    download.download(site.url, tmp_path / "set.bin", **QUICK)
     assert (tmp_path / "set.bin").read_bytes() == CONTENT
     assert site.asked == [None, *["bytes=1000-"] * 3]
 
@@ -495,21 +495,21 @@ def test_a_server_in_trouble_is_asked_again(tmp_path: Path, site: Site, status: 
 def test_a_server_that_stays_in_trouble_is_given_up(tmp_path: Path, site: Site) -> None:
     site.answers = [("status", 503)] * 9
     with pytest.raises(UserError, match="HTTP 503 Service Unavailable"):
-        fetch.download(site.url, tmp_path / "set.bin", **QUICK)
+        download.download(site.url, tmp_path / "set.bin", **QUICK)
     assert len(site.seen) == 4
 
 
 def test_a_server_may_say_how_long_to_wait(tmp_path: Path, site: Site) -> None:
     site.answers, site.extra = [("status", 503)], {"Retry-After": "1"}
     slept: list[float] = []
-    fetch.download(site.url, tmp_path / "set.bin", **QUICK, sleep=slept.append)
+    download.download(site.url, tmp_path / "set.bin", **QUICK, sleep=slept.append)
     assert slept == [1]
 
 
 def test_a_server_that_falls_silent_counts_as_dropped(tmp_path: Path, site: Site) -> None:
     site.hold = 1000
     with pytest.raises(UserError, match="timed out"):
-        fetch.download(site.url, tmp_path / "set.bin", waits=(0.01,), timeout=0.5)
+        download.download(site.url, tmp_path / "set.bin", waits=(0.01,), timeout=0.5)
     assert len(site.seen) == 2
 
 
@@ -518,7 +518,7 @@ def test_nobody_listens(tmp_path: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/set.bin"
         with pytest.raises(UserError) as caught:
-            fetch.download(url, tmp_path / "set.bin", page=PAGE, **QUICK)
+            download.download(url, tmp_path / "set.bin", page=PAGE, **QUICK)
     assert str(caught.value).startswith(f"'{url}' cannot be downloaded (Connection refused); check the connection")
     assert PAGE in str(caught.value)
     assert files_in(tmp_path) == []
@@ -527,20 +527,20 @@ def test_nobody_listens(tmp_path: Path) -> None:
 @pytest.mark.parametrize("url", ["set.bin", "ftp://example.org/set.bin", "http://", "http://[1/", ""])
 def test_what_is_no_address(tmp_path: Path, url: str) -> None:
     with pytest.raises(UserError, match="cannot be downloaded"):
-        fetch.download(url, tmp_path / "set.bin", **QUICK)
+        download.download(url, tmp_path / "set.bin", **QUICK)
 
 
 @pytest.mark.parametrize("checksum", ["", "sha256:", SHA256[:-1], SHA256[7:], f"sha1:{'0' * 40}", f"md5:{'g' * 32}"])
 def test_what_is_no_checksum(tmp_path: Path, checksum: str) -> None:
     with pytest.raises(ValueError, match="no checksum"):
-        fetch.download("http://127.0.0.1:1/", tmp_path / "set.bin", checksum=checksum)
+        download.download("http://127.0.0.1:1/", tmp_path / "set.bin", checksum=checksum)
 
 
 @pytest.mark.parametrize("known", [{}, {"size": len(CONTENT)}, {"checksum": SHA256}, {"checksum": MD5}])
 def test_what_is_there_and_right_is_not_asked_for(tmp_path: Path, site: Site, known: dict[str, Any]) -> None:
     (tmp_path / "set.bin").write_bytes(CONTENT)
     told = Told()
-    fetch.download(site.url, tmp_path / "set.bin", progress=told, **known, **QUICK)
+    download.download(site.url, tmp_path / "set.bin", progress=told, **known, **QUICK)
     assert site.seen == []
     assert (told.totals, told.done) == ([len(CONTENT)], len(CONTENT))
 
@@ -548,7 +548,7 @@ def test_what_is_there_and_right_is_not_asked_for(tmp_path: Path, site: Site, kn
 @pytest.mark.parametrize("known", [{"size": len(CONTENT)}, {"checksum": SHA256}])
 def test_what_is_there_and_wrong_is_replaced(tmp_path: Path, site: Site, known: dict[str, Any]) -> None:
     (tmp_path / "set.bin").write_bytes(CONTENT[:-1])
-    fetch.download(site.url, tmp_path / "set.bin", **known, **QUICK)
+    download.download(site.url, tmp_path / "set.bin", **known, **QUICK)
     assert (tmp_path / "set.bin").read_bytes() == CONTENT
 
 
@@ -557,7 +557,7 @@ def test_a_folder_that_may_not_be_written(tmp_path: Path, site: Site) -> None:
     tmp_path.chmod(0o500)
     try:
         with pytest.raises(UserError, match=r"set.bin' cannot be written \(Permission denied\)"):
-            fetch.download(site.url, tmp_path / "set.bin", **QUICK)
+            download.download(site.url, tmp_path / "set.bin", **QUICK)
     finally:
         tmp_path.chmod(0o700)
     assert site.seen == []
@@ -566,9 +566,9 @@ def test_a_folder_that_may_not_be_written(tmp_path: Path, site: Site) -> None:
 def test_a_place_where_nothing_can_be_written(tmp_path: Path, site: Site) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"set.bin' cannot be written \((Not a directory|File exists)\)"):
-        fetch.download(site.url, tmp_path / "file" / "set.bin", **QUICK)
+        download.download(site.url, tmp_path / "file" / "set.bin", **QUICK)
     with pytest.raises(UserError, match="is a folder"):
-        fetch.download(site.url, tmp_path, **QUICK)
+        download.download(site.url, tmp_path, **QUICK)
     assert site.seen == []
 
 
@@ -576,21 +576,21 @@ def test_a_place_where_nothing_can_be_written(tmp_path: Path, site: Site) -> Non
 def test_a_full_disk(tmp_path: Path, site: Site) -> None:
     (tmp_path / "set.bin.part").symlink_to("/dev/full")
     with pytest.raises(UserError, match=r"cannot be written \(No space left on device\); make room"):
-        fetch.download(site.url, tmp_path / "set.bin", **QUICK)
+        download.download(site.url, tmp_path / "set.bin", **QUICK)
     assert not (tmp_path / "set.bin").exists()
 
 
 def test_a_file_larger_than_the_disk_is_not_begun(tmp_path: Path, site: Site) -> None:
     site.length, site.extra = "close", {"Content-Length": str(10**17)}
     with pytest.raises(UserError, match=f"needs {10**17} more bytes"):
-        fetch.download(site.url, tmp_path / "set.bin", **QUICK)
+        download.download(site.url, tmp_path / "set.bin", **QUICK)
     assert files_in(tmp_path) == []
 
 
 def test_two_processes_do_not_write_one_part(tmp_path: Path, site: Site) -> None:
     with FileLock(tmp_path / "set.bin.part.lock"), pytest.raises(UserError, match="another process"):
-        fetch.download(site.url, tmp_path / "set.bin", **QUICK)
-    fetch.download(site.url, tmp_path / "set.bin", **QUICK)
+        download.download(site.url, tmp_path / "set.bin", **QUICK)
+    download.download(site.url, tmp_path / "set.bin", **QUICK)
     assert (tmp_path / "set.bin").read_bytes() == CONTENT
 
 
@@ -678,7 +678,7 @@ def refused(archive: Path, folder: Path, match: str) -> str:
     """The sentence with which an archive is refused; all around it stays as it was."""
     before = tree_in(folder.parent)
     with pytest.raises(UserError, match=match) as caught:
-        fetch.unpack(archive, folder)
+        download.unpack(archive, folder)
     assert f"'{archive}'" in str(caught.value)
     assert tree_in(folder.parent) == before
     return str(caught.value)
@@ -687,7 +687,7 @@ def refused(archive: Path, folder: Path, match: str) -> str:
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_archive_is_unpacked(tmp_path: Path, make: Make, kind: str) -> None:
     archive, told = make(kind, planted(SMALL)), Told()
-    fetch.unpack(archive, tmp_path / "new" / "out", progress=told)
+    download.unpack(archive, tmp_path / "new" / "out", progress=told)
     assert tree_in(tmp_path / "new") == {f"out/{name}": data for name, data in SMALL.items()}
     assert (told.totals, told.done) == ([archive.stat().st_size], archive.stat().st_size)
     for path in (tmp_path / "new").rglob("*"):
@@ -702,7 +702,7 @@ def test_the_members_of_a_zip_in_any_order(tmp_path: Path) -> None:
         for name in "abc":
             file.writestr(name, name * 1000)
         file.filelist.reverse()
-    fetch.unpack(archive, tmp_path / "out", progress=told)
+    download.unpack(archive, tmp_path / "out", progress=told)
     assert told.done == archive.stat().st_size
     assert tree_in(tmp_path / "out") == {name: name.encode() * 1000 for name in "abc"}
 
@@ -714,7 +714,7 @@ def test_a_hard_link_counts_from_the_top(tmp_path: Path, make: Make) -> None:
         Entry("a/hard", b"x", "hardlink"),
         Entry("a/soft", b"x", "symlink"),
     ]
-    fetch.unpack(make("tar", members), tmp_path / "out")
+    download.unpack(make("tar", members), tmp_path / "out")
     assert tree_in(tmp_path / "out") == {"x": b"top", "a/x": b"deep", "a/hard": b"top", "a/soft": b"deep"}
 
 
@@ -748,7 +748,7 @@ def test_any_tree_comes_back_out(tree: Tree, kind: str) -> None:
     with TemporaryDirectory() as folder:
         archive = Path(folder, "archive")
         archive.write_bytes(packed(kind, planted(tree)))
-        fetch.unpack(archive, Path(folder, "out"))
+        download.unpack(archive, Path(folder, "out"))
         assert tree_in(Path(folder, "out")) == tree
 
 
@@ -762,7 +762,7 @@ def test_archives_of_the_usual_tools(tmp_path: Path) -> None:
     (source / "two").write_bytes(b"2")
     os.link(source / "two", source / "hard")
     subprocess.run(["tar", "czf", tmp_path / "set.tgz", "-C", source, "."], check=True)
-    fetch.unpack(tmp_path / "set.tgz", tmp_path / "out")
+    download.unpack(tmp_path / "set.tgz", tmp_path / "out")
     assert tree_in(tmp_path / "out") == {"a/one": b"1", "a/up": b"2", "chain": b"2", "hard": b"2", "two": b"2"}
 
 
@@ -785,7 +785,7 @@ def test_a_name_that_leads_elsewhere(tmp_path: Path, make: Make, kind: str, name
 def test_a_name_that_is_none(tmp_path: Path, make: Make, kind: str, name: str) -> None:
     archive = make(kind, [Entry("good", b"1"), Entry(name, b"2")])
     if kind == "zip" and name == "./":
-        fetch.unpack(archive, tmp_path / "out")
+        download.unpack(archive, tmp_path / "out")
         assert tree_in(tmp_path / "out") == {"good": b"1"}
     else:
         refused(archive, tmp_path / "out", "is no name of a file|more than 64 folders")
@@ -849,7 +849,7 @@ def test_a_member_that_is_no_file(tmp_path: Path, make: Make, kind: str, what: A
 def test_a_member_that_comes_twice(tmp_path: Path, make: Make, kind: str, again: str) -> None:
     for data in (b"2", b"", b"12", b"1" * 70_000):
         refused(make(kind, [Entry("a/x", b"1"), Entry(again, data)]), tmp_path / "out", "twice with different content")
-    fetch.unpack(make(kind, [Entry("a/x", b"1"), Entry(again, b"1")]), tmp_path / "out")
+    download.unpack(make(kind, [Entry("a/x", b"1"), Entry(again, b"1")]), tmp_path / "out")
     assert tree_in(tmp_path / "out") == {"a/x": b"1"}
 
 
@@ -859,7 +859,7 @@ def test_a_link_that_comes_twice(tmp_path: Path, make: Make, kind: str) -> None:
     files = [Entry("one", b"1"), Entry("two", b"2"), Entry("link", b"one", "symlink")]
     refused(make(kind, [*files, Entry("link", b"two", "symlink")]), tmp_path / "out", "links to different files")
     refused(make(kind, [*files, Entry("link", b"2")]), tmp_path / "out", "twice with different content")
-    fetch.unpack(make(kind, [*files, Entry("link", b"one", "symlink"), Entry("link", b"1")]), tmp_path / "out")
+    download.unpack(make(kind, [*files, Entry("link", b"one", "symlink"), Entry("link", b"1")]), tmp_path / "out")
     assert tree_in(tmp_path / "out") == {"one": b"1", "two": b"2", "link": b"1"}
 
 
@@ -891,7 +891,7 @@ def test_what_is_there_and_the_same_does_not_matter(tmp_path: Path, make: Make, 
     (out / "own").write_bytes(b"own")
     kept = (out / "a" / "one.png").stat()
     for _ in range(2):
-        fetch.unpack(make(kind, planted(SMALL)), out)
+        download.unpack(make(kind, planted(SMALL)), out)
         assert tree_in(out) == SMALL | {"own": b"own"}
     assert (out / "a" / "one.png").stat().st_ino == kept.st_ino
     assert files_in(tmp_path) == ["in", "out"]
@@ -917,7 +917,7 @@ def test_what_is_there_and_different_stays(tmp_path: Path, make: Make, kind: str
         os.mkfifo(out / "a" / "one.png")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UserError, match=f"'{out / 'a'}/(b|one.png)' is there"):
-        fetch.unpack(archive, out)
+        download.unpack(archive, out)
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -925,20 +925,20 @@ def test_the_folder_is_a_file(tmp_path: Path, make: Make) -> None:
     archive = make("zip", planted(SMALL))
     (tmp_path / "out").write_bytes(b"mine")
     with pytest.raises(UserError, match="is there and is no folder"):
-        fetch.unpack(archive, tmp_path / "out")
+        download.unpack(archive, tmp_path / "out")
     assert (tmp_path / "out").read_bytes() == b"mine"
     with pytest.raises(UserError, match=r"cannot be unpacked to .* \((Not a directory|File exists)\)"):
-        fetch.unpack(archive, tmp_path / "out" / "deeper")
+        download.unpack(archive, tmp_path / "out" / "deeper")
 
 
 def test_a_link_to_the_folder_stays_one(tmp_path: Path, make: Make) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "out").symlink_to(tmp_path / "disk")
-    fetch.unpack(make("zip", planted(SMALL)), tmp_path / "out")
+    download.unpack(make("zip", planted(SMALL)), tmp_path / "out")
     assert (tmp_path / "out").is_symlink()
     assert tree_in(tmp_path / "disk") == SMALL
     (tmp_path / "ahead").symlink_to(tmp_path / "disk" / "new")
-    fetch.unpack(make("zip", planted(SMALL)), tmp_path / "ahead")
+    download.unpack(make("zip", planted(SMALL)), tmp_path / "ahead")
     assert tree_in(tmp_path / "disk" / "new") == SMALL
 
 
@@ -948,9 +948,9 @@ def test_only_the_folder_itself_may_be_written(tmp_path: Path, make: Make) -> No
     (tmp_path / "out").mkdir()
     tmp_path.chmod(0o500)
     try:
-        fetch.unpack(archive, tmp_path / "out")
+        download.unpack(archive, tmp_path / "out")
         with pytest.raises(UserError, match="Permission denied"):
-            fetch.unpack(archive, tmp_path / "new")
+            download.unpack(archive, tmp_path / "new")
     finally:
         tmp_path.chmod(0o700)
     assert tree_in(tmp_path / "out") == SMALL
@@ -962,7 +962,7 @@ def test_no_room_to_unpack(tmp_path: Path, make: Make) -> None:
     code = (
         "import resource, sys, pathlib\n"
         "from cl_bench.errors import UserError\n"
-        "from cl_bench.streams.fetch import unpack\n"
+        "from cl_bench.streams.download import unpack\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "for archive in sys.argv[1:]:\n"
         "    try:\n        unpack(pathlib.Path(archive), pathlib.Path('out'))\n"
@@ -978,7 +978,7 @@ def test_what_a_killed_process_left_is_cleared_away(tmp_path: Path, make: Make) 
     archive = make("zip", planted(SMALL))
     (tmp_path / ".out.unpacking" / "a").mkdir(parents=True)
     (tmp_path / ".out.unpacking" / "left").write_bytes(b"half")
-    fetch.unpack(archive, tmp_path / "out")
+    download.unpack(archive, tmp_path / "out")
     assert tree_in(tmp_path / "out") == SMALL
     assert files_in(tmp_path) == ["in", "out"]
 
@@ -986,7 +986,7 @@ def test_what_a_killed_process_left_is_cleared_away(tmp_path: Path, make: Make) 
 def test_two_processes_do_not_unpack_to_one_folder(tmp_path: Path, make: Make) -> None:
     archive = make("zip", planted(SMALL))
     with FileLock(tmp_path / ".out.unpacking.lock"), pytest.raises(UserError, match="another process"):
-        fetch.unpack(archive, tmp_path / "out")
+        download.unpack(archive, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -1032,7 +1032,7 @@ def test_a_damaged_archive_ends_in_a_sentence(kind: str, data: st.DataObject) ->
         archive = Path(folder, "archive")
         archive.write_bytes(content)
         try:
-            fetch.unpack(archive, Path(folder, "out"))
+            download.unpack(archive, Path(folder, "out"))
         except UserError as error:
             assert f"'{archive}'" in str(error)
             assert files_in(Path(folder)) == ["archive"]

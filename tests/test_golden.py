@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cl_bench.adapters.network import Prefix, tokens
-from cl_bench.adapters.prompts import PromptModel, split
-from cl_bench.adapters.statistics import ClassStatistics
 from cl_bench.methods.coda import CODAModel
 from cl_bench.methods.dualprompt import DualPromptModel
 from cl_bench.methods.l2p import L2PModel
 from cl_bench.methods.ranpac import RIDGES, RidgeHead, validation_errors
+from cl_bench.models.prompts import PromptModel, split
+from cl_bench.models.statistics import ClassStatistics
+from cl_bench.models.vit import Prefix, tokens
 from tests import golden
 from tests.golden import Check, Fixture, coda, dualprompt, inflora, l2p, prototypes, recipe, sdlora
 from tests.golden.replay import KINDS
@@ -128,7 +128,7 @@ def biased(statistics: ClassStatistics, covariance: Tensor) -> Tensor:
 _PREFIXES, _PROMPTED = DualPromptModel.prefixes, L2PModel.prompted
 _UPDATE, _FACTOR = RidgeHead.update, ClassStatistics._factor
 _GELUS = "tests.golden.recipe.GELUS"
-_QUERY = "cl_bench.adapters.prompts.PromptModel.query"
+_QUERY = "cl_bench.models.prompts.PromptModel.query"
 _CODA_PREFIXES = "cl_bench.methods.coda.CODAModel.prefixes"
 _VALIDATION = ("cl_bench.methods.ranpac.validation_errors", "tests.golden.prototypes.validation_errors")
 _EXCHANGED = {"erf": recipe.GELUS["tanh"], "tanh": recipe.GELUS["erf"]}
@@ -265,7 +265,7 @@ WRONG = {
     "simplecil, normalised before the mean": Wrong(
         "prototypes",
         {"simplecil.proto.t0": 0.5, "simplecil.logits.t2": 1e-2},
-        patch={"cl_bench.adapters.heads.FeatureModel.features": lambda model, x: nn.functional.normalize(x, dim=1)},
+        patch={"cl_bench.models.heads.FeatureModel.features": lambda model, x: nn.functional.normalize(x, dim=1)},
     ),
     "ranpac, validation in fp32": Wrong(
         "prototypes",
@@ -285,7 +285,7 @@ WRONG = {
     "slca, no norm of logits": Wrong(
         "prototypes",
         {"slca.ca.first_norm_logits": 1.0, "slca.ca.losses": 0.5, "slca.ca.final_head.bias": 0.5},
-        patch={"cl_bench.method.task_norm": lambda logits, tasks: torch.ones(len(logits), 1)},
+        patch={"cl_bench.contract.method.task_norm": lambda logits, tasks: torch.ones(len(logits), 1)},
     ),
     "slca, neither norm nor temperature": Wrong(
         "prototypes", {"slca.ca.losses": 0.5, "slca.ca.first_grad.weight": 0.5}, {"align_temperature": None}
@@ -296,7 +296,7 @@ WRONG = {
     "slca, biased covariance": Wrong(
         "prototypes",
         {"slca.class_cov": 1e-2, "slca.ca.losses": 5e-3},
-        patch={"cl_bench.adapters.statistics.ClassStatistics._factor": biased},
+        patch={"cl_bench.models.statistics.ClassStatistics._factor": biased},
     ),
     "slca, shared covariance": Wrong(
         "prototypes", {"slca.class_cov": 1.0, "slca.ca.losses": 1e-1}, {"align_covariance": "shared"}

@@ -12,11 +12,11 @@ from avalanche.benchmarks.utils import as_classification_dataset
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from cl_bench.method import Method, Phase, Task
+from cl_bench.contract.method import Method, Phase, Task
 from cl_bench.methods.ranpac import RanPAC
 from cl_bench.methods.simplecil import SimpleCIL
 from cl_bench.methods.slca import SLCA
-from cl_bench.strategy import ContinualStrategy
+from cl_bench.training.strategy import ContinualStrategy
 from tests import golden
 from tests.golden.prototypes import Aligned, Features, Given, Stream, drawn, stored_order
 

@@ -20,9 +20,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cl_bench import predictions
 from cl_bench.experiment import Limits
-from cl_bench.store import DamagedRecord, Store
+from cl_bench.store import DamagedRecord, Store, predictions
 from tests import factories
 
 HOUSE = Path(__file__).parents[1]

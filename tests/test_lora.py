@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from cl_bench.adapters.lora import LoRABank, LoRAModel, Target
+from cl_bench.contract.method import Task
 from cl_bench.data.samples import TaskImages, samples_of
-from cl_bench.method import Task
 from cl_bench.methods.inflora import InfLoRAModel, design, remember, restrict
 from cl_bench.methods.sdlora import SDLoRA, SDLoRAModel
 from cl_bench.methods.sdlora_kd import SDLoRAKD, SDLoRAKDModel
 from cl_bench.methods.sdlora_rr import SDLoRARR
+from cl_bench.models.lora import LoRABank, LoRAModel, Target
 from cl_bench.randomness import seeded
 from tests.conftest import TRIAL
 from tests.test_cli import Cli, assert_refused, computed, stored

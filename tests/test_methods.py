@@ -1,4 +1,4 @@
-"""Every installed method keeps the contract of `cl_bench.method`; the plain baselines train what they say."""
+"""Every installed method keeps the contract of `cl_bench.contract.method`; the plain baselines train what they say."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cl_bench import method, registry
+from cl_bench.contract import method, registry
+from cl_bench.contract.method import Method, Task
 from cl_bench.errors import UserError
-from cl_bench.method import Method, Task
 from tests.test_strategy import (
     CLASSES,
     GRADIENT,

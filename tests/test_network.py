@@ -13,16 +13,15 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from cl_bench import streams
-from cl_bench.adapters import network
-from cl_bench.adapters.network import Execution, attention_inputs, cls_features, tokens
+from cl_bench.contract.method import Method
 from cl_bench.experiment import Limits, Transforms
-from cl_bench.method import Method
 from cl_bench.methods.coda import CODAPrompt
 from cl_bench.methods.inflora import InfLoRA
 from cl_bench.methods.sdlora import SDLoRA
-from cl_bench.runner import flops_of
-from cl_bench.strategy import ContinualStrategy
-from cl_bench.streams.build import build
+from cl_bench.models.vit import Execution, _compiled, attention_inputs, cls_features, configure, tokens
+from cl_bench.running.runner import flops_of
+from cl_bench.streams.scenarios import build
+from cl_bench.training.strategy import ContinualStrategy
 
 BF16 = Execution("bf16")
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -78,7 +77,7 @@ def test_bf16_is_the_same_pass(name: str, kind: str) -> None:
     leaves = [leaf for value in into.values() for leaf in torch.utils._pytree.tree_leaves(value)]
     found = []
     for execution in (Execution(), BF16):
-        network.configure(backbone, execution)
+        configure(backbone, execution)
         features = cls_features(backbone, images(), **into)
         assert features.dtype == torch.float32
         if leaves:
@@ -100,7 +99,7 @@ def test_without_anything_put_in_fp32_is_timms_own_pass(name: str) -> None:
 
 def test_the_last_block_of_one_token_gives_what_all_tokens_give() -> None:
     backbone = vit()
-    network.configure(backbone, BF16)
+    configure(backbone, BF16)
     assert alike(cls_features(backbone, images()), tokens(backbone, images())[:, 0]) > 0.9999
 
 
@@ -112,7 +111,7 @@ def test_attention_inputs_are_what_the_attention_sees() -> None:
     expected = list(seen)
     for one, other in zip(attention_inputs(backbone, images()), expected, strict=True):
         assert torch.equal(one, other)
-    network.configure(backbone, BF16)
+    configure(backbone, BF16)
     for one, other in zip(attention_inputs(backbone, images()), expected, strict=True):
         assert one.dtype == torch.float32 and alike(one, other) > 0.999
 
@@ -134,12 +133,12 @@ def replace(backbone: VisionTransformer) -> None:
 @pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode])
 def test_changed_weights_are_rounded_anew(change: Callable[[Any], None], guard: Any) -> None:
     backbone = vit().requires_grad_(False)
-    network.configure(backbone, BF16)
+    configure(backbone, BF16)
     with guard():
         before = cls_features(backbone, images())
     change(backbone)
     after = cls_features(backbone, images())
-    network.configure(backbone, Execution())
+    configure(backbone, Execution())
     assert alike(after, cls_features(backbone, images())) > 0.999
     assert not torch.equal(before, after)
 
@@ -147,7 +146,7 @@ def test_changed_weights_are_rounded_anew(change: Callable[[Any], None], guard: 
 def test_training_goes_on_from_what_evaluation_has_seen() -> None:
     """Rounded copies made in inference mode can be used where gradients are taken."""
     backbone = vit().requires_grad_(False)
-    network.configure(backbone, BF16)
+    configure(backbone, BF16)
     with torch.inference_mode():
         cls_features(backbone, images())
     prefix = torch.zeros(4, 2, 48, requires_grad=True)
@@ -162,10 +161,10 @@ def test_training_goes_on_from_what_evaluation_has_seen() -> None:
 def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], int]]:
     """How many graphs have been made so far. They are traced as ever, but not turned into machine code."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
-    network._compiled.cache_clear()
+    _compiled.cache_clear()
     torch._dynamo.reset()
     yield lambda: int(counters["stats"]["unique_graphs"])
-    network._compiled.cache_clear()
+    _compiled.cache_clear()
     torch._dynamo.reset()
 
 

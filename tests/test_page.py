@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 
 from cl_bench import metrics
 from cl_bench.experiment import Limits
-from cl_bench.report import render
+from cl_bench.reporting.report import render
 from cl_bench.store import RunRecord
 from tests.factories import record, write
 

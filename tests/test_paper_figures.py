@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from cl_bench import suites
 from cl_bench.experiment import Transforms
-from cl_bench.report import paper_figures
-from cl_bench.report.frame import Run, collect
+from cl_bench.reporting.paper import figures as paper_figures
+from cl_bench.reporting.runs import Run, collect
+from cl_bench.running import suites
 from cl_bench.store import RunRecord
 from tests.conftest import Outcome
 from tests.factories import record, write

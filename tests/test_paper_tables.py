@@ -19,11 +19,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cl_bench import report, suites
 from cl_bench.errors import UserError
 from cl_bench.experiment import Limits, Transforms
-from cl_bench.report import paper_tables, sheets, tables
-from cl_bench.report.frame import Run, collect
+from cl_bench.reporting import report, result_table, text_tables
+from cl_bench.reporting.paper import tables as paper_tables
+from cl_bench.reporting.runs import Run, collect
+from cl_bench.running import suites
 from cl_bench.store import RunRecord
 from tests.conftest import Outcome
 from tests.factories import record, write
@@ -73,7 +74,7 @@ def lines(table: paper_tables.PaperTable, name: str) -> list[dict[str, str]]:
 
 
 def numbers(table: paper_tables.PaperTable) -> pd.DataFrame:
-    return pd.read_csv(StringIO(sheets.csv(table.sheet)))
+    return pd.read_csv(StringIO(text_tables.csv(table.sheet)))
 
 
 @pytest.fixture(scope="module")
@@ -275,7 +276,7 @@ def test_the_order_of_the_runs_changes_nothing(tmp_path: Path) -> None:
     ]
     runs = stored(tmp_path, *found)
     one, other = (paper_tables.build("sdlora-table2", order) for order in (runs, runs[::-1]))
-    assert one.sheet == other.sheet and sheets.csv(one.sheet) == sheets.csv(other.sheet)
+    assert one.sheet == other.sheet and text_tables.csv(one.sheet) == text_tables.csv(other.sheet)
 
 
 def test_trials_and_other_streams_are_left_out(tmp_path: Path) -> None:
@@ -381,7 +382,7 @@ def test_cells_equal_those_of_the_protocols_table(benchmark: str, count: int, re
             continue
         if section.protocol.backbone not in set(frame["backbone"]):
             continue
-        for row in tables.build(section).rows:
+        for row in result_table.build(section).rows:
             if (section.protocol.num_tasks, row.label, "acc") in frame.index:
                 got = frame.loc[(section.protocol.num_tasks, row.label, "acc")]
                 assert (got["mean"], got["stderr"]) == pytest.approx((100 * row.acc.mean, 100 * (row.acc.stderr or 0)))

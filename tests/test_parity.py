@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from cl_bench.errors import UserError
-from cl_bench.record import RunRecord
 from cl_bench.store import Store
-from cl_bench.streams import datasets
+from cl_bench.store.record import RunRecord
+from cl_bench.streams import catalogue
 from tests import factories, trees
 from tools.parity import carry, cells, coda, pilot, report, shims
 
@@ -153,7 +153,7 @@ def test_crops_that_torchvision_lacks_are_refused(tmp_path: Path) -> None:
 
 def test_cifar_comes_back_from_a_packed_file(tmp_path: Path) -> None:
     trees.cifar_png(tmp_path / "from")
-    listing = datasets.read(trees.CIFAR100, tmp_path / "from" / "cifar100")
+    listing = catalogue.read(trees.CIFAR100, tmp_path / "from" / "cifar100")
     entries = (*listing.train, *listing.test)
     files = "\n".join(entry.name.partition("/")[2] for entry in entries)
     (tmp_path / "names.xz").write_bytes(carry.compressed(files))
@@ -164,7 +164,7 @@ def test_cifar_comes_back_from_a_packed_file(tmp_path: Path) -> None:
 
     assert carry.main(["unpack", *(str(tmp_path / n) for n in ("data.npz", "names.xz")), "--root", str(tmp_path)]) == 0
 
-    found = datasets.read(trees.CIFAR100, tmp_path / "cifar100")
+    found = catalogue.read(trees.CIFAR100, tmp_path / "cifar100")
     assert [e.name for e in found.train] == [e.name for e in listing.train]
     assert [e.name for e in found.test] == [e.name for e in listing.test]
     assert found.pixels is not None

@@ -23,14 +23,14 @@ import pytest
 import torch
 
 from cl_bench import __version__
-from cl_bench.parcels import Parcel
-from cl_bench.runner import Settings
+from cl_bench.running.runner import Settings
+from cl_bench.running.transport import Parcel
 from tests.conftest import TRIAL, Outcome
 from tests.helpers import gate
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'cl-bench[ray]'")
 
-from cl_bench import ray_executor  # noqa: E402
+from cl_bench.running import ray_executor  # noqa: E402
 
 RUN = ["run", "--benchmark", "icons-tune", "--device", "cpu"]
 SWEEP = [*RUN, *TRIAL, "--checkpoint-every", "0", *gate.GATED, "gated[epochs=8],simplecil", "--seeds", "0-2"]
@@ -40,7 +40,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from cl_bench.method import Method, Phase, Task
+from cl_bench.contract.method import Method, Phase, Task
 from cl_bench.methods.simplecil import SimpleCIL
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -188,7 +188,7 @@ def test_every_run_ends_once_though_a_node_is_killed(
     away, log = tmp_path / "away", tmp_path / "log"
     gate.lay(away, 1)
     gate.lay(tmp_path)
-    command = [sys.executable, "-m", "cl_bench.cli", *SWEEP, "--executor", "ray", "--address", cluster.address]
+    command = [sys.executable, "-m", "cl_bench", *SWEEP, "--executor", "ray", "--address", cluster.address]
     driver = cluster.processes.start(away, log, *command)
     checkpoints = away / "results" / "runs" / ".checkpoints"
     # Each node has room for one run, so with two checkpoints both are in the middle of one, where they wait.
@@ -221,7 +221,7 @@ def test_results_come_back_through_ray_and_a_dead_worker_is_replaced(cluster: Cl
     (folder / "frail.py").write_text(METHOD)
     command = [*RUN, *TRIAL, "--method-file", "frail.py", "--methods", "frail[action=live|fail|die]", "--collect"]
     ray = ["--executor", "ray", "--address", cluster.address]
-    driver = cluster.processes.start(folder, log, sys.executable, "-m", "cl_bench.cli", *command, *ray)
+    driver = cluster.processes.start(folder, log, sys.executable, "-m", "cl_bench", *command, *ray)
     assert driver.wait() == 1, log.read_text()
     text = log.read_text()
     assert "frail[action=fail] seed 0 failed: RuntimeError: it had to come to this" in text, text
@@ -237,7 +237,7 @@ def test_interrupted_on_this_host_alone_nothing_goes_on(processes: Processes, sh
     gate.lay(tmp_path, 1)
     command = [*RUN, *TRIAL, *gate.GATED, "gated", "--seeds", "0-3", "--executor", "ray"]
     before = set(short.glob("cl-bench-*"))
-    driver = processes.start(tmp_path, log, sys.executable, "-m", "cl_bench.cli", *command, "--checkpoint-every", "0")
+    driver = processes.start(tmp_path, log, sys.executable, "-m", "cl_bench", *command, "--checkpoint-every", "0")
     checkpoints = tmp_path / "results" / "runs" / ".checkpoints"
     wait(lambda: list(checkpoints.glob("*.safetensors")), driver, log)
     assert len(processes.alive([driver.pid])) > 4, "Ray's processes and the workers are in the session of the driver"

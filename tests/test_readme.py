@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cl_bench.report import tables
-from cl_bench.report.frame import Section
+from cl_bench.reporting import result_table
+from cl_bench.reporting.runs import Section
 from tools import update_tables
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,7 +53,7 @@ def section(sections: list[Section]) -> Section:
 
 
 def test_floor_and_ceiling_hold(section: Section) -> None:
-    rows = {row.label: row for row in tables.build(section).rows}
+    rows = {row.label: row for row in result_table.build(section).rows}
     joint, plain = rows.pop("joint"), rows["finetune"]
     # In closed form, on features that do not depend on the order, ridge regression is joint training itself.
     assert [label for label, row in rows.items() if row.acc.mean > joint.acc.mean] == ["ranpac"]
@@ -63,7 +63,7 @@ def test_floor_and_ceiling_hold(section: Section) -> None:
 
 def test_the_order_of_methods_on_photographs_holds(sections: list[Section]) -> None:
     found, _ = update_tables.section(sections, "reference-cifar100", 10)
-    rows = {row.label: row for row in tables.build(found).rows}
+    rows = {row.label: row for row in result_table.build(found).rows}
     acc = {label: row.acc.mean for label, row in rows.items()}
     assert min(acc[label] for label in ("ranpac", "hide", "slca")) > acc["sdlora[align=true]"]
     ceiling = min(acc["joint"], acc["joint[train=lora]"])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cl_bench.report import render
+from cl_bench.reporting.report import render
 
 ROOT = Path(__file__).resolve().parent.parent
 COPIES = ROOT / "reports" / "reference"

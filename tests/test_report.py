@@ -15,8 +15,10 @@ from scipy import stats as scipy_stats
 
 from cl_bench.errors import UserError
 from cl_bench.experiment import Limits
-from cl_bench.report import Report, drawing, load, plots, render, sheets, tables
-from cl_bench.report.frame import collect, tidy
+from cl_bench.reporting import plots, result_table, text_tables
+from cl_bench.reporting.render import drawing
+from cl_bench.reporting.report import Report, load, render
+from cl_bench.reporting.runs import collect, tidy
 from cl_bench.store import RunRecord
 from tests.factories import WEIGHTS, arrays, edit, npz, record, write
 
@@ -33,9 +35,9 @@ def report(runs: Path, out: str = "out", *pictures: str) -> Report:
     return render([(runs, "runs")], runs.parent / out, COMMAND, pictures)
 
 
-def built(*folders: Path) -> list[tables.Table]:
+def built(*folders: Path) -> list[result_table.Table]:
     """The tables alone, which are quicker than a report with its figures."""
-    return [tables.build(section) for section in load([(folder, folder.name) for folder in folders])[0]]
+    return [result_table.build(section) for section in load([(folder, folder.name) for folder in folders])[0]]
 
 
 def csv_rows(text: str) -> dict[str, dict[str, str]]:
@@ -80,11 +82,11 @@ def test_csv_equals_an_independent_recomputation(runs: Path) -> None:
 def test_joint_training_has_accuracy_only(runs: Path) -> None:
     three_methods(runs)
     [table] = built(runs)
-    row = csv_rows(sheets.csv(tables.sheet(table)))["joint"]
+    row = csv_rows(text_tables.csv(result_table.sheet(table)))["joint"]
     assert row["acc_mean"] and not any(row[f"{m}_{p}"] for m in ("aaa", "forgetting") for p in ("mean", "low", "n"))
     assert any("joint: trained on all tasks at once" in note for note in table.notes)
-    cells = tables.cells(next(row for row in table.rows if row.label == "joint"))
-    assert cells[2:4] == (tables.DASH, tables.DASH)
+    cells = result_table.cells(next(row for row in table.rows if row.label == "joint"))
+    assert cells[2:4] == (result_table.DASH, result_table.DASH)
 
 
 def test_rows_are_sorted_by_final_accuracy(runs: Path) -> None:
@@ -96,19 +98,19 @@ def test_rows_are_sorted_by_final_accuracy(runs: Path) -> None:
 def test_one_seed_has_no_interval(runs: Path) -> None:
     write(runs, record("alpha", 0), *(record("beta", s) for s in range(2)))
     [table] = built(runs)
-    texts = {row.label: tables.cells(row) for row in table.rows}
+    texts = {row.label: result_table.cells(row) for row in table.rows}
     assert "±" not in texts["alpha"][1]
     assert "±" in texts["beta"][1]
     assert "One run only, no interval: alpha." in table.notes
-    assert csv_rows(sheets.csv(tables.sheet(table)))["alpha"]["acc_low"] == ""
+    assert csv_rows(text_tables.csv(result_table.sheet(table)))["alpha"]["acc_low"] == ""
 
 
 def test_notes_say_what_varied(runs: Path) -> None:
     write(runs, *(record("alpha", s) for s in (0, 1, 2, 5)))
-    assert f"Runs: seeds 0{tables.DASH}2, 5, each of which also sets the class order." in built(runs)[0].notes
+    assert f"Runs: seeds 0{result_table.DASH}2, 5, each of which also sets the class order." in built(runs)[0].notes
     write(runs, *(record("beta", s, class_order="natural") for s in (0, 1)))
     note = next(note for note in built(runs)[0].notes if note.startswith("Runs: "))
-    assert f"seeds 0{tables.DASH}1, class order natural (beta)" in note
+    assert f"seeds 0{result_table.DASH}1, class order natural (beta)" in note
     assert "also sets the class order (alpha)" in note
 
 
@@ -284,7 +286,7 @@ def test_special_characters_survive_every_renderer(runs: Path) -> None:
     assert label in csv_rows((folder / f"{SLUG}.csv").read_text())
     assert "<b>*" not in made.paths[0].read_text()
     console = Console(width=200, file=StringIO(), record=True)
-    console.print(sheets.rich(tables.sheet(made.tables[0])))
+    console.print(text_tables.rich(result_table.sheet(made.tables[0])))
     assert label in console.export_text()
 
 
@@ -300,7 +302,7 @@ def test_special_characters_survive_every_renderer(runs: Path) -> None:
     ],
 )
 def test_counts_are_human(number: int, text: str) -> None:
-    assert tables.human_count(number) == text
+    assert result_table.human_count(number) == text
 
 
 def test_every_link_of_the_page_leads_to_a_file(runs: Path) -> None:
@@ -385,10 +387,10 @@ def test_rows_whose_samples_see_their_batch_are_marked(runs: Path) -> None:
     (table,) = built(runs)
     note = next(note for note in table.notes if note.startswith("†"))
     assert "not comparable" in note
-    marked = {row.label: "†" in tables.cells(row)[0] for row in table.rows}
+    marked = {row.label: "†" in result_table.cells(row)[0] for row in table.rows}
     assert marked == {"alpha": False, "beta": True}
-    sheet = tables.sheet(table)
-    assert "beta †" in sheets.markdown(sheet) and r"beta \textdagger{}" in sheets.latex(sheet)
+    sheet = result_table.sheet(table)
+    assert "beta †" in text_tables.markdown(sheet) and r"beta \textdagger{}" in text_tables.latex(sheet)
     write(runs.parent / "clean", record("alpha", 0))
     assert not any("†" in note for note in built(runs.parent / "clean")[0].notes)
 
@@ -411,7 +413,7 @@ def test_notes_do_not_list_most_rows(runs: Path) -> None:
 
 
 def test_reports_need_neither_torch_nor_avalanche() -> None:
-    code = "import sys, cl_bench.report; sys.exit(bool({'torch', 'avalanche'} & set(sys.modules)))"
+    code = "import sys, cl_bench.reporting.report; sys.exit(bool({'torch', 'avalanche'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -18,9 +18,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cl_bench import index, metrics, record, store
-from cl_bench.report import frame
-from cl_bench.store import DamagedRecord, RunRecord, Store
+from cl_bench import metrics, store
+from cl_bench.reporting.runs import collect, tidy
+from cl_bench.store import DamagedRecord, RunRecord, Store, index, record
 from tests import factories
 from tests.test_cli import Cli, assert_refused
 from tests.test_store import one_bit, to_folder, variant
@@ -187,7 +187,7 @@ def test_merge_refuses_what_cannot_be(cl_bench: Cli) -> None:
 MERGER = """
 import sys
 from pathlib import Path
-from cl_bench.upkeep import merge
+from cl_bench.store.upkeep import merge
 print("ready", flush=True)
 sys.stdin.readline()
 done = merge([Path(sys.argv[1])], Path(sys.argv[2]))
@@ -419,9 +419,9 @@ def test_the_index_saves_reading_and_changes_nothing(many: Path, monkeypatch: py
     assert (many / index.NAME).exists()
     names = opened(monkeypatch)
     assert records(many) == cold and names == []
-    tables = [frame.tidy(frame.collect([(many, "runs")], pytest.fail)) for _ in range(2)]
+    tables = [tidy(collect([(many, "runs")], pytest.fail)) for _ in range(2)]
     (many / index.NAME).unlink()
-    pd.testing.assert_frame_equal(tables[0], frame.tidy(frame.collect([(many, "runs")], pytest.fail)))
+    pd.testing.assert_frame_equal(tables[0], tidy(collect([(many, "runs")], pytest.fail)))
 
 
 def test_small_folders_and_files_that_just_changed_are_not_indexed(many: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from cl_bench import streams
 from cl_bench.data.samples import StoreSamples, samples_of
 from cl_bench.errors import UserError
 from cl_bench.experiment import Limits, Tasks, Transforms, parse_tasks
-from cl_bench.streams.build import TaskStream, build, order_classes
+from cl_bench.streams.scenarios import TaskStream, build, order_classes
 from tests import trees
 from tests.test_cli import RUNS, Cli, assert_refused
 

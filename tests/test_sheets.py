@@ -20,8 +20,8 @@ from pylatexenc.latexwalker import LatexEnvironmentNode, LatexNode, LatexWalker
 from rich.console import Console
 
 from cl_bench.errors import UserError
-from cl_bench.report import sheets
-from cl_bench.report.sheets import Column, Sheet
+from cl_bench.reporting import text_tables
+from cl_bench.reporting.text_tables import Column, Sheet
 
 # Of white space, formats but HTML keep single spaces.
 TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Zl", "Zp"]), max_size=12).map(
@@ -84,7 +84,7 @@ def _shown(text: str) -> str:
 @settings(deadline=None)
 @given(tables())
 def test_markdown_keeps_every_text_and_the_number_of_cells(sheet: Sheet) -> None:
-    caption, _, rest = sheets.markdown(sheet).partition("\n\n")
+    caption, _, rest = text_tables.markdown(sheet).partition("\n\n")
     assert _shown(_hidden(caption)[2:-2]) == sheet.caption
     body, _, notes = rest.partition("\n\n")
     head, rule, *lines = body.splitlines()
@@ -97,12 +97,12 @@ def test_markdown_keeps_every_text_and_the_number_of_cells(sheet: Sheet) -> None
 @settings(deadline=None)
 @given(HOSTILE)
 def test_markdown_leaves_no_markup_in_a_text(text: str) -> None:
-    line = sheets.markdown(replace(EXAMPLE, rows=((text, "", "", "", ""),), bold=frozenset())).splitlines()[4]
+    line = text_tables.markdown(replace(EXAMPLE, rows=((text, "", "", "", ""),), bold=frozenset())).splitlines()[4]
     assert not re.search(r"[*_`<>$&~\[\]]", _hidden(line))
 
 
 def test_markdown_shows_what_is_bold() -> None:
-    lines = sheets.markdown(EXAMPLE).splitlines()
+    lines = text_tables.markdown(EXAMPLE).splitlines()
     assert lines[4] == r"| sdlora\[rank=8\] | **79.1 ± 0.2** | 79.15 |  | 77.34 |", (
         "and no stars where there is nothing"
     )
@@ -133,7 +133,7 @@ def plain(text: str) -> str:
 @settings(deadline=None)
 @given(tables())
 def test_latex_keeps_every_text_and_the_number_of_cells(sheet: Sheet) -> None:
-    document = sheets.latex(sheet)
+    document = text_tables.latex(sheet)
     nodes, _, length = LatexWalker(document, tolerant_parsing=False).get_latex_nodes()
     assert length == len(document)
     environment(environment(nodes, "table").nodelist, "tabular")
@@ -150,7 +150,7 @@ def test_latex_keeps_every_text_and_the_number_of_cells(sheet: Sheet) -> None:
 
 
 def test_latex_names_rules_heads_and_notes() -> None:
-    text = sheets.latex(EXAMPLE)
+    text = text_tables.latex(EXAMPLE)
     assert r"\multicolumn{2}{c}{N = 5: acc, \%} & \multicolumn{2}{c}{N = 10: acc, \%} \\" in text
     assert r"\cmidrule(lr){2-3} \cmidrule(lr){4-5}" in text
     assert r"\begin{tabular}{lrrrr}" in text and r"\caption{Accuracy, 50 \% of it \& more}" in text
@@ -170,8 +170,8 @@ def wide(groups: int) -> Sheet:
 
 
 def test_latex_cuts_what_is_wider_than_a_page_between_groups() -> None:
-    assert sheets.latex(wide(2)).count(r"\begin{tabular}") == 1
-    text = sheets.latex(wide(8))
+    assert text_tables.latex(wide(2)).count(r"\begin{tabular}") == 1
+    text = text_tables.latex(wide(8))
     parts = re.findall(r"\\begin\{tabular\}\{(l(?:rr)+)\}", text)
     assert len(parts) > 1 and "".join(parts).count("r") == 16
     assert text.count("Many streams") == text.count("A note.") == text.count(r"\begin{table}") == 1
@@ -183,7 +183,7 @@ def test_latex_cuts_what_is_wider_than_a_page_between_groups() -> None:
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
 def test_latex_compiles(tmp_path: Path) -> None:
     hostile = replace(EXAMPLE, rows=((r"\|*_`<>$&~[]{}%#^--'±", "", "", "", ""), *EXAMPLE.rows))
-    body = sheets.latex(hostile) + sheets.latex(wide(8))
+    body = text_tables.latex(hostile) + text_tables.latex(wide(8))
     text = rf"\documentclass{{article}}\usepackage{{booktabs}}\begin{{document}}{body}\end{{document}}"
     (tmp_path / "a.tex").write_text(text)
     subprocess.run(["pdflatex", "-halt-on-error", "-interaction=batchmode", "a.tex"], cwd=tmp_path, check=True)
@@ -230,7 +230,7 @@ class Parsed(HTMLParser):
 @settings(deadline=None)
 @given(tables())
 def test_html_keeps_every_text(sheet: Sheet) -> None:
-    parsed = Parsed(sheets.html(sheet))
+    parsed = Parsed(text_tables.html(sheet))
     assert parsed.caption == sheet.caption
     assert parsed.notes == list(sheet.notes)
     upper = [[name for name, _ in sheet.groups()]] if sheet.grouped else []
@@ -238,25 +238,25 @@ def test_html_keeps_every_text(sheet: Sheet) -> None:
 
 
 def test_html_says_what_a_head_is_for() -> None:
-    parsed = Parsed(sheets.html(EXAMPLE))
+    parsed = Parsed(text_tables.html(EXAMPLE))
     scopes = [attributes.get("scope") for tag, attributes in parsed.cells if tag == "th"]
     assert scopes == ["colgroup"] * 2 + ["col"] * 5 + ["row"] * 3
     assert [attributes["colspan"] for _, attributes in parsed.cells if "colspan" in attributes] == ["1", "2", "2"]
-    assert "style" not in sheets.html(EXAMPLE)
+    assert "style" not in text_tables.html(EXAMPLE)
 
 
 # --- CSV, terminal, formats --------------------------------------------------------------------------------------
 
 
 def test_csv_has_the_numbers_in_full() -> None:
-    rows = list(csv.DictReader(StringIO(sheets.csv(EXAMPLE))))
+    rows = list(csv.DictReader(StringIO(text_tables.csv(EXAMPLE))))
     assert [row["row"] for row in rows] == ["a,b", 'c"d']
     assert float(rows[0]["mean"]) == 0.1 + 0.2 and rows[1]["mean"] == ""
 
 
 def printed(sheet: Sheet, width: int) -> str:
     console = Console(width=width, file=StringIO(), force_terminal=False)
-    sheets.show(sheet, console)
+    text_tables.show(sheet, console)
     assert console.width == width
     assert isinstance(console.file, StringIO)
     return console.file.getvalue()
@@ -281,7 +281,7 @@ def test_a_console_still_follows_its_terminal_after_a_sheet(monkeypatch: pytest.
     console = Console(file=StringIO(), force_terminal=False)
     for columns in (30, 200, 60):
         monkeypatch.setenv("COLUMNS", str(columns))
-        sheets.show(EXAMPLE, console)
+        text_tables.show(EXAMPLE, console)
         assert console.width == columns
 
 
@@ -293,12 +293,12 @@ def test_every_number_is_on_a_terminal_of_any_width(sheet: Sheet, width: int) ->
     assert {number for row in numbers for number in row} <= set(re.findall(r"\d+", text))
 
 
-@pytest.mark.parametrize("form", sheets.FORMATS)
+@pytest.mark.parametrize("form", text_tables.FORMATS)
 def test_every_format_is_written_by_name(form: str) -> None:
-    assert "sdlora" in sheets.write(EXAMPLE, form) or form == "csv"
-    assert sheets.write(EXAMPLE, form) == sheets.FORMATS[form](EXAMPLE)
+    assert "sdlora" in text_tables.write(EXAMPLE, form) or form == "csv"
+    assert text_tables.write(EXAMPLE, form) == text_tables.FORMATS[form](EXAMPLE)
 
 
 def test_an_unknown_format_is_refused_by_name() -> None:
     with pytest.raises(UserError, match=r"'xlsx'.*csv.*html.*md.*tex"):
-        sheets.write(EXAMPLE, "xlsx")
+        text_tables.write(EXAMPLE, "xlsx")

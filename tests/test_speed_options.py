@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from cl_bench import executors, plan, registry, runner
+from cl_bench.contract import registry
 from cl_bench.experiment import Limits
-from cl_bench.runner import Settings
+from cl_bench.running import executors, plan, runner
+from cl_bench.running.runner import Settings
 from cl_bench.store import Store
 from tests.conftest import TRIAL, Outcome
 

@@ -26,8 +26,8 @@ from pydantic import ValidationError
 from cl_bench.errors import UserError
 from cl_bench.experiment import Limits
 from cl_bench.files import open_regular, write_atomically
-from cl_bench.record import SCHEMA_VERSION, content_hash
 from cl_bench.store import DamagedRecord, RunRecord, Store
+from cl_bench.store.record import SCHEMA_VERSION, content_hash
 from tests import factories
 
 HOUSE = Path(__file__).parents[1]
@@ -338,7 +338,7 @@ def test_records_stay_valid_when_a_field_with_a_default_is_added(tmp_path: Path)
 
     (path,) = factories.write(tmp_path, factories.record())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cl_bench.record.RunRecord", Wider)
+        patch.setattr("cl_bench.store.record.RunRecord", Wider)
         assert Store(tmp_path).load(path).key == factories.record().key
 
 

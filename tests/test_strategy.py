@@ -27,16 +27,17 @@ from timm.models.vision_transformer import Block, ParallelScalingBlock, VisionTr
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from cl_bench import registry, streams
-from cl_bench.adapters.heads import Classifier
-from cl_bench.adapters.lora import LoRAModel
+from cl_bench import streams
+from cl_bench.contract import registry
+from cl_bench.contract.method import GradientMethod, Method, Phase, Task, masked_cross_entropy
+from cl_bench.contract.registry import Found
 from cl_bench.errors import UserError
 from cl_bench.experiment import Limits, Transforms, parse_methods
-from cl_bench.method import GradientMethod, Method, Phase, Task, masked_cross_entropy
+from cl_bench.models.heads import Classifier
+from cl_bench.models.lora import LoRAModel
 from cl_bench.randomness import seeded
-from cl_bench.registry import Found
-from cl_bench.strategy import ContinualStrategy, Counts
-from cl_bench.streams.build import TaskStream, build
+from cl_bench.streams.scenarios import TaskStream, build
+from cl_bench.training.strategy import ContinualStrategy, Counts
 
 NAMES = registry.names()
 # Options under which a method works in another way, as a user writes them. A row is a name or one of these.

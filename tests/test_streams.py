@@ -18,8 +18,8 @@ from cl_bench import backbones, streams
 from cl_bench.data.samples import StoreSamples, samples_of
 from cl_bench.errors import UserError
 from cl_bench.experiment import Limits, Transforms
-from cl_bench.streams.build import TaskStream, build, order_classes, split_hash
 from cl_bench.streams.overlaps import shared_classes
+from cl_bench.streams.scenarios import TaskStream, build, order_classes, split_hash
 
 NAMES = ("icons-100", "icons-tune")
 TRANSFORMS = Transforms(size=32, crop_scale=(0.6, 1.0), mean=(0.5,), std=(0.5,))

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cl_bench import suites
 from cl_bench.experiment import parse_seeds
+from cl_bench.running import suites
 from tests.conftest import TRIAL
 from tests.test_cli import RUNS, Cli, assert_refused
 

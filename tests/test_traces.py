@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from cl_bench.adapters.lora import LoRABank
 from cl_bench.errors import UserError
-from cl_bench.probes import PROBES
+from cl_bench.models.lora import LoRABank
 from cl_bench.randomness import generator
 from cl_bench.store import Store
+from cl_bench.training.probes import PROBES
 from tests.conftest import TRIAL, Outcome
 from tests.test_strategy import cut, small, strategy_of, tiny_vit, train
 

@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cl_bench import backbones, plan, recipes, registry, streams
+from cl_bench import backbones, streams
+from cl_bench.contract import registry
 from cl_bench.data.images import ImageStore
 from cl_bench.errors import UserError
 from cl_bench.experiment import Limits, Transforms
-from cl_bench.streams.build import build, held_out
+from cl_bench.running import plan, recipes
+from cl_bench.streams.scenarios import build, held_out
 from tests.conftest import TRIAL, Outcome
 
 CLI = Callable[..., Outcome]

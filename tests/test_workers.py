@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from cl_bench.workers import CONTEXT, own, pool
+from cl_bench.running.workers import CONTEXT, own, pool
 
 _together: Any = None
 

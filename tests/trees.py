@@ -17,9 +17,9 @@ import yaml
 from numpy.typing import NDArray
 from PIL import Image
 
-from cl_bench.streams import datasets
-from cl_bench.streams.catalogue import DataSet
+from cl_bench.streams import catalogue
 from cl_bench.streams.readers import split_names_hash
+from cl_bench.streams.types import DataSet
 
 WNIDS = ("n01443537", "n01484850", "n01494475")
 BIRDS = ("001.Black_footed_Albatross", "002.Laysan_Albatross", "003.Sooty_Albatross")
@@ -36,14 +36,14 @@ def small(dataset: DataSet, classes: int, train: int, test: int, **changes: Any)
     return replace(dataset, classes=classes, train=train, test=test, **(plain | changes))
 
 
-CIFAR100 = small(datasets.CIFAR100, 4, 20, 8)
-IMAGENET_R = small(datasets.IMAGENET_R, 3, 12, 6)
-IMAGENET_A = small(datasets.IMAGENET_A, 3, 12, 6)
-CUB200 = small(datasets.CUB200, 3, 12, 6)
-DOMAINNET_SET = small(datasets.DOMAINNET, 3, 36, 18)
-TINY_IMAGENET = small(datasets.TINY_IMAGENET, 3, 12, 6)
-PACS_SET = small(datasets.PACS, 3, 36, 12)
-FASHION_MNIST = small(datasets.FASHION_MNIST, 10, 30, 20)
+CIFAR100 = small(catalogue.CIFAR100, 4, 20, 8)
+IMAGENET_R = small(catalogue.IMAGENET_R, 3, 12, 6)
+IMAGENET_A = small(catalogue.IMAGENET_A, 3, 12, 6)
+CUB200 = small(catalogue.CUB200, 3, 12, 6)
+DOMAINNET_SET = small(catalogue.DOMAINNET, 3, 36, 18)
+TINY_IMAGENET = small(catalogue.TINY_IMAGENET, 3, 12, 6)
+PACS_SET = small(catalogue.PACS, 3, 36, 12)
+FASHION_MNIST = small(catalogue.FASHION_MNIST, 10, 30, 20)
 
 
 def picture(name: str, size: tuple[int, int] = (32, 32)) -> NDArray[np.uint8]:
@@ -178,7 +178,7 @@ def domainnet(root: Path, lists: str = "") -> Path:
     """All domains; `lists` is the folder below the data set's in which the lists lie."""
     folder = root / "domainnet"
     (folder / lists).mkdir(parents=True, exist_ok=True)
-    for domain in datasets.DOMAINNET.domains:
+    for domain in catalogue.DOMAINNET.domains:
         for part, numbers in (("train", (1, 2)), ("test", (3,))):
             lines = []
             for label, name in enumerate(DOMAINNET):
@@ -192,7 +192,7 @@ def domainnet(root: Path, lists: str = "") -> Path:
 
 def pacs(root: Path, lists: bool = True) -> Path:
     folder = root / "pacs"
-    for domain in datasets.PACS.domains:
+    for domain in catalogue.PACS.domains:
         for part, numbers in (("train", (1, 2, 3)), ("crossval", (4,))):
             lines = []
             for label, name in enumerate(PACS, 1):

@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cl_bench import plan, registry, runner
-from cl_bench.adapters.network import Execution
+from cl_bench.contract import registry
 from cl_bench.data.samples import Concatenated, samples_of
 from cl_bench.experiment import parse_methods, parse_seeds
+from cl_bench.models.vit import Execution
+from cl_bench.running import plan, runner
 
 
 def head_inputs(model: nn.Module, stream: Any) -> tuple[Tensor, Tensor]:

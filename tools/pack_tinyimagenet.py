@@ -43,7 +43,7 @@ from cl_bench.errors import UserError
 from cl_bench.files import write_atomically
 
 if TYPE_CHECKING:
-    from cl_bench.streams.catalogue import Entry, Listing
+    from cl_bench.streams.types import Entry, Listing
 
 SIDE = 32
 """Of the packed images, in pixels."""
@@ -122,12 +122,12 @@ def pack(root: Path | None, skip_bad: bool) -> Arrays:
     Raises:
         UserError: a data set that is not there or not complete, or a damaged image.
     """
-    from cl_bench.streams import datasets
+    from cl_bench.streams import catalogue
     from cl_bench.streams.overlaps import OVERLAPS, read_overlaps
 
-    cifar, tiny = datasets.CIFAR100, datasets.TINY_IMAGENET
-    probe, photographs = (datasets.load(dataset, root, skip_bad) for dataset in (cifar, tiny))
-    words, marks = read_words(datasets.locate(tiny, root)), read_overlaps()
+    cifar, tiny = catalogue.CIFAR100, catalogue.TINY_IMAGENET
+    probe, photographs = (catalogue.load(dataset, root, skip_bad) for dataset in (cifar, tiny))
+    words, marks = read_words(catalogue.locate(tiny, root)), read_overlaps()
     if unknown := sorted((marks.keys() | set(photographs.classes)) - words.keys()):
         raise UserError(f"words.txt has no name for {unknown[0]}; unpack the archive of Tiny ImageNet again")
     if strange := sorted(marks.keys() - set(photographs.classes)):

@@ -14,10 +14,10 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from cl_bench import report, suites
 from cl_bench.experiment import MethodSpec
-from cl_bench.report import comparison, sheets, tables
-from cl_bench.report.frame import Section
+from cl_bench.reporting import comparison, report, result_table, text_tables
+from cl_bench.reporting.runs import Section
+from cl_bench.running import suites
 from tools.parity import report as parity
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -81,14 +81,14 @@ def filled(text: str, sections: list[Section]) -> str:
     def block(match: re.Match[str]) -> str:
         found, missing = section(sections, match["suite"], int(match["tasks"]))
         if match["kind"] == "table":
-            sheet = tables.sheet(tables.build(found))
+            sheet = result_table.sheet(result_table.build(found))
             if missing:
                 sheet = replace(sheet, notes=(*sheet.notes, f"Not run yet: {', '.join(missing)}."))
         else:
             compared = comparison.sheet(found, match["against"], margin=MARGIN)
             assert compared is not None, match["head"]
             sheet = compared
-        return match["head"] + sheets.markdown(sheet) + match["tail"]
+        return match["head"] + text_tables.markdown(sheet) + match["tail"]
 
     text = _PARITY.sub(lambda match: match["head"] + parity.text(*PARITY) + match["tail"], text)
     return _BLOCK.sub(block, text)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from cl_bench.data.decoding import BadImage, decode
 from cl_bench.errors import UserError
-from cl_bench.streams.catalogue import Entry, Listing
+from cl_bench.streams.types import Entry, Listing
 
 Reader = Callable[[Path, Path | None], Listing]
 Layout = Callable[[Path, "SplitList | None"], Listing | None]

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from cl_bench.data.decoding import BadImage
 from cl_bench.errors import UserError
-from cl_bench.streams.catalogue import DataSet, Listing
-from cl_bench.streams.datasets import class_faults, locate, read, split_of, without
+from cl_bench.streams.catalogue import class_faults, locate, read, split_of, without
 from cl_bench.streams.readers import for_each_image, look_at
+from cl_bench.streams.types import DataSet, Listing
 
 Progress = Callable[[int, int], None]
 """Told how many images have been read, and of how many."""

@@ -16,7 +16,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from cl_bench.method import Phase
+from cl_bench.contract.method import Phase
 
 FOLDER = Path(__file__).parent
 _HINT = re.compile(r"/(gap|margin|cut_gap)$")

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cl_bench.contract.method import Task
 from cl_bench.data.samples import TaskImages
-from cl_bench.method import Task
 from cl_bench.methods.coda import CODAModel, CODAPrompt
 from tests.golden import Check, Fixture, Kind
 from tests.golden.recipe import INPUTS, Network, Part, gradient, normals

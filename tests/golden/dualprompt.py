@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from cl_bench.adapters.prompts import cls_features
 from cl_bench.methods.dualprompt import DualPrompt, DualPromptModel
+from cl_bench.models.prompts import cls_features
 from tests.golden import Check, Fixture, Kind
 from tests.golden.recipe import GELUS, INPUTS, PRECISIONS, Network, Part, gradient
 

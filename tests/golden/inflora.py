@@ -11,9 +11,9 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from cl_bench.adapters.lora import attention_covariances
-from cl_bench.method import Phase, Task
+from cl_bench.contract.method import Phase, Task
 from cl_bench.methods.inflora import InfLoRA, InfLoRAModel, Mode, remember, restrict
+from cl_bench.models.lora import attention_covariances
 from tests.golden import Check, Fixture, Kind, lora, normal, quantity, train
 
 Batches = list[tuple[Tensor, Tensor]]

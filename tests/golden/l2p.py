@@ -10,9 +10,9 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from cl_bench.adapters.heads import cosine
-from cl_bench.adapters.network import cls_features, tokens
 from cl_bench.methods.l2p import L2P, L2PModel
+from cl_bench.models.heads import cosine
+from cl_bench.models.vit import cls_features, tokens
 from tests.golden import Check, Fixture, Kind
 from tests.golden.recipe import GELUS, INPUTS, PRECISIONS, Network, Part, gradient
 

@@ -13,8 +13,8 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from cl_bench.contract.method import Loss, Phase, Task, masked_cross_entropy
 from cl_bench.data.samples import Samples, TaskImages
-from cl_bench.method import Loss, Phase, Task, masked_cross_entropy
 from cl_bench.methods.ranpac import RIDGES, RanPAC, validation_errors
 from cl_bench.methods.simplecil import SimpleCIL
 from cl_bench.methods.slca import SLCA
@@ -192,7 +192,7 @@ def drawn(stream: Recipe) -> Iterator[None]:
     def order(key: Key, n: int) -> np.ndarray:
         return np.argsort(stream(f"slca.perm.e{key[-2]}", (n,)).numpy(), kind="stable")
 
-    statistics = "cl_bench.adapters.statistics"
+    statistics = "cl_bench.models.statistics"
     # The key, which holds the epoch, takes the place of its generator.
     key_itself = mock.patch(f"{statistics}.generator", lambda key: key)
     with normals(normal), key_itself, mock.patch(f"{statistics}.permutation", order):
@@ -259,7 +259,7 @@ def slca(fixture: Fixture, **options: Any) -> Iterator[Check]:
 
         return recording
 
-    with mock.patch("cl_bench.method.masked_cross_entropy", cross_entropy):
+    with mock.patch("cl_bench.contract.method.masked_cross_entropy", cross_entropy):
         for t in range(aligned.heads):
             given = aligned.given(t)
             own = tuple(given.labels.unique().tolist())

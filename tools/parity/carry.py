@@ -22,12 +22,12 @@ import numpy as np
 
 from cl_bench.errors import UserError
 from cl_bench.files import write_atomically
-from cl_bench.streams import datasets
+from cl_bench.streams import catalogue
 
 
 def names(root: Path | None) -> bytes:
     """File names of the training, then of the test images, one a line, compressed."""
-    listing = datasets.load(datasets.CIFAR100, root)
+    listing = catalogue.load(catalogue.CIFAR100, root)
     return compressed("\n".join(entry.name.partition("/")[2] for entry in (*listing.train, *listing.test)))
 
 
@@ -50,7 +50,7 @@ def unpack(data: Path, listed: Path, root: Path) -> None:
         raise UserError(f"'{data}' or '{listed}' is not a file of these tools ({error})") from error
     if len(files) != len(images):
         raise UserError(f"'{listed}' names {len(files)} images, '{data}' has {len(images)}; write both anew")
-    folder = root / datasets.CIFAR100.folders[0] / "cifar-100-python"
+    folder = root / catalogue.CIFAR100.folders[0] / "cifar-100-python"
     folder.mkdir(parents=True, exist_ok=True)
     for number, name in enumerate(("train", "test")):
         rows = np.flatnonzero(split == number)

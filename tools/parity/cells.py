@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision import transforms as tv
 
-from cl_bench import backbones, streams, suites
+from cl_bench import backbones, streams
 from cl_bench.data.samples import samples_of
 from cl_bench.errors import UserError
 from cl_bench.experiment import Experiment, Transforms
-from cl_bench.plan import PlannedRun, plan_cells
-from cl_bench.streams.build import build
+from cl_bench.running import suites
+from cl_bench.running.plan import PlannedRun, plan_cells
+from cl_bench.streams.scenarios import build
 
 
 def runs_of(suite: str, checkpoint: Path | None = None, **given: Any) -> list[PlannedRun]:

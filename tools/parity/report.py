@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from cl_bench import metrics, stats
 from cl_bench.errors import UserError
 from cl_bench.files import write_atomically
-from cl_bench.record import RunRecord
 from cl_bench.store import Store
+from cl_bench.store.record import RunRecord
 
 MARGIN = 1.0
 """The largest difference that counts as the same, in points."""

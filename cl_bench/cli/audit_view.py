@@ -1,0 +1,169 @@
+"""What a person sees of an audit: findings on the terminal, and the table in a Markdown file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from cl_bench.errors import UserError
+from cl_bench.files import write_atomically
+
+if TYPE_CHECKING:
+    from cl_bench.running.plan import PlannedRun
+    from cl_bench.studies.audit import Finding, Report, Row, Slice
+
+AUDIT_BEGIN, AUDIT_END = "<!-- audit -->\n", "<!-- /audit -->"
+_HEADS = "batch size,com- pany,task id,fro- zen,old data,mem- ory,re- peat,ceil- ing,num. tasks".replace(
+    " ", "\n"
+).split(",")
+_WORDS = {"pass": "pass", "fail": "FAIL", "declared": "decl.", "skipped": "-"}
+_STYLES = {"pass": "green", "fail": "bold red", "declared": "yellow", "skipped": "dim"}
+
+
+def audit_all(
+    rows: Sequence[Row], joint: Sequence[PlannedRun], where: Slice, out: Console, err: Console
+) -> tuple[list[Report], str]:
+    """Audit every row, print its findings as soon as they are there, and one table over all rows at the end.
+
+    Returns:
+        The reports, and what they were measured on in words.
+    """
+    from cl_bench.studies import audit
+
+    with err.status("joint training, the ceiling ..."):
+        best = audit.ceiling([audit.Row(run.label, run.method) for run in joint], where)
+    title = _audited_on(joint[0], best.label, best.accuracy)
+    out.print(Text(title))
+    reports = []
+    for number, row in enumerate(rows, start=1):
+        name, began = f"[{number}/{len(rows)}] {row.label}", time.perf_counter()
+        # Printed after the status has gone: it would take what goes to the other stream for its own.
+        with err.status(escape(f"{name} ...")):
+            reports += audit.audit([row], where, best)
+        if not err.is_terminal:
+            err.print(escape(f"{name}: {_verdict(reports[-1])} after {time.perf_counter() - began:.0f} s"))
+        out.print(_findings(reports[-1]))
+    if len(reports) > 1:
+        for table in _overviews(reports):
+            out.print(table)
+    return reports, title
+
+
+def _audited_on(run: PlannedRun, ceiling: str, accuracy: float) -> str:
+    experiment = run.experiment
+    limits = experiment.limits
+    tasks = f"{experiment.num_tasks} tasks"
+    shape = f"the first {limits.tasks} of {tasks}" if limits.tasks else tasks
+    cuts = {"training": limits.train_per_class, "test": limits.test_per_class}
+    counts = " and ".join(f"{count} {part}" for part, count in cuts.items() if count)
+    images = f", {counts} images per class" if counts else ""
+    return (
+        f"{experiment.benchmark}, {shape}{images}; backbone {experiment.backbone}; seed {experiment.seed}; "
+        f"ceiling {ceiling}, {100 * accuracy:.1f} %"
+    )
+
+
+def _verdict(report: Report) -> str:
+    if report.error is not None:
+        return f"failed: {report.error}"
+    if not report.failed:
+        return "leaks, but was not caught" if report.row.leaky else "no check fails"
+    return f"{'caught by' if report.row.leaky else 'fails'} {', '.join(report.failed)}"
+
+
+def _findings(report: Report) -> Group:
+    """One row's verdict, and its findings, a line each."""
+    style = "green" if report.good else "bold red"
+    title = Text.assemble((report.row.label, "bold"), ": ", (_verdict(report), style))
+    table = Table("check", "result", "measured", box=SIMPLE_HEAD)
+    for finding in report.findings:
+        measured = Text(finding.figure if not finding.detail else f"{finding.figure}\n{finding.detail}")
+        table.add_row(finding.check, _word(finding), measured)
+    return Group(title, table) if report.findings else Group(title)
+
+
+def _word(finding: Finding) -> Text:
+    return Text(_WORDS[finding.status], style=_STYLES[finding.status])
+
+
+def _overviews(reports: Sequence[Report]) -> list[Group]:
+    """Pass or fail of every row and check; rows that must be caught in a table of their own."""
+    tables = []
+    for leaky, title in ((False, "All rows"), (True, "Leaks of released code, which must be caught")):
+        chosen = [report for report in reports if report.row.leaky == leaky]
+        if not chosen:
+            continue
+        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table.add_column("method", overflow="fold")
+        for name in _HEADS:
+            table.add_column(name, no_wrap=True)
+        for report in chosen:
+            words = [_word(finding) for finding in report.findings] or [Text("error", style="bold red")]
+            table.add_row(Text(report.row.label), *words)
+        tables.append(Group(Text(title, style="bold"), table))
+    return tables
+
+
+def check_audit_file(path: Path) -> None:
+    """Raise `UserError` now if `write_audit` could not put a table there."""
+    if path.exists():
+        _around_audit(path)
+    elif not path.parent.is_dir():
+        raise UserError(f"'{path}' cannot be written (no such folder); make the folder first")
+
+
+def _around_audit(path: Path) -> tuple[str, str]:
+    """What stands before and after the table."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"'{path}' cannot be read as text; name a Markdown file") from error
+    before, begin, rest = text.partition(AUDIT_BEGIN)
+    _, end, after = rest.partition(AUDIT_END)
+    if not (begin and end):
+        raise UserError(
+            f"'{path}' has no place for the table; put the lines '{AUDIT_BEGIN.strip()}' and '{AUDIT_END}' there"
+        )
+    return before, after
+
+
+def write_audit(path: Path, title: str, reports: Sequence[Report]) -> None:
+    """Replace the table between the markers, or write a new file with it.
+
+    Raises:
+        UserError: the file has no markers, or cannot be written.
+    """
+    before, after = _around_audit(path) if path.exists() else ("", "\n")
+    try:
+        text = f"{before}{AUDIT_BEGIN}{audit_markdown(title, reports)}{AUDIT_END}{after}"
+        write_atomically(path, text.encode())
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be written ({error.strerror})") from error
+
+
+def audit_markdown(title: str, reports: Sequence[Report]) -> str:
+    """All figures as pipe tables; rows that must be caught in a table of their own."""
+    from cl_bench.studies.audit import CHECKS
+
+    parts = [f"Measured on {title}.\n"]
+    for leaky in (False, True):
+        chosen = [report for report in reports if report.row.leaky == leaky]
+        if not chosen:
+            continue
+        lines = [("method", *CHECKS), ("---",) * (1 + len(CHECKS))]
+        for report in chosen:
+            marks = {"fail": "**fails:** ", "skipped": "skipped: "}
+            cells = [f"{marks.get(finding.status, '')}{finding.figure}" for finding in report.findings]
+            lines.append((f"`{report.row.label}`", *(cells or [f"**error:** {report.error}"])))
+        if leaky:
+            parts.append("Leaks of released code, which must be caught:\n")
+        parts.append("".join(f"| {' | '.join(line)} |\n" for line in lines))
+    return "\n".join(parts)

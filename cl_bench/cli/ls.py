@@ -1,0 +1,129 @@
+"""The commands `cl-bench ls ...`."""
+
+from __future__ import annotations
+
+import typer
+from rich.markup import escape
+from rich.table import Column, Table
+
+from cl_bench.cli.shared import DataRoot, MethodFiles, err, out, quiet_imports, use_data
+from cl_bench.errors import UserError
+
+app = typer.Typer(no_args_is_help=True, help="List what there is.")
+
+
+@app.command("methods")
+def ls_methods(method_file: MethodFiles = None) -> None:
+    """Methods with their papers and facts."""
+    with quiet_imports():
+        from cl_bench.contract import registry
+
+    table = Table("method", "paper", "passes", "stores", "needs T", box=None, header_style="bold")
+    found = [registry.load_file(path) for path in method_file or []]
+    for name in registry.names():
+        try:
+            found.append(registry.find(name))
+        except UserError as error:
+            err.print(f"[yellow]warning:[/] {escape(str(error))}")
+    for item in found:
+        cls = item.cls
+        table.add_row(item.name, cls.paper, str(cls.forward_passes), cls.stores, "yes" if cls.needs_num_tasks else "no")
+    out.print(table)
+
+
+@app.command("benchmarks")
+def ls_benchmarks(root: DataRoot = None) -> None:
+    """Benchmarks: tasks, classes, images, whether the data is there, and on what our reader was checked."""
+    use_data(root)
+    with quiet_imports():
+        from cl_bench import streams
+        from cl_bench.streams.verify import presence
+
+    facts, titles = (Table(box=None, header_style="bold") for _ in range(2))
+    facts.add_column("benchmark", no_wrap=True)
+    facts.add_column("tasks", no_wrap=True)
+    facts.add_column("classes", justify="right")
+    facts.add_column("train/test", justify="right", no_wrap=True)
+    facts.add_column("here", no_wrap=True)
+    facts.add_column("checked on", no_wrap=True)
+    titles.add_column("benchmark", no_wrap=True)
+    titles.add_column("what it is")
+    with err.status("looking ..."):
+        for name in streams.names():
+            item = streams.find(name)
+            if item.dataset is None:
+                source = item.source()
+                sizes, here, checked = (len(source.train), len(source.test)), "embedded", "files"
+            else:
+                sizes = item.dataset.train, item.dataset.test
+                here, checked = presence(item.dataset).state, item.dataset.checked
+            tasks = f"{item.tasks} domains" if item.scenario == "domain-incremental" else str(item.tasks)
+            images = "/".join(f"{size:,}" for size in sizes)
+            facts.add_row(name, tasks, str(item.num_classes), images, here, checked)
+            titles.add_row(name, item.description)
+    out.print(facts)
+    out.print()
+    out.print(titles)
+    out.print("\nAnd folder:PATH, any tree PATH/train/CLASS/*.jpg with PATH/test. More: 'cl-bench data list'.")
+
+
+@app.command("suites")
+def ls_suites() -> None:
+    """Suites: sets of runs, by name."""
+    from cl_bench.running import suites
+
+    table = Table("suite", "what it is", box=None, header_style="bold")
+    for name in suites.names():
+        table.add_row(name, suites.find(name).title)
+    out.print(table)
+
+
+@app.command("tables")
+def ls_tables() -> None:
+    """Tables of the paper, by name: 'cl-bench table NAME'."""
+    from cl_bench.reporting.paper import tables as paper_tables
+
+    listed = Table("table", "what it is", box=None, header_style="bold")
+    for name, title in paper_tables.names().items():
+        listed.add_row(name, title)
+    out.print(listed)
+
+
+@app.command("figures")
+def ls_figures() -> None:
+    """Figures of the paper and of every protocol, by name: 'cl-bench figure NAME'."""
+    from cl_bench.reporting import plots
+    from cl_bench.reporting.paper import figures as paper_figures
+
+    listed = Table("figure", "what it is", box=None, header_style="bold")
+    for name, layout in paper_figures.layouts().items():
+        listed.add_row(name, layout.title)
+    for name, title in [*plots.NAMES.items(), ("ranks", "critical-difference diagram over all streams and seeds")]:
+        listed.add_row(name, title)
+    out.print(listed)
+
+
+@app.command("backbones")
+def ls_backbones() -> None:
+    """Backbones: architecture, input and weights."""
+    with quiet_imports():
+        from cl_bench import backbones
+
+    name_column = Column("backbone", no_wrap=True)
+    table = Table(name_column, "input", "weights", "description", box=None, header_style="bold")
+    for name in backbones.names():
+        item = backbones.find(name)
+        table.add_row(name, f"{item.channels}x{item.size}x{item.size}", item.weights[:8], item.description)
+    out.print(table)
+    out.print(
+        "\nAny VisionTransformer of timm, by its full tag, such as vit_base_patch14_dinov2.lvd142m; with --checkpoint "
+        "FILE the weights come from a file, with --pretrained no they are random. Papers call four different weights "
+        "ViT-B/16:\n",
+        highlight=False,
+    )
+    table = Table(box=None, header_style="bold")
+    table.add_column("backbone", no_wrap=True)
+    table.add_column("trained on, and used by")
+    for name, papers in backbones.VIT_B16.items():
+        table.add_row(name, papers)
+    out.print(table)

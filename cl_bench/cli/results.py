@@ -1,0 +1,299 @@
+"""`cl-bench results ls|show|merge|verify|export|prune`: looking at and after stored results."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, get_args
+
+import typer
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+
+from cl_bench.cli.shared import err, out
+from cl_bench.errors import UserError
+
+# pandas and pyarrow are imported by the commands that need them.
+
+app = typer.Typer(no_args_is_help=True, help="Stored results: list, show, merge, verify, export and prune them.")
+
+RESULTS, REFERENCE = Path("results/runs"), Path("results/reference")
+Folders = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--results", help="Folders to read; may be given several times.", show_default=f"{RESULTS}, {REFERENCE}"
+    ),
+]
+Method = Annotated[list[str] | None, typer.Option("--method", help="Only of this method.", show_default=False)]
+Benchmark = Annotated[list[str] | None, typer.Option("--benchmark", help="Only on this one.", show_default=False)]
+Backbone = Annotated[list[str] | None, typer.Option("--backbone", help="Only with this one.", show_default=False)]
+Label = Annotated[list[str] | None, typer.Option("--label", help="Only rows of this name.", show_default=False)]
+Seeds = Annotated[str | None, typer.Option("--seed", help="Only these: 0-4 or 0,2.", show_default=False)]
+
+
+def folders_of(results: Sequence[Path] | None) -> list[Path]:
+    """The folders asked for, else those of the default ones that are there.
+
+    Raises:
+        UserError: one that was asked for is no folder.
+    """
+    for folder in results or []:
+        if not folder.is_dir():
+            raise UserError(f"--results '{folder}' is no folder; name one with stored results")
+    return list(results or [folder for folder in (RESULTS, REFERENCE) if folder.is_dir()])
+
+
+def warn_damaged(sentence: str) -> None:
+    """Name a record that was skipped."""
+    err.print(f"[yellow]warning:[/] skipped a damaged result: {escape(_line(sentence))}")
+
+
+def show_run(key: str, folders: Sequence[Path]) -> bool:
+    """Show the stored run whose key starts like this; False if there is none.
+
+    Raises:
+        UserError: several do.
+    """
+    from cl_bench import metrics
+    from cl_bench.store import matching
+
+    if len(key) < 4 or not all(c in "0123456789abcdef" for c in key):
+        return False
+    found = matching(key, folders, warn_damaged)
+    if len(found) > 1:
+        where = ", ".join(f"'{folder}'" for folder in folders)
+        raise UserError(f"'{key}' fits {len(found)} runs in {where}; give more digits of the key")
+    if not found:
+        return False
+    ((record, store),) = found
+    out.print(f"[bold]{escape(_line(record.label))}[/] seed {record.experiment.seed}, key {record.key}")
+    finished = f", finished {record.finished:%Y-%m-%d %H:%M} UTC" if record.finished else ""
+    _say(f"{store.json_path(record.experiment)}{finished}")
+    out.print_json(data=record.experiment.model_dump(mode="json"))
+    table = Table("after", *(f"task {j + 1}" for j in range(len(record.total))), title="accuracy, %")
+    for t, row in enumerate(metrics.accuracy_matrix(record.correct, record.total)):
+        table.add_row(f"stage {t + 1}", *("" if value != value else f"{100 * value:.1f}" for value in row))
+    out.print(table)
+    out.print_json(data=record.environment)
+    return True
+
+
+@app.command("ls", epilog="Example: cl-bench results ls --method sdlora --seed 0-4")
+def ls_(
+    results: Folders = None,
+    method: Method = None,
+    benchmark: Benchmark = None,
+    backbone: Backbone = None,
+    label: Label = None,
+    seed: Seeds = None,
+) -> None:
+    """List stored runs: key, row, benchmark, seed, accuracy, when it finished, folder."""
+    from cl_bench import metrics
+    from cl_bench.store import Store
+
+    wanted = _Filter.of(method, benchmark, backbone, label, seed)
+    rows = [("key", "label", "benchmark", "seed", "acc, %", "finished, UTC", "origin")]
+    for folder in folders_of(results):
+        for record in Store(folder).records(warn_damaged):
+            experiment = record.experiment
+            if wanted.fits(experiment.method, experiment.benchmark, experiment.backbone, record.label, experiment.seed):
+                accuracy = f"{100 * metrics.acc(record.correct, record.total):.2f}"
+                finished = f"{record.finished:%Y-%m-%d %H:%M}" if record.finished else "-"
+                names = record.key, record.label, experiment.benchmark, str(experiment.seed)
+                rows.append((*names, accuracy, finished, str(folder)))
+    # One line each, so that they can be searched and sorted.
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows if rows[1:] else []:
+        _say("  ".join(map(str.ljust, row, widths)).rstrip())
+    runs = len(rows) - 1
+    err.print(f"{runs:,} run{'' if runs == 1 else 's'}")
+
+
+@app.command(epilog="Example: cl-bench results show 08f4ef8b --results results/reference")
+def show(
+    key: Annotated[str, typer.Argument(help="Key of a run, or how it begins (4 digits or more).")],
+    results: Folders = None,
+) -> None:
+    """Show one stored run: its experiment, accuracies and environment."""
+    folders = folders_of(results)
+    if not show_run(key, folders):
+        where = ", ".join(f"'{folder}'" for folder in folders) or "no folder that is there"
+        raise UserError(f"no run with the key '{key}' in {where}; 'cl-bench results ls' lists them")
+
+
+@app.command(epilog="Example: cl-bench results merge /shared/results copies/laptop --into results/runs")
+def merge(
+    sources: Annotated[list[Path], typer.Argument(metavar="SOURCE...", help="Results folders to copy from.")],
+    into: Annotated[Path, typer.Option(help="Results folder to copy to; made if missing.")],
+    prefer: Annotated[
+        str | None,
+        typer.Option(help="Where both have other results of a run: source or dest.", show_default="keep, exit code 1"),
+    ] = None,
+) -> None:
+    """Unite results folders; nothing is overwritten unless told so. Exit code 1 on conflicts and damaged sources."""
+    from cl_bench.store import Store, upkeep
+
+    choice = next((known for known in get_args(upkeep.Prefer) if known == prefer), None)
+    if prefer is not None and choice is None:
+        raise UserError(f"--prefer '{prefer}' is unknown; expected source or dest")
+    with _bar("merging", sum(len(Store(source).names()) for source in sources)) as advance:
+        done = upkeep.merge(sources, into, choice, advance)
+    for sentence in done.damaged:
+        _say(f"not copied, damaged: {sentence}")
+    for sentence in done.replaced:
+        _say(f"replaced: {sentence}")
+    for sentence in done.kept:
+        _say(f"{'kept the one there' if choice else 'conflict'}: {sentence}")
+    counts = f"{done.copied} copied, {done.same} there already, {len(done.replaced)} replaced, {len(done.kept)} kept"
+    _say(f"{counts}, {len(done.damaged)} damaged; into {into}")
+    if done.kept and not choice:
+        err.print("nothing was overwritten; --prefer source or --prefer dest decides for all conflicts")
+    raise typer.Exit(1 if done.damaged or (done.kept and not choice) else 0)
+
+
+@app.command(epilog="Example: cl-bench results verify --results results/reference")
+def verify(results: Folders = None) -> None:
+    """Check every record, hash and shape, and count all predictions again; exit code 1 if something is wrong."""
+    from cl_bench.store import Store, upkeep
+
+    faults = 0
+    for store in map(Store, folders_of(results)):
+        records = len(store.names())
+        with _bar("verifying", records) as advance:
+            found = list(upkeep.verify(store, advance))
+        for sentence in found:
+            _say(sentence)
+        wrong = f"{len(found)} fault{'' if len(found) == 1 else 's'}" if found else "nothing wrong"
+        _say(f"{store.root}: {records:,} record{'' if records == 1 else 's'}, {wrong}")
+        faults += len(found)
+    raise typer.Exit(1 if faults else 0)
+
+
+@app.command(epilog="Example: cl-bench results export --long --out counts.parquet")
+def export(
+    output: Annotated[Path, typer.Option("--out", help="File to write.")],
+    form: Annotated[
+        str | None, typer.Option("--format", help="csv or parquet.", show_default="by the file's name")
+    ] = None,
+    counts: Annotated[
+        bool, typer.Option("--long", help="One row per run, stage and task, with counts, not per run.")
+    ] = False,
+    results: Folders = None,
+    method: Method = None,
+    benchmark: Benchmark = None,
+    backbone: Backbone = None,
+    label: Label = None,
+    seed: Seeds = None,
+) -> None:
+    """Write stored runs as one tidy table, for pandas, R or a spreadsheet."""
+    chosen = form or output.suffix[1:]
+    if chosen not in ("csv", "parquet"):
+        raise UserError(f"cannot tell the format of '{output}'; expected --format csv or --format parquet")
+    wanted = _Filter.of(method, benchmark, backbone, label, seed)
+    from cl_bench.files import write_atomically
+    from cl_bench.reporting.runs import collect, exported, long
+
+    folders = folders_of(results)
+    runs = [
+        run
+        for run in collect([(folder, str(folder)) for folder in folders], warn_damaged)
+        if wanted.fits(
+            run.record.experiment.method,
+            run.protocol.benchmark,
+            run.protocol.backbone,
+            run.label,
+            run.record.experiment.seed,
+        )
+    ]
+    if not runs:
+        where = ", ".join(f"'{folder}'" for folder in folders) or f"'{RESULTS}'"
+        raise UserError(f"no such runs in {where}; 'cl-bench results ls' lists what is there")
+    table = long(runs) if counts else exported(runs)
+    if chosen == "csv":
+        content = table.to_csv(index=False).encode()
+    else:
+        buffer = io.BytesIO()
+        table.to_parquet(buffer, index=False)
+        content = buffer.getvalue()
+    try:
+        write_atomically(output, content)
+    except OSError as error:
+        raise UserError(f"'{output}' cannot be written ({error.strerror}); name another file") from error
+    err.print(escape(f"{len(table):,} rows of {len(runs):,} runs: {output}"))
+
+
+@app.command(epilog="Example: cl-bench results prune --results results/runs --yes")
+def prune(
+    results: Annotated[
+        list[Path] | None,
+        typer.Option("--results", help="Folders; may be given several times.", show_default=f"{RESULTS}"),
+    ] = None,
+    damaged: Annotated[bool, typer.Option("--damaged", help="Also records that are damaged for good.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete; without it, only list.")] = False,
+) -> None:
+    """List, or delete with --yes, files that nobody needs: left by killed writers an hour ago or more, stray npz."""
+    from cl_bench.store import Store, upkeep
+
+    number = 0
+    for store in map(Store, folders_of(results or [RESULTS])):
+        for path, reason in upkeep.leftovers(store, damaged):
+            if yes:
+                try:
+                    path.unlink(missing_ok=True)
+                except OSError as error:
+                    raise UserError(f"'{path}' cannot be deleted ({error.strerror}); check its permissions") from error
+            _say(f"{'deleted' if yes else 'would delete'} {path}: {reason}")
+            number += 1
+    note = "" if yes or not number else "; --yes deletes them"
+    err.print(f"{number:,} file{'' if number == 1 else 's'}{note}")
+
+
+@dataclass(frozen=True)
+class _Filter:
+    """Which runs are wanted; of what is empty, all."""
+
+    methods: tuple[str, ...]
+    benchmarks: tuple[str, ...]
+    backbones: tuple[str, ...]
+    labels: tuple[str, ...]
+    seeds: frozenset[int]
+
+    @classmethod
+    def of(
+        cls,
+        method: list[str] | None,
+        benchmark: list[str] | None,
+        backbone: list[str] | None,
+        label: list[str] | None,
+        seed: str | None,
+    ) -> _Filter:
+        from cl_bench.experiment import parse_seeds
+
+        seeds = frozenset(parse_seeds(seed, "--seed") if seed is not None else ())
+        return cls(tuple(method or ()), tuple(benchmark or ()), tuple(backbone or ()), tuple(label or ()), seeds)
+
+    def fits(self, method: str, benchmark: str, backbone: str, label: str, seed: int) -> bool:
+        pairs = ((self.methods, method), (self.benchmarks, benchmark), (self.backbones, backbone), (self.labels, label))
+        return all(not chosen or value in chosen for chosen, value in pairs) and (not self.seeds or seed in self.seeds)
+
+
+@contextmanager
+def _bar(what: str, total: int) -> Iterator[Callable[[], None]]:
+    """A bar over so many records; silent where there is no terminal."""
+    columns = TextColumn(what), BarColumn(bar_width=24), TextColumn("{task.completed}/{task.total}")
+    with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as bars:
+        task = bars.add_task(what, total=total)
+        yield lambda: bars.advance(task)
+
+
+def _line(text: str) -> str:
+    """One line for a terminal, whatever names of files hold."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def _say(text: str) -> None:
+    out.print(_line(text), soft_wrap=True, highlight=False, markup=False)

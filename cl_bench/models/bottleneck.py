@@ -1,0 +1,72 @@
+"""Parameter-efficient changes of a frozen ViT that are neither low-rank updates nor prompts."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from cl_bench.models import vit
+
+Layer = nn.Linear | nn.LayerNorm | nn.Conv2d
+
+
+class Bottleneck(nn.Module):
+    """The weights of AdaptFormer's adapter, which starts at 0."""
+
+    def __init__(self, dim: int, width: int) -> None:
+        super().__init__()
+        self.down = nn.Linear(dim, width)
+        self.up = nn.Linear(width, dim)
+        nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
+        for zero in (self.down.bias, self.up.weight, self.up.bias):
+            nn.init.zeros_(zero)
+
+    def weights(self) -> vit.Bottleneck:
+        """As `network.bottleneck` takes them."""
+        return self.down.weight, self.down.bias, self.up.weight, self.up.bias
+
+
+class Adapters(nn.Module):
+    """A bottleneck beside the MLP of every block (AdaptFormer; Chen et al., NeurIPS 2022, arXiv 2205.13535).
+
+    Without the dropout of the original.
+    """
+
+    def __init__(self, backbone: VisionTransformer, width: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Bottleneck(backbone.embed_dim, width) for _ in backbone.blocks)
+
+    def features(self, backbone: VisionTransformer, images: Tensor) -> Tensor:
+        """CLS features [B, d] of the adapted backbone."""
+        weights = {number: block.weights() for number, block in enumerate(self.blocks) if isinstance(block, Bottleneck)}
+        return vit.cls_features(backbone, images, parallel=weights)
+
+
+class ScaleShift(nn.Module):
+    """A scale and a shift of each channel after every linear layer and norm (SSF; Lian et al., NeurIPS 2022, arXiv
+    2210.08823), written into the layers' weights: W -> s W, b -> s b + t."""
+
+    def __init__(self, backbone: VisionTransformer) -> None:
+        super().__init__()
+        self.sizes = [layer.weight.shape[0] for layer in self.layers_of(backbone).values()]
+        self.scales = nn.Parameter(1 + 0.02 * torch.randn(sum(self.sizes)))
+        self.shifts = nn.Parameter(0.02 * torch.randn(sum(self.sizes)))
+
+    @staticmethod
+    def layers_of(backbone: VisionTransformer) -> dict[str, Layer]:
+        """The layers that are scaled and shifted, by name."""
+        found = {name: layer for name, layer in backbone.named_modules() if isinstance(layer, Layer)}
+        return {name: layer for name, layer in found.items() if layer.weight is not None and layer.bias is not None}
+
+    def features(self, backbone: VisionTransformer, images: Tensor) -> Tensor:
+        """CLS features [B, d] of the adapted backbone."""
+        weights = {}
+        changes = zip(self.scales.split(self.sizes), self.shifts.split(self.sizes), strict=True)
+        for (name, layer), (scale, shift) in zip(self.layers_of(backbone).items(), changes, strict=True):
+            assert layer.bias is not None
+            weights[f"{name}.weight"] = layer.weight * scale.view(-1, *[1] * (layer.weight.ndim - 1))
+            weights[f"{name}.bias"] = layer.bias * scale + shift
+        return vit.cls_features(backbone, images, weights=weights)

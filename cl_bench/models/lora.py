@@ -1,0 +1,220 @@
+"""Low-rank updates of a ViT's attention projections: one bank and one model for every LoRA method."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from cl_bench.errors import UserError
+from cl_bench.models.growing import Growing
+from cl_bench.models.heads import FeatureModel, linear_head
+from cl_bench.models.vit import attention_inputs, cls_features
+
+Target = Literal["q", "k", "v", "proj"]
+Norm = Literal["product", "frobenius"]
+_QKV = ("q", "k", "v")
+
+
+class LoRABank(Growing):
+    """Low-rank directions B_k A_k for chosen projections of every block.
+
+    All blocks and projections of one direction are stacked: `A[k]` is [L, P, r, d], `B[k]` is [L, P, d, r] with L
+    blocks and P projections; ranks may differ. In x W^T convention an update acts as x -> (B A) x.
+
+    Args:
+        backbone: the ViT whose shape the bank follows.
+        targets: which projections are updated, in this order: q, k, v (rows of the fused qkv), proj (the output).
+        rank: of the largest direction that will be added.
+
+    Raises:
+        UserError: no such projections in this backbone, a target named twice, or a rank above their width.
+    """
+
+    def __init__(self, backbone: VisionTransformer, targets: Sequence[Target] = ("q", "v"), rank: int = 1) -> None:
+        super().__init__()
+        self.blocks = len(backbone.blocks)
+        self.dim = backbone.embed_dim
+        self.targets = tuple(targets)
+        for block in backbone.blocks:
+            attention = getattr(block, "attn", None)
+            shapes = {"qkv": (3 * self.dim, self.dim), "proj": (self.dim, self.dim)}
+            for target in self.targets:
+                layer = getattr(attention, "proj" if target == "proj" else "qkv", None)
+                if not isinstance(layer, nn.Linear) or layer.weight.shape != shapes.get(target, shapes["qkv"]):
+                    raise UserError(
+                        f"LoRA target '{target}' does not exist in this backbone ({type(block).__name__} has no "
+                        f"attn.{'proj' if target == 'proj' else 'qkv'} layer of width {self.dim}); "
+                        "take a ViT with timm's standard attention"
+                    )
+        if not self.targets or len(set(self.targets)) < len(self.targets):
+            raise UserError(f"LoRA targets {'+'.join(targets) or 'none'}: name each projection once, e.g. q+v")
+        if rank > self.dim:
+            raise UserError(f"LoRA rank {rank} is more than the backbone's width {self.dim}; choose at most {self.dim}")
+        self.A = nn.ParameterList()
+        self.B = nn.ParameterList()
+
+    @staticmethod
+    def numbers(backbone: VisionTransformer, targets: Sequence[Target], rank: int) -> int:
+        """How many numbers a direction has: 2 r d per block and projection."""
+        return len(backbone.blocks) * len(targets) * 2 * rank * int(backbone.embed_dim)
+
+    def __len__(self) -> int:
+        """Number of directions."""
+        return len(self.A)
+
+    def append(self, A: Tensor, B: Tensor) -> None:
+        """Add a direction: A [L, P, r, d], B [L, P, d, r]."""
+        self.A.append(nn.Parameter(A))
+        self.B.append(nn.Parameter(B))
+
+    def grow(self, rank: int, generator: torch.Generator, device: torch.device, zero: bool = True) -> None:
+        """Add a direction with A ~ U(-1/sqrt(d), 1/sqrt(d)) and B = 0 (LoRA's own start), or B drawn as A."""
+
+        def uniform(*shape: int) -> Tensor:
+            drawn = torch.rand(self.blocks, len(self.targets), *shape, generator=generator, device="cpu")
+            return ((drawn * 2 - 1) / math.sqrt(self.dim)).to(device)
+
+        down, up = uniform(rank, self.dim), uniform(self.dim, rank)
+        self.append(down, torch.zeros_like(up) if zero else up)
+
+    def drop(self) -> None:
+        """Remove the last direction."""
+        self.A, self.B = nn.ParameterList(list(self.A)[:-1]), nn.ParameterList(list(self.B)[:-1])
+
+    def direction(self, k: int) -> list[nn.Parameter]:
+        """Both factors of a direction."""
+        return [self.A[k], self.B[k]]
+
+    def norm(self, k: int, kind: Norm) -> Tensor:
+        """||B_k||_F ||A_k||_F (`product`) or ||B_k A_k||_F (`frobenius`) per block and projection: [L, P]."""
+        if kind == "product":
+            return self.A[k].flatten(2).norm(dim=2) * self.B[k].flatten(2).norm(dim=2)
+        return self.inner(k, k).clamp_min(0).sqrt()
+
+    def inner(self, k: int, other: int, dtype: torch.dtype | None = None) -> Tensor:
+        """<B_k A_k, B_j A_j>_F = tr(B_k^T B_j A_j A_k^T) per block and projection [L, P], from r x r products."""
+        up = self.B[k].to(dtype).transpose(2, 3) @ self.B[other].to(dtype)
+        down = self.A[k].to(dtype) @ self.A[other].to(dtype).transpose(2, 3)
+        return (up * down).sum(dim=(2, 3))
+
+    def gram(self, dtype: torch.dtype | None = None) -> Tensor:
+        """`inner` of all pairs of directions, [L, P, K, K], from one product of all ranks with all ranks."""
+        up, down = torch.cat(list(self.B), dim=3).to(dtype), torch.cat(list(self.A), dim=2).to(dtype)
+        pairs = (up.transpose(2, 3) @ up) * (down @ down.transpose(2, 3))
+        ranks = torch.tensor([len(factor[0, 0]) for factor in self.A], device=up.device)
+        owner = torch.repeat_interleave(torch.eye(len(ranks), dtype=pairs.dtype, device=up.device), ranks, dim=0)
+        return owner.T @ pairs @ owner
+
+    def update(self, coefficients: Tensor) -> Tensor:
+        """sum_k c_k B_k A_k as one pair of concatenated factors.
+
+        Args:
+            coefficients: [K, L, P].
+
+        Returns:
+            [L, P, d, d]; its cost hardly depends on the number of directions.
+        """
+        up = torch.cat([b * c[..., None, None] for b, c in zip(self.B, coefficients, strict=True)], dim=3)
+        return up @ torch.cat(list(self.A), dim=2)
+
+    def weights(self, backbone: VisionTransformer, update: Tensor) -> dict[str, Tensor]:
+        """The backbone's weights that an update [L, P, d, d] changes, changed, by parameter name."""
+        weights = {}
+        # Unbound once: an index per block would cost a full-size gradient buffer each.
+        for number, (block, changes) in enumerate(zip(backbone.blocks, update.unbind(), strict=True)):
+            of = dict(zip(self.targets, changes.unbind(), strict=True))
+            if "proj" in of:
+                weights[f"blocks.{number}.attn.proj.weight"] = block.attn.proj.weight + of.pop("proj")
+            if of:
+                rows = zip(_QKV, block.attn.qkv.weight.view(3, self.dim, self.dim), strict=True)
+                changed = [row + of[target] if target in of else row for target, row in rows]
+                weights[f"blocks.{number}.attn.qkv.weight"] = torch.cat(changed)
+        return weights
+
+
+class LoRAModel(FeatureModel):
+    """A frozen backbone with the sum of a bank's directions on its projections, and a linear head.
+
+    The effective weights are built in fp32 outside the network and passed in, so that the network's graph is the same
+    for any number of directions. Subclasses weight the directions by overriding `coefficients`.
+    """
+
+    head: nn.Linear
+
+    def __init__(self, backbone: VisionTransformer, num_classes: int, targets: Sequence[Target], rank: int) -> None:
+        super().__init__(backbone.requires_grad_(False), linear_head(backbone.num_features, num_classes))
+        self.bank = LoRABank(backbone, targets, rank)
+
+    def grow(self, rank: int, generator: torch.Generator) -> None:
+        """Add a direction at LoRA's own start, where it changes nothing."""
+        self.bank.grow(rank, generator, self.device)
+
+    def coefficients(self) -> Tensor:
+        """Factor of each direction, [K, L, P]: 1."""
+        return torch.ones(len(self.bank), self.bank.blocks, len(self.bank.targets), device=self.device)
+
+    def update(self) -> Tensor:
+        """The change of the weights, [L, P, d, d]."""
+        return self.bank.update(self.coefficients())
+
+    def weights(self, update: Tensor | None = None) -> dict[str, Tensor]:
+        """The backbone's weights that the directions change, by name.
+
+        Args:
+            update: another change of them, [L, P, d, d]; None: the model's own.
+        """
+        if not len(self.bank):
+            return {}
+        return self.bank.weights(self.backbone, self.update() if update is None else update)
+
+    def features(self, images: Tensor) -> Tensor:
+        """CLS features [B, d] with the update applied."""
+        return cls_features(self.backbone, images, weights=self.weights())
+
+    @torch.no_grad()
+    def merged(self, update: Tensor | None = None) -> nn.Module:
+        """What predicts the same at a plain ViT's cost: the update is added to the weights once, as they are now.
+
+        Args:
+            update: another change of the weights, [L, P, d, d]; None: the model's own.
+        """
+        return _Merged(self.backbone, self.weights(update), self.predicting_head).eval()
+
+
+class _Merged(nn.Module):
+    """A ViT with some other weights, and a head."""
+
+    def __init__(self, backbone: VisionTransformer, weights: dict[str, Tensor], head: nn.Module) -> None:
+        super().__init__()
+        self.backbone, self.weights, self.head = backbone, weights, head
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(cls_features(self.backbone, images, weights=self.weights))
+
+
+@torch.no_grad()
+def attention_covariances(model: LoRAModel, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, int]:
+    """Uncentred second moments of the inputs of every block's attention, over all tokens of all images.
+
+    Args:
+        batches: (images, labels); labels are ignored.
+
+    Returns:
+        E[x x^T] with x the output of the block's first norm, float64 [L, d, d]; and the number of tokens.
+    """
+    dim = model.bank.dim
+    sums = torch.zeros(model.bank.blocks, dim, dim, dtype=torch.float64, device=model.device)
+    tokens = 0
+    weights = model.weights()
+    for images, _ in batches:
+        seen = attention_inputs(model.backbone, images, weights=weights)
+        for number, x in enumerate(seen):
+            flat = x.flatten(0, 1)
+            sums[number] += (flat.T @ flat).double()
+        tokens += seen[0].shape[0] * seen[0].shape[1]
+    return sums / tokens, tokens

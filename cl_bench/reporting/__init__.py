@@ -1,0 +1,1 @@
+"""From stored counts to tables, figures and a page, without torch."""

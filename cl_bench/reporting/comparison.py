@@ -1,0 +1,326 @@
+"""Rows against each other on the seeds and class orders that they share: tables, ranks, and inside each seed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from cl_bench import metrics, stats
+from cl_bench.reporting.charts import Chart, Ranks
+from cl_bench.reporting.runs import Run, Section
+from cl_bench.reporting.text_tables import DASH, Column, Sheet
+from cl_bench.stats import Equivalence, Paired
+from cl_bench.store import Arrays, DamagedRecord, Store
+
+Block = tuple[int, str]
+"""A seed and a class order."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A row compared with another, in percent or percentage points.
+
+    Attributes:
+        row, other: differences are row minus other.
+        holm: the p-value corrected for all comparisons made together; None without a test.
+        equivalence: None unless a margin was asked for.
+        blocks: what they share.
+    """
+
+    row: str
+    other: str
+    result: Paired
+    holm: float | None
+    equivalence: Equivalence | None
+    blocks: tuple[Block, ...]
+
+
+def values(section: Section, metric: str) -> pd.DataFrame:
+    """A metric of every run, in percent: blocks x rows, NaN where a row has no run or the metric is not defined."""
+    found = {
+        label: {
+            (run.record.experiment.seed, run.record.experiment.class_order): 100
+            * metrics.value(metric, run.record.correct, run.record.total)
+            for run in runs
+        }
+        for label, runs in section.rows.items()
+    }
+    return pd.DataFrame(found).sort_index()
+
+
+def against(
+    section: Section, baseline: str, rows: Sequence[str] = (), metric: str = "acc", margin: float | None = None
+) -> list[Pair]:
+    """Each of the rows (all others if none are named) against the baseline, with Holm's correction over them."""
+    table = values(section, metric)
+    chosen = [row for row in _others(section, baseline, rows) if row in table]
+    return _compared(table, [(row, baseline) for row in chosen], metric, margin)
+
+
+def _others(section: Section, baseline: str, rows: Sequence[str]) -> list[str]:
+    """What is to be compared with the baseline, each once: a second time would count as a test in the correction."""
+    return [row for row in dict.fromkeys(rows or section.rows) if row != baseline]
+
+
+def pairwise(section: Section, metric: str = "acc") -> list[Pair]:
+    """All pairs of rows, with Holm's correction over all of them."""
+    table = values(section, metric)
+    return _compared(table, list(combinations(table.columns, 2)), metric, None)
+
+
+def _compared(table: pd.DataFrame, pairs: Sequence[tuple[str, str]], metric: str, margin: float | None) -> list[Pair]:
+    """The pairs that share a block."""
+    higher = metrics.METRICS[metric].higher
+    columns = {row: table[row].to_numpy(dtype=np.float64) for row in table}
+    blocks = list(table.index)
+    made = []
+    for row, other in pairs:
+        both = np.isfinite(columns[row]) & np.isfinite(columns[other])
+        if both.any():
+            a, b = columns[row][both], columns[other][both]
+            same = stats.equivalence(a, b, margin) if margin is not None else None
+            shared = tuple(block for block, there in zip(blocks, both, strict=True) if there)
+            made.append((row, other, stats.paired(a, b, higher), same, shared))
+    tested = [result.p for _, _, result, _, _ in made if result.p is not None]
+    corrected = iter(stats.holm(tested))
+    return [
+        Pair(row, other, result, None if result.p is None else next(corrected), same, blocks)
+        for row, other, result, same, blocks in made
+    ]
+
+
+def sheet(
+    section: Section,
+    baseline: str,
+    rows: Sequence[str] = (),
+    metric: str = "acc",
+    margin: float | None = None,
+    folders: Sequence[Path] = (),
+) -> Sheet | None:
+    """The comparison with a baseline as a table; None if no row shares a block with it.
+
+    Args:
+        margin: also test equivalence within so many points.
+        folders: the stores with the predictions, to compare inside each seed as well; none: not.
+    """
+    pairs = sorted(against(section, baseline, rows, metric, margin), key=lambda pair: -pair.result.difference.mean)
+    if not pairs:
+        return None
+    kind = metrics.METRICS[metric]
+    columns = [Column("row", numeric=False), Column("runs"), Column("difference"), Column("p"), Column("p (Holm)")]
+    columns += [Column("effect"), Column("win/tie/loss")]
+    columns += [Column(f"within {margin:g}"), Column("p (TOST)")] if margin is not None else []
+    columns += [Column("final accuracy on the same images, by seed", numeric=False)] if folders else []
+    names = _names(pairs)
+    lines, data, unseen = [], [], 0
+    for pair in pairs:
+        result = pair.result
+        inside = _inside(section, pair, names, folders) if folders else []
+        unseen += len(pair.blocks) - len(inside)
+        cells = [
+            pair.row,
+            str(len(pair.blocks)),
+            signed(result.difference.mean)
+            + ("" if result.difference.half_width is None else f" ± {result.difference.half_width:.2f}"),
+            probability(result.p),
+            probability(pair.holm),
+            DASH if result.effect is None else signed(result.effect),
+            f"{result.wins}/{result.ties}/{result.losses}",
+        ]
+        if margin is not None:
+            same = pair.equivalence
+            cells += [DASH if same is None else "yes" if same.equivalent else "not shown"]
+            cells += [probability(same.p if same else None)]
+        if folders:
+            cells.append("; ".join(text for _, text in inside) or DASH)
+        lines.append(tuple(cells))
+        data.append(_numbers(pair, metric, inside))
+    limits = section.protocol.limits_text()
+    return Sheet(
+        f"{section.slug}-{metric}-against-{baseline}",
+        f"{section.protocol.benchmark}, {section.protocol.shape}: {kind.title.removesuffix(', %')} minus that of "
+        f"{baseline}, in percentage points (protocol {section.protocol.digest})."
+        + (f" A cut-down trial: {limits}." if limits else ""),
+        tuple(columns),
+        tuple(lines),
+        (
+            *_notes(pairs, metric, margin),
+            *(_about_samples(unseen, sum(len(pair.blocks) for pair in pairs)) if folders else ()),
+            *_left_out(section, baseline, rows, pairs),
+        ),
+        data=pd.DataFrame(data),
+    )
+
+
+def _numbers(pair: Pair, metric: str, inside: Sequence[tuple[dict[str, float], str]]) -> dict[str, object]:
+    result, same = pair.result, pair.equivalence
+    numbers: dict[str, object] = {
+        "row": pair.row,
+        "baseline": pair.other,
+        "metric": metric,
+        "n": len(pair.blocks),
+        "difference": result.difference.mean,
+        "low": result.difference.low,
+        "high": result.difference.high,
+        "t": result.t,
+        "p": result.p,
+        "p_holm": pair.holm,
+        "effect": result.effect,
+        "wins": result.wins,
+        "ties": result.ties,
+        "losses": result.losses,
+    }
+    if same is not None:
+        numbers |= {"margin": same.margin, "p_tost": same.p, "low_90": same.low, "high_90": same.high}
+    for seed in inside:
+        numbers |= seed[0]
+    return numbers
+
+
+def _notes(pairs: Sequence[Pair], metric: str, margin: float | None) -> list[str]:
+    counts = sorted({len(pair.blocks) for pair in pairs})
+    runs = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    better = "more" if metrics.METRICS[metric].higher else "less"
+    tests = sum(pair.holm is not None for pair in pairs)
+    notes = [
+        f"{metric}: {metrics.METRICS[metric].description}; {better} is better.",
+        f"Difference: mean over {runs} pairs of runs of the same seed and class order ± half-width of its 95 % "
+        "Student-t interval; p: paired t test, two-sided.",
+        f"p (Holm): corrected for the {tests} test{'' if tests == 1 else 's'} of this table; effect: Cohen's d of the "
+        "differences with Hedges' correction, from 3 pairs on.",
+    ]
+    single = [pair.row for pair in pairs if len(pair.blocks) == 1]
+    if single:
+        who = "" if len(single) == len(pairs) else f" ({', '.join(single)})"
+        notes.append(f"One pair: no interval and no test{who}.")
+    constant = [pair.row for pair in pairs if len(pair.blocks) > 1 and pair.result.p is None]
+    if constant:
+        notes.append(f"The same difference in every pair, so no spread to test it against: {', '.join(constant)}.")
+    if any(1 < count <= 5 for count in counts):
+        notes.append(
+            "With 5 pairs or fewer no signed-rank test can reach p = 0.05 (0.0625 at best): there is none here."
+        )
+    if margin is not None:
+        points = f"{margin:g} point{'' if margin == 1 else 's'}"
+        notes.append(
+            f"within {margin:g}: two one-sided tests (TOST) of a difference below {points}, at the 5 % level, "
+            "each row for itself; 'not shown' does not mean different."
+        )
+    return notes
+
+
+def _about_samples(unseen: int, blocks: int) -> list[str]:
+    notes = [
+        "On the same images: difference in final accuracy on one seed, with the 95 % percentile interval of a "
+        "paired bootstrap over the test images of each task; it covers the choice of images, not that of seeds."
+    ]
+    if unseen:
+        notes.append(f"Without stored predictions of the same images: {unseen} of {blocks} pairs of runs.")
+    return notes
+
+
+def _left_out(section: Section, baseline: str, rows: Sequence[str], pairs: Sequence[Pair]) -> list[str]:
+    """A note on the rows that were asked for but share no run with the baseline for which the metric is defined."""
+    compared = {pair.row for pair in pairs}
+    missing = [row for row in _others(section, baseline, rows) if row not in compared]
+    if not missing:
+        return []
+    return [f"No run of the same seed and class order with this metric, so not compared: {', '.join(missing)}."]
+
+
+def _inside(
+    section: Section, pair: Pair, names: Mapping[Block, str], folders: Sequence[Path]
+) -> list[tuple[dict[str, float], str]]:
+    """The comparison on the same test images of each shared block, after the last task: numbers, and a text."""
+    found = []
+    runs = {label: {_block(run): run for run in section.rows[label]} for label in (pair.row, pair.other)}
+    for block in pair.blocks:
+        one, other = (_arrays(runs[label][block], folders) for label in (pair.row, pair.other))
+        if (
+            one is None
+            or other is None
+            or not all(np.array_equal(one[part], other[part]) for part in ("label", "task"))
+        ):
+            continue
+        hits, others = (arrays["predicted"][-1] == arrays["label"] for arrays in (one, other))
+        result = stats.bootstrap_difference(hits, others, one["task"], seed=block[0])
+        numbers = {
+            f"seed_{names[block].replace(' ', '_')}_{part}": 100 * float(getattr(result, part))
+            for part in ("difference", "low", "high", "disagreement")
+        }
+        text = f"{signed(100 * result.difference)} [{100 * result.low:.2f}, {100 * result.high:.2f}]"
+        found.append((numbers, f"{names[block]}: {text.replace('-', '−')}"))
+    return found
+
+
+def _names(pairs: Sequence[Pair]) -> dict[Block, str]:
+    """Blocks by their seed, and by their class order too where a table has several with the same seed."""
+    blocks = sorted({block for pair in pairs for block in pair.blocks})
+    uses = Counter(seed for seed, _ in blocks)
+    return {(seed, order): f"{seed}" if uses[seed] == 1 else f"{seed} {order}" for seed, order in blocks}
+
+
+def _block(run: Run) -> Block:
+    return run.record.experiment.seed, run.record.experiment.class_order
+
+
+def _arrays(run: Run, folders: Sequence[Path]) -> Arrays | None:
+    """The stored predictions of a run; None if no folder has them."""
+    for folder in folders:
+        store = Store(folder)
+        if store.json_path(run.record.experiment).exists():
+            try:
+                return store.arrays(run.record)
+            except DamagedRecord:
+                continue
+    return None
+
+
+def ranks(sections: Sequence[Section], metric: str = "acc") -> Chart | None:
+    """Average ranks over all blocks of all whole protocols; None unless three rows are complete on ten blocks.
+
+    Rows that do not learn in turn (joint training) are left out.
+    """
+    tables = {}
+    for section in sections:
+        turn = [label for label, runs in section.rows.items() if runs[0].sequential]
+        if turn and not section.protocol.limits_text():
+            tables[section.protocol.digest] = values(section, metric)[turn]
+    table = pd.concat(tables) if tables else pd.DataFrame()
+    best: pd.DataFrame | None = None
+    # Rows with few runs must not cost the others their blocks: take the largest complete part, row by row.
+    for row in table.notna().sum().sort_values(ascending=False, kind="stable").index:
+        wider = table[[*(best.columns if best is not None else []), row]].dropna()
+        if len(wider) >= stats.FEWEST_BLOCKS:
+            best = wider
+    if best is None or best.shape[1] < 3:
+        return None
+    ranking = stats.average_ranks(best, metrics.METRICS[metric].higher)
+    used = len({digest for digest, *_ in best.index})
+    note = (
+        f"average rank by {metric} over {ranking.blocks} blocks (stream x seed) of {used} protocol"
+        f"{'s' if used > 1 else ''}; bars: not told apart by Nemenyi's test at 5 %; Friedman p: "
+        f"{probability(ranking.p)}"
+    )
+    panel = Ranks("", tuple(ranking.ranks.items()), ranking.groups, note)
+    caption = (
+        f"Average ranks (1 is best) of {len(ranking.ranks)} rows over {ranking.blocks} blocks, each a stream with one "
+        "seed and class order; rows that a bar joins cannot be told apart (Nemenyi's test at 5 %; Demsar, JMLR 2006)."
+    )
+    return Chart("ranks", "Critical differences", caption, (panel,))
+
+
+def signed(number: float) -> str:
+    """With its sign, a true minus."""
+    return f"{number:+.2f}".replace("-", "−")
+
+
+def probability(p: float | None) -> str:
+    """A p-value as papers print it."""
+    return DASH if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"

@@ -1,0 +1,297 @@
+"""The page of a report: one HTML file that holds everything it shows and asks the network for nothing.
+
+The tables are in the HTML, so that they can be read without a script; data for sorting, details and plots is one block
+of JSON, from which the script (`templates/page.js`) builds the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from cl_bench import __version__, metrics
+from cl_bench.experiment import Value
+from cl_bench.reporting import charts as chart_data
+from cl_bench.reporting import comparison, result_table, text_tables
+from cl_bench.reporting.charts import Chart
+from cl_bench.reporting.render import interactive
+from cl_bench.reporting.result_table import HEADER, Row, Table, cells
+from cl_bench.reporting.runs import EXTRA, Protocol, Run, Section, tidy
+from cl_bench.reporting.text_tables import Sheet
+from cl_bench.stats import summarise
+
+_MOST_PAIRS = 45
+"""Rows of a protocol up to which the page holds all pairs of them."""
+
+
+def render(
+    sections: Sequence[Section],
+    built: Sequence[Table],
+    charts: Mapping[str, Mapping[str, Chart]],
+    papers: Sequence[Sheet],
+    figures: Sequence[Chart],
+    damaged: Sequence[str],
+    command: str,
+    places: Mapping[str, str],
+    runs: Sequence[Run],
+) -> str:
+    """The page as HTML.
+
+    Args:
+        sections, built: per protocol, in the same order; those of trials (cut-down streams) come last on the page.
+        charts: by slug of the protocol and name.
+        papers, figures: tables of papers with our numbers beside them; their figures, and those over all protocols.
+        damaged: one sentence per result file that was skipped.
+        command: the command line that makes this report.
+        places: folder of each origin, for the command that repeats a run.
+        runs: all there are, also such as only serve as references (see `frame.references`).
+    """
+    environment = Environment(
+        loader=PackageLoader("cl_bench.reporting"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["breakable"] = _breakable
+    environment.globals |= {"cells": cells, "settings": settings, "sheet_html": _sheet}
+    order = sorted(
+        range(len(sections)), key=lambda i: (bool(sections[i].protocol.limits_text()), -len(sections[i].rows), i)
+    )
+    sections, built = [sections[i] for i in order], [built[i] for i in order]
+    numbers = tidy(runs).set_index("key")
+    data: dict[str, Any] = {
+        "metrics": {
+            name: {"title": title, "description": description, "higher": higher}
+            for name, (title, description, higher) in _METRICS.items()
+        },
+        "protocols": [_protocol(section, table, numbers) for section, table in zip(sections, built, strict=True)],
+        **_runs(sections, places),
+        "charts": {
+            f"{section.slug}/{name}": interactive.figure(chart, _ceilings(section))
+            for section in sections
+            for name, chart in charts[section.slug].items()
+        }
+        | {f"paper/{chart.name}": interactive.figure(chart) for chart in figures},
+        "files": {
+            f"tables/{sheet.name}.{form}": text_tables.write(sheet, form)
+            for sheet in (*map(result_table.sheet, built), *papers)
+            for form in ("csv", "md", "tex")
+        }
+        | {
+            f"figures/{section.slug}-{name}.csv": chart_data.to_csv(chart)
+            for section in sections
+            for name, chart in charts[section.slug].items()
+        }
+        | {f"figures/{chart.name}.csv": chart_data.to_csv(chart) for chart in figures},
+    }
+    return environment.get_template("index.html.j2").render(
+        protocols=[
+            {"table": table, "protocol": table.protocol, "charts": charts[section.slug], "details": _details(section)}
+            for section, table in zip(sections, built, strict=True)
+        ],
+        papers=papers,
+        overall=figures,
+        damaged=damaged,
+        command=command,
+        version=__version__,
+        header=HEADER,
+        runs=len(runs),
+        rows=sum(len(section.rows) for section in sections),
+        metrics=_METRICS,
+        most_pairs=_MOST_PAIRS,
+        data=_json(data),
+        plotly=Markup(_plotly()),
+        style=Markup(_source("page.css")),
+        script=Markup(_source("page.js")),
+    )
+
+
+def _sheet(sheet: Sheet) -> Markup:
+    return Markup(text_tables.html(sheet))
+
+
+def _source(name: str) -> str:
+    from importlib.resources import files
+
+    return (files("cl_bench.reporting") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _plotly() -> str:
+    """plotly.js, as it comes with the package of that name."""
+    from plotly.offline import get_plotlyjs
+
+    # Nothing in it may end the element that it stands in.
+    return get_plotlyjs().replace("</script", "<\\/script")
+
+
+def _json(data: object) -> Markup:
+    """JSON that can stand in a script element: no text of a result file can end it."""
+    text = json.dumps(data, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    # Halves of characters, as damaged names of files may have, are no UTF-8.
+    return Markup(text.encode("utf-8", "backslashreplace").decode())
+
+
+def _ceilings(section: Section) -> tuple[str, ...]:
+    return tuple(label for label, runs in section.rows.items() if not runs[0].sequential)
+
+
+_METRICS = {name: (m.title, m.description, m.higher) for name, m in metrics.METRICS.items()} | dict(EXTRA)
+
+
+def _protocol(section: Section, table: Table, numbers: pd.DataFrame) -> dict[str, Any]:
+    """What the script must know of a protocol."""
+    protocol = section.protocol
+    return {
+        "slug": section.slug,
+        "benchmark": protocol.benchmark,
+        "backbone": protocol.backbone,
+        "digest": protocol.digest,
+        "rows": [_row(row, section.rows[row.label], numbers) for row in table.rows],
+        "pairs": _pairs(section, [row.label for row in table.rows]),
+    }
+
+
+def _row(row: Row, runs: Sequence[Run], numbers: pd.DataFrame) -> dict[str, Any]:
+    mine = numbers.loc[[run.record.key for run in runs], list(_METRICS)].to_numpy(dtype=np.float64)
+    found: dict[str, list[float | int | None]] = {}
+    for name, column in zip(_METRICS, mine.T, strict=True):
+        values = column[np.isfinite(column)]
+        if len(values):
+            summary = summarise(100 * values)
+            found[name] = [_short(summary.mean), _short(summary.half_width), summary.n]
+    return {
+        "label": row.label,
+        "name": row.name,
+        "method": row.method,
+        "settings": settings(row),
+        "origins": list(row.origins),
+        "about": f"method {row.method}, revision {row.revision}; recipe {', '.join(row.recipes)}; {row.varied}",
+        "ceiling": not row.sequential,
+        "metrics": found,
+        "cells": list(cells(row)[4:]),
+        "sort": [len(set(row.seeds)), _short(row.minutes.mean), row.trainable, _short(row.tuning_minutes)],
+        "runs": [run.record.key for run in runs],
+    }
+
+
+def _pairs(section: Section, labels: Sequence[str]) -> list[list[float | int | str | None]] | None:
+    """Every pair of rows by place: a, b, difference in final accuracy, half-width, p, p (Holm), wins, ties, losses.
+
+    None: more rows than `_MOST_PAIRS`, which the page says instead.
+    """
+    if len(labels) > _MOST_PAIRS:
+        return None
+    place = {label: number for number, label in enumerate(labels)}
+    return [
+        [place[pair.row], place[pair.other], _short(pair.result.difference.mean),
+         _short(pair.result.difference.half_width), _short(pair.result.p), _short(pair.holm), pair.result.wins,
+         pair.result.ties, pair.result.losses]
+        for pair in comparison.pairwise(section)
+    ]  # fmt: skip
+
+
+def _runs(sections: Sequence[Section], places: Mapping[str, str]) -> dict[str, Any]:
+    """All runs by key; what many of them share (experiment, hyper-parameters, environment) stands once."""
+    shared: dict[str, int] = {}
+    texts: list[dict[str, str]] = []
+
+    def number(fields: Mapping[str, Value]) -> int:
+        shown = {name: text(value) for name, value in sorted(fields.items())}
+        key = json.dumps(shown)
+        if key not in shared:
+            shared[key] = len(texts)
+            texts.append(shown)
+        return shared[key]
+
+    runs = {}
+    for section in sections:
+        for run in section.runs:
+            record, experiment = run.record, run.record.experiment
+            runs[record.key] = {
+                "label": run.label,
+                "seed": experiment.seed,
+                "order": experiment.class_order if len(experiment.class_order) < 60 else "a list of its own",
+                "acc": _short(100 * metrics.acc(record.correct, record.total)),
+                "minutes": _short(record.seconds / 60),
+                "finished": f"{record.finished:%Y-%m-%d %H:%M} UTC" if record.finished else "",
+                "correct": record.correct,
+                "total": record.total,
+                "settings": number(experiment.hyperparameters),
+                "experiment": number(_experiment(run)),
+                "environment": number(record.environment),
+                "command": f"cl-bench repeat {record.key} --results {_quoted(places.get(run.origin, run.origin))}",
+            }
+    return {"runs": runs, "shared": texts}
+
+
+def _quoted(path: str) -> str:
+    """A path as a shell takes it."""
+    return path if re.fullmatch(r"[\w./~+-]+", path) else "'" + path.replace("'", "'\\''") + "'"
+
+
+def _experiment(run: Run) -> dict[str, Value]:
+    """What a run was, without its seed, class order and hyper-parameters."""
+    experiment = run.record.experiment
+    return {
+        "method": experiment.method,
+        "revision": experiment.revision,
+        "recipe": run.record.recipe,
+        "storage of images": experiment.storage,
+        "probe": experiment.probe,
+        **_conditions(run.protocol),
+    }
+
+
+def _conditions(protocol: Protocol) -> dict[str, str]:
+    """The protocol in full."""
+    return {
+        "benchmark": f"{protocol.benchmark}, {protocol.scenario}, {protocol.shape}",
+        "split": protocol.split,
+        "backbone": protocol.backbone,
+        "weights": protocol.weights,
+        "precision": protocol.precision,
+        "limits": protocol.limits_text() or "none",
+        **{name: text(value) for name, value in protocol.transforms.model_dump(mode="json").items()},
+    }
+
+
+def _details(section: Section) -> dict[str, str]:
+    """The protocol in full, and the versions and hardware of its runs; where they differ, all values."""
+    found: dict[str, set[str]] = {}
+    for run in section.runs:
+        for name, value in run.record.environment.items():
+            found.setdefault(name, set()).add(text(value))
+    values = {name: ", ".join(sorted(values)) for name, values in sorted(found.items())}
+    return _conditions(section.protocol) | values
+
+
+def _breakable(label: str) -> Markup:
+    """A label that a narrow page may break between its options."""
+    return Markup(re.sub(r"([\[,])", r"\1<wbr>", str(escape(label))))
+
+
+def settings(row: Row) -> str:
+    """Hyper-parameters in one line: `epochs=5, rank=4`."""
+    return ", ".join(f"{name}={text(value)}" for name, value in sorted(row.hyperparameters.items()))
+
+
+def text(value: Value) -> str:
+    """A value as the command line spells it."""
+    if isinstance(value, list | tuple):
+        return f"({', '.join(map(text, value))})"
+    return str(value).lower() if isinstance(value, bool) or value is None else str(value)
+
+
+def _short(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(f"{value:.6g}")

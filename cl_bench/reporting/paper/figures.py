@@ -1,0 +1,302 @@
+"""The figures of a paper from stored runs, as `Chart`s: a layout file says which panels, the traces of runs fill them.
+
+Kinds of panels:
+
+- `accuracy`: accuracy over the classes seen so far against tasks learned, a line per row;
+- `distances`: ||W_i* - W_j*|| / ||W_i* - W_0|| between the optima of tasks (SD-LoRA gives no formula; this one is ours:
+  0 on the diagonal, sqrt(2) for changes of equal size that have nothing in common);
+- `magnitudes`: learned magnitude of each direction, a line per training stage; `published-magnitudes`: those of the
+  released logs;
+- `residuals`, `relative-residuals`: of the direction that is being learned, after least squares on those before it,
+  against iteration: as a norm, and relative to the direction;
+- `interpolation`: accuracy on two tasks on the straight path between the weights after the one and after the other.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.resources import files
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import BaseModel, ConfigDict
+
+from cl_bench import metrics
+from cl_bench.errors import unknown_name
+from cl_bench.reporting.charts import Chart, Heat, Line, Lines, Panel
+from cl_bench.reporting.runs import Protocol, Run, one_backbone
+from cl_bench.stats import Summary, summarise, summarise_curves
+
+PAPERS = files("cl_bench") / "assets" / "papers"
+Kind = Literal[
+    "accuracy", "distances", "magnitudes", "published-magnitudes", "residuals", "relative-residuals", "interpolation"
+]
+
+
+class PanelLayout(BaseModel):
+    """What a panel shows: `rows` of one stream, of which the first `limit_tasks` tasks if that is given."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Kind
+    benchmark: str
+    tasks: int
+    rows: tuple[str, ...] = ()
+    limit_tasks: int | None = None
+    backbone: str | None = None
+
+
+class FigureLayout(BaseModel):
+    """A figure: its panels, on `backbone` unless they say otherwise."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    title: str
+    panels: tuple[PanelLayout, ...]
+    backbone: str = "vit_base_patch16_224.augreg2_in21k_ft_in1k"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure as far as there are runs.
+
+    Attributes:
+        chart: None if there is nothing for any panel.
+        filled: how many panels are from runs of ours.
+        notes: what a reader must know: panels left out, runs of other protocols.
+        command: makes the runs that are missing; empty if none is.
+    """
+
+    chart: Chart | None
+    filled: int
+    notes: tuple[str, ...]
+    command: str
+
+
+@cache
+def layouts() -> dict[str, FigureLayout]:
+    """All figures by name."""
+    found: dict[str, FigureLayout] = {}
+    for file in sorted(PAPERS.iterdir(), key=lambda file: file.name):
+        if file.name.endswith("-figures.toml"):
+            for name, fields in tomllib.loads(file.read_text(encoding="utf-8")).items():
+                found[name] = FigureLayout.model_validate(fields)
+    return found
+
+
+def build(name: str, runs: Sequence[Run], benchmark: str | None = None, backbone: str | None = None) -> Figure:
+    """A paper's figure from stored runs.
+
+    Args:
+        benchmark, backbone: take these in every panel instead of the paper's; panels that become the same are one, and
+            published values are left out. Of another benchmark without a backbone the one of most runs is taken.
+
+    Raises:
+        UserError: there is no figure of this name.
+    """
+    if name not in layouts():
+        raise unknown_name("figure", name, layouts())
+    layout = layouts()[name]
+    panels: list[Panel] = []
+    vit, others = one_backbone(runs, benchmark, backbone)
+    notes = list(others)
+    missing = False
+    filled = 0
+    counts: set[int] = set()
+    for panel in _panels(layout, benchmark, vit):
+        chosen, note = _choose(panel, runs)
+        notes += note
+        drawn = _BUILDERS[panel.kind](panel, chosen)
+        lacking = [row for row in panel.rows if not any(_has(panel.kind, run) for run in chosen.get(row, []))]
+        if lacking:
+            missing = True
+            notes.append(f"No runs of {', '.join(lacking)} on {_stream(panel)}.")
+        if drawn is not None:
+            letter = chr(ord("a") + len(panels))
+            panels.append(replace(drawn, title=f"{letter}  {drawn.title}"))
+            counts |= {len(found) for found in chosen.values() if found}
+            filled += bool(chosen)
+    command = f"cl-bench run --suite {name}" if missing else ""
+    for option, value in (("--benchmark", benchmark), ("--backbone", vit)):
+        command += f" {option} {value}" if value and command else ""
+    slug = "-".join(part for part in (name, benchmark, backbone) if part).replace(":", "_").replace("/", "_")
+    chart = Chart(slug, layout.title, _caption(panels, counts, layout), tuple(panels)) if panels else None
+    return Figure(chart, filled, tuple(dict.fromkeys(notes)), command)
+
+
+def _panels(layout: FigureLayout, benchmark: str | None, backbone: str | None) -> list[PanelLayout]:
+    """The panels with the backbone of each, and the user's choices."""
+    changed = []
+    for panel in layout.panels:
+        if panel.kind.startswith("published") and (benchmark or backbone):
+            continue
+        # On another benchmark the paper's backbone does not hold, as for suites.
+        own = None if benchmark else panel.backbone or layout.backbone
+        update = {"backbone": backbone or own, "benchmark": benchmark or panel.benchmark}
+        changed.append(panel.model_copy(update=update))
+    return list(dict.fromkeys(changed))
+
+
+def _choose(panel: PanelLayout, runs: Iterable[Run]) -> tuple[dict[str, list[Run]], list[str]]:
+    """The runs of a panel by row, all of one protocol: that of the most runs; and a note on others."""
+    fitting: defaultdict[Protocol, list[Run]] = defaultdict(list)
+    for run in runs:
+        protocol = run.protocol
+        limits = protocol.limits.model_dump(exclude_none=True)
+        if (
+            protocol.benchmark == panel.benchmark
+            and protocol.num_tasks == panel.tasks
+            and panel.backbone in (None, protocol.backbone)
+            and limits == ({"tasks": panel.limit_tasks} if panel.limit_tasks else {})
+            and run.record.label in panel.rows
+            and _has(panel.kind, run)
+        ):
+            fitting[protocol].append(run)
+    if not fitting:
+        return {}, []
+    main = max(fitting, key=lambda protocol: (len(fitting[protocol]), protocol.digest))
+    by_row: defaultdict[str, list[Run]] = defaultdict(list)
+    for run in fitting[main]:
+        by_row[run.record.label].append(run)
+    others = sum(len(found) for protocol, found in fitting.items() if protocol != main)
+    note = f"{others} runs on {_stream(panel)} have another protocol than {main.digest} and are left out."
+    return dict(by_row), [note] if others else []
+
+
+def _has(kind: Kind, run: Run) -> bool:
+    """Whether a run can fill a panel of this kind."""
+    trace = _TRACES.get(kind)
+    return run.sequential if trace is None else trace in run.record.traces
+
+
+def _stream(panel: PanelLayout) -> str:
+    return f"{panel.benchmark} in {panel.tasks} tasks"
+
+
+def _caption(panels: Sequence[Panel], counts: set[int], layout: FigureLayout) -> str:
+    several = counts - {1}
+    bands = any(isinstance(panel, Lines) for panel in panels) and several
+    runs = f"{min(counts)}" if len(counts) == 1 else f"{min(counts)} to {max(counts)}" if counts else "no"
+    spread = "; bands and bars, where drawn, are 95 % Student-t intervals of the mean" if bands else ""
+    return f"{layout.title}. Means over {runs} run{'' if counts == {1} else 's'} per row{spread}."
+
+
+# --- panels ----------------------------------------------------------------------------------------------------
+
+
+def _accuracy(panel: PanelLayout, rows: Mapping[str, Sequence[Run]]) -> Panel | None:
+    lines = [
+        Line(row, tuple(range(1, panel.tasks + 1)), tuple(_curves(rows[row]))) for row in panel.rows if rows.get(row)
+    ]
+    if not lines:
+        return None
+    return Lines(_stream(panel), "tasks learned", "top-1 accuracy, %", tuple(lines))
+
+
+def _curves(runs: Sequence[Run]) -> list[Summary]:
+    return summarise_curves([100 * metrics.accuracy_curve(run.record.correct, run.record.total) for run in runs])
+
+
+def _distances(panel: PanelLayout, rows: Mapping[str, Sequence[Run]]) -> Panel | None:
+    tables = [_relative(run) for found in rows.values() for run in found]
+    if not tables:
+        return None
+    mean = np.mean(tables, axis=0)
+    names = tuple(str(task + 1) for task in range(len(mean)))
+    values = tuple(tuple(float(value) for value in row) for row in mean)
+    high = max(1.5, float(mean.max()))
+    return Heat(_stream(panel), "task j", "task i", names, names, values, "‖Wᵢ − Wⱼ‖ / ‖Wᵢ − W₀‖", 0.0, high, 2)
+
+
+def _relative(run: Run) -> Any:
+    trace = pd.DataFrame(run.record.traces["optima"])
+    distance = trace.pivot(index="stage", columns="task", values="distance").to_numpy()
+    lower = np.nan_to_num(distance)
+    norms = trace[trace["stage"] == trace["task"]].sort_values("task")["norm"].to_numpy()
+    return (lower + lower.T) / norms[:, None]
+
+
+def _magnitudes(panel: PanelLayout, rows: Mapping[str, Sequence[Run]]) -> Panel | None:
+    traces = [pd.DataFrame(run.record.traces["magnitudes"]) for found in rows.values() for run in found]
+    return _magnitude_lines(f"{', '.join(rows)}, {_stream(panel)}", traces) if traces else None
+
+
+def _published_magnitudes(panel: PanelLayout, rows: Mapping[str, Sequence[Run]]) -> Panel | None:
+    table = pd.read_csv((PAPERS / "sdlora-magnitudes.csv").open("r", encoding="utf-8"), comment="#")
+    found = table[(table["benchmark"] == panel.benchmark) & (table["tasks"] == panel.tasks)]
+    return _magnitude_lines(f"released log, {_stream(panel)}", [found]) if len(found) else None
+
+
+def _magnitude_lines(title: str, traces: Sequence[pd.DataFrame]) -> Panel:
+    """A line per stage from the second on: with one direction there is nothing to compare."""
+    values = pd.concat(traces)
+    stages = sorted(stage for stage in values["stage"].unique() if stage)
+    lines = []
+    for stage in stages:
+        by_direction = values[values["stage"] == stage].groupby("direction")["value"]
+        x, y = zip(*((int(k) + 1, summarise(found)) for k, found in by_direction), strict=True)
+        lines.append(Line(f"after task {stage + 1}", x, y, order=float((stage - 1) / max(1, len(stages) - 1))))
+    return Lines(title, "direction", "magnitude", tuple(lines))
+
+
+def _residuals(panel: PanelLayout, rows: Mapping[str, Sequence[Run]]) -> Panel | None:
+    return _residual_lines(panel, rows, "frobenius", "residual norm")
+
+
+def _relative_residuals(panel: PanelLayout, rows: Mapping[str, Sequence[Run]]) -> Panel | None:
+    return _residual_lines(panel, rows, "relative", "residual / norm of the direction")
+
+
+def _residual_lines(panel: PanelLayout, rows: Mapping[str, Sequence[Run]], column: str, unit: str) -> Panel | None:
+    """Mean over the tasks of a run at each iteration that all of them reach, then over runs."""
+    lines = []
+    for row, runs in rows.items():
+        stages = [stage for run in runs for _, stage in pd.DataFrame(run.record.traces["residuals"]).groupby("stage")]
+        grid = np.array(sorted({int(step) for step in stages[0]["step"]}))
+        grid = grid[grid <= min(int(stage["step"].max()) for stage in stages)]
+        curves = []
+        for run in runs:
+            by_stage = pd.DataFrame(run.record.traces["residuals"]).groupby("stage")
+            curves.append(np.mean([np.interp(grid, s["step"], s[column]) for _, s in by_stage], axis=0))
+        lines.append(Line(row, tuple(map(float, grid)), tuple(summarise_curves(curves))))
+    return Lines(f"{', '.join(rows)}, {_stream(panel)}", "iteration", unit, tuple(lines)) if lines else None
+
+
+def _interpolation(panel: PanelLayout, rows: Mapping[str, Sequence[Run]]) -> Panel | None:
+    traces = [
+        pd.DataFrame(run.record.traces["interpolation"]).query("stage == 1") for found in rows.values() for run in found
+    ]
+    if not traces:
+        return None
+    values = pd.concat([trace.assign(acc=100 * trace["correct"] / trace["total"]) for trace in traces])
+    lines = []
+    for task in (0, 1):
+        found = values[values["task"] == task]
+        x = sorted(set(found["x"]))
+        y = tuple(summarise(found["acc"][found["x"] == place]) for place in x)
+        lines.append(Line(f"task {task + 1}", tuple(x), y, order=float(task)))
+    row = ", ".join(rows)
+    return Lines(f"{row}, {_stream(panel)}", "from W₁ (0) to W₂ (1)", "top-1 accuracy, %", tuple(lines), whole=False)
+
+
+_BUILDERS: Mapping[Kind, Callable[[PanelLayout, Mapping[str, Sequence[Run]]], Panel | None]] = {
+    "accuracy": _accuracy,
+    "distances": _distances,
+    "magnitudes": _magnitudes,
+    "published-magnitudes": _published_magnitudes,
+    "residuals": _residuals,
+    "relative-residuals": _relative_residuals,
+    "interpolation": _interpolation,
+}
+_TRACES: Mapping[Kind, str] = {
+    "distances": "optima",
+    "magnitudes": "magnitudes",
+    "residuals": "residuals",
+    "relative-residuals": "residuals",
+    "interpolation": "interpolation",
+}

@@ -1,0 +1,502 @@
+"""The tables of a paper with our numbers beside the published ones.
+
+Ours are mean (standard error of the mean) over runs, as the paper's; z is their difference in units of the combined
+standard error, (ours - paper) / sqrt(se_ours^2 + se_paper^2). Runs that differ in protocol or hyper-parameters from the
+paper or from the other rows of a column are marked, and told in a note what differs; they are never averaged together.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+import tomllib
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from string import ascii_lowercase
+from typing import Any
+
+import pandas as pd
+from pydantic import BaseModel, ConfigDict
+
+from cl_bench import metrics
+from cl_bench.errors import unknown_name
+from cl_bench.experiment import Scenario, Value, parse_methods
+from cl_bench.reporting.paper.figures import PAPERS
+from cl_bench.reporting.runs import Protocol, Run, one_backbone
+from cl_bench.reporting.text_tables import Column, Sheet, by_row
+from cl_bench.running import suites
+from cl_bench.stats import Summary, summarise
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class _Table(_Strict):
+    number: int
+    title: str
+    streams: tuple[tuple[str, int], ...]
+    rows: tuple[str, ...]
+    metrics: tuple[str, ...] = ("acc", "aaa")
+
+
+class _Row(_Strict):
+    name: str
+    published: str | None = None
+
+
+class _Paper(_Strict):
+    numbers: str
+    backbone: str
+    scenario: Scenario
+    transforms: dict[str, Any]
+    epochs: dict[str, tuple[int, ...]]
+    test_images: dict[str, int]
+
+
+class _Layout(_Strict):
+    paper: _Paper
+    rows: dict[str, _Row]
+    tables: dict[str, _Table]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A column of ours: its head, its value of a run (NaN where undefined), and how it is printed.
+
+    Attributes:
+        spread: whether it varies from run to run, so that it has a standard error.
+    """
+
+    title: str
+    value: Callable[[Run], float]
+    decimals: int
+    spread: bool
+
+
+METRICS: Mapping[str, Metric] = {
+    "acc": Metric("acc, %", lambda run: 100 * metrics.value("acc", run.record.correct, run.record.total), 2, True),
+    "aaa": Metric("aaa, %", lambda run: 100 * metrics.value("aaa", run.record.correct, run.record.total), 2, True),
+    "gflops": Metric("GFLOPs", lambda run: run.record.flops_per_image / 1e9, 2, False),
+    "learnable_params_m": Metric("trained, M", lambda run: max(run.record.trainable) / 1e6, 3, False),
+    "stored_features_m": Metric("stored, M", lambda run: run.record.stored[-1] / 1e6, 3, False),
+}
+
+
+@dataclass(frozen=True)
+class PaperTable:
+    """A table of a paper.
+
+    Attributes:
+        filled, cells: how many pairs of a row and a stream have runs of ours, and how many there are.
+        commands: make the runs that are missing.
+    """
+
+    sheet: Sheet
+    filled: int
+    cells: int
+    commands: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """A column of the paper: a benchmark in so many tasks on a backbone (None: whichever the runs have)."""
+
+    benchmark: str
+    tasks: int
+    backbone: str | None
+
+    def __str__(self) -> str:
+        return f"{self.benchmark}, N = {self.tasks}"
+
+    def fits(self, protocol: Protocol) -> bool:
+        return (
+            protocol.benchmark == self.benchmark
+            and protocol.num_tasks == self.tasks
+            and self.backbone in (None, protocol.backbone)
+        )
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Runs of one row on one stream, of one protocol and configuration; `marks` say what is different about them."""
+
+    runs: tuple[Run, ...]
+    marks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Filled:
+    """A stream with its runs.
+
+    Attributes:
+        main: the protocol of most of the runs.
+        rows: by label, groups of the main protocol first, then the larger ones.
+        trials: how many runs were left out because they saw a part of the data only.
+    """
+
+    main: Protocol | None = None
+    rows: Mapping[str, Sequence[_Group]] = field(default_factory=dict)
+    trials: int = 0
+
+
+def names() -> dict[str, str]:
+    """All tables, with their titles."""
+    return {name: table.title for layout in _layouts() for name, table in layout.tables.items()}
+
+
+def benchmarks(name: str) -> set[str]:
+    """Benchmarks of a table's columns."""
+    return {stream for layout in _layouts() if name in layout.tables for stream, _ in layout.tables[name].streams}
+
+
+def build(name: str, runs: Sequence[Run], benchmark: str | None = None, backbone: str | None = None) -> PaperTable:
+    """A table of a paper from stored runs.
+
+    Args:
+        runs: also of other streams.
+        benchmark, backbone: in every column instead of the paper's, without published cells then; columns that become
+            the same are one. Of another benchmark without a backbone the one of most runs is taken.
+
+    Raises:
+        UserError: there is no table of this name.
+    """
+    layout = next((layout for layout in _layouts() if name in layout.tables), None)
+    if layout is None:
+        raise unknown_name("table", name, names())
+    table = layout.tables[name]
+    own = benchmark is None and backbone is None
+    vit, others = one_backbone(runs, benchmark, backbone or (None if benchmark else layout.paper.backbone))
+    streams = list(dict.fromkeys(_Stream(benchmark or stream, tasks, vit) for stream, tasks in table.streams))
+    published = _published(layout, table.number) if own else {}
+    filled = {stream: _fill(stream, table.rows, runs, layout.paper if own else None) for stream in streams}
+
+    letters: dict[str, str] = {}
+    lines: list[tuple[str, ...]] = []
+    data: list[dict[str, object]] = []
+    for label in table.rows:
+        # The first line has the main runs of each stream; others follow, a line per position.
+        for place in range(max([1, *(len(filled[stream].rows.get(label, ())) for stream in streams)])):
+            cells = [layout.rows[label].name]
+            for stream in streams:
+                found = filled[stream].rows.get(label, ())
+                group = found[place] if place < len(found) else None
+                marks = (
+                    f" [{','.join(_letter(mark, letters) for mark in group.marks)}]" if group and group.marks else ""
+                )
+                for metric in table.metrics:
+                    theirs = published.get((stream.benchmark, stream.tasks, label, metric)) if place == 0 else None
+                    ours = _summary(metric, group)
+                    cells += _cells(metric, ours, theirs, marks, own)
+                    data.append(_numbers(label, stream, metric, ours, theirs, group))
+            lines.append(tuple(cells))
+
+    missing = [(stream, label) for label in table.rows for stream in streams if label not in filled[stream].rows]
+    sheet = Sheet(
+        re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(part for part in (name, benchmark, backbone) if part)),
+        _caption(table, streams, own),
+        _columns(table, streams, own),
+        tuple(lines),
+        (*_notes(layout, table, filled, letters, own), *others),
+        data=pd.DataFrame(data).astype({"n": "Int64"}),
+    )
+    chosen = (("benchmark", benchmark), ("backbone", None if own else vit))
+    asked = {key: value for key, value in chosen if value is not None}
+    total = len(table.rows) * len(streams)
+    return PaperTable(sheet, total - len(missing), total, _commands(name, missing, total, asked))
+
+
+@cache
+def _layouts() -> tuple[_Layout, ...]:
+    found = sorted((file for file in PAPERS.iterdir() if file.name.endswith("-tables.toml")), key=lambda f: f.name)
+    return tuple(_Layout.model_validate(tomllib.loads(file.read_text(encoding="utf-8"))) for file in found)
+
+
+def _published(layout: _Layout, number: int) -> dict[tuple[str, int, str, str], tuple[float, float | None]]:
+    """Mean and standard error by benchmark, tasks, row and metric."""
+    table = pd.read_csv((PAPERS / layout.paper.numbers).open("r", encoding="utf-8"))
+    labels = {row.published or label: label for label, row in layout.rows.items()}
+    return {
+        (row["benchmark"], row["tasks"], labels[row["method"]], row["metric"]): (
+            row["mean"],
+            None if math.isnan(row["stderr"]) else row["stderr"],
+        )
+        for row in table[table["table"] == number].to_dict("records")
+    }
+
+
+# --- which runs --------------------------------------------------------------------------------------------------
+
+
+def _fill(stream: _Stream, labels: Sequence[str], runs: Sequence[Run], paper: _Paper | None) -> _Filled:
+    """The runs of these rows on a stream."""
+    fitting: defaultdict[str, defaultdict[tuple[Protocol, str], list[Run]]] = defaultdict(lambda: defaultdict(list))
+    sizes: defaultdict[Protocol, int] = defaultdict(int)
+    trials = 0
+    for run in sorted(runs, key=lambda run: (run.record.experiment.seed, run.record.experiment.class_order, run.label)):
+        if run.record.label not in labels or not stream.fits(run.protocol):
+            continue
+        if run.protocol.limits_text():
+            trials += 1
+            continue
+        fitting[run.record.label][run.protocol, run.label].append(run)
+        sizes[run.protocol] += 1
+    if not sizes:
+        return _Filled(trials=trials)
+    main = max(sizes, key=lambda protocol: (sizes[protocol], protocol.digest))
+    rows = {}
+    for label in (label for label in labels if label in fitting):
+        kinds = sorted(fitting[label].items(), key=lambda item: (item[0][0] != main, -len(item[1]), item[0][1]))
+        first = kinds[0][1][0]
+        rows[label] = [
+            _Group(tuple(found), (*_against_paper(found[0], paper), *_against_column(found[0], main, first)))
+            for _, found in kinds
+        ]
+    return _Filled(main, rows, trials)
+
+
+def _against_paper(run: Run, paper: _Paper | None) -> Iterator[str]:
+    """What differs from the paper, in words."""
+    if paper is None:
+        return
+    transforms = [
+        f"{name} {_value(getattr(run.protocol.transforms, name))} (paper: {_value(wanted)})"
+        for name, wanted in paper.transforms.items()
+        if not _equal(getattr(run.protocol.transforms, name), wanted)
+    ]
+    if transforms:
+        yield ", ".join(transforms)
+    if run.protocol.scenario != paper.scenario:
+        yield f"{run.protocol.scenario} (paper: {paper.scenario})"
+    if not isinstance(run.protocol.tasks, int):
+        yield f"{run.protocol.shape} (paper: all of the same size)"
+    images, known_images = sum(run.record.total), paper.test_images.get(run.protocol.benchmark)
+    if known_images is not None and images != known_images:
+        yield f"another split, of {images:,} test images (paper: {known_images:,})"
+    epochs = run.record.experiment.hyperparameters.get("epochs")
+    known_epochs = paper.epochs.get(run.protocol.benchmark, ())
+    if known_epochs and epochs is not None and epochs not in known_epochs:
+        yield f"{epochs} epochs (paper: {' or '.join(map(str, known_epochs))})"
+
+
+def _against_column(run: Run, main: Protocol, first: Run) -> Iterator[str]:
+    """What differs from the protocol of the column, and in configuration from the first line of the row, in words."""
+    protocols = _protocol_facts(run.protocol), _protocol_facts(main)
+    record, other = run.record.experiment, first.record.experiment
+    # What one of two revisions does not know counts as the other's default, as where rows are told apart.
+    defaults = other.defaults | record.defaults
+    configurations = tuple(
+        {"revision": one.revision, "image storage": one.storage, "probe": one.probe, **defaults, **one.hyperparameters}
+        for one in (record, other)
+    )
+    for ours, theirs in (protocols, configurations):
+        changes = [
+            f"{name} {_value(ours[name])} instead of {_value(theirs[name])}"
+            for name in sorted(ours.keys() & theirs.keys())
+            if ours[name] != theirs[name]
+        ]
+        if changes:
+            yield ", ".join(changes)
+
+
+def _protocol_facts(protocol: Protocol) -> dict[str, object]:
+    """All that makes a protocol, flat and in words; of limits there are none here."""
+    names = ("benchmark", "scenario", "backbone", "precision", "weights", "split")
+    facts: dict[str, object] = {name: getattr(protocol, name) for name in names}
+    return facts | {"tasks": protocol.shape} | protocol.transforms.model_dump()
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, tuple) and isinstance(other, list | tuple):
+        # One channel stands for all of them.
+        return all(math.isclose(a, b) for a, b in zip(one, other, strict=len(one) == len(other)))
+    return math.isclose(one, other)
+
+
+def _value(value: object) -> str:
+    if isinstance(value, tuple | list):
+        return f"({', '.join(map(_value, value))})"
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
+    # Of a hash the start says enough.
+    return f"{value:.4g}" if isinstance(value, float) else re.sub(r"^([0-9a-f]{8})[0-9a-f]{24,}$", r"\1", str(value))
+
+
+def _commands(
+    name: str, missing: Sequence[tuple[_Stream, str]], total: int, asked: Mapping[str, str]
+) -> tuple[str, ...]:
+    """Command lines that make the missing runs: the table's suite if all are, else what of it is missing."""
+    if len(missing) == total:
+        options = [part for key, value in asked.items() for part in (f"--{key}", value)]
+        return (shlex.join(["cl-bench", "run", "--suite", name, *options]),)
+    wanted: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
+    for grid in suites.find(name).runs:
+        for cell in grid.changed(dict(asked)).cells():
+            specs = cell.specs()
+            for stream, label in missing:
+                if (stream.benchmark, str(stream.tasks)) == (cell.benchmark[0], (cell.tasks or ("",))[0]):
+                    wanted[_options(cell)] += [label for spec in parse_methods(label) if spec in specs]
+    return tuple(
+        shlex.join(["cl-bench", "run", "--methods", ",".join(dict.fromkeys(labels)), *options])
+        for options, labels in wanted.items()
+        if labels
+    )
+
+
+def _options(cell: suites.Grid) -> tuple[str, ...]:
+    """A cell of a suite as options of `cl-bench run`, without its methods."""
+    fields: dict[str, Value | tuple[str, ...]] = cell.model_dump(exclude_defaults=True, exclude={"methods"})
+    pairs = (
+        (name, each) for name, value in fields.items() for each in (value if isinstance(value, tuple) else [value])
+    )
+    return tuple(part for name, value in pairs for part in (f"--{name.replace('_', '-')}", str(value)))
+
+
+# --- texts -------------------------------------------------------------------------------------------------------
+
+
+def _columns(table: _Table, streams: Sequence[_Stream], own: bool) -> tuple[Column, ...]:
+    columns = [Column("method", numeric=False)]
+    for stream in streams:
+        for metric in (METRICS[name] for name in table.metrics):
+            if own:
+                titles = ["ours", "paper", *(["z"] if metric.spread else [])]
+                columns += [Column(title, f"{stream}: {metric.title}") for title in titles]
+            else:
+                columns.append(Column(metric.title, str(stream)))
+    return tuple(columns)
+
+
+def _summary(metric: str, group: _Group | None) -> Summary | None:
+    """Over the runs for which the metric is defined."""
+    values = [METRICS[metric].value(run) for run in group.runs] if group else []
+    defined = [value for value in values if not math.isnan(value)]
+    return summarise(defined) if defined else None
+
+
+def _z(ours: Summary | None, theirs: tuple[float, float | None] | None) -> float | None:
+    """Difference in units of the combined standard error; None where either has none."""
+    if ours is None or theirs is None or ours.stderr is None or theirs[1] is None:
+        return None
+    combined = math.hypot(ours.stderr, theirs[1])
+    return (ours.mean - theirs[0]) / combined if combined else None
+
+
+def _cells(
+    metric: str, ours: Summary | None, theirs: tuple[float, float | None] | None, marks: str, own: bool
+) -> list[str]:
+    """Ours and, in the paper's own protocol, the published value and z."""
+    kind = METRICS[metric]
+    text = ""
+    if ours is not None:
+        error = "" if ours.stderr is None or not kind.spread else f" ({ours.stderr:.{kind.decimals}f})"
+        text = f"{ours.mean:.{kind.decimals}f}{error}{marks}"
+    if not own:
+        return [text]
+    paper = ""
+    if theirs is not None:
+        paper = f"{theirs[0]:.2f}" + ("" if theirs[1] is None else f" ({theirs[1]:.2f})")
+    if not kind.spread:
+        return [text, paper]
+    z = _z(ours, theirs)
+    return [text, paper, "" if z is None else f"{z:+.1f}".replace("-", "\N{MINUS SIGN}")]
+
+
+def _letter(mark: str, letters: dict[str, str]) -> str:
+    """`a` for the first text, `b` for the next."""
+    number = list(letters).index(mark) if mark in letters else len(letters)
+    letters.setdefault(mark, ascii_lowercase[number % 26] * (1 + number // 26))
+    return letters[mark]
+
+
+def _numbers(
+    label: str,
+    stream: _Stream,
+    metric: str,
+    ours: Summary | None,
+    theirs: tuple[float, float | None] | None,
+    group: _Group | None,
+) -> dict[str, object]:
+    runs = group.runs if group else ()
+    protocol = runs[0].protocol if runs else None
+    return {
+        "row": label,
+        "benchmark": stream.benchmark,
+        "tasks": stream.tasks,
+        "backbone": protocol.backbone if protocol else stream.backbone,
+        "metric": metric,
+        "mean": ours.mean if ours else None,
+        "stderr": ours.stderr if ours else None,
+        "n": ours.n if ours else None,
+        "seeds": " ".join(str(run.record.experiment.seed) for run in runs),
+        "paper_mean": theirs[0] if theirs else None,
+        "paper_stderr": theirs[1] if theirs else None,
+        "z": _z(ours, theirs),
+        "protocol": protocol.digest if protocol else "",
+        "weights": protocol.weights if protocol else "",
+        "split": protocol.split if protocol else "",
+        "recipe": ", ".join(sorted({run.record.recipe for run in runs})),
+        "origin": ", ".join(sorted({run.origin for run in runs})),
+        "differs": "; ".join(group.marks) if group else "",
+    }
+
+
+def _caption(table: _Table, streams: Sequence[_Stream], own: bool) -> str:
+    if own:
+        return f"{table.title}. Ours beside the published values."
+    what = " and ".join(dict.fromkeys(stream.benchmark for stream in streams))
+    vits = {stream.backbone for stream in streams if stream.backbone}
+    on = f" on {', '.join(sorted(vits))}" if vits else ""
+    return f"The rows of {table.title.split(':')[0]} on another stream: {what}{on}. No published values."
+
+
+def _notes(
+    layout: _Layout, table: _Table, filled: Mapping[_Stream, _Filled], letters: Mapping[str, str], own: bool
+) -> Iterator[str]:
+    places = [
+        (f"{layout.rows[label].name} at {stream}", groups[0])
+        for stream, one in filled.items()
+        for label, groups in one.rows.items()
+    ]
+    spread = any(METRICS[name].spread for name in table.metrics)
+    if places:
+        yield _OURS if spread else _COST
+        yield by_row("Runs", [(place, _seeds(len(group.runs))) for place, group in places])
+        recipes = [(place, ", ".join(sorted({run.record.recipe for run in group.runs}))) for place, group in places]
+        yield by_row("Hyper-parameters", recipes)
+        protocols = [(stream, one.main) for stream, one in filled.items() if one.main]
+        yield by_row("Protocol of ours", [(str(stream), _protocol(protocol)) for stream, protocol in protocols])
+    if own and spread:
+        yield (
+            "Paper: mean (standard error) over five runs. z: difference in units of the combined standard error; "
+            "beyond 2 or so it is more than chance."
+        )
+    elif own:
+        yield "The paper counts the adapters of one task as trained, and as stored features and statistics of classes."
+    trials = sum(one.trials for one in filled.values())
+    if trials:
+        yield f"Left out: {trials} run{'s' if trials > 1 else ''} of these rows on a part of the data only (trials)."
+    for text, letter in letters.items():
+        yield f"[{letter}] {text}."
+
+
+_OURS = (
+    "Ours: mean (standard error of the mean) over runs that differ in seed and class order; acc and aaa are "
+    "sample-weighted, as the released code reports them."
+)
+_COST = (
+    "Ours: means over runs. GFLOPs: floating-point operations of one prediction, two per multiply-add, adapters merged "
+    "where they can be; trained: the most numbers trained in any stage, head included; stored: all numbers kept beside "
+    "the frozen backbone after the last task, adapters and head included."
+)
+
+
+def _seeds(count: int) -> str:
+    return f"{count} per cell" if count > 1 else "1, which has no standard error"
+
+
+def _protocol(protocol: Protocol) -> str:
+    return f"{protocol.digest} (weights {protocol.weights[:8]}, split {protocol.split[:8]}, {protocol.precision})"

@@ -1,0 +1,274 @@
+"""The charts of one protocol that everyone asks for, as data."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cl_bench import metrics
+from cl_bench.reporting.charts import Chart, Heat, Line, Lines, Panel, Point, Scatter
+from cl_bench.reporting.runs import Run, Section
+from cl_bench.stats import Summary, summarise, summarise_curves
+
+SHOWN = 12
+"""So many rows at most in a chart that cannot hold all: those of the best final accuracy."""
+_BANDS = "Means over runs; bands and bars are 95 % Student-t intervals of the mean."
+NAMES = {
+    "accuracy": "accuracy over the classes seen so far",
+    "forgetting": "average forgetting after each task",
+    "retention": "accuracy lost since a task was learned",
+    "tasks": "accuracy on each task, as more are learned",
+    "matrix": "accuracy on every task after each task",
+    "stability": "stability against plasticity",
+    "loss": "training loss along the stream",
+    "cost": "accuracy against seconds, parameters, memory and FLOPs",
+}
+"""The charts of `standard`."""
+Rows = Mapping[str, Sequence[Run]]
+
+
+def standard(section: Section) -> dict[str, Chart]:
+    """All charts by name that the runs of a protocol allow.
+
+    They are some of `NAMES`; where nothing learns task by task there is none.
+    """
+    best = sorted(section.rows, key=lambda label: (-_final(section.rows[label]), label))
+    turn = {label: section.rows[label] for label in best if section.rows[label][0].sequential}
+    rest = {label: section.rows[label] for label in best if label not in turn}
+    if not turn:
+        return {}
+    made = [
+        _accuracy(turn, rest),
+        _curves_chart(
+            "forgetting",
+            "Forgetting along the stream",
+            "Best minus current accuracy, averaged over the tasks learned before.",
+            "forgetting, points",
+            turn,
+            metrics.forgetting_curve,
+        ),
+        _retention(turn),
+        _tasks(turn),
+        _matrix(turn),
+        _stability(turn),
+        _loss(turn),
+        _cost({**turn, **rest}),
+    ]
+    return {chart.name: chart for chart in made if chart is not None}
+
+
+def _final(runs: Sequence[Run]) -> float:
+    return summarise([_acc(run) for run in runs]).mean
+
+
+def _matrix_of(run: Run) -> NDArray[np.float64]:
+    return metrics.accuracy_matrix(run.record.correct, run.record.total)
+
+
+def _note(rows: Rows) -> str:
+    """A sentence if there are more rows than are drawn."""
+    left = len(rows) - SHOWN
+    return f" Drawn: the {SHOWN} rows of the best final accuracy, without {left} more." if left > 0 else ""
+
+
+# --- curves ----------------------------------------------------------------------------------------------------
+
+
+def _accuracy(turn: Rows, rest: Rows) -> Chart:
+    levels = tuple((label, summarise([_acc(run) for run in runs])) for label, runs in rest.items())
+    panel = Lines("", "tasks learned", "top-1 accuracy, %", _lines(turn, metrics.accuracy_curve), levels)
+    ceiling = " Dashed without markers: training on all tasks at once." if levels else ""
+    caption = f"Accuracy over the classes seen so far.{ceiling} {_BANDS}{_note(turn)}"
+    return Chart("accuracy", "Accuracy so far", caption, (panel,), SHOWN)
+
+
+def _curves_chart(
+    name: str, title: str, caption: str, unit: str, rows: Rows, curve: Callable[..., NDArray[np.float64]]
+) -> Chart:
+    panel = Lines("", "tasks learned", unit, _lines(rows, curve))
+    return Chart(name, title, f"{caption} {_BANDS}{_note(rows)}", (panel,), SHOWN)
+
+
+def _lines(rows: Rows, curve: Callable[..., NDArray[np.float64]]) -> tuple[Line, ...]:
+    """A curve in percent against tasks learned, for each row."""
+    lines = []
+    for label, runs in rows.items():
+        points = summarise_curves([100 * curve(run.record.correct, run.record.total) for run in runs])
+        lines.append(Line(label, tuple(range(1, len(points) + 1)), tuple(points)))
+    return tuple(lines)
+
+
+def _retention(rows: Rows) -> Chart | None:
+    """Accuracy lost k tasks after a task was learned, mean over all tasks that are so old."""
+
+    def curve(run: Run) -> NDArray[np.float64]:
+        accuracy = _matrix_of(run)
+        tasks = len(accuracy)
+        since = [[accuracy[j + k, j] - accuracy[j, j] for j in range(tasks - k)] for k in range(tasks)]
+        return 100 * np.array([np.mean(changes) for changes in since])
+
+    lines = []
+    for label, runs in rows.items():
+        points = summarise_curves([curve(run) for run in runs])
+        lines.append(Line(label, tuple(range(len(points))), tuple(points)))
+    if len(lines[0].x) < 2:
+        return None
+    caption = "Change of the accuracy on a task since it was learned, averaged over all tasks that are so old."
+    panel = Lines("", "tasks learned since", "change of accuracy, points", tuple(lines))
+    return Chart("retention", "Retention", f"{caption} {_BANDS}{_note(rows)}", (panel,), SHOWN)
+
+
+def _tasks(rows: Rows, tasks: int = 10) -> Chart:
+    """Small multiples: how the accuracy on each task goes on."""
+    panels: list[Panel] = []
+    length = 0
+    for label, runs in rows.items():
+        curves = summarise_matrices([100 * _matrix_of(run) for run in runs])
+        length = len(curves)
+        lines = tuple(
+            Line(f"task {j + 1}", tuple(range(j + 1, length + 1)), tuple(curves[t][j] for t in range(j, length)),
+                 order=j / max(1, min(tasks, length) - 1))
+            for j in range(min(tasks, length))
+        )  # fmt: skip
+        panels.append(Lines(label, "tasks learned", "accuracy on the task, %", lines))
+    first = f" The first {tasks} of {length} tasks." if length > tasks else ""
+    caption = "Accuracy on each task from when it was learned on, dark to light in the order of the tasks."
+    text = f"{caption}{first} Means over runs.{_note(rows)}"
+    return Chart("tasks", "Forgetting, task by task", text, tuple(panels), SHOWN)
+
+
+def summarise_matrices(matrices: Sequence[NDArray[np.float64]]) -> list[list[Summary]]:
+    """Means over runs of every entry [stage][task] of the lower triangle, without intervals."""
+    mean = np.mean(matrices, axis=0)
+    return [[Summary(len(matrices), float(mean[t, j]), None) for j in range(t + 1)] for t in range(len(mean))]
+
+
+def _matrix(rows: Rows) -> Chart:
+    means = {label: 100 * np.mean([_matrix_of(run) for run in runs], axis=0) for label, runs in rows.items()}
+    low = 10.0 * int(min(np.nanmin(mean) for mean in list(means.values())[:SHOWN]) / 10)
+    panels = []
+    for label, mean in means.items():
+        names = tuple(str(task + 1) for task in range(len(mean)))
+        values = tuple(tuple(None if np.isnan(v) else float(v) for v in row) for row in mean)
+        panels.append(
+            Heat(label, "tested on task", "after learning task", names, names, values, "top-1 accuracy, %", low, 100.0)
+        )
+    caption = "Accuracy on every task (columns) after each task learned (rows), in percent, means over runs."
+    return Chart("matrix", "Accuracy matrices", f"{caption}{_note(rows)}", tuple(panels), SHOWN)
+
+
+def _loss(rows: Rows) -> Chart | None:
+    """Mean training loss of every epoch over the whole stream, a panel per row that has recorded it."""
+    panels = []
+    for label, runs in rows.items():
+        traces = [trace for run in runs if (trace := _trace(run))]
+        places = {tuple(stage for stage, _ in trace) for trace in traces}
+        # Runs that were trained for other numbers of epochs have no mean.
+        if len(places) == 1:
+            points = summarise_curves([[loss for _, loss in trace] for trace in traces])
+            panels.append(Lines(label, "tasks", "training loss", (Line(label, _places(places.pop()), tuple(points)),)))
+    if not panels:
+        return None
+    caption = (
+        "Mean training loss of every epoch, in the order of training, with the epochs of each task spread over its "
+        "place; it rises where a new task begins. Losses of methods differ in what they add to the cross-entropy."
+    )
+    note = _note({panel.title: [] for panel in panels})
+    return Chart("loss", "Learning curves", f"{caption} {_BANDS}{note}", tuple(panels), SHOWN)
+
+
+def _trace(run: Run) -> list[tuple[int, float]]:
+    """Stage and loss of every epoch; none where a loss was not finite, or the table of that name is a method's own."""
+    rows = [(row.get("stage"), row.get("loss")) for row in run.record.traces.get("loss", [])]
+    found = [(stage, float(loss)) for stage, loss in rows if isinstance(stage, int) and isinstance(loss, int | float)]
+    return found if len(found) == len(rows) else []
+
+
+def _places(stages: Sequence[int]) -> tuple[float, ...]:
+    """Where each epoch lies: those of stage t evenly between t and t + 1."""
+    counts, done = Counter(stages), Counter[int]()
+    places = []
+    for stage in stages:
+        done[stage] += 1
+        places.append(stage + done[stage] / counts[stage])
+    return tuple(places)
+
+
+# --- points ----------------------------------------------------------------------------------------------------
+
+
+def _stability(rows: Rows) -> Chart | None:
+    points = []
+    for label, runs in rows.items():
+        diagonals = [100 * float(np.diag(_matrix_of(run)).mean()) for run in runs]
+        kept = [100 - 100 * metrics.forgetting(run.record.correct, run.record.total) for run in runs]
+        points.append(Point(label, summarise(diagonals), summarise(kept)))
+    caption = (
+        "Plasticity: accuracy on a task right after it was learned, averaged over tasks. Stability: 100 minus "
+        "forgetting (best minus last accuracy, averaged over all tasks but the last)."
+    )
+    panel = Scatter("", "plasticity, %", "stability, %", tuple(points))
+    return Chart("stability", "Stability against plasticity", f"{caption} {_BANDS}", (panel,))
+
+
+_COSTS: tuple[tuple[str, Callable[[Run], float], bool], ...] = (
+    ("seconds", lambda run: run.record.seconds, True),
+    ("numbers trained", lambda run: float(max(run.record.trainable, default=0)), False),
+    ("peak memory, MiB", lambda run: run.record.peak_memory_bytes / 2**20, True),
+    ("GFLOPs per prediction", lambda run: run.record.flops_per_image / 1e9, False),
+)
+"""What a run costs: unit, value, and whether it depends on the hardware."""
+
+
+def _cost(rows: Rows) -> Chart:
+    """Final accuracy against each cost; what costs nothing (trains no number) has no place on a logarithmic axis."""
+    accuracies = {label: summarise([_acc(run) for run in runs]) for label, runs in rows.items()}
+    eligible = {label for label, runs in rows.items() if runs[0].sequential and not _leaky(runs[0])}
+    hardware, comparable = _hardware(rows)
+    panels = []
+    for unit, cost, measured in _COSTS:
+        shown = {label: runs for label, runs in rows.items() if label in comparable or not measured}
+        costs = {label: summarise([cost(run) for run in runs]) for label, runs in shown.items()}
+        points = tuple(Point(label, x, accuracies[label]) for label, x in costs.items() if x.mean > 0)
+        if points:
+            front = _front([point for point in points if point.label in eligible])
+            panels.append(Scatter("", unit, "final accuracy, %", points, log=True, front=front))
+    caption = (
+        "Final accuracy against wall seconds of training and evaluation of one run, the most numbers trained in any "
+        "stage, peak memory of the device (of the process on a CPU), and floating-point operations of one prediction. "
+        "The line joins what nothing beats at less cost (Pareto front)"
+    )
+    if left := sorted(rows.keys() - eligible):
+        caption += f", without rows that see all tasks at once or the other samples of a batch: {', '.join(left)}"
+    caption += f". Seconds and memory are those on {hardware}"
+    if left := sorted(rows.keys() - comparable):
+        caption += f"; not all runs were made there of {', '.join(left)}"
+    return Chart("cost", "Accuracy against cost", f"{caption}. {_BANDS}", tuple(panels))
+
+
+def _hardware(rows: Rows) -> tuple[str, set[str]]:
+    """The kind of device with the most runs, and the rows that have run nowhere else."""
+    used = {label: [run.hardware for run in runs] for label, runs in rows.items()}
+    count = Counter(device for devices in used.values() for device in devices)
+    most = min(count, key=lambda device: (-count[device], device))
+    return most, {label for label, devices in used.items() if set(devices) == {most}}
+
+
+def _acc(run: Run) -> float:
+    return 100 * metrics.acc(run.record.correct, run.record.total)
+
+
+def _leaky(run: Run) -> bool:
+    return run.record.experiment.hyperparameters.get("as_published_leaky") is True
+
+
+def _front(points: Sequence[Point]) -> tuple[str, ...]:
+    """Labels of the points that are better than all that cost no more, from cheap to dear."""
+    front: list[Point] = []
+    for point in sorted(points, key=lambda point: (point.x.mean, -point.y.mean)):
+        if not front or point.y.mean > front[-1].y.mean:
+            front.append(point)
+    return tuple(point.label for point in front)

@@ -1,0 +1,1 @@
+"""From charts as data to pictures (matplotlib) and interactive plots (plotly)."""

@@ -1,0 +1,287 @@
+"""Charts for the page: plain dicts that plotly.js draws, without plotly's slow Python objects.
+
+Colours of text, axes and background are the page's (light or dark): its script fills them in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from cl_bench.reporting.charts import Chart, Heat, Lines, Panel, Ranks, Scatter
+from cl_bench.reporting.render import styles
+from cl_bench.reporting.render.styles import Style
+from cl_bench.stats import Summary
+
+_SYMBOLS = {
+    "o": "circle", "s": "square", "^": "triangle-up", "D": "diamond", "v": "triangle-down", "P": "cross", "X": "x",
+    "<": "triangle-left", ">": "triangle-right",
+}  # fmt: skip
+_BANDS = 4
+"""More curves than this have no bands: hovering shows the intervals."""
+_DARK = 0.67
+"""Share of the scale from which on white is the clearer on its colours (luminance 0.18), before it black."""
+_COLOURS = [[0, "#ffffd9"], [0.25, "#c7e9b4"], [0.5, "#41b6c4"], [0.75, "#225ea8"], [1, "#081d58"]]
+
+
+def figure(chart: Chart, ceilings: Iterable[str] = ()) -> dict[str, Any]:
+    """`data` and `layout` for plotly.js, and the `height` in pixels.
+
+    Curves beyond `chart.shown` are there, but switched off in the legend.
+
+    Args:
+        ceilings: labels of rows that do not learn in turn.
+    """
+    panels = chart.panels[: chart.shown]
+    # Also of panels that are not shown, so that a row looks the same in every chart of a protocol.
+    look = styles.of(_labels(chart.panels), set(ceilings) | {label for p in panels for label in _levels(p)})
+    columns = 1 if len(panels) == 1 else 2 if len(panels) in (2, 4) else 3
+    lines = math.ceil(len(panels) / columns)
+    data: list[dict[str, Any]] = []
+    layout: dict[str, Any] = {"annotations": [], "hovermode": "closest"}
+    named: set[str] = set()
+    small = len(panels) > 4
+    for number, panel in enumerate(panels):
+        column, line = number % columns, number // columns
+        ref = "" if number == 0 else str(number + 1)
+        gap_x, gap_y = (0.09 if columns > 1 else 0.0), ((0.2 if small else 0.34) / lines if lines > 1 else 0.0)
+        width, height = (1 - gap_x * (columns - 1)) / columns, (1 - gap_y * (lines - 1)) / lines
+        left, top = column * (width + gap_x), 1 - line * (height + gap_y)
+        x = {"domain": _numbers([left, left + width]), "anchor": f"y{ref}", "title": {"text": getattr(panel, "x", "")}}
+        y = {"domain": _numbers([top - height, top]), "anchor": f"x{ref}", "title": {"text": getattr(panel, "y", "")}}
+        if small:
+            # The names of the axes once, in the caption of small multiples.
+            x["title"] = {"text": panel.x if line == lines - 1 and not isinstance(panel, Ranks) else ""}
+            y["title"] = {"text": panel.y if column == 0 and not isinstance(panel, Ranks) else ""}
+            if number and isinstance(panel, Lines):
+                # One range for all, as on paper: that of the first panel.
+                x["matches"], y["matches"] = "x", "y"
+        layout[f"xaxis{ref}"], layout[f"yaxis{ref}"] = x, y
+        for trace in _traces(panel, look, chart.shown, x, y, named, small):
+            data.append(trace | {"xaxis": f"x{ref}", "yaxis": f"y{ref}"})
+        if title := getattr(panel, "title", ""):
+            layout["annotations"].append(
+                {"text": _escaped(title), "x": round(left + width / 2, 4), "y": round(top, 4), "xref": "paper",
+                 "yref": "paper", "showarrow": False, "xanchor": "center", "yanchor": "bottom", "font": {"size": 12}}
+            )  # fmt: skip
+    height = {Heat: 300, Ranks: 90 + 26 * _rows(panels[0])}.get(type(panels[0]), 340) if small or columns > 1 else 420
+    if isinstance(panels[0], Ranks):
+        height = 110 + 26 * _rows(panels[0])
+    if isinstance(panels[0], Heat) and columns > 1:
+        height = 330
+    legend = any(trace.get("showlegend", True) for trace in data)
+    layout["showlegend"] = legend
+    return {"data": data, "layout": layout, "height": lines * height + (110 if legend else 40), "wide": columns > 1}
+
+
+def _rows(panel: Panel) -> int:
+    return len(panel.ranks) if isinstance(panel, Ranks) else 0
+
+
+def _labels(panels: Sequence[Panel]) -> list[str]:
+    found: list[str] = []
+    for panel in panels:
+        if isinstance(panel, Lines):
+            found += [line.label for line in panel.lines if line.order is None]
+        elif isinstance(panel, Scatter):
+            found += [point.label for point in panel.points]
+        found += _levels(panel)
+    return found
+
+
+def _levels(panel: Panel) -> list[str]:
+    return [label for label, _ in panel.levels] if isinstance(panel, Lines) else []
+
+
+def _traces(
+    panel: Panel,
+    look: Mapping[str, Style],
+    shown: int,
+    x: dict[str, Any],
+    y: dict[str, Any],
+    named: set[str],
+    small: bool,
+) -> list[dict[str, Any]]:
+    """The traces of a panel; its axes are completed."""
+    if isinstance(panel, Lines):
+        return _lines(panel, look, shown, x, named, small)
+    if isinstance(panel, Heat):
+        x |= {"constrain": "domain", "showgrid": False, "ticks": "", "type": "category"}
+        y |= {"autorange": "reversed", "scaleanchor": x["anchor"].replace("y", "x"), "constrain": "domain",
+              "showgrid": False, "type": "category"}  # fmt: skip
+        bar = not named
+        named.add(panel.unit)
+        numbers: dict[str, Any] = {}
+        if len(panel.columns) <= 12:
+            # Each in a colour of its own: plotly's choice is grey on the middle of the scale.
+            numbers["texttemplate"] = f'<span style="color:%{{text}}">%{{z:.{panel.decimals}f}}</span>'
+            numbers["text"] = [[_legible(value, panel) for value in row] for row in panel.values]
+        return [
+            {
+                "type": "heatmap", "x": list(panel.columns), "y": list(panel.rows),
+                "z": [[None if v is None else _number(v) for v in row] for row in panel.values],
+                "zmin": panel.low, "zmax": panel.high, "colorscale": _COLOURS, "xgap": 1, "ygap": 1,
+                "textfont": {"size": 10}, "showscale": bar, "showlegend": False, "hoverongaps": False,
+                "colorbar": {"title": {"text": panel.unit, "side": "right"}, "thickness": 12, "outlinewidth": 0},
+                "hovertemplate": f"{panel.y} %{{y}}, {panel.x} %{{x}}: %{{z:.2f}}<extra></extra>",
+            }
+            | numbers
+        ]  # fmt: skip
+    if isinstance(panel, Scatter):
+        if panel.log:
+            x["type"] = "log"
+        return _scatter(panel, look, named)
+    return _ranks(panel, x, y)
+
+
+def _legible(value: float | None, panel: Heat) -> str:
+    """Black or white, whichever is the clearer on the colour of a cell."""
+    share = 0.0 if value is None else (value - panel.low) / ((panel.high - panel.low) or 1)
+    return "#fff" if share > _DARK else "#000"
+
+
+def _lines(
+    panel: Lines, look: Mapping[str, Style], shown: int, x: dict[str, Any], named: set[str], small: bool
+) -> list[dict[str, Any]]:
+    traces: list[dict[str, Any]] = []
+    steps = panel.lines[0].x if panel.lines else ()
+    if panel.whole and len(steps) <= 12 and all(step % 1 == 0 for step in steps):
+        x["dtick"] = 1 if len(steps) <= 10 else 2
+    for number, line in enumerate(panel.lines):
+        style = look[line.label] if line.order is None else styles.sequential(line.order)
+        group = {"legendgroup": line.label, "name": _escaped(line.label)}
+        named_here = line.label != panel.title and not (small and line.order is not None)
+        if number >= shown:
+            group["visible"] = "legendonly"
+        if len(panel.lines) <= _BANDS and all(value.half_width is not None for value in line.y):
+            low, high = [_number(v.low) for v in line.y], [_number(v.high) for v in line.y]
+            traces.append(
+                group
+                | {"type": "scatter", "mode": "lines", "x": [*_numbers(line.x), *_numbers(line.x[::-1])],
+                   "y": [*high, *low[::-1]], "fill": "toself", "fillcolor": _faint(style.colour), "line": {"width": 0},
+                   "hoverinfo": "skip", "showlegend": False}
+            )  # fmt: skip
+        traces.append(
+            group
+            | {
+                "type": "scatter", "mode": "lines+markers" if len(line.x) <= 30 else "lines", "x": _numbers(line.x),
+                "y": [_number(value.mean) for value in line.y],
+                "line": {"color": style.colour, "width": 2, "dash": _dash(style)},
+                "marker": {"color": style.colour, "symbol": _SYMBOLS.get(style.marker, "circle"),
+                           "size": 7 if style.marker and not small else 4},
+                "customdata": [_interval(value) for value in line.y],
+                "hovertemplate": "%{x}: %{y:.2f}%{customdata}<extra>%{fullData.name}</extra>",
+                "showlegend": named_here and _first(line.label, named),
+            }
+        )  # fmt: skip
+    places = [place for line in panel.lines for place in line.x] or [0.0, 1.0]
+    for label, level in panel.levels:
+        style = look[label]
+        traces.append(
+            {
+                "type": "scatter", "mode": "lines", "x": [min(places), max(places)], "y": [_number(level.mean)] * 2,
+                "line": {"color": style.colour, "width": 2, "dash": _dash(style)}, "name": _escaped(label),
+                "legendgroup": label, "customdata": [_interval(level)] * 2, "showlegend": _first(label, named),
+                "hovertemplate": "%{y:.2f}%{customdata}<extra>%{fullData.name}</extra>",
+            }
+        )  # fmt: skip
+    return traces
+
+
+def _scatter(panel: Scatter, look: Mapping[str, Style], named: set[str]) -> list[dict[str, Any]]:
+    traces: list[dict[str, Any]] = []
+    if panel.front:
+        by_label = {point.label: point for point in panel.points}
+        front = [by_label[label] for label in panel.front]
+        traces.append(
+            {
+                "type": "scatter", "mode": "lines", "x": [_number(p.x.mean) for p in front],
+                "y": [_number(p.y.mean) for p in front], "line": {"shape": "hv", "dash": "4px,3px", "width": 1.5},
+                "name": "Pareto front", "legendgroup": "front", "hoverinfo": "skip",
+                "showlegend": _first("Pareto front", named),
+            }
+        )  # fmt: skip
+    for point in panel.points:
+        style = look[point.label]
+        traces.append(
+            {
+                "type": "scatter", "mode": "markers", "x": [_number(point.x.mean)], "y": [_number(point.y.mean)],
+                "error_x": _error(point.x), "error_y": _error(point.y), "name": _escaped(point.label),
+                "legendgroup": point.label, "customdata": [[_interval(point.x), _interval(point.y)]],
+                "marker": {"color": style.colour, "symbol": _SYMBOLS.get(style.marker, "star"), "size": 10},
+                "hovertemplate": f"{panel.x}: %{{x:.4~g}}%{{customdata[0]}}<br>{panel.y}: %{{y:.2f}}%{{customdata[1]}}"
+                "<extra>%{fullData.name}</extra>",
+                "showlegend": _first(point.label, named),
+            }
+        )  # fmt: skip
+    return traces
+
+
+def _ranks(panel: Ranks, x: dict[str, Any], y: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows from the best down; bars to the right of the ranks join those that cannot be told apart."""
+    labels = [label for label, _ in panel.ranks]
+    place = {label: number for number, label in enumerate(labels)}
+    last = max(rank for _, rank in panel.ranks)
+    x |= {"title": {"text": "average rank"}, "range": [0.5, last + 0.8 + 0.35 * len(panel.groups)]}
+    y |= {"autorange": "reversed", "tickvals": list(range(len(labels))), "ticktext": list(map(_escaped, labels))}
+    traces: list[dict[str, Any]] = [
+        {
+            "type": "scatter", "mode": "markers", "x": [_number(rank) for _, rank in panel.ranks],
+            "y": list(range(len(labels))), "text": list(map(_escaped, labels)),
+            "marker": {"size": 10, "color": "#0173b2"},
+            "hovertemplate": "%{text}: %{x:.2f}<extra></extra>", "showlegend": False,
+        }
+    ]  # fmt: skip
+    for number, group in enumerate(panel.groups):
+        traces.append(
+            {
+                "type": "scatter", "mode": "lines", "x": [last + 0.5 + 0.35 * number] * 2,
+                "y": [place[group[0]] - 0.25, place[group[-1]] + 0.25], "line": {"width": 5, "color": "#8a8a8a"},
+                "hoverinfo": "skip", "showlegend": False,
+            }
+        )  # fmt: skip
+    return traces
+
+
+def _first(label: str, named: set[str]) -> bool:
+    """Whether a label stands in the legend now: once in a chart."""
+    if label in named:
+        return False
+    named.add(label)
+    return True
+
+
+def _interval(value: Summary) -> str:
+    runs = f", {value.n} runs" if value.n > 1 else ", 1 run"
+    return (f" ± {value.half_width:.2f}" if value.half_width is not None else "") + runs
+
+
+def _error(value: Summary) -> dict[str, Any]:
+    if value.half_width is None:
+        return {"visible": False}
+    return {"type": "data", "array": [_number(value.half_width)], "thickness": 1, "width": 0}
+
+
+def _dash(style: Style) -> str:
+    """On and off lengths in pixels; plotly's own word for a solid line."""
+    return ",".join(f"{2 * length:g}px" for length in style.dash) or "solid"
+
+
+def _faint(colour: str) -> str:
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},0.13)"
+
+
+def _number(value: float | None) -> float | None:
+    """Six significant digits: the page holds many."""
+    return None if value is None or not math.isfinite(value) else float(f"{value:.6g}")
+
+
+def _numbers(values: Iterable[float]) -> list[float | None]:
+    return [_number(value) for value in values]
+
+
+def _escaped(text: str) -> str:
+    """plotly.js takes texts for HTML."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

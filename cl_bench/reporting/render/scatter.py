@@ -1,0 +1,175 @@
+"""Points with their names beside them, where nothing else is."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
+from matplotlib.ticker import MaxNLocator, NullLocator
+from numpy.typing import NDArray
+
+from cl_bench.reporting.charts import Point, Scatter
+from cl_bench.reporting.render.styles import Style
+from cl_bench.reporting.render.text_layout import COLUMN, FAINT, text_width, wrapped
+
+NAMED = 14
+"""Points in the width of a column that can have their names beside them."""
+
+
+def draw(axes: Axes, panel: Scatter, look: Mapping[str, Style]) -> None:
+    """Points with their intervals and the Pareto front; names come later, when the axes have their place."""
+    shown = drawn(panel)
+    for point in shown:
+        style = look[point.label]
+        axes.errorbar(
+            point.x.mean, point.y.mean, xerr=point.x.half_width, yerr=point.y.half_width, color=style.colour,
+            ecolor=to_rgba(style.colour, 0.5), marker=style.marker or "*", markersize=5, markeredgecolor="white",
+            markeredgewidth=0.5, elinewidth=0.6, zorder=3,
+        )  # fmt: skip
+    if front := _front(panel):
+        axes.step(
+            [point.x.mean for point in front], [point.y.mean for point in front], where="post", color=FAINT,
+            linewidth=0.8, linestyle=(0, (4, 2)), zorder=2,
+        )  # fmt: skip
+    axes.set(xlabel=panel.x, ylabel=panel.y)
+    axes.margins(0.1)
+    if panel.log:
+        _log_axis(axes, [point.x.mean for point in shown])
+
+
+def name_far(axes: Axes, panel: Scatter, width: float) -> None:
+    """Write down the points that are too far below the others to be drawn, under them in a panel of this width."""
+    shown = drawn(panel)
+    # A name and its number stay on one line.
+    names = [f"{p.label}\N{NO-BREAK SPACE}{p.y.mean:.1f}" for p in panel.points if p not in shown]
+    if names:
+        lines = textwrap.wrap(f"below: {', '.join(names)}", round(18 * width), break_on_hyphens=False)
+        bottom, top = axes.get_ylim()
+        axes.set_ylim(bottom - (0.03 + 0.035 * len(lines)) * (top - bottom), top)
+        axes.text(
+            0.01, 0.01, "\n".join(lines), transform=axes.transAxes, fontsize=6, color=FAINT, va="bottom",
+            linespacing=1.1, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+        )  # fmt: skip
+
+
+def _log_axis(axes: Axes, means: Sequence[float]) -> None:
+    """A logarithmic x axis with ticks that are round numbers, also where it spans less than a decade."""
+    axes.set_xscale("log")
+    if max(means) < 1.5 * min(means):
+        # Points that all but agree would spread over the whole axis.
+        axes.set_xlim(min(means) / 1.5, 1.5 * max(means))
+    low, high = axes.get_xlim()
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in ((1,), (1, 3), (1, 2, 5)):
+        ticks = [step * 10.0**decade for decade in decades for step in steps if low <= step * 10.0**decade <= high]
+        if len(ticks) >= 4:
+            break
+    if len(ticks) < 3:
+        ticks = [tick for tick in MaxNLocator(nbins=5).tick_values(low, high) if low <= tick <= high]
+    axes.set_xticks(ticks, [_short(tick) for tick in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def drawn(panel: Scatter) -> list[Point]:
+    """The points but for those far below all others."""
+    floor = _floor([point.y.mean for point in panel.points])
+    return [point for point in panel.points if point.y.mean >= floor]
+
+
+def _front(panel: Scatter) -> list[Point]:
+    """The points on the Pareto front that are drawn."""
+    by_label = {point.label: point for point in drawn(panel)}
+    return [by_label[label] for label in panel.front if label in by_label]
+
+
+def named(panel: Scatter, width: float) -> list[Point]:
+    """The points that have their names beside them: all, or only those on the front where all would not fit."""
+    shown = drawn(panel)
+    return shown if len(shown) <= NAMED * max(1, round(width / COLUMN)) else _front(panel)
+
+
+def _floor(values: Sequence[float]) -> float:
+    """Points far below all others would press these together: they are named instead of drawn."""
+    low, high = np.percentile(values, [25, 75])
+    return float(low - 3 * max(high - low, 1.0)) if len(values) > 4 else -math.inf
+
+
+def _short(value: float) -> str:
+    """A tick of a logarithmic axis: 200, 20 k, 5 M."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:g} {unit}"
+    return f"{value:g}"
+
+
+_LEADER = {"arrowstyle": "-", "linewidth": 0.4, "color": "#888888", "shrinkA": 0, "shrinkB": 3}
+
+
+def name_points(axes: Axes, panel: Scatter, points: Sequence[Point], scale: float) -> None:
+    """Write names beside points where they cover least; far from its point a name gets a thin line to it.
+
+    Args:
+        scale: pixels in a typographic point.
+    """
+    place, size = axes.transData.transform, 5.8
+    covered, cost = _obstacles(axes, panel, scale)
+    left, bottom, right, top = axes.bbox.extents
+    turns = np.linspace(0, 2 * np.pi, 16, endpoint=False)
+    radius, angle = (grid.ravel() for grid in np.meshgrid((6, 9, 13, 18, 25, 34, 45, 60, 80), turns, indexing="ij"))
+    dx, dy = radius * scale * np.cos(angle), radius * scale * np.sin(angle)
+    for point in sorted(points, key=lambda point: (-point.y.mean, point.label)):
+        x, y = place((point.x.mean, point.y.mean))
+        name = wrapped(point.label, 0.6 * (right - left) / scale / 72, size)
+        width = max(text_width(line, size) for line in name.split("\n")) * 72 * scale
+        height = 1.1 * size * scale * (name.count("\n") + 1)
+        # To the right of a name on the left of its point, to the left of one on the right, otherwise centred.
+        x0 = x + dx - width * np.where(np.cos(angle) < -0.3, 1, np.where(np.cos(angle) > 0.3, 0, 0.5))
+        y0 = y + dy - height / 2
+        x0, y0 = np.clip(x0, left, right - width), np.clip(y0, bottom, top - height)
+        boxes = np.stack([x0, y0, x0 + width, y0 + height], axis=1)
+        leader = np.stack([x + 0.6 * dx, y + 0.6 * dy] * 2, axis=1)
+        worth = radius + _overlap(boxes, covered) @ cost + _overlap(leader, covered) @ cost / 3
+        best = int(np.argmin(worth))
+        # Neither should names cover the lines to other points.
+        line = np.linspace((x, y), (x + dx[best], y + dy[best]), 6)[1:]
+        covered = np.vstack([covered, boxes[best], np.hstack([line - scale, line + scale])])
+        cost = np.append(cost, [60.0] + [8.0] * len(line))
+        middle = axes.transData.inverted().transform((x0[best], y0[best] + height / 2))
+        axes.annotate(
+            name, (point.x.mean, point.y.mean), xytext=tuple(middle), textcoords="data", fontsize=size,
+            color="#222222", va="center", linespacing=1.1, annotation_clip=False, zorder=4,
+            arrowprops=_LEADER if radius[best] > 9 else None,
+        )  # fmt: skip
+
+
+def _obstacles(axes: Axes, panel: Scatter, scale: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """What names should not cover: boxes [n, 4] in pixels (left, bottom, right, top), and how bad each would be [n]."""
+    place = axes.transData.transform
+    low = axes.get_xlim()[0]
+    boxes, cost = [], []
+    for point in drawn(panel):
+        x, y = point.x, point.y
+        for ends, reach, price in (
+            (((x.mean, y.mean), (x.mean, y.mean)), 3.5, 40.0),
+            (((max(x.low or x.mean, low), y.mean), (x.high or x.mean, y.mean)), 0.5, 6.0),
+            (((x.mean, y.low or y.mean), (x.mean, y.high or y.mean)), 0.5, 6.0),
+        ):
+            boxes.append(np.add(np.ravel(place(ends)), np.multiply(reach * scale, (-1, -1, 1, 1))))
+            cost.append(price)
+    front = _front(panel)
+    for one, other in zip(front, front[1:], strict=False):
+        corner = (other.x.mean, one.y.mean)
+        for ends in (((one.x.mean, one.y.mean), corner), (corner, (other.x.mean, other.y.mean))):
+            boxes.append(np.add(np.ravel(place(ends)), np.multiply(0.5 * scale, (-1, -1, 1, 1))))
+            cost.append(6.0)
+    return np.array(boxes), np.array(cost)
+
+
+def _overlap(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which boxes [n, 4] overlap which others [m, 4]: shape [n, m]."""
+    one, other = one[:, None], other[None]
+    return np.all((one[..., :2] < other[..., 2:]) & (other[..., :2] < one[..., 2:]), axis=-1)

@@ -1,0 +1,174 @@
+"""Reports: from folders of run records to tables, figures and a page, without torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+from cl_bench.errors import UserError
+from cl_bench.reporting import charts, comparison, page, plots, result_table, text_tables
+from cl_bench.reporting.charts import Chart
+from cl_bench.reporting.paper import figures as paper_figures
+from cl_bench.reporting.paper import tables as paper_tables
+from cl_bench.reporting.runs import Folder, Run, Section, collect, is_reference, named, sections
+from cl_bench.reporting.text_tables import Sheet
+from cl_bench.store import RunRecord
+
+__all__ = ["Folder", "Report", "load", "render", "tables_of"]
+
+_FEW = 8
+"""So many pictures are drawn by this process itself: others would have to import everything first."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `render` made.
+
+    Attributes:
+        paths: files written, the page first.
+        damaged: one sentence per result file that was skipped, naming it.
+        tables: one per protocol, for printing.
+    """
+
+    paths: list[Path]
+    damaged: list[str]
+    tables: list[result_table.Table]
+
+
+def tables_of(records: Iterable[RunRecord], origin: str) -> list[result_table.Table]:
+    """Tables over records at hand, one per protocol."""
+    return [result_table.build(section) for section in sections(named((record, origin) for record in records))]
+
+
+def load(folders: Iterable[tuple[Path, str]]) -> tuple[list[Section], list[str]]:
+    """The runs of the folders by protocol, and a sentence for each damaged file.
+
+    Args:
+        folders: pairs of path and origin name, the preferred one first (see `frame.collect`).
+
+    Raises:
+        UserError: there is no valid run in any of them.
+    """
+    folders = list(folders)
+    damaged: list[str] = []
+    found = sections(collect(folders, damaged.append))
+    if not found:
+        looked = ", ".join(f"'{path}'" for path, _ in folders) or "no folder at all"
+        skipped = f" ({len(damaged)} damaged: {'; '.join(damaged)})" if damaged else ""
+        raise UserError(f"no results in {looked}{skipped}; make some with `cl-bench run --methods NAME,NAME`")
+    return found, damaged
+
+
+def render(folders: Iterable[tuple[Path, str]], out: Path, command: str, pictures: Sequence[str] = ()) -> Report:
+    """Write the page, `index.html`, and what it shows as files: tables and the numbers behind every figure.
+
+    Per protocol these are `tables/SLUG.{md,csv,tex,html}` and `figures/SLUG-NAME.csv` for each of `plots.standard`; for
+    each benchmark with runs for them the papers' tables and figures, such as `tables/sdlora-table2-BENCHMARK.md` and
+    `figures/sdlora-fig2-BENCHMARK.csv`; and `figures/ranks.csv` from ten blocks on. The same records give the same
+    bytes. Other files in `out` are left alone.
+
+    Args:
+        folders: pairs of path and origin name, the preferred one first.
+        out: the folder to write into; made if missing.
+        command: the command line that makes this report, shown on the page.
+        pictures: also draw every figure, in these of `drawing.FORMATS`.
+
+    Raises:
+        UserError: no valid run, or `out` cannot be written.
+    """
+    folders = list(folders)
+    everything, damaged = load(folders)
+    runs = [run for section in everything for run in section.runs]
+    joint = {run.label for run in runs if not run.sequential}
+    found = [section for section in everything if not is_reference(section, joint)] or everything
+    built = [result_table.build(section) for section in found]
+    papers, figures = _papers(runs)
+    ranks = comparison.ranks(found)
+    figures = [*([ranks] if ranks else []), *figures]
+    shown = {section.slug: plots.standard(section) for section in found}
+    jobs = [
+        (chart, out / "figures" / f"{section.slug}-{name}", pictures, _ceilings(section))
+        for section in found
+        for name, chart in shown[section.slug].items()
+    ]
+    jobs += [(chart, out / "figures" / chart.name, pictures, ()) for chart in figures]
+    try:
+        index = out / "index.html"
+        for folder in ("tables", "figures"):
+            (out / folder).mkdir(parents=True, exist_ok=True)
+        written = [
+            path
+            for sheet in (*map(result_table.sheet, built), *papers)
+            for path in write_table(sheet, out / "tables", text_tables.FORMATS)
+        ]
+        written += [path for paths in _save(jobs) for path in paths]
+        places = {origin: str(path) for path, origin in folders}
+        text = page.render(found, built, shown, papers, figures, damaged, command, places, runs)
+        index.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"report folder '{out}' cannot be written ({error.strerror}: {error.filename}); name another one"
+        ) from error
+    return Report([index, *written], damaged, built)
+
+
+def write_table(sheet: Sheet, folder: Path, forms: Iterable[str]) -> list[Path]:
+    """Write a table in these formats; returns the paths.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    paths = []
+    for form in forms:
+        paths.append(folder / f"{sheet.name}.{form}")
+        paths[-1].write_text(text_tables.write(sheet, form), encoding="utf-8")
+    return paths
+
+
+def _papers(runs: Sequence[Run]) -> tuple[list[Sheet], list[Chart]]:
+    """The papers' tables and figures: of their own protocol, and of every other benchmark, where there are runs."""
+    others = sorted({run.protocol.benchmark for run in runs})
+    made_tables, made_figures = [], []
+    for name in paper_tables.names():
+        for benchmark in (None, *(other for other in others if other not in paper_tables.benchmarks(name))):
+            table = paper_tables.build(name, runs, benchmark)
+            if table.filled:
+                made_tables.append(table.sheet)
+    for name, layout in paper_figures.layouts().items():
+        own = {panel.benchmark for panel in layout.panels}
+        for benchmark in (None, *(other for other in others if other not in own)):
+            figure = paper_figures.build(name, runs, benchmark)
+            if figure.chart is not None and figure.filled:
+                made_figures.append(figure.chart)
+    return made_tables, made_figures
+
+
+def _ceilings(section: Section) -> tuple[str, ...]:
+    return tuple(label for label, runs in section.rows.items() if not runs[0].sequential)
+
+
+def _save(jobs: Sequence[tuple[Chart, Path, Sequence[str], Sequence[str]]]) -> list[list[Path]]:
+    """Write every chart; many pictures by several processes."""
+    if not any(pictures for _, _, pictures, _ in jobs):
+        return [_save_numbers(chart, stem) for chart, stem, _, _ in jobs]
+    workers = min(os.cpu_count() or 1, len(jobs))
+    if workers == 1 or len(jobs) <= _FEW:
+        return [_draw(job) for job in jobs]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        return list(pool.map(_draw, jobs, chunksize=2))
+
+
+def _save_numbers(chart: Chart, stem: Path) -> list[Path]:
+    path = stem.with_name(f"{stem.name}.csv")
+    path.write_text(charts.to_csv(chart), encoding="utf-8")
+    return [path]
+
+
+def _draw(job: tuple[Chart, Path, Sequence[str], Sequence[str]]) -> list[Path]:
+    from cl_bench.reporting.render import drawing
+
+    return drawing.save(*job)

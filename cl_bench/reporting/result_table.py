@@ -1,0 +1,282 @@
+"""The result table of a protocol, built once as data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from cl_bench import metrics
+from cl_bench.experiment import Value
+from cl_bench.reporting.runs import Protocol, Run, Section
+from cl_bench.reporting.text_tables import DAGGER, DASH, TIMES, Column, Sheet, by_row
+from cl_bench.stats import Summary, summarise
+
+HEADER = ("method", "acc, %", "aaa, %", "forgetting, %", "seeds", "minutes", "trainable", "tuning")
+LEAKY = DAGGER
+"""Marks rows whose samples see their batch."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method in one configuration, over its seeds.
+
+    Attributes:
+        acc, aaa, forgetting: fractions; None where undefined (tasks not learned in turn).
+        minutes: wall minutes of training and evaluation of one run.
+        trainable: the most numbers trained in any stage.
+        tuning_trials, tuning_minutes: settings tried to find the hyper-parameters, and minutes of all their runs.
+        seeds, class_orders: of the runs, in the same order.
+        origins: names of the folders that the runs come from.
+        hardware: what they were made on.
+        recipes: where the hyper-parameters came from.
+        sequential: whether the tasks were learned one after the other.
+    """
+
+    label: str
+    acc: Summary
+    aaa: Summary | None
+    forgetting: Summary | None
+    minutes: Summary
+    trainable: int
+    tuning_trials: int
+    tuning_minutes: float
+    seeds: tuple[int, ...]
+    class_orders: tuple[str, ...]
+    origins: tuple[str, ...]
+    hardware: tuple[str, ...]
+    recipes: tuple[str, ...]
+    method: str
+    revision: int | str
+    hyperparameters: dict[str, Value]
+    sequential: bool
+
+    @property
+    def name(self) -> str:
+        """The label, marked if the row leaks."""
+        return f"{self.label} {LEAKY}" if self.leaky else self.label
+
+    @property
+    def leaky(self) -> bool:
+        """Whether samples of a batch see each other, as in code that is known to be wrong."""
+        return self.hyperparameters.get("as_published_leaky") is True
+
+    @property
+    def varied(self) -> str:
+        """Which seeds and class orders the runs have, in words."""
+        distinct = sorted(set(self.seeds))
+        seeds = f"seed{'s' if len(distinct) > 1 else ''} {_ranges(distinct)}"
+        orders = sorted({_order(order) for order in self.class_orders})
+        if all(order == f"permutation:{seed}" for seed, order in zip(self.seeds, self.class_orders, strict=True)):
+            return f"{seeds}, each of which also sets the class order" if len(distinct) > 1 else f"{seeds}, {orders[0]}"
+        return f"{seeds}, class order{'s' if len(orders) > 1 else ''} {', '.join(orders)}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of one protocol, best final accuracy first, and what a reader must know to read them.
+
+    Attributes:
+        slug: name of the protocol's files.
+        caption: the protocol in one sentence.
+        notes: sentences: definitions, what +- means, what varied.
+    """
+
+    protocol: Protocol
+    slug: str
+    rows: tuple[Row, ...]
+    caption: str
+    notes: tuple[str, ...]
+
+
+def build(section: Section) -> Table:
+    """The table of one protocol, sorted by final accuracy."""
+    rows = [_row(label, runs) for label, runs in section.rows.items()]
+    rows.sort(key=lambda row: (-row.acc.mean, row.label))
+    return Table(section.protocol, section.slug, tuple(rows), _caption(section.protocol), tuple(_notes(rows)))
+
+
+def sheet(table: Table) -> Sheet:
+    """The table as texts; its CSV has fractions in full precision, one column per statistic, empty where undefined."""
+    columns = tuple(Column(title, numeric=number > 0) for number, title in enumerate(HEADER))
+    rows = tuple(cells(row) for row in table.rows)
+    return Sheet(table.slug, table.caption, columns, rows, table.notes, data=_wide(table))
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """The texts of a row under `HEADER`, e.g. `77.12 ± 0.31` in percent."""
+    return (
+        row.name,
+        percent(row.acc),
+        percent(row.aaa),
+        percent(row.forgetting),
+        str(len(set(row.seeds))),
+        _minutes(row.minutes.mean),
+        human_count(row.trainable),
+        _minutes(row.tuning_minutes) if row.tuning_trials else DASH,
+    )
+
+
+def percent(summary: Summary | None) -> str:
+    """A fraction as percent with the half-width of its interval, two decimals each."""
+    if summary is None:
+        return DASH
+    mean = f"{100 * summary.mean:.2f}"
+    return mean if summary.half_width is None else f"{mean} ± {100 * summary.half_width:.2f}"
+
+
+def human_count(number: int) -> str:
+    """A count in units that people read: `0.37 M`, `7.7 k`, `512`."""
+    for unit, size, least, decimals in (
+        ("G", 10**9, 10**9, 2),
+        ("M", 10**6, 10**5, 2),
+        ("k", 10**3, 10**3, 1),
+    ):
+        if number >= least:
+            return f"{number / size:.{decimals}f} {unit}"
+    return str(number)
+
+
+def _minutes(value: float) -> str:
+    return f"{value:.2f}" if value < 1 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
+
+
+def _row(label: str, runs: Sequence[Run]) -> Row:
+    records, first = [run.record for run in runs], runs[0].record.experiment
+
+    def over_runs(name: str) -> Summary | None:
+        values = [metrics.value(name, record.correct, record.total) for record in records]
+        defined = [value for value in values if not math.isnan(value)]
+        return summarise(defined) if defined else None
+
+    acc = over_runs("acc")
+    assert acc is not None
+    return Row(
+        label=label,
+        acc=acc,
+        aaa=over_runs("aaa"),
+        forgetting=over_runs("forgetting"),
+        minutes=summarise([record.seconds / 60 for record in records]),
+        trainable=max(max(record.trainable, default=0) for record in records),
+        tuning_trials=max(record.tuning_trials for record in records),
+        tuning_minutes=max(record.tuning_minutes for record in records),
+        seeds=tuple(record.experiment.seed for record in records),
+        class_orders=tuple(record.experiment.class_order for record in records),
+        origins=tuple(sorted({run.origin for run in runs})),
+        hardware=tuple(sorted({run.hardware for run in runs})),
+        recipes=tuple(sorted({record.recipe for record in records})),
+        method=first.method,
+        revision=first.revision,
+        hyperparameters=first.hyperparameters,
+        sequential=runs[0].sequential,
+    )
+
+
+def _wide(table: Table) -> pd.DataFrame:
+    protocol = table.protocol
+    rows = []
+    for row in table.rows:
+        flat: dict[str, object] = {"label": row.label}
+        for name in ("acc", "aaa", "forgetting", "minutes"):
+            summary: Summary | None = getattr(row, name)
+            flat |= {f"{name}_{part}": getattr(summary, part, None) for part in ("mean", "low", "high", "n")}
+        flat |= {
+            "trainable": row.trainable,
+            "tuning_trials": row.tuning_trials,
+            "tuning_minutes": row.tuning_minutes,
+            "seeds": " ".join(map(str, row.seeds)),
+            "class_orders": " ".join(row.class_orders),
+            "origins": " ".join(row.origins),
+            "recipes": " ".join(row.recipes),
+            "method": row.method,
+            "revision": row.revision,
+            "hyperparameters": json.dumps(row.hyperparameters, sort_keys=True),
+            "benchmark": protocol.benchmark,
+            "scenario": protocol.scenario,
+            "tasks": protocol.num_tasks,
+            "classes": protocol.classes,
+            "backbone": protocol.backbone,
+            "weights": protocol.weights,
+            "split": protocol.split,
+            "precision": protocol.precision,
+            "transforms": protocol.transforms.model_dump_json(),
+            "limits": protocol.limits.model_dump_json(exclude_none=True),
+        }
+        rows.append(flat)
+    frame = pd.DataFrame(rows)
+    counts = [name for name in frame.columns if name.endswith("_n")]
+    return frame.astype(dict.fromkeys(counts, "Int64"))
+
+
+def _caption(protocol: Protocol) -> str:
+    size = protocol.transforms.size
+    limits = protocol.limits_text()
+    return (
+        f"{protocol.benchmark}, {protocol.scenario}, {protocol.shape}; "
+        f"backbone {protocol.backbone} at {size} {TIMES} {size} (weights {protocol.weights[:8]}), "
+        f"split {protocol.split[:8]}, {protocol.precision} (protocol {protocol.digest})."
+        + (f" A cut-down trial: {limits}." if limits else "")
+    )
+
+
+def _notes(rows: Sequence[Row]) -> list[str]:
+    repeats = {row.acc.n for row in rows}
+    spread = "Mean ± half-width of the 95 % Student-t interval of the mean over " + (
+        f"{repeats.pop()} runs per row" if len(repeats) == 1 else "the runs of the row"
+    )
+    single = [row.label for row in rows if row.acc.n == 1]
+    notes = [
+        "acc: top-1 accuracy over all classes after the last task; aaa: top-1 accuracy over the classes "
+        "seen so far, averaged over the tasks; forgetting: best minus last accuracy, averaged over all tasks "
+        "but the last.",
+        "One run per row: no intervals." if len(single) == len(rows) else f"{spread}.",
+    ]
+    if single and len(single) < len(rows):
+        notes.append(f"One run only, no interval: {', '.join(single)}.")
+    notes.append(by_row("Runs", [(row.label, row.varied) for row in rows]))
+    joint = [row.label for row in rows if not row.sequential]
+    if joint:
+        notes.append(f"{', '.join(joint)}: trained on all tasks at once, so aaa and forgetting are not defined.")
+    if any(row.leaky for row in rows):
+        notes.append(
+            f"{LEAKY}: samples of a batch see each other, in training or at test, as in released code that is known to "
+            "be wrong; not comparable with the other rows."
+        )
+    notes.append(
+        "minutes: wall time of training and evaluation of one run, comparable on the same hardware only; "
+        "trainable: the most numbers trained in any stage; tuning: minutes of all runs of the search for the "
+        "hyper-parameters."
+    )
+    notes.append(by_row("Hyper-parameters", [(row.label, _provenance(row)) for row in rows]))
+    notes.append(by_row("Hardware", [(row.label, ", ".join(row.hardware)) for row in rows]))
+    notes.append(by_row("Origin", [(row.label, ", ".join(row.origins)) for row in rows]))
+    return notes
+
+
+def _provenance(row: Row) -> str:
+    """Where a row's hyper-parameters came from, in words."""
+    if not row.hyperparameters:
+        return "none"
+    trials = f", best of {row.tuning_trials} settings" if row.tuning_trials else ""
+    return f"{', '.join(row.recipes)}{trials}"
+
+
+def _order(class_order: str) -> str:
+    """A class order in a few words: a list of classes by the start of its hash."""
+    listed = class_order.startswith("order:")
+    return f"list {hashlib.sha256(class_order.encode()).hexdigest()[:8]}" if listed else class_order
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Sorted distinct integers as ranges: `0-4, 7` with a dash."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}{DASH}{run[-1]}" for run in runs)

@@ -1,0 +1,246 @@
+"""One stored run: its fields, the checks that they pass, and how older records are read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import IO, Annotated, Any, TypeVar
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from cl_bench import metrics
+from cl_bench.experiment import Experiment, Scalar
+from cl_bench.store import predictions
+
+SCHEMA_VERSION = 1
+UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+"""The migration path: entry n makes the fields of schema n those of n + 1, on loading; files stay as they are.
+
+A field with a default needs no entry. None may change the experiment's key, which names the files.
+"""
+MAX_JSON_BYTES = 2**24
+"""Larger JSON files are not read: a run of 10 tasks takes 6 KB, one of 500 tasks 5 MB."""
+_MAX_NAMES = 10_000
+"""Names in one object of it."""
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Seconds = Annotated[float, Field(ge=0)]
+Item = TypeVar("Item")
+# One fault is enough; a hostile file could hold millions.
+Items = Annotated[list[Item], Field(fail_fast=True)]
+Rows = Annotated[list[Annotated[list[Item], Field(fail_fast=True)]], Field(fail_fast=True)]
+
+
+class NewerSchema(ValueError):
+    """More than this version of cl-bench can understand."""
+
+
+class RunRecord(BaseModel):
+    """Everything measured in one run.
+
+    Attributes:
+        schema_version: of this record; a reader upgrades older ones and refuses newer ones.
+        key: content key of `experiment`.
+        label: method and the options that the user set, e.g. `finetune[masked=true]`: the row name in tables.
+        recipe: where the hyper-parameters came from (`tuned`, `unified`, ...); informative, not part of the key.
+        tuning_trials, tuning_minutes: what the search for them has cost.
+        sessions: processes that have worked on the run: more than one if it was interrupted.
+        stages: the tasks trained on in each stage: `[[0], [1], ...]`, for joint training one stage with all.
+        correct: class-incremental hits `correct[t][j]`; None for tasks not seen by stage t.
+        correct_task_aware: hits when the argmax is restricted to the classes of the image's own task; all tasks.
+        total: test images per task.
+        classes: names of all classes of the stream in label order, also those that `limits` cut off.
+        domains: of a domain-incremental stream, the domain of each task.
+        train_seconds, eval_seconds: wall seconds per stage.
+        train_samples, eval_samples: images that passed through training steps and through evaluation, per stage.
+        trainable, stored: numbers trained in, and kept after, each stage (beside the frozen backbone).
+        flops_per_image: multiply-adds times two of one prediction; `forward_passes` of the backbone in it.
+        peak_memory_bytes: of the device (CUDA allocator), or of the process on a CPU.
+        environment: versions and hardware.
+        traces: optional tables that a method fills (magnitudes, residuals, distances), a list of rows each; None where
+            a number is not finite.
+        finished: when the record was stored; None in older ones.
+        arrays_sha256: of the npz beside this file.
+        checksum: `content_hash` of the record, so that an edited number is noticed; the npz has its start in its name.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    schema_version: int = Field(default=SCHEMA_VERSION, strict=True)
+    key: str
+    label: str
+    recipe: str
+    tuning_trials: Count = 0
+    tuning_minutes: Seconds = 0.0
+    experiment: Experiment
+    sessions: int = 1
+    stages: Rows[Count]
+    correct: Rows[Count | None]
+    correct_task_aware: Rows[Count]
+    total: Items[Count]
+    classes: Items[str]
+    domains: Items[str] = []
+    train_seconds: Items[Seconds]
+    eval_seconds: Items[Seconds]
+    train_samples: Items[Count]
+    eval_samples: Items[Count]
+    trainable: Items[Count]
+    stored: Items[Count]
+    flops_per_image: Count
+    forward_passes: Count
+    peak_memory_bytes: Count
+    environment: dict[str, Scalar]
+    traces: dict[str, Items[dict[str, Scalar]]] = {}
+    finished: AwareDatetime | None = None
+    arrays_sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
+    checksum: str = ""
+
+    @field_validator("traces", mode="before")
+    @classmethod
+    def _finite(cls, traces: Any) -> Any:
+        """A method's residual of 0 / 0 must not cost the run; the first fault is enough (see `Items`)."""
+        fit = isinstance(traces, dict) and all(isinstance(rows, list) for rows in traces.values())
+        if not fit or not all(isinstance(row, dict) for rows in traces.values() for row in rows):
+            raise ValueError("expected a list of rows under each name")
+        if any(isinstance(value, dict | list) for rows in traces.values() for row in rows for value in row.values()):
+            raise ValueError("expected a number, text or nothing in each column of a row")
+        return {name: [{k: _finite(v) for k, v in row.items()} for row in rows] for name, rows in traces.items()}
+
+    def sealed(self) -> RunRecord:
+        """The record with its checksum."""
+        return self.model_copy(update={"checksum": content_hash(self.model_dump(mode="json"))})
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunRecord:
+        if self.key != self.experiment.key:
+            raise ValueError(f"key {self.key} does not belong to the experiment in it ({self.experiment.key})")
+        stages, tasks = len(self.stages), len(self.total)
+        if tasks != (self.experiment.limits.tasks or self.experiment.num_tasks) or min(self.total) < 1:
+            raise ValueError(f"{tasks} test sets of sizes {self.total} do not fit the experiment's tasks")
+        for name in ("correct", "correct_task_aware"):
+            rows = getattr(self, name)
+            if len(rows) != stages or any(len(row) != tasks for row in rows):
+                raise ValueError(f"'{name}' is not {stages} stages x {tasks} tasks")
+            metrics.accuracy_matrix(rows, self.total)
+            if not all(any(count is not None for count in row) for row in rows):
+                raise ValueError(f"'{name}' has a stage without any count")
+        if not all(task < tasks for stage in self.stages for task in stage):
+            raise ValueError(f"'stages' names tasks beyond the {tasks} there are")
+        for name in ("train_seconds", "eval_seconds", "train_samples", "eval_samples", "trainable", "stored"):
+            if len(getattr(self, name)) != stages:
+                raise ValueError(f"'{name}' does not have one entry for each of the {stages} stages")
+        return self
+
+    @property
+    def seconds(self) -> float:
+        """Wall seconds of training and evaluation together."""
+        return sum(self.train_seconds) + sum(self.eval_seconds)
+
+
+def content_hash(fields: Mapping[str, Any]) -> str:
+    """SHA-256 of the canonical JSON of a record as it is stored, without its `checksum`."""
+    rest = {name: value for name, value in fields.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def fault(record: RunRecord, packed: IO[bytes]) -> str:
+    """What contradicts a record in its npz, in words; empty if nothing does."""
+    try:
+        arrays = predictions.unpack(packed, len(record.stages), sum(record.total))
+    except ValueError as error:
+        return str(error)
+    counts: dict[str, Sequence[Sequence[int | None]]] = {
+        "predicted": record.correct,
+        "predicted_task_aware": record.correct_task_aware,
+    }
+    return predictions.fault(arrays, record.total, len(record.classes), counts)
+
+
+def parse(content: bytes) -> RunRecord:
+    """The record in a JSON file, in the schema of today.
+
+    Raises:
+        NewerSchema: it is of a later one.
+        ValueError: it is none, impossible, or edited; one short line.
+    """
+    try:
+        fields = _fields(content)
+        expected = content_hash(fields)
+        record = RunRecord.model_validate(_upgraded(fields))
+    except NewerSchema:
+        raise
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"{_plain(where + ': ' if where else '')}{_plain(first['msg'])}") from error
+    except ValueError as error:
+        raise ValueError(_plain(str(error))) from error
+    if record.checksum != expected:
+        raise ValueError("altered (its checksum does not fit its content)")
+    return record
+
+
+def _fields(content: bytes) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        ValueError: anything else, NaN, infinity or a name that comes twice.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(pairs) > _MAX_NAMES:
+            raise ValueError(f"an object has more than {_MAX_NAMES:,} names")
+        fields = dict(pairs)
+        if len(fields) < len(pairs):
+            raise ValueError("a name comes twice in one object")
+        return fields
+
+    def refused(constant: str) -> None:
+        raise ValueError(f"{constant} is no number")
+
+    try:
+        fields = json.loads(content.decode(), object_pairs_hook=unique, parse_constant=refused)
+    except UnicodeDecodeError as error:
+        raise ValueError("is not UTF-8 text") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"is not whole JSON ({error})") from error
+    except RecursionError as error:
+        raise ValueError("is nested too deeply") from error
+    if not isinstance(fields, dict):
+        raise ValueError("is not a JSON object")
+    if b"\\ud" in content.lower():
+        try:
+            json.dumps(fields, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError("holds half of a character (a lone surrogate)") from error
+    return fields
+
+
+def _upgraded(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields in the schema of today.
+
+    Raises:
+        ValueError: of a later schema, of none, or not what their schema says.
+    """
+    version = fields.get("schema_version")
+    if type(version) is not int or version < 1:
+        raise ValueError(f"schema_version: expected a whole number from 1 to {SCHEMA_VERSION}")
+    if version > SCHEMA_VERSION:
+        raise NewerSchema(f"schema version {version} is newer than {SCHEMA_VERSION}; update cl-bench")
+    for step in range(version, SCHEMA_VERSION):
+        try:
+            fields = UPGRADES[step](fields) | {"schema_version": step + 1}
+        except (LookupError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"cannot be upgraded from schema version {step}") from error
+    return fields
+
+
+def _plain(text: str) -> str:
+    """One short line, whatever a file holds."""
+    line = "".join(character if character.isprintable() else "?" for character in text[:201])
+    return line if len(text) <= 200 else f"{line[:200]} ..."

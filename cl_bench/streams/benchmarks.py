@@ -1,0 +1,344 @@
+"""The benchmarks: data sets, their official splits and what a run needs to know of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cl_bench.data import cache as decoded
+from cl_bench.data.cache import Told
+from cl_bench.data.decoding import BadImage, shrunk, size_of
+from cl_bench.data.images import ImageFiles, ImageStore
+from cl_bench.errors import UserError, unknown_name
+from cl_bench.experiment import ImagesName, Scenario, Storage
+from cl_bench.streams import catalogue, icons
+from cl_bench.streams.overlaps import shared_classes
+from cl_bench.streams.readers import for_each_image
+from cl_bench.streams.types import DataSet, Entry, Listing
+
+
+@dataclass(frozen=True)
+class Source:
+    """The data of a benchmark: both parts and the names of classes and domains, in the data set's own order."""
+
+    train: ImageStore
+    test: ImageStore
+    classes: tuple[str, ...]
+    domains: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A benchmark as the user names it.
+
+    Attributes:
+        name: as in `--benchmark`.
+        description: one line for `cl-bench ls benchmarks`.
+        num_classes: size of the label set.
+        tasks: the default number of tasks, in the default `scenario`.
+        crop, crop_scale, resize: of the training crop and the test view (see `Transforms`): part of the protocol, the
+            same for every method.
+        backbone: used when the user names none.
+        load: reads the data.
+        tuned_on: the stream on which hyper-parameters for it are searched, so that it is not itself.
+        dataset: facts about it, if it is not embedded.
+        scenario: the default one.
+    """
+
+    name: str
+    description: str
+    num_classes: int
+    tasks: int
+    crop_scale: tuple[float, float]
+    backbone: str
+    load: Callable[[], Source]
+    tuned_on: str | None = None
+    resize: float = 1.0
+    crop: Literal["continuous", "pixels"] = "continuous"
+    dataset: DataSet | None = None
+    scenario: Scenario = "class-incremental"
+
+    def source(self, storage: Storage = "files", told: Told = lambda done, total: None) -> Source:
+        """The data, read and checked once per process.
+
+        Args:
+            storage: how the images of files are kept (see `Experiment`); the icons, and data sets that come as arrays,
+                are in memory as they are.
+            told: how far the decoding is, for images that are kept and have not been decoded before.
+
+        Raises:
+            UserError: the data are not there or damaged; the cache cannot be written; in `memory`, images of files that
+                do not have one size.
+        """
+        source = _source(self.name, _place())
+        if storage == "files" or not isinstance(source.train.images, ImageFiles):
+            return source
+        return _kept(self.name, storage, _place(), told)
+
+    def storage(self, images: ImagesName, short: int) -> Storage:
+        """How the images are kept for a run, as `Experiment` has it.
+
+        Args:
+            images: the user's choice. `auto`: in memory if they have one size and nothing would be resized, otherwise
+                as `resized`: decoded once, their shorter side made `short` pixels at most. `files`: decoded whenever
+                they are read. What comes as arrays is in memory in either case.
+            short: of the test view, in pixels.
+
+        Raises:
+            UserError: an image that cannot be read.
+        """
+        source = self.source()
+        parts = (source.train, source.test)
+        if not all(isinstance(part.images, ImageFiles) for part in parts):
+            return "memory"
+        if images == "files":
+            return "files"
+        if images == "auto" and _small_and_alike(self.name, _place(), short):
+            return "memory"
+        return f"resized:{short}"
+
+
+_ICONS = "vit_tiny_patch8_32.icons"
+# Icons fill their canvas and a small part of one is rarely recognisable, so crops stay large.
+_ICON_CROP = (0.6, 1.0)
+_BENCHMARKS = {
+    benchmark.name: benchmark
+    for benchmark in (
+        Benchmark(
+            "icons-100",
+            "100 objects drawn by many designers, 32x32 grey; tested on designers never seen; embedded",
+            100,
+            10,
+            _ICON_CROP,
+            _ICONS,
+            lambda: Source(*icons.load("stream")),
+            tuned_on="icons-tune",
+        ),
+        Benchmark(
+            "icons-designers",
+            "the same objects, another designer's drawings with each task (domain-incremental); embedded",
+            100,
+            10,
+            _ICON_CROP,
+            _ICONS,
+            lambda: Source(*icons.load_designers()),
+            tuned_on="icons-tune",
+            scenario="domain-incremental",
+        ),
+        Benchmark(
+            "icons-tune",
+            "40 other classes of the same kind: the only stream for choosing hyper-parameters; embedded",
+            40,
+            10,
+            _ICON_CROP,
+            _ICONS,
+            lambda: Source(*icons.load("tune")),
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some classes of a data set, as a benchmark of their own.
+
+    Attributes:
+        of: name of the data set, all of whose classes have the same number of images.
+        classes: which of them.
+    """
+
+    of: str
+    title: str
+    num_classes: int
+    tasks: int
+    classes: Callable[[], frozenset[str]]
+
+    def dataset(self) -> DataSet:
+        """A data set of these classes."""
+        whole = catalogue.find(self.of)
+
+        def read(folder: Path, split: Path | None) -> Listing:
+            return self.listing(whole.read(folder, split))
+
+        return replace(
+            whole,
+            read=read,
+            title=self.title,
+            classes=self.num_classes,
+            train=whole.train * self.num_classes // whole.classes,
+            test=whole.test * self.num_classes // whole.classes,
+            tasks=self.tasks,
+            splits=(),
+            split_hashes={},
+            content_hash=None,
+        )
+
+    def listing(self, whole: Listing) -> Listing:
+        """The images of these classes."""
+        kept = self.classes()
+        train, test = (tuple(entry for entry in part if entry.label in kept) for part in (whole.train, whole.test))
+        return replace(whole, train=train, test=test, classes=tuple(name for name in whole.classes if name in kept))
+
+
+_PARTS = {
+    "tiny-imagenet-44": _Part(
+        "tiny-imagenet",
+        "44 classes of Tiny ImageNet that CIFAR-100 has, too: the stream for choosing its hyper-parameters",
+        44,
+        11,
+        shared_classes,
+    )
+}
+_TUNED_ON = {"cifar100": "tiny-imagenet-44"}
+
+Place = tuple[str | None, ...]
+SKIP_BAD, SPLIT_LIST = "CL_BENCH_SKIP_BAD", "CL_BENCH_SPLIT_LIST"
+_PHOTOGRAPHS = "vit_base_patch16_224.augreg2_in21k_ft_in1k"
+"""The weights of SD-LoRA's logs."""
+
+
+def names() -> list[str]:
+    """Names of all benchmarks; besides these there is `folder:PATH`."""
+    return sorted(_BENCHMARKS) + sorted([*catalogue.names(), *_PARTS])
+
+
+def has_domains(name: str) -> bool:
+    """Whether a benchmark can be domain-incremental."""
+    benchmark = find(name)
+    return benchmark.scenario == "domain-incremental" or bool(benchmark.dataset and benchmark.dataset.domains)
+
+
+def find(name: str) -> Benchmark:
+    """The benchmark with this name: an embedded one, a data set, or `folder:PATH`.
+
+    Raises:
+        UserError: there is none; the closest name is suggested. A folder is not there or has another layout.
+    """
+    if name in _BENCHMARKS:
+        return _BENCHMARKS[name]
+    if name not in names() and not name.startswith(catalogue.FOLDER):
+        raise unknown_name("benchmark", name, [*names(), "folder:PATH"], "'cl-bench ls benchmarks' describes them.")
+    dataset = _dataset(name)
+    classes = dataset.classes or len(_listing(name, _place()).classes)
+    domains = dataset.scenario == "domain-incremental"
+    return Benchmark(
+        name=name,
+        description=dataset.title,
+        num_classes=classes,
+        tasks=len(dataset.domains) if domains else dataset.tasks or default_tasks(classes),
+        scenario=dataset.scenario,
+        # Training and test views as in PILOT and SD-LoRA's code.
+        crop="pixels",
+        crop_scale=(0.05, 1.0),
+        resize=256 / 224,
+        backbone=_PHOTOGRAPHS,
+        load=partial(_load, name),
+        tuned_on=_TUNED_ON.get(name),
+        dataset=dataset,
+    )
+
+
+def default_tasks(num_classes: int) -> int:
+    """Class-incremental tasks where no number is published: as many as divide the classes, up to ten."""
+    return max(n for n in range(1, 11) if num_classes % n == 0)
+
+
+@cache
+def _source(name: str, place: Place) -> Source:
+    return find(name).load()
+
+
+def _place() -> Place:
+    """Where data sets are and how they are read: environment variables, which worker processes inherit."""
+    return tuple(os.environ.get(name) for name in (catalogue.ROOT_VARIABLE, SKIP_BAD, SPLIT_LIST, decoded.VARIABLE))
+
+
+@cache
+def _listing(name: str, place: Place) -> Listing:
+    _, skip_bad, split_list, _ = place
+    return catalogue.load(_dataset(name), skip_bad=bool(skip_bad), split_list=Path(split_list) if split_list else None)
+
+
+def _dataset(name: str) -> DataSet:
+    return _PARTS[name].dataset() if name in _PARTS else catalogue.find(name)
+
+
+def _load(name: str) -> Source:
+    """A data set below the user's data folder, as image stores."""
+    listing = _listing(name, _place())
+    index = {name: number for number, name in enumerate(listing.classes)}
+
+    def store(part: int) -> ImageStore:
+        entries = (listing.train, listing.test)[part]
+        images = listing.pixels[part] if listing.pixels else ImageFiles([e.path for e in entries if e.path is not None])
+        targets = np.array([index[entry.label] for entry in entries], dtype=np.int64)
+        domains = np.array([entry.domain for entry in entries]) if known else None
+        return ImageStore(images, targets, tuple(entry.name for entry in entries), domains=domains)
+
+    known = _dataset(name).domains
+    return Source(store(0), store(1), listing.classes, known)
+
+
+_stored: dict[tuple[str, Storage, Place], Source] = {}
+
+
+def _kept(name: str, storage: Storage, place: Place, told: Told) -> Source:
+    """A data set of files with its images decoded, from the cache."""
+    key = (name, storage, place)
+    if key not in _stored:
+        source, listing = _source(name, place), _listing(name, place)
+        first, total = len(source.train), len(source.train) + len(source.test)
+        train = _kept_part(name, "train", storage, source.train, listing.train, lambda n: told(n, total))
+        test = _kept_part(name, "test", storage, source.test, listing.test, lambda n: told(first + n, total))
+        _stored[key] = replace(source, train=train, test=test)
+    return _stored[key]
+
+
+def _kept_part(
+    name: str, part: str, storage: Storage, store: ImageStore, entries: Sequence[Entry], told: Callable[[int], None]
+) -> ImageStore:
+    kind, _, short = storage.partition(":")
+
+    def use(entry: Entry, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return shrunk(pixels, int(short)) if short else pixels
+
+    def decode() -> Iterator[NDArray[np.uint8]]:
+        for found in for_each_image(entries, use):
+            if isinstance(found, BadImage):
+                raise found
+            yield found
+
+    file = _cached(name, part, storage, store)
+    images = decoded.images(file, len(store), decode, lambda done, total: told(done))
+    if kind != "memory":
+        return replace(store, images=images)
+    if (images.sizes != images.sizes[0]).any():
+        raise UserError(f"the images of {name} do not have one size, so they cannot be kept as they are; --images auto")
+    return replace(store, images=images.of_one_size())
+
+
+def _cached(name: str, part: str, storage: Storage, store: ImageStore) -> Path:
+    assert isinstance(store.images, ImageFiles)
+    return decoded.place(name, part, storage, store.names, store.images.paths)
+
+
+@cache
+def _small_and_alike(name: str, place: Place, short: int) -> bool:
+    """Whether all images of files have one size, and one that would be kept."""
+    source = _source(name, place)
+    parts = {"train": source.train, "test": source.test}
+    paths = [path for store in parts.values() if isinstance(store.images, ImageFiles) for path in store.images.paths]
+    size = size_of(paths[0])
+    if min(size) > short:
+        return False
+    if all(decoded.is_there(_cached(name, part, "memory", store)) for part, store in parts.items()):
+        # What has been found of these files before.
+        return True
+    return all(size_of(path) == size for path in paths)

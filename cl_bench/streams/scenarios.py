@@ -1,0 +1,162 @@
+"""From a benchmark to Avalanche streams. Split, class order and label mapping are ours: they are the protocol."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from avalanche.benchmarks import benchmark_from_datasets, with_classes_timeline
+from avalanche.benchmarks.utils import as_classification_dataset
+from numpy.typing import NDArray
+
+from cl_bench.data.images import ImageStore
+from cl_bench.data.samples import ImageDataset
+from cl_bench.experiment import Limits, Scenario, Tasks, Transforms
+from cl_bench.randomness import permutation
+from cl_bench.streams import Source
+from cl_bench.streams.catalogue import parts_hash
+
+
+@dataclass(frozen=True)
+class TaskStream:
+    """A stream of tasks.
+
+    Attributes:
+        train, test: Avalanche streams with one experience per task. In a class-incremental stream labels are positions
+            in the class order, so that task j owns a run of consecutive labels.
+        joint: a stream with one experience that holds the training images of all tasks.
+        classes: class names in label order.
+        tasks: labels of each task.
+        domains: of a domain-incremental stream, the domain of each task.
+    """
+
+    train: Any
+    test: Any
+    joint: Any
+    classes: tuple[str, ...]
+    tasks: tuple[tuple[int, ...], ...]
+    domains: tuple[str, ...] = ()
+
+
+def split_hash(source: Source) -> str:
+    """SHA-256 over the sorted `class/file` names of the training and the test part."""
+    return parts_hash(source.train.names, source.test.names)
+
+
+def order_classes(class_order: str, num_classes: int) -> NDArray[np.int64]:
+    """Indices of classes (or domains) in the order in which they are learned, from its name in `Experiment`.
+
+    Permutations come from numpy's legacy `RandomState`, as in PILOT, SD-LoRA and their kin, so that orders agree.
+    """
+    if class_order == "natural":
+        return np.arange(num_classes)
+    if class_order.startswith("order:"):
+        return np.array([int(index) for index in class_order.removeprefix("order:").split(",")])
+    return np.random.RandomState(int(class_order.removeprefix("permutation:"))).permutation(num_classes)
+
+
+def held_out(store: ImageStore, share: float) -> NDArray[np.bool_]:
+    """Which images form the validation part, [N]: the same for every run.
+
+    Whole groups where they are known (validation then asks for what testing asks for: other designers), otherwise the
+    same share of every class.
+    """
+    if store.groups is not None:
+        _, group = np.unique(store.groups, return_inverse=True)
+        order = permutation(("validation",), int(group.max()) + 1)
+        size = np.bincount(group)[order].cumsum()
+        return np.isin(group, order[size <= share * len(store)])
+    order = permutation(("validation",), len(store))
+    chosen = np.zeros(len(store), dtype=bool)
+    for label in np.unique(store.targets):
+        mine = order[store.targets[order] == label]
+        chosen[mine[: min(max(round(share * len(mine)), 1), len(mine) - 1)]] = True
+    return chosen
+
+
+def sizes_of(tasks: Tasks, num_classes: int) -> tuple[int, ...]:
+    """How many classes each class-incremental task brings.
+
+    Raises:
+        ValueError: the number of tasks does not divide the number of classes, or the sizes do not add up to it.
+    """
+    if isinstance(tasks, int):
+        if num_classes % tasks:
+            raise ValueError(f"{num_classes} classes cannot be cut into {tasks} equal tasks")
+        return (num_classes // tasks,) * tasks
+    if sum(tasks) != num_classes:
+        raise ValueError(f"tasks of {', '.join(map(str, tasks))} classes have {sum(tasks)} in all, not {num_classes}")
+    return tasks
+
+
+def build(
+    source: Source,
+    tasks: Tasks,
+    class_order: str,
+    transforms: Transforms,
+    limits: Limits,
+    scenario: Scenario = "class-incremental",
+) -> TaskStream:
+    """Cut a data set into tasks: by class, or by domain.
+
+    Args:
+        tasks: as in `Experiment`; of a domain-incremental stream the number of domains.
+        class_order: of the classes, or of the domains.
+        limits: cuts, the first images of each class (in each task) being kept; or a validation part in place of the
+            test images.
+
+    Raises:
+        ValueError: the classes or domains cannot be cut into these tasks.
+    """
+    num_classes = len(source.classes)
+    label_of_class = np.arange(num_classes)
+    if scenario == "domain-incremental":
+        if tasks != len(source.domains):
+            raise ValueError(f"{len(source.domains)} domains are as many tasks, not {tasks}")
+        classes = source.classes
+        domains = tuple(source.domains[d] for d in order_classes(class_order, len(source.domains)))
+    else:
+        sizes = sizes_of(tasks, num_classes)
+        order = order_classes(class_order, num_classes)
+        classes, domains = tuple(source.classes[c] for c in order), ()
+        label_of_class[order] = np.arange(num_classes)
+        task_of_label = np.repeat(np.arange(len(sizes)), sizes)
+    length = limits.tasks or (len(domains) or len(sizes))
+
+    def part(store: ImageStore, per_class: int | None, chosen: NDArray[np.bool_] | None) -> tuple[Any, list[list[int]]]:
+        dataset = ImageDataset(store, label_of_class, transforms)
+        labels = np.array(dataset.targets)
+        if domains:
+            assert store.domains is not None
+            task = np.array([domains.index(domain) for domain in store.domains])
+        else:
+            task = task_of_label[labels]
+        ids = []
+        for index in range(length):
+            rows = np.flatnonzero(task == index if chosen is None else (task == index) & chosen)
+            rows = rows[np.argsort(labels[rows], kind="stable")]
+            # How many images of the same class come before each.
+            rank = np.arange(len(rows)) - np.searchsorted(labels[rows], labels[rows])
+            ids.append([int(i) for i in rows[rank < (per_class or len(rows))]])
+        return as_classification_dataset(dataset), ids
+
+    if limits.validation is None:
+        train, train_ids = part(source.train, limits.train_per_class, None)
+        test, test_ids = part(source.test, limits.test_per_class, None)
+    else:
+        validation = held_out(source.train, limits.validation)
+        train, train_ids = part(source.train, limits.train_per_class, ~validation)
+        test, test_ids = part(source.train, limits.test_per_class, validation)
+    everything = [i for ids in train_ids for i in ids]
+    avalanche = with_classes_timeline(
+        benchmark_from_datasets(
+            train=[train.subset(ids) for ids in train_ids],
+            test=[test.subset(ids) for ids in test_ids],
+            joint=[train.subset(everything)],
+        )
+    )
+    streams = avalanche.streams
+    labels = label_of_class[source.train.targets]
+    kept = tuple(tuple(int(label) for label in np.unique(labels[ids])) for ids in train_ids)
+    return TaskStream(streams["train"], streams["test"], streams["joint"], classes, kept, domains[:length])

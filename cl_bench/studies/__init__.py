@@ -1,0 +1,1 @@
+"""Runs for other reasons than a result: searches, timings, repetitions, audits."""

@@ -1,0 +1,100 @@
+"""Whether a method keeps the rules that make its numbers mean something: nothing leaks, moves or hides.
+
+A method is trained on a small stream, by the strategy that every run uses, and held against nine promises, a function
+of `checks` each. One training run serves them all but two: repeatability and the number of tasks take a second run and,
+only if that one differs, a third which says why. Everything runs on the CPU in fp32, where bits can be compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from cl_bench.contract.method import Method
+from cl_bench.studies.audit.checks import (
+    CHECKS,
+    Ceiling,
+    Finding,
+    again,
+    batch_company,
+    batch_size,
+    frozen_weights,
+    memory,
+    old_samples,
+    task_identity,
+    under_ceiling,
+)
+from cl_bench.studies.audit.trials import Slice, trial
+
+__all__ = ["CHECKS", "LEAKY", "Ceiling", "Finding", "Report", "Row", "Slice", "audit", "ceiling", "findings"]
+
+LEAKY = "as_published_leaky"
+"""The option under which methods show a leak of their released code; `cl-bench audit --all` expects it to be caught."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method with its options.
+
+    Attributes:
+        label: name and options as the user wrote them.
+        leaky: the audit is expected to fail it.
+    """
+
+    label: str
+    method: Method
+    leaky: bool = False
+
+
+@dataclass(frozen=True)
+class Report:
+    """All findings about a row, in the order of `CHECKS`; none if it could not be trained (`error` says why)."""
+
+    row: Row
+    findings: tuple[Finding, ...]
+    error: str | None = None
+
+    @property
+    def failed(self) -> tuple[str, ...]:
+        """The checks that failed."""
+        return tuple(finding.check for finding in self.findings if finding.status == "fail")
+
+    @property
+    def good(self) -> bool:
+        """Whether the audit went as it should: no check failed, or some did for a row that leaks."""
+        return self.error is None and bool(self.failed) == self.row.leaky
+
+
+def ceiling(rows: Sequence[Row], where: Slice) -> Ceiling:
+    """The best of these rows on the slice."""
+    found = [Ceiling(row.label, trial(row.method, where).hits) for row in rows]
+    return max(found, key=lambda one: one.accuracy)
+
+
+def audit(
+    rows: Sequence[Row], where: Slice, best: Ceiling | None, told: Callable[[Report], None] = lambda report: None
+) -> list[Report]:
+    """Audit every row.
+
+    Args:
+        best: from `ceiling`, computed once and shared; None: that check is skipped.
+        told: gets each report as soon as it is there.
+    """
+    reports = []
+    for row in rows:
+        try:
+            report = Report(row, findings(row.method, where, best))
+        except Exception as error:
+            report = Report(row, (), f"{type(error).__name__}: {error}")
+        reports.append(report)
+        told(report)
+    return reports
+
+
+def findings(method: Method, where: Slice, best: Ceiling | None) -> tuple[Finding, ...]:
+    """All checks of one method."""
+    first = trial(method, where)
+    # The last three of these also look back at what the evaluations of the others have left behind.
+    seen = [check(first) for check in (batch_size, batch_company, task_identity, frozen_weights, old_samples, memory)]
+    repeats, tasks = again(first, where)
+    return (*seen, repeats, under_ceiling(first, best), tasks)

@@ -1,0 +1,288 @@
+"""The checks, a function each, on watched training runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from avalanche.benchmarks import benchmark_from_datasets, with_classes_timeline, with_task_labels
+from avalanche.benchmarks.utils import as_classification_dataset
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cl_bench.randomness import permutation
+from cl_bench.stats import summarise
+from cl_bench.studies.audit.observation import digest
+from cl_bench.studies.audit.predictions import Difference, full_pieces, grouped, largest, pieces, predict
+from cl_bench.studies.audit.trials import Slice, Trial, images_of, trial
+
+CHECKS = (
+    "batch size",
+    "batch company",
+    "task identity",
+    "frozen weights",
+    "old samples",
+    "memory",
+    "repeatability",
+    "ceiling",
+    "number of tasks",
+)
+
+
+SIZES = (1, 7, 128)
+"""Batch sizes under which predictions must agree."""
+
+
+Status = Literal["pass", "fail", "declared", "skipped"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The outcome of one check.
+
+    Attributes:
+        figure: what was measured, in a few words.
+        detail: of a failure: what exactly.
+    """
+
+    check: str
+    status: Status
+    figure: str
+    detail: str = ""
+
+    @classmethod
+    def judge(cls, check: str, good: bool, figure: str, detail: str = "") -> Finding:
+        """Pass or fail."""
+        return cls(check, "pass" if good else "fail", figure, "" if good else detail)
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """What a method cannot reach by honest means: the best joint training on the same slice.
+
+    Attributes:
+        hits: whether each test image [n] is predicted right.
+    """
+
+    label: str
+    hits: NDArray[np.bool_]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the test images."""
+        return float(self.hits.mean())
+
+
+def batch_size(trial: Trial) -> Finding:
+    """The logits of every test image are the same, within `TOLERANCE`, in shuffled batches of 1, 7 and 128 images.
+
+    This holds for the model and for the merged module by which it is counted. A prediction that changes within the
+    tolerance is no failure: two classes were as good as tied.
+    """
+    order = permutation(("audit", 0), len(trial.images))
+    differences = []
+    for model in trial.predictors():
+        alone, *others = (predict(model, trial.images, pieces(order, size)) for size in SIZES)
+        for size, logits in zip(SIZES[1:], others, strict=True):
+            differences.append((f"batches of {size}", Difference.between(alone, logits, trial.seen)))
+    name, worst = largest(differences)
+    return Finding.judge("batch size", worst.tolerable, str(worst), f"logits in {name} are not those of single images")
+
+
+def batch_company(trial: Trial) -> Finding:
+    """The logits of every test image are the same, within `TOLERANCE`, whoever is in its batch: images of all tasks,
+    of all tasks in another order, of one task only, or of one class only, the size of the batch being the same.
+
+    The accuracy in batches of one class minus that in mixed batches is what a leak is worth to a benchmark that tests
+    class by class; it is shown, not judged.
+    """
+    n = len(trial.images)
+    size = max(2, int(np.median(np.unique(trial.labels, return_counts=True)[1])))
+    order, another = permutation(("audit", 0), n), permutation(("audit", 1), n)
+    companies = {
+        "another order": [another],
+        "batches of one task": grouped(order, trial.task),
+        "batches of one class": grouped(order, trial.labels),
+    }
+    differences, gains = [], []
+    for model in trial.predictors():
+        mixed = predict(model, trial.images, full_pieces([order], size))
+        for name, groups in companies.items():
+            logits = predict(model, trial.images, full_pieces(groups, size))
+            differences.append((name, Difference.between(mixed, logits, trial.seen)))
+        gains.append(100 * (accuracy(logits, trial) - accuracy(mixed, trial)))
+    name, worst = largest(differences)
+    figure = f"{worst}, {max(gains, key=abs):+.1f} points"
+    return Finding.judge("batch company", worst.tolerable, figure, f"logits in {name} are not those in mixed batches")
+
+
+def accuracy(logits: Tensor, trial: Trial) -> float:
+    """Share of the test images that are predicted right among the classes seen."""
+    seen = np.array(trial.seen)
+    return float((seen[logits[:, seen].argmax(1).numpy()] == trial.labels).mean())
+
+
+def task_identity(trial: Trial) -> Finding:
+    """The logits of every test image are the same, within `TOLERANCE`, whether it comes
+
+    - in the experience of its own task, with the task's label, through Avalanche's `eval` with all its callbacks,
+    - so after other experiences than usual were evaluated (in reverse order),
+    - in one experience with the images of all tasks, without task labels, or
+    - through `count_matrix`.
+
+    Images come one at a time, so that a leak through the batch is left to the other checks.
+    """
+    strategy, n = trial.strategy, len(trial.images)
+    own = grouped(np.arange(n), trial.task)
+    order = permutation(("audit", 2), n)
+    labelled = [
+        experience.dataset.update_data_attribute("targets_task_labels", [task] * len(experience.dataset))
+        for task, experience in enumerate(trial.stream.test)
+    ]
+    tasks = with_task_labels(with_classes_timeline(benchmark_from_datasets(test=labelled))).streams["test"]
+    parts = [images_of(experience) for experience in trial.stream.test]
+    ids = np.concatenate([part.ids for part in parts])[order]
+    together = as_classification_dataset(parts[0].dataset).subset(ids.tolist())
+    mixed = with_classes_timeline(benchmark_from_datasets(test=[together])).streams["test"]
+
+    def evaluated(experiences: Any, positions: Sequence[NDArray[np.int64]]) -> Tensor:
+        strategy.eval(experiences)
+        outputs = trial.recorder.take()
+        return torch.empty_like(outputs).index_copy_(0, torch.from_numpy(np.concatenate(positions)), outputs)
+
+    before, strategy.eval_mb_size = strategy.eval_mb_size, 1
+    usual = evaluated(tasks, own)
+    others = {
+        "in reverse order": evaluated(list(tasks)[::-1], own[::-1]),
+        "of a mixed experience": evaluated(mixed, [order]),
+        "of count_matrix": strategy.count(trial.stream.test, 1)[1],
+    }
+    strategy.eval_mb_size = before
+    name, worst = largest((name, Difference.between(usual, one, trial.seen)) for name, one in others.items())
+    detail = f"logits {name} are not those of an evaluation task by task"
+    return Finding.judge("task identity", worst.tolerable, str(worst), detail)
+
+
+def frozen_weights(trial: Trial) -> Finding:
+    """Bit by bit the same stay
+
+    - in a phase, every parameter that it does not list;
+    - while no task is learned (in evaluations above all), every parameter and buffer;
+    - from the pre-trained backbone to the end, every weight of it that no phase lists.
+
+    What `before_task` and `after_task` change outside the backbone is their business.
+    """
+    strategy = trial.strategy
+    strategy.look()
+    kept = {f"backbone.{name}": bits for name, bits in trial.pretrained.items()}
+    kept = {name: bits for name, bits in kept.items() if name not in strategy.listed}
+    moved = {name: "since it was pre-trained" for name, bits in kept.items() if trial.state.get(name) != bits}
+    moved |= strategy.moved
+    figure = f"{len(moved)} of {len(moved.keys() | kept.keys() | strategy.held)} tensors change"
+    return Finding.judge("frozen weights", not moved, figure, listed(f"{name} {when}" for name, when in moved.items()))
+
+
+def old_samples(trial: Trial) -> Finding:
+    """While a task is learned no image is read but the training images of its experience, and while it is evaluated
+    no training image.
+
+    What a method that trains on the whole stream at once (`trains_on`) is given is one experience with all of them.
+    """
+    late = sum(stage.late for stage in trial.stages) + len(trial.reads.train)
+    old, test = sum(stage.old for stage in trial.stages), sum(stage.test for stage in trial.stages)
+    figure = f"{old} of other tasks, {test} test images, {late} at test"
+    detail = "images read that are not the task's own, test images read in training, training images read at test"
+    return Finding.judge("old samples", not (old or test or late), figure, detail)
+
+
+def memory(trial: Trial) -> Finding:
+    """After every task the model stores at most as many numbers as the method declares (`Method.kept`), and none are
+    hidden outside its parameters and buffers.
+
+    Stored is the state dict but for weights of the backbone that are as pre-trained. Hidden are tensors, arrays and
+    bytes on the plugin, its class, the strategy or any module of the model (closures included), and numbers in lists
+    and other containers that have come since the first task. Skipped for methods that declare nothing.
+    """
+    last = trial.stages[-1]
+    hidden: dict[str, int] = {}
+    for found in (*(stage.hidden for stage in trial.stages), trial.hidden()):
+        hidden |= found
+    excess = [
+        f"{stage.stored:,} after task {number} where {stage.declared:,} are declared"
+        for number, stage in enumerate(trial.stages, start=1)
+        if stage.declared is not None and stage.stored > stage.declared
+    ]
+    where = [f"{numbers:,} in {path}" for path, numbers in sorted(hidden.items())]
+    declared = "undeclared" if last.declared is None else f"of {last.declared:,}"
+    figure = f"{last.stored:,} {declared}, {sum(hidden.values()):,} hidden"
+    if last.declared is None and not hidden:
+        return Finding("memory", "skipped", figure)
+    return Finding.judge("memory", not (excess or where), figure, listed([*excess, *where]))
+
+
+def again(first: Trial, where: Slice) -> tuple[Finding, Finding]:
+    """Repeatability and the number of tasks, from as few further runs as will do."""
+    needs, error = first.method.needs_num_tasks, ""
+    second = None
+    try:
+        second = trial(first.method, where, told=needs, state=1)
+    except Exception as raised:
+        if needs:
+            raise
+        error = f"{type(raised).__name__}: {raised}"
+    if second is not None and (needs or same(first, second)):
+        return repeatability(first, second), number_of_tasks(second, second)
+    # Two things were different in the second run. In the third it is one, seen from either side.
+    third = trial(first.method, where, state=1)
+    return repeatability(first, third), number_of_tasks(third, second, error)
+
+
+def repeatability(one: Trial, other: Trial) -> Finding:
+    """The same seed gives the same bits, in all logits and all of the state, whatever the global generators of torch,
+    numpy and Python hold."""
+    return Finding.judge("repeatability", same(one, other), differing(one, other), "the same seed gives another result")
+
+
+def number_of_tasks(told: Trial, untold: Trial | None, error: str = "") -> Finding:
+    """A method that does not declare `needs_num_tasks` gives the same bits without it, on a stream that has another
+    task which is not learned (if the benchmark has one)."""
+    if told.method.needs_num_tasks:
+        return Finding("number of tasks", "declared", "needs to be told")
+    if untold is None:
+        return Finding("number of tasks", "fail", "does not run without it", error)
+    figure = differing(told, untold)
+    return Finding.judge("number of tasks", same(told, untold), figure, "it is used and not declared")
+
+
+def under_ceiling(trial: Trial, best: Ceiling | None) -> Finding:
+    """Final accuracy is not above the best joint training's by more than the half-width of the 95 % interval of the
+    paired difference over the test images."""
+    if best is None:
+        return Finding("ceiling", "skipped", "no joint training to compare with")
+    difference = summarise(100 * (trial.hits.astype(float) - best.hits))
+    half = difference.half_width or 0.0
+    figure = f"{difference.mean:+.1f} ± {half:.1f} points"
+    detail = f"{100 * float(trial.hits.mean()):.1f} % where {best.label} reaches {100 * best.accuracy:.1f} %"
+    return Finding.judge("ceiling", difference.mean <= half, figure, detail)
+
+
+def same(one: Trial, other: Trial) -> bool:
+    """Equal bits in logits and state."""
+    return one.state == other.state and digest(one.logits) == digest(other.logits)
+
+
+def differing(one: Trial, other: Trial) -> str:
+    """How many images and tensors differ in a bit."""
+    images = sum(digest(a) != digest(b) for a, b in zip(one.logits, other.logits, strict=True))
+    names = one.state.keys() | other.state.keys()
+    tensors = sum(one.state.get(name) != other.state.get(name) for name in names)
+    return f"{images} of {len(one.logits)} images, {tensors} of {len(names)} tensors differ"
+
+
+def listed(parts: Iterable[str]) -> str:
+    """The first three, and how many more there are."""
+    found = list(parts)
+    return "; ".join(found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")

@@ -1,0 +1,299 @@
+"""One training run of a method on a small stream, watched."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from avalanche.core import SupervisedPlugin
+from numpy.typing import NDArray
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from cl_bench import backbones, streams
+from cl_bench.contract.method import Method, Phase
+from cl_bench.data.samples import Concatenated, StoreSamples, samples_of
+from cl_bench.experiment import Limits, Transforms
+from cl_bench.running.plan import PlannedRun
+from cl_bench.streams import Source
+from cl_bench.streams.scenarios import TaskStream, build
+from cl_bench.studies.audit.numbers import declared_numbers, hidden_numbers, stored_numbers
+from cl_bench.studies.audit.observation import Reads, counted, digest, fingerprint
+from cl_bench.training.strategy import ContinualStrategy
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The stream on which methods are audited, with the backbone and the seed: the same for all of them.
+
+    Attributes:
+        backbone: makes a fresh pre-trained one.
+        tasks: of the whole stream; `limits` cuts it down.
+        order: of the classes.
+    """
+
+    source: Source
+    backbone: Callable[[], VisionTransformer]
+    tasks: int
+    order: str
+    transforms: Transforms
+    limits: Limits = Limits()
+    seed: int = 0
+
+    @classmethod
+    def of(cls, run: PlannedRun) -> Slice:
+        """What a planned run is on."""
+        experiment = run.experiment
+        return cls(
+            source=streams.find(experiment.benchmark).source(experiment.storage),
+            backbone=partial(backbones.create, run.backbone),
+            tasks=experiment.num_tasks,
+            order=experiment.class_order,
+            transforms=experiment.transforms,
+            limits=experiment.limits,
+            seed=experiment.seed,
+        )
+
+    @property
+    def length(self) -> int:
+        """Number of tasks that are learned."""
+        return self.limits.tasks or self.tasks
+
+    def stream(self, reads: Reads, length: int) -> TaskStream:
+        """A stream of so many tasks whose images are counted as they are read."""
+        source = replace(
+            self.source, train=counted(self.source.train, reads.train), test=counted(self.source.test, reads.test)
+        )
+        limits = self.limits.model_copy(update={"tasks": length})
+        return build(source, self.tasks, self.order, self.transforms, limits)
+
+
+class Watched(ContinualStrategy):
+    """The strategy as it is, with a look at which tensors change when, and at the logits that are counted.
+
+    Attributes:
+        listed: names of the parameters that any phase has listed.
+        held: names of those that some phase has not.
+        moved: what changed though it had to stay, and when.
+    """
+
+    eval_mb_size: int
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.listed: set[str] = set()
+        self.held: set[str] = set()
+        self.moved: dict[str, str] = {}
+        self.logits = torch.empty(0)
+        self._left = fingerprint(self.model)
+
+    def look(self) -> None:
+        """Note what has changed since the end of the last task."""
+        now = fingerprint(self.model)
+        for name in sorted(self._left.keys() | now.keys()):
+            if self._left.get(name) != now.get(name):
+                self.moved.setdefault(name, "while no task was learned")
+
+    def count(self, stream: Any, size: int) -> tuple[NDArray[np.bool_], Tensor]:
+        """Hits [n] of `count_matrix` in batches of this size, and the logits [n, num_classes] behind them."""
+        before, self.eval_mb_size = self.eval_mb_size, size
+        n = sum(len(experience.dataset) for experience in stream)
+        self.logits = torch.full((n, self.num_classes), float("nan"))
+        counts = self.count_matrix(stream)
+        self.eval_mb_size = before
+        return counts.predicted == counts.label, self.logits
+
+    def _predict(self, model: Any, images: Tensor, chunk: bytes) -> Tensor:
+        logits = super()._predict(model, images, chunk)
+        self.logits[np.frombuffer(chunk, dtype=np.int64).tolist()] = logits.float().cpu()
+        return logits
+
+    def _train_exp(self, experience: Any, eval_streams: Any = None, **kwargs: Any) -> None:
+        self.look()
+        super()._train_exp(experience, eval_streams, **kwargs)
+        self._left = fingerprint(self.model)
+
+    def _run_phase(self, phase: Phase, *arguments: Any, **kwargs: Any) -> None:
+        chosen = {id(parameter) for parameter in phase.trainable()}
+        parameters = list(self.model.named_parameters())
+        self.listed |= {name for name, parameter in parameters if id(parameter) in chosen}
+        before = {name: digest(parameter) for name, parameter in parameters if id(parameter) not in chosen}
+        self.held |= before.keys()
+        super()._run_phase(phase, *arguments, **kwargs)
+        after = dict(self.model.named_parameters())
+        for name, bits in before.items():
+            if name not in after or digest(after[name]) != bits:
+                self.moved.setdefault(name, "in a phase that does not list it")
+
+
+class Recorder(SupervisedPlugin):  # type: ignore[misc]
+    """Keeps the logits of an Avalanche evaluation, as they are once all other plugins had their turn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outputs: list[Tensor] = []
+
+    def after_eval_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        self.outputs.append(strategy.mb_output.detach().float().cpu())
+
+    def take(self) -> Tensor:
+        """All logits [n, num_classes] since the last call."""
+        outputs, self.outputs = torch.cat(self.outputs), []
+        return outputs
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What was seen of one task.
+
+    Attributes:
+        old: training images read while it was learned that do not belong to it.
+        test: test images read meanwhile.
+        late: training images read while it was evaluated.
+        stored, declared: numbers kept after it; declared is None for methods that do not say.
+        hidden: numbers outside the parameters and buffers, by place.
+    """
+
+    old: int
+    test: int
+    late: int
+    stored: int
+    declared: int | None
+    hidden: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trained strategy and what was seen on the way.
+
+    Attributes:
+        pretrained: digests of the backbone before the first task.
+        stages: one per task.
+        state: digests of the model after the last one.
+        hits, logits: of the test images [n], right after training.
+        images, labels, task: the test images in the order of the stream, [n, ...].
+        hidden: what `hidden_numbers` finds now.
+    """
+
+    method: Method
+    strategy: Watched
+    recorder: Recorder
+    stream: TaskStream
+    reads: Reads
+    pretrained: Mapping[str, bytes]
+    stages: tuple[Stage, ...]
+    state: Mapping[str, bytes]
+    hits: NDArray[np.bool_]
+    logits: Tensor
+    images: Tensor
+    labels: NDArray[np.int64]
+    task: NDArray[np.int64]
+    hidden: Callable[[], Mapping[str, int]]
+
+    @property
+    def seen(self) -> list[int]:
+        """Labels that can be predicted."""
+        return list(self.strategy.seen)
+
+    def predictors(self) -> list[nn.Module]:
+        """The model and, if it has one, the merged module that `count_matrix` takes for it."""
+        model = self.strategy.model.eval()
+        return [model, self.strategy.predictor()] if hasattr(model, "merged") else [model]
+
+
+def trial(method: Method, where: Slice, *, told: bool = True, state: int = 0) -> Trial:
+    """Train a method on the slice and evaluate it after each task.
+
+    Args:
+        told: whether the strategy knows the number of tasks; if not, the stream also has one more than is learned.
+        state: of the global generators, which nothing may depend on.
+    """
+    # A new instance: what a plugin keeps on itself must not reach another run.
+    method = replace(method)
+    reads = Reads()
+    at_once = method.trains_on == "stream"
+    stream = where.stream(reads, where.length if told or at_once else min(where.length + 1, where.tasks))
+    test = stream.test[: where.length]
+    recorder = Recorder()
+    stages: list[Stage] = []
+    classes: list[int] = []
+    with global_generators(state):
+        fresh = where.backbone()
+        pretrained = fingerprint(fresh)
+        strategy = Watched(
+            plugins=[method, recorder],
+            backbone=where.backbone(),
+            num_classes=len(stream.classes),
+            num_tasks=where.length if told else None,
+            seed=where.seed,
+        )
+        hidden = hidden_numbers(strategy)
+        for experience in stream.joint if at_once else stream.train[: where.length]:
+            own = images_of(experience)
+            reads.take()
+            strategy.train(experience, eval_streams=[])
+            train_reads, test_reads = reads.take()
+            strategy.eval(test)
+            recorder.take()
+            late, _ = reads.take()
+            classes.append(len(own.labels.unique()))
+            stages.append(
+                Stage(
+                    old=len(train_reads - set(own.ids.tolist())),
+                    test=len(test_reads),
+                    late=len(late),
+                    stored=stored_numbers(strategy, pretrained),
+                    declared=declared_numbers(method, fresh, len(stream.classes), classes),
+                    hidden=hidden(),
+                )
+            )
+        strategy.look()
+        final = fingerprint(strategy.model)
+        hits, logits = strategy.count(test, strategy.eval_mb_size)
+    whole = Concatenated([images_of(experience) for experience in test])
+    return Trial(
+        method=method,
+        strategy=strategy,
+        recorder=recorder,
+        stream=replace(stream, test=test),
+        reads=reads,
+        pretrained=pretrained,
+        stages=tuple(stages),
+        state=final,
+        hits=hits,
+        logits=logits,
+        images=whole.view(np.arange(len(whole.labels)), None, CPU),
+        labels=whole.labels.numpy(),
+        task=np.repeat(np.arange(len(test)), [len(experience.dataset) for experience in test]),
+        hidden=hidden,
+    )
+
+
+def images_of(experience: Any) -> StoreSamples:
+    """The images of an experience of our own streams."""
+    samples = samples_of(experience.dataset)
+    assert isinstance(samples, StoreSamples)
+    return samples
+
+
+@contextmanager
+def global_generators(state: int) -> Iterator[None]:
+    """Give every global generator a state, and what it had back afterwards."""
+    before = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    torch.manual_seed(state)
+    np.random.seed(state)
+    random.seed(state)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before[0])
+        np.random.set_state(before[1])
+        random.setstate(before[2])

@@ -1,0 +1,126 @@
+"""Running a stored result again, for whoever doubts it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cl_bench import backbones, metrics, streams
+from cl_bench.contract import registry
+from cl_bench.errors import UserError
+from cl_bench.running.plan import PlannedRun
+from cl_bench.running.recipes import Recipe
+from cl_bench.running.runner import Progress, execute
+from cl_bench.store import Arrays, RunRecord, matching
+from cl_bench.streams.scenarios import split_hash
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A stored run and the same run now.
+
+    Attributes:
+        label, key: of the run.
+        stored, now: final accuracy, a fraction.
+        counts: entries of the count matrices that differ, of `entries`.
+        predictions: test images whose final prediction differs, of `images`.
+        environment: what was different then: (name, stored, now).
+    """
+
+    label: str
+    key: str
+    stored: float
+    now: float
+    counts: int
+    entries: int
+    predictions: int
+    images: int
+    environment: tuple[tuple[str, object, object], ...]
+
+    @property
+    def identical(self) -> bool:
+        """Every count and every prediction is the same."""
+        return not (self.counts or self.predictions)
+
+
+def find(key: str, folders: Iterable[Path]) -> tuple[RunRecord, Arrays]:
+    """The stored run whose key begins like this.
+
+    Raises:
+        UserError: there is none, or more than one.
+    """
+    searched = [folder for folder in folders if folder.is_dir()]
+    found = matching(key, searched, lambda damaged: None)
+    if not found:
+        where = ", ".join(f"'{folder}'" for folder in searched) or "no folder that is there"
+        raise UserError(f"no run with the key '{key}' in {where}; keys are in the names of the stored files")
+    if len(found) > 1:
+        keys = ", ".join(sorted(record.key for record, _ in found)[:3])
+        raise UserError(f"'{key}' begins {len(found)} keys: {keys} ...; give more digits")
+    ((record, store),) = found
+    return record, store.arrays(record)
+
+
+def planned(record: RunRecord, checkpoint: Path | None = None, method_files: Sequence[Path] = ()) -> PlannedRun:
+    """The stored experiment, ready to run.
+
+    Raises:
+        UserError: method, data or weights are not there any more, or not what they were.
+    """
+    experiment = record.experiment
+    found = registry.lookup([experiment.method], method_files)[experiment.method]
+    if found.revision != experiment.revision:
+        raise UserError(
+            f"'{found.name}' was at revision {experiment.revision} when this was run and is at {found.revision} now, "
+            "so its results are not comparable; take the version of cl-bench in the record's environment"
+        )
+    split = split_hash(streams.find(experiment.benchmark).source())
+    if split != experiment.split:
+        raise UserError(
+            f"the data of {experiment.benchmark} here has the split {split[:8]}, the stored run had "
+            f"{experiment.split[:8]}; 'cl-bench data verify' says what is different"
+        )
+    name = experiment.backbone.partition(":")[0] if checkpoint else experiment.backbone
+    tagged = "." in name or checkpoint is not None or name in backbones.names()
+    # What the input is normalised with is in the experiment.
+    size = experiment.transforms.size
+    vit = backbones.find(name, checkpoint=checkpoint, pretrained=tagged, normalise="none", size=size)
+    vit = replace(vit, weights=experiment.weights)
+    recipe = Recipe(record.recipe, experiment.hyperparameters, record.tuning_trials, record.tuning_minutes)
+    return PlannedRun(experiment, found.create(experiment.hyperparameters), record.label, recipe, backbones.verify(vit))
+
+
+def repeat(
+    record: RunRecord, arrays: Arrays, run: PlannedRun, device: torch.device, progress: Progress | None = None
+) -> Comparison:
+    """Carry the run out again, store nothing, and compare."""
+    now, again = execute(run, device, progress or Progress())
+    stored_counts, counts = _counts(record), _counts(now)
+    predicted, predicted_now = arrays["predicted"][-1], again["predicted"][-1]
+    names = sorted(record.environment.keys() | now.environment.keys())
+    return Comparison(
+        label=record.label,
+        key=record.key,
+        stored=metrics.acc(record.correct, record.total),
+        now=metrics.acc(now.correct, now.total),
+        counts=sum(one != other for one, other in zip(stored_counts, counts, strict=True)),
+        entries=len(counts),
+        predictions=int(np.sum(predicted != predicted_now)),
+        images=len(predicted),
+        environment=tuple(
+            (name, record.environment.get(name), now.environment.get(name))
+            for name in names
+            if record.environment.get(name) != now.environment.get(name)
+        ),
+    )
+
+
+def _counts(record: RunRecord) -> list[int | None]:
+    """All entries of both count matrices."""
+    return [hits for row in record.correct for hits in row] + [
+        hits for row in record.correct_task_aware for hits in row
+    ]

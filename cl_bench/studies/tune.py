@@ -1,0 +1,263 @@
+"""The search for hyper-parameters: the same budget for every method, on a stream that is not evaluated on.
+
+Every row (a method with the options that name it) is an optuna study over the method's declared `space`. A setting is
+scored by average anytime accuracy on a validation part of the training images, averaged over the seeds: final accuracy
+alone would prefer a plain finetune so slow that it hardly learns anything. Runs are stored as any others, so an
+interrupted search goes on where it was.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cl_bench import metrics
+from cl_bench.contract import registry
+from cl_bench.contract.registry import Found
+from cl_bench.contract.search import Choice, LogUniform, Range
+from cl_bench.errors import UserError
+from cl_bench.experiment import Limits, Precision, Value
+from cl_bench.running import recipes
+from cl_bench.running.recipes import Tuned
+from cl_bench.running.workers import own, pool
+from cl_bench.store import DamagedRecord, Store
+
+if TYPE_CHECKING:
+    import optuna
+
+ROUND = 4
+"""Settings that a study asks for before it is told how they did: fixed, so that `jobs` changes no result."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is tuned: a method with what the user set, which is not searched.
+
+    Attributes:
+        options: name the row: its recipe holds where they are set as well.
+        fixed: go into the recipe instead.
+    """
+
+    found: Found
+    options: Mapping[str, Value]
+    fixed: Mapping[str, Value] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, found: Found, options: Mapping[str, Any], fixed: Mapping[str, Any] | None = None) -> Row:
+        """A row from options as the user typed them.
+
+        Raises:
+            UserError: an unknown or ill-typed option.
+        """
+        fixed = {name: value for name, value in (fixed or {}).items() if name not in options}
+        asked = found.create({**fixed, **options}).values()
+        return cls(found, {name: asked[name] for name in options}, {name: asked[name] for name in fixed})
+
+    def budget(self) -> dict[str, Value]:
+        """The unified budget, but for what the user set, with the fixed values."""
+        unified = {name: value for name, value in recipes.budget(self.found).items() if name not in self.options}
+        return unified | dict(self.fixed)
+
+    @property
+    def space(self) -> dict[str, Range]:
+        """What is searched."""
+        return {
+            name: values
+            for name, values in self.found.cls.space.items()
+            if name not in self.options and name not in self.fixed
+        }
+
+    @property
+    def label(self) -> str:
+        """As in tables."""
+        listed = ",".join(f"{name}={value}" for name, value in self.options.items())
+        return f"{self.found.name}[{listed}]" if listed else self.found.name
+
+
+@dataclass(frozen=True)
+class Search:
+    """How the search is done.
+
+    Attributes:
+        stream: benchmark whose training images are split into a training and a validation part.
+        budget: settings per row.
+        seeds: each setting is run once with each.
+        validation: share of the training images held out.
+        store: folder of the runs.
+        device: as in `--device`.
+        jobs: processes side by side; 1: in this one.
+        method_files: files that define some of the methods.
+        backbone: None: the stream's own.
+        precision: of the backbone.
+    """
+
+    stream: str
+    budget: int
+    seeds: Sequence[int]
+    validation: float
+    store: Path
+    device: str = "auto"
+    jobs: int = 1
+    method_files: Sequence[Path] = ()
+    backbone: str | None = None
+    precision: Precision = "fp32"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting of a row, and how it did.
+
+    Attributes:
+        values: all hyper-parameters that the search sets, budget included.
+        score: mean average anytime accuracy (fraction), or None if a run failed.
+        seconds: of all its runs.
+        failure: why it failed.
+    """
+
+    values: Mapping[str, Value]
+    score: float | None
+    seconds: float
+    failure: str = ""
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    score: float
+    seconds: float
+    failure: str = ""
+
+
+def search(rows: Sequence[Row], how: Search, on_run: Callable[[], None] = lambda: None) -> list[list[Trial]]:
+    """Carry out the search; for each row its trials in order.
+
+    Args:
+        on_run: called after every run.
+
+    Raises:
+        UserError: a row with nothing to search, or one whose options leave nothing.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    for row in rows:
+        if not row.space:
+            raise UserError(f"'{row.label}' has nothing to tune; leave it out (its search space: none)")
+    studies = [_study(row) for row in rows]
+    trials: list[list[Trial]] = [[] for _ in rows]
+    with _workers(how) as submit:
+        for start in range(0, how.budget, ROUND):
+            asked = []
+            for row, study in zip(rows, studies, strict=True):
+                for _ in range(min(ROUND, how.budget - start)):
+                    trial = study.ask()
+                    values = {**row.budget(), **_suggest(trial, row)}
+                    options = {**row.options, **values}
+                    runs = [submit(row.found.name, options, seed, how) for seed in how.seeds]
+                    for run in runs:
+                        run.add_done_callback(lambda _: on_run())
+                    asked.append((study, trial, values, runs, trials[rows.index(row)]))
+            for study, trial, values, runs, done in asked:
+                outcomes = [run.result() for run in runs]
+                failure = next((outcome.failure for outcome in outcomes if outcome.failure), "")
+                score = None if failure else sum(outcome.score for outcome in outcomes) / len(outcomes)
+                done.append(Trial(values, score, sum(outcome.seconds for outcome in outcomes), failure))
+                study.tell(trial, score, state=optuna.trial.TrialState.FAIL if score is None else None)
+    return trials
+
+
+def best(row: Row, trials: Sequence[Trial], how: Search) -> Tuned:
+    """The recipe that a row's trials give.
+
+    Raises:
+        UserError: every trial failed.
+    """
+    scored = [trial for trial in trials if trial.score is not None]
+    if not scored:
+        raise UserError(f"every trial of '{row.label}' failed, the last one with: {trials[-1].failure}")
+    chosen = max(scored, key=lambda trial: trial.score or 0.0)
+    return Tuned(
+        method=row.found.name,
+        stream=how.stream,
+        backbone=how.backbone or "",
+        when=dict(row.options),
+        values={name: _rounded(value) for name, value in chosen.values.items()},
+        score=round(chosen.score or 0.0, 5),
+        trials=len(trials),
+        seeds=list(how.seeds),
+        minutes=round(sum(trial.seconds for trial in trials) / 60, 2),
+        revision=row.found.revision,
+    )
+
+
+def _study(row: Row) -> optuna.Study:
+    import optuna
+
+    seed = zlib.crc32(row.label.encode())
+    sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=2 * ROUND, constant_liar=True)
+    return optuna.create_study(direction="maximize", sampler=sampler)
+
+
+def _suggest(trial: optuna.Trial, row: Row) -> dict[str, Value]:
+    values: dict[str, Value] = {}
+    for name, space in row.space.items():
+        if isinstance(space, Choice):
+            values[name] = trial.suggest_categorical(name, space.values)
+        else:
+            log = isinstance(space, LogUniform)
+            # Rounded before it is used, so that the recipe is what was run.
+            values[name] = _rounded(trial.suggest_float(name, space.low, space.high, log=log))
+    return values
+
+
+def _rounded(value: Any) -> Any:
+    """Three significant digits: nobody can tell finer learning rates apart."""
+    return float(f"{value:.3g}") if isinstance(value, float) else value
+
+
+@contextmanager
+def _workers(how: Search) -> Iterator[Callable[..., Future[_Outcome]]]:
+    """What carries `_run` out: in processes of their own, or one after the other in this one."""
+    if how.jobs > 1:
+        with pool(how.jobs, threads=1) as workers:
+            yield lambda *arguments: workers.submit(_run, *arguments)
+        return
+
+    def here(*arguments: Any) -> Future[_Outcome]:
+        future: Future[_Outcome] = Future()
+        future.set_result(_run(*arguments))
+        return future
+
+    yield here
+
+
+def _run(name: str, options: Mapping[str, Value], seed: int, how: Search) -> _Outcome:
+    """One run, computed or from the store."""
+    from cl_bench.running import plan, runner
+
+    found = registry.lookup([name], how.method_files)[name]
+    limits = Limits(validation=how.validation)
+    (planned,) = plan.plan(
+        [(found, options)],
+        [seed],
+        benchmark=how.stream,
+        backbone=how.backbone,
+        precision=how.precision,
+        limits=limits,
+    )
+    store = Store(how.store)
+    try:
+        record = store.find(planned.experiment)
+    except DamagedRecord:
+        record = None
+    try:
+        record = record or runner.run(planned, store, own(runner.pick_device(how.device)))
+    except UserError:
+        raise
+    except Exception as error:
+        return _Outcome(0.0, 0.0, f"{type(error).__name__}: {error}")
+    return _Outcome(metrics.aaa(record.correct, record.total), record.seconds)

@@ -1,0 +1,76 @@
+"""What a run can measure besides its counts, at a cost that not every run should have.
+
+A probe looks at the model after each stage and adds rows to the strategy's traces; it changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from cl_bench.errors import UserError
+from cl_bench.experiment import ProbeName, Scalar
+from cl_bench.training.strategy import ContinualStrategy
+
+
+class Probe:
+    """Measures nothing."""
+
+    @classmethod
+    def check(cls, model: nn.Module, method: str) -> None:
+        """Raise `UserError` if this cannot be measured on such a model, that of the named method."""
+
+    def after_stage(self, index: int, strategy: ContinualStrategy, test: Iterable[Any]) -> None:
+        """A stage is over and evaluated on the test stream."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What must outlive the process, for a checkpoint."""
+        return {}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from `tensors` of another process."""
+
+
+class Interpolation(Probe):
+    """Accuracy on the straight path from the update after the task before to that after this one (SD-LoRA, Fig. 4).
+
+    The weights are W0 + (1 - x) U_{t-1} + x U_t with x = 0, 0.1, ..., 1, the head is that after task t. Rows
+    `interpolation`: stage t, x, the task tested (the two on the path), hits among the classes seen, and test images.
+    """
+
+    STEPS = 10
+
+    def __init__(self) -> None:
+        self.before: Tensor | None = None
+
+    @classmethod
+    def check(cls, model: nn.Module, method: str) -> None:
+        if not hasattr(model, "update"):
+            raise UserError(
+                f"--probe interpolation needs low-rank updates, and '{method}' has none; take a LoRA method"
+            )
+
+    def after_stage(self, index: int, strategy: ContinualStrategy, test: Iterable[Any]) -> None:
+        model: Any = strategy.model
+        update = model.update().detach().clone()
+        tested = list(test)[max(index - 1, 0) : index + 1]
+        rows: list[dict[str, Scalar]] = []
+        if self.before is not None:
+            for x in (step / self.STEPS for step in range(self.STEPS + 1)):
+                mixed = model.merged((1 - x) * self.before.to(update.device) + x * update)
+                counts = strategy.count_matrix(tested, learned=2, model=mixed)
+                for task, hits, total in zip((index - 1, index), counts.correct, counts.total, strict=True):
+                    rows.append({"stage": index, "x": x, "task": task, "correct": hits, "total": total})
+            strategy.traces.setdefault("interpolation", []).extend(rows)
+        self.before = update
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {} if self.before is None else {"before": self.before}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        self.before = tensors.get("before")
+
+
+PROBES: Mapping[ProbeName, type[Probe]] = {"none": Probe, "interpolation": Interpolation}
