@@ -1,0 +1,653 @@
+"""Every installed method keeps the contract of `cl_bench.contract.method`; the plain baselines train what they say."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cl_bench.contract import method, registry
+from cl_bench.contract.method import Method, Task
+from cl_bench.errors import UserError
+from tests.training.test_strategy import (
+    CLASSES,
+    GRADIENT,
+    GROWING,
+    NAMES,
+    ROWS,
+    TASKS,
+    banks,
+    cut,
+    experiences,
+    fresh,
+    images_of,
+    one_thread,  # noqa: F401  (autouse)
+    same,
+    small,
+    snapshot,
+    strategy_of,
+    tiny_vit,
+    train,
+    trained,
+)
+
+DIM, DEPTH = 32, 2
+FIELDS = [(name, field) for name in NAMES for field in registry.find(name).defaults]
+
+# What `GradientMethod` gives to all of its subclasses: whoever changes it raises the revision of each of them.
+COMMON: dict[str, Any] = {
+    "epochs": 20,
+    "batch_size": 128,
+    "optimizer": "sgd",
+    "lr": 0.01,
+    "momentum": 0.9,
+    "weight_decay": 0.0,
+    "schedule": "constant",
+    "milestones": None,
+    "decay": 0.1,
+    "clip_norm": None,
+    "loss": "masked",
+    "align": False,
+    "align_epochs": 5,
+    "align_lr": 0.01,
+    "align_samples": 256,
+    "align_covariance": "full",
+    "align_temperature": 0.1,
+    "align_shrink": 0.1,
+    "align_restore": True,
+}
+
+SDLORA: dict[str, Any] = COMMON | {
+    "rank": 10,
+    "targets": ["q", "v"],
+    "norm": "product",
+    "normalise_current": False,
+    "norm_gradient": "through",
+    "alpha_init": 0.8,
+    "alpha_carry": "reset",
+    "directions": "per-task",
+    "magnitudes": "all",
+}
+
+# (revision, defaults) of every method. Stored results are compared with new ones of the same revision: whoever changes
+# a default raises `revision` in the method's file and then replaces the row here (the failing test prints it).
+PINNED: dict[str, tuple[int, dict[str, Any]]] = {
+    "coda": (
+        1,
+        COMMON
+        | {
+            "optimizer": "adam",
+            "lr": 0.001,
+            "schedule": "coda",
+            "components": 100,
+            "length": 8,
+            "blocks": 5,
+            "orthogonality": 0.0,
+            "start": "gram-schmidt",
+            "head_start": "pilot",
+        },
+    ),
+    "dualprompt": (
+        1,
+        COMMON
+        | {
+            "epochs": 5,
+            "batch_size": 192,
+            "optimizer": "adam",
+            "lr": 0.0225,
+            "clip_norm": 1.0,
+            "g_length": 5,
+            "e_length": 5,
+            "g_blocks": [0, 1],
+            "e_blocks": [2, 3, 4],
+            "keys": "shared",
+            "key_weight": 1.0,
+            "key_loss": "mean",
+            "as_published_leaky": False,
+        },
+    ),
+    "finetune": (
+        2,
+        COMMON
+        | {
+            "loss": "all",
+            "backbone_lr_scale": 1.0,
+        },
+    ),
+    "hide": (
+        1,
+        COMMON
+        | {
+            "epochs": 50,
+            "batch_size": 192,
+            "optimizer": "adam",
+            "lr": 0.0225,
+            "clip_norm": 1.0,
+            "align": True,
+            "align_epochs": 30,
+            "align_lr": 0.00375,
+            "align_temperature": None,
+            "align_shrink": 0.0,
+            "align_restore": False,
+            "length": 5,
+            "blocks": 5,
+            "momentum_prompt": 0.01,
+            "contrast": 0.1,
+            "head_lr_scale": 0.1,
+            "inference_epochs": 20,
+            "inference_lr": 0.000375,
+            "as_published_leaky": False,
+        },
+    ),
+    "inclora": (1, COMMON | {"rank": 10, "targets": ["q", "v"]}),
+    "inflora": (
+        1,
+        COMMON
+        | {
+            "optimizer": "adam",
+            "lr": 0.0005,
+            "schedule": "inflora",
+            "rank": 10,
+            "targets": ["k", "v"],
+            "lamb": 0.95,
+            "lame": 1.0,
+            "memory": "dual",
+            "head_lr": None,
+        },
+    ),
+    "joint": (
+        2,
+        COMMON
+        | {
+            "train": "full",
+            "backbone_lr_scale": 1.0,
+            "rank": 10,
+            "targets": ["q", "v"],
+        },
+    ),
+    "l2p": (
+        1,
+        COMMON
+        | {
+            "epochs": 5,
+            "optimizer": "adam",
+            "lr": 0.015,
+            "clip_norm": 1.0,
+            "pool": 10,
+            "length": 10,
+            "top": 4,
+            "prompts": "prepended",
+            "key_weight": 1.0,
+            "key_loss": "mean",
+            "as_published_leaky": False,
+        },
+    ),
+    "linear": (1, COMMON),
+    "nlora": (
+        1,
+        COMMON
+        | {
+            "optimizer": "adamw",
+            "lr": 0.001,
+            "rank": 8,
+            "targets": ["q", "v"],
+            "sparsity": 0.4,
+            "product": "AB",
+        },
+    ),
+    "optima": (
+        1,
+        COMMON
+        | {
+            "loss": "masked",
+            "backbone_lr_scale": 1.0,
+        },
+    ),
+    "olora": (
+        1,
+        COMMON
+        | {
+            "optimizer": "adamw",
+            "lr": 0.001,
+            "rank": 8,
+            "targets": ["q", "v"],
+            "orthogonality": 0.5,
+            "shrinkage": 0.0,
+        },
+    ),
+    "ranpac": (
+        1,
+        COMMON
+        | {
+            "batch_size": 48,
+            "weight_decay": 0.0005,
+            "schedule": "cosine",
+            "adaptation": "adapter",
+            "width": 64,
+            "projection": 10000,
+            "head": "linear",
+        },
+    ),
+    "sdlora": (2, SDLORA),
+    "sdlora-kd": (
+        1,
+        SDLORA
+        | {
+            "tau": 0.0009,
+            "residual": "rms",
+            "scope": "joint",
+        },
+    ),
+    "sdlora-rr": (
+        1,
+        SDLORA
+        | {
+            "rank_mu": 8,
+            "rank_nu": 6,
+            "mu": 4,
+            "nu": 8,
+            "index": "paper",
+        },
+    ),
+    "seqlora": (1, COMMON | {"rank": 10, "targets": ["q", "v"]}),
+    "simplecil": (1, {}),
+    "slca": (
+        1,
+        COMMON
+        | {
+            "backbone_lr_scale": 0.01,
+            "weight_decay": 0.0005,
+            "schedule": "steps",
+            "milestones": [18],
+            "align": True,
+        },
+    ),
+}
+
+
+def task_of(model: nn.Module, plugin: Method, index: int, classes: Sequence[int], seen: Sequence[int]) -> Task:
+    """What the strategy tells a method, with another key."""
+    num_tasks = TASKS if plugin.needs_num_tasks else None
+    return Task(index, tuple(classes), tuple(seen), CLASSES, num_tasks, model, ("elsewhere", index))
+
+
+# --- hyper-parameters ------------------------------------------------------------------------------------------
+
+
+def test_shipped_methods_are_found() -> None:
+    assert set(PINNED) <= set(NAMES)
+    assert sorted(NAMES) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_facts_that_tables_show(name: str) -> None:
+    cls = registry.find(name).cls
+    assert cls.paper and cls.stores and cls.__doc__
+    assert cls.trains_on in ("task", "stream")
+    assert cls.forward_passes >= 1
+    assert isinstance(cls.revision, int) and cls.revision >= 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_hyper_parameter_but_the_common_ones_is_documented(name: str) -> None:
+    """In the class itself, or where it inherits them from."""
+    cls = registry.find(name).cls
+    docs = " ".join(str(base.__doc__) for base in cls.__mro__ if issubclass(base, Method) and base is not Method)
+    own = set(registry.find(name).defaults) - set(COMMON)
+    assert [field for field in sorted(own) if not re.search(rf"\b{field}\b", docs)] == []
+
+
+@pytest.mark.parametrize(("name", "field"), FIELDS)
+def test_ill_typed_values_name_method_and_field(name: str, field: str) -> None:
+    found = registry.find(name)
+    texts = ["not-a-value", "-1", "", "nan", "inf", "-inf", "1e999"]
+    for value in [*texts, [["nested"]], {"a": 1}, float("nan"), float("inf"), -float("inf")]:
+        with pytest.raises(UserError, match=rf"^{name}\.{field} = .* is not valid: "):
+            found.create({field: value})
+        with pytest.raises(UserError, match=rf"^{found.cls.__name__}\.{field} = .* is not valid: "):
+            found.cls(**{field: value})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_unknown_hyper_parameters_are_refused_with_a_guess(name: str) -> None:
+    found = registry.find(name)
+    for field in found.defaults:
+        with pytest.raises(UserError, match=f"'{name}' '{field}x'; .*Did you mean"):
+            found.create({f"{field}x": 1})
+    with pytest.raises(UserError, match=f"hyper-parameter of '{name}' 'zzz'"):
+        found.create({"zzz": 1})
+
+
+def test_unknown_methods_are_refused_with_a_guess() -> None:
+    with pytest.raises(UserError, match="unknown method 'sd-lora'.*Did you mean 'sdlora'"):
+        registry.find("sd-lora")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_defaults_survive_json_and_the_command_line(name: str) -> None:
+    found = registry.find(name)
+    stored = json.loads(json.dumps(found.defaults, allow_nan=False))
+    assert stored == found.defaults
+    values = found.create(stored).values()
+    assert values == found.defaults
+    assert {field: type(value) for field, value in values.items()} == {
+        field: type(value) for field, value in found.defaults.items()
+    }
+    typed = {
+        field: "+".join(map(str, value)) if isinstance(value, list) else str(value) for field, value in stored.items()
+    }
+    assert found.create(typed).values() == found.defaults
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_changed_default_needs_a_new_revision(name: str) -> None:
+    found = registry.find(name)
+    row = f'"{name}": ({found.revision!r}, {found.defaults!r}),'
+    assert name in PINNED, f"new method: add this row to PINNED in {__file__}: {row}"
+    revision, defaults = PINNED[name]
+    changed = {
+        field for field, value in defaults.items() if field not in found.defaults or found.defaults[field] != value
+    }
+    assert not changed or found.revision != revision, (
+        f"defaults of '{name}' changed ({', '.join(sorted(changed))}), but not its revision: stored results of "
+        f"revision {revision} would be taken for results of the new defaults. Raise `revision` in methods/{name}.py"
+    )
+    assert (found.revision, found.defaults) == PINNED[name], f"'{name}' is newer: replace its row in PINNED by {row}"
+
+
+def test_a_method_file_takes_its_hash_as_revision(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    source = Path(str(method.__file__)).with_name("methods").joinpath("finetune.py").read_text()
+    path.write_text(source)
+    found = registry.load_file(path)
+    path.write_text(source + "\n")
+    assert found.name == "mine"
+    assert str(found.revision).startswith("file:") and registry.load_file(path).revision != found.revision
+    assert registry.load_file(path).defaults == registry.find("finetune").defaults
+    for text, message in (("x = (", "syntax error in line 1"), ("1 / 0", "ZeroDivisionError"), ("x = 1", "found none")):
+        path.write_text(text)
+        with pytest.raises(UserError, match=message):
+            registry.load_file(path)
+    with pytest.raises(UserError, match="cannot be read"):
+        registry.load_file(tmp_path / "absent.py")
+
+
+# --- models ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_the_model_is_built_on_the_backbone_it_is_given(name: str) -> None:
+    vit = tiny_vit()
+    model = small(name).build(vit, CLASSES)
+    assert model.backbone is vit
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_forward_passes_are_counted_right(name: str) -> None:
+    strategy = trained(name)
+    passes: list[int] = []
+    hook = strategy.model.backbone.patch_embed.register_forward_hook(lambda *_: passes.append(1))
+    strategy.model.eval()
+    with torch.no_grad():
+        logits = strategy.model(images_of(cut().test[0])[0])
+    hook.remove()
+    assert len(passes) == strategy.method.forward_passes
+    assert logits.shape == (len(cut().test[0].dataset), CLASSES)
+    assert logits.dtype == torch.float32 and bool(logits.isfinite().all())
+
+
+HEAD = CLASSES * (DIM + 1)
+WHOLE = sum(p.numel() for p in tiny_vit().parameters()) + HEAD
+# One number per block and projection, of which LoRA has two; a direction of rank r: A [.., r, d] and B [.., d, r].
+PLACES = DEPTH * 2
+
+
+def direction(rank: int = 3) -> int:
+    return PLACES * 2 * rank * DIM
+
+
+def inflora(t: int, traces: dict[str, list[dict[str, Any]]]) -> int:
+    """Directions, a basis of as many columns as the traces tell and a flag per block."""
+    return HEAD + t * direction() + DIM * sum(row["dim"] for row in traces["memory"]) + DEPTH
+
+
+# Numbers kept beside the frozen backbone after t tasks.
+STORED: dict[str, Callable[[int, dict[str, Any]], int]] = {
+    # 12 / 3 components per task: P [blocks, 4, length 4, d], K and A [blocks, 4, d].
+    "coda": lambda t, traces: HEAD + t * DEPTH * 4 * DIM * (4 + 1 + 1),
+    # General prompts, an expert and a key per task.
+    "dualprompt": lambda t, traces: HEAD + 2 * 2 * DIM + t * (2 * 2 * DIM + DIM),
+    "dualprompt[keys=per-block]": lambda t, traces: HEAD + 2 * 2 * DIM + t * (2 * 2 * DIM + DIM),
+    "finetune": lambda t, traces: WHOLE,
+    "finetune[loss=masked]": lambda t, traces: WHOLE,
+    # Prompts; MLP, norm and head of the inference; tasks of classes; statistics of queries and of features.
+    "hide": lambda t, traces: (
+        HEAD + t * 2 * 2 * 2 * DIM + 4 * DIM**2 + 5 * DIM + HEAD + CLASSES + 2 * 4 * t * (DIM**2 + DIM + 3)
+    ),
+    "inclora": lambda t, traces: HEAD + t * direction(),
+    "inflora": inflora,
+    "inflora[memory=plain]": inflora,
+    "joint": lambda t, traces: WHOLE,
+    "joint[train=linear]": lambda t, traces: HEAD,
+    "joint[train=lora]": lambda t, traces: HEAD + direction(),
+    # A pool of 4 prompts of 2 rows, and keys.
+    "l2p": lambda t, traces: HEAD + 4 * 3 * DIM,
+    "l2p[prompts=prefix]": lambda t, traces: HEAD + 4 * 3 * DIM,
+    "linear": lambda t, traces: HEAD,
+    # A second head, and means and deviations of 4 classes per task.
+    "linear[align=true,align_covariance=variance]": lambda t, traces: 2 * HEAD + 4 * t * (2 * DIM + 3),
+    "nlora": lambda t, traces: HEAD + t * direction(),
+    "nlora[product=BA]": lambda t, traces: HEAD + t * direction(),
+    "olora": lambda t, traces: HEAD + t * direction(),
+    # The pre-trained weights, and a change of them for each task.
+    "optima": lambda t, traces: WHOLE + (1 + t) * (WHOLE - HEAD),
+    # Bottlenecks, the first task's head, projection, G, Q and the solution, lambda.
+    "ranpac": lambda t, traces: DEPTH * (8 * DIM + 4 + DIM) + CLASSES * DIM + 1 + 48 * (DIM + 48 + 2 * CLASSES) + 1,
+    "ranpac[adaptation=frozen,projection=0]": lambda t, traces: DIM * (DIM + 2 * CLASSES) + 1,
+    "ranpac[adaptation=ssf]": lambda t, traces: (
+        2 * (2 * DIM + DEPTH * 11 * DIM) + CLASSES * DIM + 1 + 48 * (DIM + 48 + 2 * CLASSES) + 1
+    ),
+    # Besides the direction a magnitude, and norms.
+    "sdlora": lambda t, traces: HEAD + t * (direction() + 1 + PLACES),
+    "sdlora[directions=first]": lambda t, traces: HEAD + direction() + 1 + PLACES,
+    "sdlora[directions=shared]": lambda t, traces: HEAD + direction() + 1 + PLACES,
+    "sdlora[magnitudes=current]": lambda t, traces: HEAD + t * (direction() + 1 + PLACES),
+    "sdlora[normalise_current=true,norm=frobenius]": lambda t, traces: HEAD + t * (direction() + 1 + PLACES),
+    # A second head, and mean and covariance of 4 classes per task.
+    "sdlora[align=true,align_epochs=1]": lambda t, traces: (
+        2 * HEAD + t * (direction() + 1 + PLACES) + 4 * t * (DIM**2 + DIM + 3)
+    ),
+    # Besides these offsets, and the residual of each task but the first.
+    "sdlora-kd": lambda t, traces: HEAD + t * (direction() + 1 + 2 * PLACES) + t - 1,
+    "sdlora-kd[residual=relative,tau=2]": lambda t, traces: HEAD + direction() + 1 + 2 * PLACES + t - 1,
+    # Ranks 3, 2, 1.
+    "sdlora-rr": lambda t, traces: HEAD + sum(direction(4 - task) + 1 + PLACES for task in range(1, t + 1)),
+    "seqlora": lambda t, traces: HEAD + direction(),
+    "simplecil": lambda t, traces: CLASSES * (DIM + 1),
+    "slca": lambda t, traces: WHOLE + HEAD + 4 * t * (DIM**2 + DIM + 3),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_stored_and_trainable_numbers(name: str) -> None:
+    plugin = small(name, epochs=1)
+    strategy = strategy_of(plugin)
+    stages = experiences(plugin, cut())
+    stored = []
+    for stage, experience in enumerate(stages, start=1):
+        strategy.train(experience, eval_streams=[])
+        stored.append(strategy.stored_numbers())
+        total = sum(value.numel() for value in strategy.model.state_dict().values())
+        assert 0 < stored[-1] <= total
+        assert strategy.trainable <= stored[-1], "trained numbers that are not kept"
+        assert strategy.task is not None
+        assert (strategy.trainable > 0) == bool(plugin.phases(strategy.task))
+        if name in STORED:
+            assert stored[-1] == STORED[name](stage, plugin.traces(strategy.task))
+    if name != "inflora":  # its dual memory of old inputs may turn into a smaller one of the complement
+        assert stored == sorted(stored)
+
+
+def test_stored_numbers_are_known_of_every_shipped_method() -> None:
+    assert {row for row in ROWS if row.partition("[")[0] in PINNED} == set(STORED)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_all_that_outlives_a_task_is_in_the_state_dict(name: str) -> None:
+    """A fresh model, which has seen no task, predicts the same once it has the weights."""
+    strategy = trained(name)
+    model = fresh(name, seed=1)
+    images, _ = images_of(cut().test[1])
+    with torch.no_grad():
+        expected = strategy.model.eval()(images)
+        assert not torch.allclose(model.eval()(images), expected, atol=1e-3)
+        model.load_state_dict(strategy.model.state_dict(), strict=True)
+        assert torch.equal(model.eval()(images), expected)
+    assert same(model.state_dict(), strategy.model.state_dict())
+
+
+@pytest.mark.parametrize("name", [row for row in ROWS if small(row).trains_on == "task"])
+def test_training_goes_on_from_the_state_dict(name: str) -> None:
+    """The last task, learned by a fresh model with the weights after the others, ends in the same bits."""
+    plugin, stream = small(name, epochs=1), cut()
+    through = train(strategy_of(plugin), stream, stages=TASKS - 1)
+    resumed = strategy_of(plugin, backbone=tiny_vit(seed=1))
+    resumed.model.load_state_dict(through.model.state_dict(), strict=True)
+    resumed.seen, resumed.tasks_learned = through.seen, through.tasks_learned
+    before = snapshot(through.model)
+    for strategy in (through, resumed):
+        strategy.train(stream.train[TASKS - 1], eval_streams=[])
+    assert same(through.model.state_dict(), resumed.model.state_dict())
+    assert not same(before, through.model.state_dict())
+
+
+@pytest.mark.parametrize("name", GROWING)
+def test_a_model_shrinks_to_a_smaller_state_dict(name: str) -> None:
+    start, model = fresh(name), fresh(name, seed=1)
+    model.load_state_dict(trained(name).model.state_dict(), strict=True)
+    assert any(len(bank) for bank in banks(model))
+    model.load_state_dict(start.state_dict(), strict=True)
+    assert not any(len(bank) for bank in banks(model))
+    images, _ = images_of(cut().test[1])
+    with torch.no_grad():
+        assert torch.equal(model.eval()(images), start.eval()(images))
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_names_in_a_state_dict_are_checked(name: str) -> None:
+    state = trained(name).model.state_dict()
+    with pytest.raises(RuntimeError, match='Unexpected key.*"surplus"'):
+        fresh(name).load_state_dict(state | {"surplus": torch.zeros(1)}, strict=True)
+    firm = [key for key in state if not re.search(r"\.\d+$", key)]
+    own = [key for key in firm if not key.startswith("backbone.")]
+    for missing in ("backbone.cls_token", *own):
+        rest = {key: value for key, value in state.items() if key != missing}
+        with pytest.raises(RuntimeError, match=f'Missing key.*"{missing}"'):
+            fresh(name).load_state_dict(rest, strict=True)
+    for key in set(state) - set(firm):
+        if key.endswith(".0") and f"{key[:-1]}1" in state:
+            rest = {other: value for other, value in state.items() if other != key}
+            with pytest.raises(RuntimeError, match=f'Unexpected key.*"{key[:-1]}1"'):
+                fresh(name).load_state_dict(rest, strict=True)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_traces_are_tables_of_plain_values(name: str) -> None:
+    strategy = trained(name)
+    assert strategy.task is not None
+    tables = strategy.method.traces(strategy.task)
+    assert json.loads(json.dumps(tables, allow_nan=False)) == tables
+    assert all(isinstance(row, dict) for rows in tables.values() for row in rows)
+
+
+# --- who competes in the loss ----------------------------------------------------------------------------------
+
+
+def rows_with_gradient(row: str, classes: Sequence[int], seen: Sequence[int], **changes: Any) -> set[int]:
+    """Classes whose logits get a gradient from the method's own loss in the last phase of its first task."""
+    plugin, model = small(row, **changes), trained(row).model
+    phase = plugin.phases(task_of(model, plugin, 0, classes, seen))[-1]
+    with torch.no_grad():
+        outputs = (phase.forward or model)(images_of(cut().test[0])[0][: len(classes)])
+    logits = torch.zeros(len(classes), CLASSES).requires_grad_()
+    given = (logits, *outputs[1:]) if isinstance(outputs, tuple) else logits
+    losses = phase.loss(given, torch.tensor(list(classes)))
+    assert losses.shape == (len(classes),)
+    losses.sum().backward()
+    assert logits.grad is not None and bool(logits.grad.isfinite().all())
+    return set(np.flatnonzero(logits.grad.abs().sum(dim=0).numpy() > 0).tolist())
+
+
+@pytest.mark.parametrize("name", [name for name in GRADIENT if name in NAMES])
+def test_who_competes_in_the_loss(name: str) -> None:
+    own, seen = [4, 5, 6, 7], list(range(8))
+    competing = {"masked": set(own), "all": set(seen)}
+    for loss, expected in competing.items():
+        assert rows_with_gradient(name, own, seen, loss=loss) == expected
+    assert rows_with_gradient(name, own, seen) == competing["all" if name == "finetune" else "masked"]
+
+
+def changed_rows(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[int]:
+    return set(np.flatnonzero((before["weight"] != after["weight"]).any(dim=1).numpy()).tolist())
+
+
+@pytest.mark.parametrize("loss", ["all", "masked"])
+def test_finetune_trains_the_backbone_and_the_head_rows_that_compete(loss: str) -> None:
+    strategy = strategy_of(small("finetune", loss=loss))
+    for experience, own in zip(cut().train, cut().tasks, strict=True):
+        head, vit = snapshot(strategy.model.head), snapshot(strategy.model.backbone)
+        strategy.train(experience, eval_streams=[])
+        expected = set(own) if loss == "masked" else set(strategy.seen)
+        assert changed_rows(head, strategy.model.head.state_dict()) == expected
+        moved = strategy.model.backbone.state_dict()
+        assert all(not torch.equal(vit[key], moved[key]) for key in vit if key.endswith("weight"))
+
+
+@pytest.mark.parametrize("name", ["finetune", "joint"])
+def test_a_slow_backbone_gets_its_own_learning_rate(name: str) -> None:
+    plugin = small(name, lr=0.5, backbone_lr_scale=0.25)
+    model = plugin.build(tiny_vit(), CLASSES)
+    (phase,) = plugin.phases(task_of(model, plugin, 0, range(4), range(4)))
+    groups = phase.optimizer(phase.parameters).param_groups
+    rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+    assert {rates[id(p)] for p in model.backbone.parameters()} == {0.125}
+    assert {rates[id(p)] for p in model.head.parameters()} == {0.5}
+
+
+def test_joint_trains_on_everything_at_once() -> None:
+    kind: Literal["task", "stream"] = registry.find("joint").cls.trains_on
+    assert kind == "stream"
+    strategy = strategy_of(small("joint", epochs=1))
+    head = snapshot(strategy.model.head)
+    train(strategy, cut())
+    everything = {label for own in cut().tasks for label in own}
+    assert strategy.tasks_learned == 1 and set(strategy.seen) == everything
+    assert changed_rows(head, strategy.model.head.state_dict()) == everything
+
+
+@pytest.mark.skipif("coda" not in NAMES, reason="about coda")
+def test_coda_needs_a_component_for_each_task() -> None:
+    plugin = small("coda", components=TASKS - 1)
+    with pytest.raises(UserError, match=f"coda.components = {TASKS - 1}.*at least {TASKS}"):
+        plugin.check(TASKS)
+    small("coda", components=TASKS).check(TASKS)
+
+
+@pytest.mark.skipif("coda" not in NAMES, reason="about coda")
+def test_coda_prompts_no_more_blocks_than_there_are() -> None:
+    small("coda", blocks=DEPTH).build(tiny_vit(), CLASSES)
+    with pytest.raises(UserError, match=f"coda's blocks = 0.*{DEPTH}, but.*only {DEPTH} blocks"):
+        small("coda", blocks=DEPTH + 1).build(tiny_vit(), CLASSES)
+
+
+def test_steps_need_milestones() -> None:
+    with pytest.raises(UserError, match="schedule = steps needs milestones"):
+        small("linear", schedule="steps")
+    small("linear", schedule="steps", milestones=(2, 3))

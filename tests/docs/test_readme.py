@@ -1,0 +1,98 @@
+"""What the README claims is what the stored reference results say."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from cl_bench.reporting import result_table
+from cl_bench.reporting.runs import Section
+from tests.helpers import ROOT
+from tools import update_tables
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.fixture(scope="module")
+def sections() -> list[Section]:
+    return update_tables.load(update_tables.REFERENCE)
+
+
+@pytest.mark.parametrize(
+    ("path", "end"),
+    list(zip(update_tables.FILES, ("table", "table", "parity"), strict=True)),
+    ids=lambda part: Path(part).name,
+)
+def test_tables_are_recomputed_from_the_stored_counts(path: Path, end: str, sections: list[Section]) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert f"<!-- /{end} -->" in text
+    assert update_tables.filled(text, sections) == text, "run python -m tools.update_tables"
+
+
+@pytest.mark.parametrize(
+    ("suite", "tasks", "count"),
+    [
+        ("reference-icons-100", 10, 31),
+        ("reference-icons-100", 20, 8),
+        ("reference-cifar100", 10, 31),
+        ("reference-cifar100", 20, 8),
+        ("reference-cifar100-seed1", 10, 5),
+    ],
+)
+def test_reference_suites_have_no_missing_cell(suite: str, tasks: int, count: int, sections: list[Section]) -> None:
+    found, missing = update_tables.section(sections, suite, tasks)
+    assert not missing and len(found.rows) == count
+    assert all([run.record.experiment.seed for run in runs] == [0, 1, 2, 3, 4] for runs in found.rows.values())
+
+
+@pytest.fixture(scope="module")
+def section(sections: list[Section]) -> Section:
+    return update_tables.section(sections, "reference-icons-100", 10)[0]
+
+
+def test_floor_and_ceiling_hold(section: Section) -> None:
+    rows = {row.label: row for row in result_table.build(section).rows}
+    joint, plain = rows.pop("joint"), rows["finetune"]
+    # In closed form, on features that do not depend on the order, ridge regression is joint training itself.
+    assert [label for label, row in rows.items() if row.acc.mean > joint.acc.mean] == ["ranpac"]
+    forgetting = {label: row.forgetting.mean for label, row in rows.items() if row.forgetting is not None}
+    assert plain.forgetting is not None and plain.forgetting.mean == max(forgetting.values())
+
+
+def test_the_order_of_methods_on_photographs_holds(sections: list[Section]) -> None:
+    found, _ = update_tables.section(sections, "reference-cifar100", 10)
+    rows = {row.label: row for row in result_table.build(found).rows}
+    acc = {label: row.acc.mean for label, row in rows.items()}
+    assert min(acc[label] for label in ("ranpac", "hide", "slca")) > acc["sdlora[align=true]"]
+    ceiling = min(acc["joint"], acc["joint[train=lora]"])
+    assert all(ceiling > value for label, value in acc.items() if not label.startswith("joint"))
+    # What trains one task's classes at a time and keeps no statistics of the others.
+    others = ("ranpac", "hide", "slca", "simplecil", "joint", "joint[train=lora]")
+    assert all(acc[label] < acc["simplecil"] for label in acc if "align" not in label and label not in others)
+
+
+@pytest.mark.parametrize(
+    ("suite", "tasks", "lower"),
+    [
+        ("reference-cifar100", 10, ("l2p", "l2p[prompts=prefix]", "dualprompt", "coda", "inflora")),
+        ("reference-cifar100", 20, ("coda", "inflora")),
+        ("reference-cifar100-seed1", 10, ("coda", "inflora")),
+    ],
+)
+def test_sdlora_is_above_prompts_and_inflora_in_every_order(
+    suite: str, tasks: int, lower: tuple[str, ...], sections: list[Section]
+) -> None:
+    rows = update_tables.section(sections, suite, tasks)[0].rows
+    hits = {label: [sum(run.record.correct[-1]) for run in rows[label]] for label in rows}
+    for label in lower:
+        assert all(ours > theirs for ours, theirs in zip(hits["sdlora"], hits[label], strict=True))
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name
+)
+def test_links_lead_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+    assert [target for target in targets if not (page.parent / target).exists()] == []

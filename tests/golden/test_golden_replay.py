@@ -1,0 +1,210 @@
+"""The command that replays golden files."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests import golden
+from tests.golden.replay import main
+from tests.helpers import ROOT
+
+Arrays = dict[str, np.ndarray]
+
+
+def part(name: str, pattern: str) -> Arrays:
+    """The arrays of a golden file whose keys match, and the parameters of its suite d64 or all that is about it."""
+    data = golden.Fixture.load(golden.FOLDER / f"{name}.npz").data
+    wanted = re.compile(rf"cfg/prefix|cfg/(d64|gpm)/|d64/checksum/|meta\.|{pattern}")
+    return {key: value for key, value in data.items() if wanted.match(key)}
+
+
+def run(path: Path, data: Arrays) -> int:
+    """The exit status of a replay in this process."""
+    np.savez(path, **data)  # type: ignore[arg-type]
+    return main([str(path)])
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern", "least"),
+    [
+        ("sdlora", "d64/t1/|d64/kd64/", 50),
+        ("inflora", "d64/t0/|gpm/|sched/", 60),
+        ("coda", "", 70),
+        ("dualprompt", "", 100),
+        ("l2p", "", 80),
+        ("prototypes", "", 85),
+    ],
+)
+def test_a_faithful_file_passes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, pattern: str, least: int
+) -> None:
+    data = part(name, pattern)
+    if name == "inflora":
+        data["cfg/d64/run"] = np.array(1)
+    assert run(tmp_path / "some.npz", data) == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert last == f"{len(lines)} quantities, 0 failed" and len(lines) > least
+    assert all(line.endswith("  pass") for line in lines)
+
+
+def test_the_command(tmp_path: Path) -> None:
+    np.savez(tmp_path / "some.npz", **part("l2p", "a"))  # type: ignore[arg-type]
+    line = [sys.executable, "-W", "ignore", "-m", "tests.golden.replay", str(tmp_path / "some.npz")]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith(" quantities, 0 failed\n")
+
+
+def corrupted(name: str, pattern: str, key: str, value: float) -> Arrays:
+    """Part of a golden file with one number that is off by `value` times the largest."""
+    data = part(name, pattern)
+    wrong = data[key].copy()
+    wrong.flat[min(3, wrong.size - 1)] += value * np.abs(wrong).max()
+    return data | {key: wrong}
+
+
+@pytest.mark.parametrize("value", [0.01, np.nan])
+@pytest.mark.parametrize(
+    ("name", "pattern", "key", "quantity"),
+    [
+        ("sdlora", "d64/t1/mid/", "d64/t1/mid/grad_B/blocks.1.v", "d64/t1/mid/grad_B"),
+        ("sdlora", "d64/t0/init/", "d64/t0/init/after3/B/blocks.0.q", "d64/t0/init/after3/B"),
+        ("inflora", "gpm/", "gpm/step3/layer2/projector", "gpm/step3/projector"),
+        ("inflora", "sched/", "sched/K20", "sched/K20"),
+        ("coda", "t", "t2.gs_new.A.3", "t2.gs_new.A"),
+        ("coda", "t0", "t0.mu0.1.grad.P.4", "t0.mu0.1.grad.P"),
+        ("coda", "t", "t1.perm.ce", "t1.perm.ce"),
+        ("dualprompt", "", "g_prompt_V.1", "g_prompt_V"),
+        ("dualprompt", "t3", "t3.train.e_prompt_K.3", "t3.train.e_prompt_K"),
+        ("dualprompt", "test", "test.similarity.4", "test.similarity"),
+        ("l2p", "a", "a.grad.head.bias", "a.grad.head.bias"),
+        ("l2p", "a", "a.key_loss.per_sample_grad_e_k", "a.key_loss.per_sample_grad_e_k"),
+        ("prototypes", "", "simplecil.proto.t1", "simplecil.proto.t1"),
+        ("prototypes", "slca", "slca.ca.losses", "slca.ca.losses"),
+    ],
+)
+def test_any_wrong_number_fails(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, pattern: str, key: str, quantity: str, value: float
+) -> None:
+    """Exactly this quantity is marked and counted."""
+    assert run(tmp_path / "wrong.npz", corrupted(name, pattern, key, value)) == 1
+    lines = capsys.readouterr().out.splitlines()
+    failed = [line for line in lines if "FAIL" in line]
+    assert len(failed) == 1 and failed[0].startswith(f"{quantity} ") and failed[0].endswith(f"FAIL at {key}")
+    assert lines[-1].endswith(" quantities, 1 failed")
+
+
+@pytest.mark.parametrize(
+    ("name", "key"), [("dualprompt", "test.slot.3"), ("l2p", "b.tanh.topk_idx"), ("prototypes", "ranpac.lambda.t1")]
+)
+def test_indices_must_be_equal(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, key: str) -> None:
+    data = part(name, key)
+    data[key] = data[key] + 1
+    assert run(tmp_path / "wrong.npz", part(name, "") | data) == 1
+    failed = [line for line in capsys.readouterr().out.splitlines() if "FAIL" in line]
+    assert failed and all(line.endswith(f"FAIL at {key}") for line in failed)
+
+
+@pytest.mark.parametrize(
+    ("name", "keep"),
+    [
+        ("coda", r"t2\.(labels|prompt_V\.\d|mu0\.1\.total_loss|perm\.feature)$"),
+        ("coda", r"t1\.logits$"),
+        ("dualprompt", r"t3\.(labels|grad\.head\.bias|train\.e_prompt_K\.4)$|test\.slot"),
+        ("dualprompt", r"sharedkey\.tanh\.test"),
+        ("l2p", r"a\.(labels|prompt_K|key_loss)"),
+        ("l2p", r"b\.erf\.(logits|tokens_out|labels|grad\.key)$"),
+        ("prototypes", r"(feat|labels)\.t[01]$|ranpac\.(head\.t1|G_trace)|simplecil\.proto"),
+        ("prototypes", r"slca\.(feat|ca\.(losses|final_head\.bias))"),
+    ],
+)
+def test_what_is_missing_is_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, keep: str) -> None:
+    assert run(tmp_path / "less.npz", part(name, keep)) == 0
+    assert "FAIL" not in capsys.readouterr().out
+
+
+def sliced(data: Arrays, pattern: str, *cut: slice) -> Arrays:
+    """Some arrays with fewer entries."""
+    return data | {key: value[cut] for key, value in data.items() if re.fullmatch(pattern, key)}
+
+
+@pytest.mark.parametrize("name", ["coda", "dualprompt", "l2p"])
+def test_sizes_come_from_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    """Of fewer images, and of fewer classes, all that does not average over them is the same."""
+    each = (
+        r"query|feature|logits|prompt_[KV](\.\d)?|e_prompt_[KV]\.\d|topk_idx|similarity(\.\d)?|slot(\.\d)?|tokens_out"
+    )
+    data = part(name, rf"(t\d\.|[ab]\.)?((erf|tanh)\.)?(train\.|test\.)?({each})$")
+    data = sliced(data, rf"(?!t\d\.train\.e_prompt).*({each})", slice(3))
+    data = sliced(data, r".*logits", slice(None), slice(8))
+    del data["meta.perm"]
+    assert run(tmp_path / "small.npz", data) == 0
+    out = capsys.readouterr().out
+    assert "FAIL" not in out and "not used" not in out and len(out.splitlines()) > 10
+
+
+def test_a_key_that_nothing_uses_is_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(tmp_path / "more.npz", part("inflora", "sched/") | {"sched/unheard_of": np.zeros(2)})
+    assert "not used: sched/unheard_of" in capsys.readouterr().out.splitlines()
+    run(tmp_path / "more.npz", part("l2p", "a") | {"a.unheard_of.3": np.zeros(2)})
+    assert "not used: a.unheard_of.3" in capsys.readouterr().out.splitlines()
+
+
+def test_another_random_stream_is_no_failure_of_the_algorithm(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, key = part("sdlora", "d64/t1/"), "d64/t1/images_checksum"
+    assert run(tmp_path / "stream.npz", data | {key: data[key] * (1 + 1e-6)}) == 2
+    out, message = capsys.readouterr()
+    assert out == "" and "random stream" in message and key in message and len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [(name, f"meta.{key}") for name in ("coda", "dualprompt", "l2p") for key in ("crc_probe", "vit_abs_sum")]
+    + [("prototypes", "meta.crc_probe")],
+)
+def test_the_random_stream_is_verified_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, key: str
+) -> None:
+    data = part(name, "")
+    for wrong in ({key: data[key] * (1 + 1e-6)}, {"meta.prefix": np.array("other.")}):
+        assert run(tmp_path / "stream.npz", data | wrong) == 2
+        out, message = capsys.readouterr()
+        assert out == "" and "random stream" in message and len(message.splitlines()) == 1
+
+
+def test_a_file_that_is_no_fixture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path / "other.npz", {"weights": np.zeros(3)}) == 2
+    out, message = capsys.readouterr()
+    assert out == "" and "other.npz" in message and len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern", "bent"),
+    [
+        ("sdlora", "d64/t1/", {"cfg/d64/tasks": np.array(["one"])}),
+        ("l2p", "", {"a.topk_idx": np.zeros((5, 11))}),
+        ("coda", "", {"meta.perm": np.array([7, 8])}),
+    ],
+)
+def test_a_file_whose_arrays_do_not_fit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, pattern: str, bent: Arrays
+) -> None:
+    assert run(tmp_path / "bent.npz", part(name, pattern) | bent) == 2
+    message = capsys.readouterr().err
+    assert "bent.npz" in message and len(message.splitlines()) == 1
+
+
+def test_files_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "text.npz").write_text("not an archive")
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    for name in ("absent.npz", "text.npz", "array.npy"):
+        assert main([str(tmp_path / name)]) == 2, name
+        assert name in capsys.readouterr().err

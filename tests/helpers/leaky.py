@@ -1,0 +1,572 @@
+"""Methods that break promises, each in one way, for the audit to find; `violates` says by which checks it must be."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from cl_bench import streams
+from cl_bench.contract.method import Batch, GradientMethod, Phase, Task
+from cl_bench.data import views
+from cl_bench.data.samples import TaskImages
+from cl_bench.models.heads import Classifier
+from cl_bench.streams.scenarios import order_classes
+from tests.training.test_strategy import TRANSFORMS
+
+ELSEWHERE: list[Any] = []
+"""What no audit can see: a global of another module. Emptied by whoever uses it at its first task."""
+
+
+class Probe(Classifier):
+    """A linear head on the frozen backbone, with places for what leaks."""
+
+    extra: Tensor
+
+    def __init__(self, backbone: VisionTransformer, num_classes: int) -> None:
+        super().__init__(backbone.requires_grad_(False), num_classes)
+        self.register_buffer("extra", torch.zeros(0))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Honest(GradientMethod):
+    """Keeps every promise."""
+
+    violates: ClassVar[frozenset[str]] = frozenset()
+    model_class: ClassVar[type[Probe]] = Probe
+
+    epochs: int = 1
+    batch_size: int = 16
+    lr: float = 0.1
+
+    def build(self, backbone: VisionTransformer, num_classes: int) -> nn.Module:
+        return self.model_class(backbone, num_classes)
+
+    def storage(self, backbone: VisionTransformer, num_classes: int, classes: Sequence[int]) -> dict[str, int]:
+        return {"head": num_classes * (int(backbone.num_features) + 1), "extra": self.extra(backbone, classes)}
+
+    def extra(self, backbone: VisionTransformer, classes: Sequence[int]) -> int:
+        """Numbers beside the head."""
+        return 0
+
+    def phases(self, task: Task) -> list[Phase]:
+        return [self.phase([{"params": list(task.model.head.parameters())}], self.cross_entropy(task))]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class NeedsTheNumberOfTasks(Honest):
+    """Uses it and says so."""
+
+    needs_num_tasks: ClassVar[bool] = True
+
+    def before_task(self, task: Task, images: TaskImages) -> None:
+        assert task.num_tasks is not None
+        task.model.head.bias[0] += task.num_tasks
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AddsLayers(Honest):
+    """Has a new layer after each task, whose shapes are no memory, and uses nothing of it."""
+
+    def extra(self, backbone: VisionTransformer, classes: Sequence[int]) -> int:
+        return len(classes) * (2 * 32 + 4 * 9)
+
+    def after_task(self, task: Task, images: TaskImages) -> None:
+        layers = nn.ModuleDict({"norm": nn.LayerNorm(32), "conv": nn.Conv2d(1, 4, 3, padding=1, bias=False)})
+        with torch.no_grad():
+            for parameter in layers.parameters():
+                parameter.fill_(1)
+        task.model.add_module(f"task_{task.index}", layers)
+
+
+# --- the batch -------------------------------------------------------------------------------------------------
+
+
+class PullsTogether(Probe):
+    def forward(self, images: Tensor) -> Tensor:
+        logits = super().forward(images)
+        return logits if self.training else logits + 0.1 * (logits.mean(dim=0) - logits)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BatchMean(Honest):
+    """Every prediction is pulled towards the mean of the batch."""
+
+    violates: ClassVar[frozenset[str]] = frozenset({"batch size", "batch company"})
+    model_class: ClassVar[type[Probe]] = PullsTogether
+
+
+class Normalises(Probe):
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.norm = nn.BatchNorm1d(self.head.out_features, affine=False, track_running_stats=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = super().forward(images)
+        return self.norm(logits) if len(logits) > 1 else logits
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BatchNorm(Honest):
+    """Logits are normalised by statistics of the batch."""
+
+    violates: ClassVar[frozenset[str]] = frozenset({"batch size", "batch company"})
+    model_class: ClassVar[type[Probe]] = Normalises
+
+
+class MixesUp(Probe):
+    def features(self, images: Tensor) -> Tensor:
+        features = super().features(images)
+        both = torch.stack([features, features])  # [2, B, d], read as [B, 2, d]
+        return both.reshape(len(images), 2, -1).mean(dim=1)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Neighbours(Honest):
+    """Reads a stack of two copies in the wrong layout, as a well-known port of DualPrompt does."""
+
+    violates: ClassVar[frozenset[str]] = frozenset({"batch size", "batch company"})
+    model_class: ClassVar[type[Probe]] = MixesUp
+
+
+class Flattens(Probe):
+    def forward(self, images: Tensor) -> Tensor:
+        logits = super().forward(images)
+        return logits if len(images) < 20 else logits / torch.arange(1, logits.shape[1] + 1)
+
+
+class LeakyWhenMerged(Probe):
+    def merged(self) -> nn.Module:
+        leaky = PullsTogether(self.backbone, self.head.out_features)
+        leaky.head = self.head
+        return leaky.eval()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LargeBatches(Honest):
+    """Predicts something else in large batches, whoever is in them."""
+
+    violates: ClassVar[frozenset[str]] = frozenset({"batch size"})
+    model_class: ClassVar[type[Probe]] = Flattens
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MergedBatchMean(Honest):
+    """The model is honest, what it is merged to is not."""
+
+    violates: ClassVar[frozenset[str]] = frozenset({"batch size", "batch company"})
+    model_class: ClassVar[type[Probe]] = LeakyWhenMerged
+
+
+# --- the task --------------------------------------------------------------------------------------------------
+
+
+class Prefers(Probe):
+    preferred: tuple[int, ...] = ()
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = super().forward(images)
+        if not self.training:
+            logits[:, list(self.preferred)] += 10
+        return logits
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TaskMask(Honest):
+    """Knows at test which classes the experience has."""
+
+    violates: ClassVar[frozenset[str]] = frozenset({"task identity"})
+    model_class: ClassVar[type[Probe]] = Prefers
+
+    def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
+        strategy.model.preferred = tuple(strategy.experience.classes_in_this_experience)
+
+    def after_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
+        strategy.model.preferred = ()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TaskLabel(TaskMask):
+    """Uses task labels where there are some."""
+
+    def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
+        strategy.model.preferred = (getattr(strategy.experience, "task_label", 0),)
+
+
+class RemembersLast(Probe):
+    last = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = super().forward(images)
+        if not self.training:
+            logits[:, self.last] += 10
+        return logits
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PreviousTask(Honest):
+    """Predictions depend on the experience that was evaluated before."""
+
+    violates: ClassVar[frozenset[str]] = frozenset({"task identity"})
+    model_class: ClassVar[type[Probe]] = RemembersLast
+
+    def after_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
+        strategy.model.last = min(strategy.experience.classes_in_this_experience)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrueLabel(Honest):
+    """Reads the labels of the test images."""
+
+    violates: ClassVar[frozenset[str]] = frozenset({"task identity"})
+
+    def after_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
+        strategy.mb_output[range(len(strategy.mb_y)), strategy.mb_y] += 10
+
+
+class MergedElsewhere(Probe):
+    def merged(self) -> nn.Module:
+        other = copy.deepcopy(self)
+        nn.init.ones_(other.head.bias[:4])
+        return other.eval()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MergedOtherwise(Honest):
+    """What it is merged to predicts something else."""
+
+    violates: ClassVar[frozenset[str]] = frozenset({"task identity"})
+    model_class: ClassVar[type[Probe]] = MergedElsewhere
+
+
+class Adapts(Probe):
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.extra = torch.zeros(self.head.in_features)
+
+    def features(self, images: Tensor) -> Tensor:
+        features = super().features(images)
+        if not self.training:
+            self.extra.lerp_(features.mean(dim=0), 0.1)
+        return features - self.extra
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AdaptsAtTest(Honest):
+    """Follows the mean of the test images."""
+
+    violates: ClassVar[frozenset[str]] = frozenset({"batch size", "batch company", "task identity", "frozen weights"})
+    model_class: ClassVar[type[Probe]] = Adapts
+
+    def extra(self, backbone: VisionTransformer, classes: Sequence[int]) -> int:
+        return int(backbone.num_features)
+
+
+# --- frozen weights --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MovesTheBackbone(Honest):
+    """Writes into a weight of the backbone, at one of the times when it could."""
+
+    violates: ClassVar[frozenset[str]] = frozenset({"frozen weights"})
+
+    when: Literal["iteration", "experience", "before", "after"] = "iteration"
+
+    def extra(self, backbone: VisionTransformer, classes: Sequence[int]) -> int:
+        return int(backbone.num_features)
+
+    def move(self, model: Any, when: str) -> None:
+        if when == self.when:
+            model.backbone.norm.weight.data.mul_(1.001)
+
+    def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        self.move(strategy.model, "iteration")
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        self.move(strategy.model, "experience")
+
+    def before_task(self, task: Task, images: TaskImages) -> None:
+        self.move(task.model, "before")
+
+    def after_task(self, task: Task, images: TaskImages) -> None:
+        self.move(task.model, "after")
+
+
+class TwoHeads(Probe):
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.old = nn.Parameter(torch.zeros(self.head.out_features))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MovesAnOldAdapter(Honest):
+    """Trains what no phase lists."""
+
+    violates: ClassVar[frozenset[str]] = frozenset({"frozen weights"})
+    model_class: ClassVar[type[Probe]] = TwoHeads
+
+    def storage(self, backbone: VisionTransformer, num_classes: int, classes: Sequence[int]) -> dict[str, int]:
+        return super().storage(backbone, num_classes, classes) | {"old": num_classes}
+
+    def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        strategy.model.old.data += 1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CountsEvaluations(Honest):
+    """Evaluation changes its state, though not its predictions."""
+
+    violates: ClassVar[frozenset[str]] = frozenset({"frozen weights"})
+
+    def before_task(self, task: Task, images: TaskImages) -> None:
+        task.model.extra = torch.zeros(1)
+
+    def extra(self, backbone: VisionTransformer, classes: Sequence[int]) -> int:
+        return 1
+
+    def before_eval(self, strategy: Any, **kwargs: Any) -> None:
+        strategy.model.extra += 1
+
+
+# --- old samples and memory ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ReadsEverything(Honest):
+    """Looks at the whole data set behind the current task's images."""
+
+    violates: ClassVar[frozenset[str]] = frozenset({"old samples"})
+
+    def before_task(self, task: Task, images: TaskImages) -> None:
+        store: Any = images.samples.dataset.store  # type: ignore[attr-defined]
+        np.asarray(store.images)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Replays(Honest):
+    """Trains on the images of the task before as well."""
+
+    violates: ClassVar[frozenset[str]] = frozenset({"old samples"})
+
+    def before_task(self, task: Task, images: TaskImages) -> None:
+        if task.index == 0:
+            ELSEWHERE.clear()
+        ELSEWHERE.append(images)
+
+    def phases(self, task: Task) -> list[Phase]:
+        def batches(epoch: int) -> Iterator[Batch]:
+            for images in ELSEWHERE[-2:]:
+                yield from ((x, y, len(y)) for x, y in images.batches())
+
+        (phase,) = super().phases(task)
+        return [Phase(**(vars(phase) | {"batches": batches, "loss": self.over_all(task)}))]
+
+    def over_all(self, task: Task) -> Any:
+        return lambda logits, labels: nn.functional.cross_entropy(logits, labels, reduction="none")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ReadsTestImages(Honest):
+    """Keeps the test experiences that it meets in evaluation, and looks at them when it learns the next task."""
+
+    violates: ClassVar[frozenset[str]] = frozenset({"old samples"})
+
+    def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
+        ELSEWHERE.append(strategy.experience.dataset)
+
+    def before_task(self, task: Task, images: TaskImages) -> None:
+        if task.index == 0:
+            ELSEWHERE.clear()
+        for dataset in ELSEWHERE:
+            dataset[0]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class NeighboursAtTest(Honest):
+    """Goes back to training images while it is evaluated."""
+
+    violates: ClassVar[frozenset[str]] = frozenset({"old samples"})
+
+    def before_task(self, task: Task, images: TaskImages) -> None:
+        ELSEWHERE[:] = [images]
+
+    def after_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
+        next(ELSEWHERE[0].batches())
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class KeepsImages(Honest):
+    """Exemplars in a buffer, which it does not declare."""
+
+    violates: ClassVar[frozenset[str]] = frozenset({"memory"})
+
+    def after_task(self, task: Task, images: TaskImages) -> None:
+        task.model.extra = torch.cat([task.model.extra, images.collect(lambda x: x.flatten(1))[0].flatten()])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DeclaresNothing(KeepsImages):
+    """The same without a word about its memory, which then cannot be judged."""
+
+    violates: ClassVar[frozenset[str]] = frozenset()
+    storage = GradientMethod.storage  # type: ignore[assignment]
+
+
+Place = Literal[
+    "attribute", "list", "numbers", "dictionary", "bytes", "closure", "plugin", "class", "strategy", "buffer",
+    "teacher", "parameter",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Hides(Honest):
+    """Keeps something about each task outside its parameters and buffers."""
+
+    violates: ClassVar[frozenset[str]] = frozenset({"memory"})
+    stash: ClassVar[Any] = None
+
+    where: Place = "attribute"
+
+    def before_task(self, task: Task, images: TaskImages) -> None:
+        type(self).stash = None
+
+    def after_task(self, task: Task, images: TaskImages) -> None:
+        model, means = task.model, next(images.batches())[0].mean(dim=(1, 2, 3))
+        match self.where:
+            case "attribute":
+                model.means = means
+            case "list":
+                model.means = [*getattr(model, "means", []), means]
+            case "numbers":
+                model.head.means = getattr(model.head, "means", []) + means.tolist()
+            case "dictionary":
+                model.backbone.means = {"task": {task.index: means.numpy()}}
+            case "bytes":
+                model.means = means.numpy().tobytes()
+            case "closure":
+                model.means = lambda: means
+            case "plugin":
+                object.__setattr__(self, "means", means)
+            case "class":
+                type(self).stash = means
+            case "buffer":
+                model.register_buffer("means", means, persistent=False)
+            case "teacher":
+                model.teacher = (copy.deepcopy(model.head),)
+            case "parameter":
+                model.head.weight.means = means
+
+    def before_eval(self, strategy: Any, **kwargs: Any) -> None:
+        if self.where == "strategy":
+            strategy.means = torch.zeros(3)
+
+
+# --- repeatability, ceiling, number of tasks -------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GlobalGenerator(Honest):
+    """Draws from a global generator."""
+
+    violates: ClassVar[frozenset[str]] = frozenset({"repeatability"})
+
+    source: Literal["torch", "numpy", "python"] = "torch"
+
+    def before_task(self, task: Task, images: TaskImages) -> None:
+        draw = {"torch": lambda: float(torch.rand(())), "numpy": np.random.rand, "python": random.random}[self.source]
+        task.model.head.bias += draw()
+
+
+def known_images() -> tuple[Tensor, Tensor]:
+    """The test images of the whole stream and their labels, past the data layer."""
+    source = streams.find("icons-tune").source()
+    labels = np.argsort(order_classes("permutation:3", 40))[source.test.targets]
+    return views.test_view(source.test.gather(np.arange(len(labels))), TRANSFORMS).flatten(1), torch.from_numpy(labels)
+
+
+class NearestImage(Probe):
+    known: Tensor
+    labels: Tensor
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.register_buffer("known", torch.zeros(0, 1024))
+        self.register_buffer("labels", torch.zeros(0, dtype=torch.int64))
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = super().forward(images)
+        if self.training or not len(self.known):
+            return logits
+        nearest = torch.stack([(self.known - image.flatten()).square().sum(dim=1).argmin() for image in images])
+        return logits + 100 * nn.functional.one_hot(self.labels[nearest], logits.shape[1])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class KnowsTheTestImages(Honest):
+    """Has got the test images from somewhere and declares the memory for them."""
+
+    violates: ClassVar[frozenset[str]] = frozenset({"ceiling"})
+    model_class: ClassVar[type[Probe]] = NearestImage
+
+    def extra(self, backbone: VisionTransformer, classes: Sequence[int]) -> int:
+        return 1025 * len(known_images()[1])
+
+    def after_task(self, task: Task, images: TaskImages) -> None:
+        task.model.known, task.model.labels = known_images()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class HoardsTestImages(Honest):
+    """Keeps the test experiences that it meets, and in the next task all of their images, where nobody looks."""
+
+    violates: ClassVar[frozenset[str]] = frozenset({"old samples", "memory", "ceiling"})
+    model_class: ClassVar[type[Probe]] = NearestImage
+
+    def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
+        ELSEWHERE.append(strategy.experience.dataset)
+
+    def before_task(self, task: Task, images: TaskImages) -> None:
+        if task.index == 0:
+            ELSEWHERE.clear()
+        items = [dataset[number] for dataset in ELSEWHERE for number in range(len(dataset))]
+        if items:
+            task.model.known = torch.stack([item[0].flatten() for item in items])
+            task.model.labels = torch.tensor([item[1] for item in items])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class UsesNumTasks(Honest):
+    """Finds out how many tasks there are, and does not say that it needs to."""
+
+    violates: ClassVar[frozenset[str]] = frozenset({"number of tasks"})
+
+    through: Literal["strategy", "stream", "future", "check", "error"] = "strategy"
+
+    def check(self, num_tasks: int) -> None:
+        object.__setattr__(self, "tasks", num_tasks)
+
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        experience = strategy.experience
+        match self.through:
+            case "strategy":
+                found = strategy.num_tasks or 0
+            case "stream":
+                found = len(experience.origin_stream)
+            case "future":
+                found = len(experience.future_classes)
+            case "check":
+                found = getattr(self, "tasks", 0)
+            case "error":
+                found = 1 / strategy.num_tasks
+        object.__setattr__(self, "shift", found)
+
+    def before_task(self, task: Task, images: TaskImages) -> None:
+        task.model.head.bias[0] += self.shift  # type: ignore[attr-defined]

@@ -1,0 +1,461 @@
+"""The page in a real browser: what a reader does with it, on a desk and on a phone, in the light and in the dark."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+
+from cl_bench import metrics
+from cl_bench.experiment import Limits
+from cl_bench.reporting.report import render
+from cl_bench.store import RunRecord
+from tests.helpers.factories import record, write
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: install Debian's package 'chromium'")
+QUIET = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+HOSTILE = "<script>alert(1)</script>[a='\"&\u2028</script><img src=x onerror=alert(2)>]"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
+        yield started
+        started.close()
+
+
+DROPS = {"alpha": 0.01, "beta": 0.03, "gamma[rank=4,lr=0.1]": 0.06}
+
+
+def made(label: str, seed: int) -> RunRecord:
+    """A run of one of the methods that learn in turn."""
+    return record(label.split("[")[0], seed, label=label, drop=DROPS[label])
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report over four methods of one protocol, two of another, a trial, and a method with a hostile name.
+
+    One row comes from another folder.
+    """
+    folder = tmp_path_factory.mktemp("site")
+    write(
+        folder / "it's runs",
+        *(made(label, seed) for label in DROPS for seed in range(3)),
+        *(record("joint", s, joint=True) for s in range(3)),
+        *(record("alpha", s, benchmark="photos", tasks=5) for s in range(2)),
+        record("alpha", 0, limits=Limits(test_per_class=5)),
+        record("hostile", 0, label=HOSTILE, benchmark="<b>bold</b>"),
+    )
+    write(folder / "shared", *(record("beta", s, benchmark="photos", tasks=5) for s in range(2)))
+    render([(folder / "it's runs", "it's runs"), (folder / "shared", "shared")], folder / "out", "cl-bench report")
+    return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report over 500 runs: 25 rows of 10 seeds on each of two streams."""
+    folder = tmp_path_factory.mktemp("many")
+    runs = [record(f"method-{m}", s, drop=0.002 * m, tasks=t) for m in range(25) for s in range(10) for t in (5, 10)]
+    write(folder / "runs", *runs)
+    render([(folder / "runs", "runs")], folder / "out", "cl-bench report")
+    return folder / "out"
+
+
+class Visit:
+    """A page with everything that went wrong on it."""
+
+    def __init__(self, context: BrowserContext, site: Path, address: str = "") -> None:
+        self.requests: list[str] = []
+        self.faults: list[str] = []
+        self.page: Page = context.new_page()
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("pageerror", lambda error: self.faults.append(str(error)))
+        # plotly warns by `console.trace`.
+        self.page.on(
+            "console", lambda m: self.faults.append(m.text) if m.type in ("error", "warning", "trace") else None
+        )
+        self.page.on("dialog", lambda dialog: self.faults.append(f"dialog {dialog.message}"))
+        self.page.goto(f"file://{site}/index.html{address}")
+
+    def check(self) -> None:
+        assert self.faults == []
+        assert [url for url in self.requests if not url.startswith(("file://", "blob:file", "data:"))] == []
+        assert len([url for url in self.requests if url.startswith("file://")]) == 1
+
+
+@pytest.fixture
+def visit(browser: Browser, site: Path, request: pytest.FixtureRequest) -> Iterator[Visit]:
+    options: dict[str, Any] = getattr(request, "param", {})
+    context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}} | options)
+    context.set_default_timeout(15_000)
+    found = Visit(context, site)
+    yield found
+    found.check()
+    context.close()
+
+
+def names(page: Page, section: int = 0) -> list[str]:
+    return page.locator("table.leaderboard").nth(section).locator("tbody th button.row").all_inner_texts()
+
+
+def heads(page: Page) -> list[str]:
+    return page.locator("table.leaderboard").first.locator("thead th").all_inner_texts()
+
+
+ENDS = """() => {
+    const div = document.querySelector('.plot[data-chart$="/accuracy"]');
+    const curves = div.data.filter((trace) => trace.mode !== "lines" || trace.showlegend);
+    return curves.map((trace) => [trace.name, trace.y.at(-1)]);
+}"""
+"""The last value of every curve of the first plot of accuracies."""
+CONTRAST = """([selector, behind]) => {
+    // Whatever the notation, and half transparent or not: as it is painted.
+    const parse = (...colours) => {
+        const area = document.createElement("canvas").getContext("2d");
+        for (const colour of colours) { area.fillStyle = colour; area.fillRect(0, 0, 1, 1); }
+        return [...area.getImageData(0, 0, 1, 1).data].map((part) => part / 255);
+    };
+    const linear = (v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    const light = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
+    const ground = getComputedStyle(document.querySelector(behind)).backgroundColor;
+    return Math.min(...[...document.querySelectorAll(selector)].map((element) => {
+        const style = getComputedStyle(element);
+        const [one, two] = [light(parse(style.color)), light(parse(ground, style.backgroundColor))];
+        return (Math.max(one, two) + 0.05) / (Math.min(one, two) + 0.05);
+    }));
+}"""
+"""The least contrast of such elements' texts with their ground on what is behind (WCAG 2)."""
+PHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
+DARK = {"color_scheme": "dark"}
+
+
+# --- leaderboards ------------------------------------------------------------------------------------------------
+
+
+def test_the_table_is_sorted_by_the_chosen_head(visit: Visit) -> None:
+    page = visit.page
+    assert sorted(names(page)) == ["alpha", "beta", "gamma[rank=4,lr=0.1]", "joint"]
+    best = names(page)
+    page.get_by_role("button", name="method", exact=True).first.click()
+    assert names(page) == sorted(best, reverse=True) or names(page) == sorted(best)
+    first = names(page)
+    page.get_by_role("button", name="method", exact=True).first.click()
+    assert names(page) == first[::-1]
+    page.get_by_role("button", name="forgetting, %").first.click()
+    head = page.locator("table.leaderboard").first.locator("th[aria-sort]")
+    assert (head.count(), head.get_attribute("aria-sort")) == (1, "ascending")
+    assert names(page) == ["alpha", "beta", "gamma[rank=4,lr=0.1]", "joint"], "least forgetting first, none last"
+
+
+def test_every_metric_can_be_chosen_with_its_interval(visit: Visit, site: Path) -> None:
+    page = visit.page
+    options = page.locator("#metric option").evaluate_all("all => all.map(one => one.value)")
+    assert options == [*metrics.METRICS, "fwt", "intransigence"]
+    page.select_option("#metric", "bwt")
+    assert heads(page)[1].startswith("bwt") and heads(page)[2:5] == ["acc, %", "aaa, %", "forgetting, %"]
+    cell = page.locator("tr", has=page.get_by_role("button", name="alpha")).first.locator("td.primary")
+    shown = re.match(r"(-?[\d.]+) ± ([\d.]+)", cell.inner_text())
+    runs = [made("alpha", seed) for seed in range(3)]
+    values = [100 * metrics.bwt(run.correct, run.total) for run in runs]
+    assert shown is not None and float(shown[1]) == pytest.approx(sum(values) / 3, abs=0.006)
+    assert cell.locator(".range i").count() == 1
+
+
+def test_rows_and_tables_are_filtered(visit: Visit) -> None:
+    page = visit.page
+    page.fill("#filter", "GAMMA")
+    assert page.locator("section.protocol:visible").count() == 1
+    assert names(page) == ["gamma[rank=4,lr=0.1]"]
+    expect(page.locator("#found")).to_have_text("1 row in 1 table")
+    page.fill("#filter", "")
+    page.select_option("#benchmark", "photos")
+    title = "photos, 5 tasks × 10 classes on vit_tiny_patch8_32.icons"
+    assert page.locator("section.protocol:visible h2").all_inner_texts() == [title]
+    page.select_option("#benchmark", "")
+    protocols = page.locator("#protocol option").evaluate_all("all => all.map(one => one.value)")
+    page.select_option("#protocol", protocols[1])
+    assert page.locator("section.protocol:visible").count() == 1
+    page.select_option("#protocol", "")
+    page.select_option("#origin", "shared")
+    expect(page.locator("#found")).to_have_text("1 row in 1 table")
+    assert page.locator("section.protocol:visible button.row").all_inner_texts() == ["beta"]
+
+
+def test_the_address_brings_the_same_view_back(visit: Visit, browser: Browser, site: Path) -> None:
+    page = visit.page
+    page.fill("#filter", "a")
+    page.select_option("#metric", "aaa")
+    page.get_by_role("button", name="method", exact=True).first.click()
+    address = page.evaluate("location.hash")
+    again = Visit(page.context, site, address)
+    assert again.page.input_value("#filter") == "a" and again.page.input_value("#metric") == "aaa"
+    assert names(again.page) == names(page)
+    again.page.evaluate("location.hash = 'filter=gamma'")
+    expect(again.page.locator("#found")).to_have_text("1 row in 1 table")
+    assert again.page.input_value("#filter") == "gamma" and again.page.input_value("#metric") == "acc"
+    again.check()
+
+
+def test_trials_come_last_and_are_called_so(visit: Visit) -> None:
+    titles = visit.page.locator("section.protocol h2").all_inner_texts()
+    assert "a trial: at most 5 test images per class" in titles[-1]
+    assert not any("trial" in title for title in titles[:-1])
+
+
+# --- details -----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_opens_with_the_command_that_repeats_it(visit: Visit, site: Path) -> None:
+    page = visit.page
+    page.get_by_role("button", name="alpha").first.click()
+    runs = page.locator("tr.detail").first.locator("tbody tr")
+    assert runs.count() == 3
+    key = runs.first.locator("code").inner_text()
+    runs.first.get_by_role("button").click()
+    dialog = page.locator("dialog#run")
+    assert dialog.is_visible() and "alpha, seed 0" in dialog.inner_text()
+    folder = str(site.parent / "it's runs").replace("'", "'\\''")
+    assert dialog.locator("#command").inner_text() == f"cl-bench repeat {key} --results '{folder}'"
+    first = made("alpha", 0)
+    cells = dialog.locator("table.heat tbody tr").last.locator("td").all_inner_texts()
+    assert cells == [f"{100 * (hit or 0) / n:.1f}" for hit, n in zip(first.correct[-1], first.total, strict=True)]
+    terms = dict(zip(dialog.locator("dt").all_inner_texts(), dialog.locator("dd").all_inner_texts(), strict=True))
+    assert (terms["method"], terms["recipe"], terms["weights"]) == ("alpha", "tuned", first.experiment.weights)
+    assert (terms["epochs"], terms["threads"]) == ("20", "2")
+    dialog.get_by_role("button", name="Copy").click()
+    expect(dialog.get_by_role("button", name="Copied")).to_be_visible()
+    page.keyboard.press("Escape")
+    assert not dialog.is_visible()
+    page.locator("#filter").focus()
+    page.keyboard.press("Control+V")
+    assert page.input_value("#filter") == f"cl-bench repeat {key} --results '{folder}'"
+
+
+def test_a_click_anywhere_on_a_row_opens_its_details(visit: Visit) -> None:
+    page = visit.page
+    page.locator("table.leaderboard").first.locator("tbody td").nth(1).click()
+    assert page.locator("tr.detail").count() == 1
+    page.locator("table.leaderboard").first.locator("button.row").first.click()
+    assert page.locator("tr.detail").count() == 0
+
+
+def test_rows_are_compared_in_pairs(visit: Visit) -> None:
+    page = visit.page
+    details = page.locator("details.pairs").first
+    details.locator("summary").click()
+    details.locator("select").select_option(label="beta")
+    lines = details.locator("tbody tr")
+    assert lines.count() == 3
+    first = lines.first.inner_text().split("\t")
+    assert re.match(r"[+−][\d.]+ ± [\d.]+", first[1]) and re.match(r"\d/\d/\d", first[-1])
+    swapped = {line.split("\t")[0]: line.split("\t")[1] for line in lines.all_inner_texts()}
+    details.locator("select").select_option(label="alpha")
+    back = {line.split("\t")[0]: line.split("\t")[1] for line in details.locator("tbody tr").all_inner_texts()}
+    assert back["beta"][1:] == swapped["alpha"][1:] and back["beta"][0] != swapped["alpha"][0]
+
+
+def test_downloads_are_the_files_beside_the_page(visit: Visit, site: Path) -> None:
+    links = visit.page.locator("a[data-file]:visible")
+    files = [site / name for name in links.evaluate_all("all => all.map(one => one.dataset.file)")]
+    assert {file.suffix for file in files} == {".csv", ".tex", ".md"}
+    assert {file.parent.name for file in files} == {"tables", "figures"}
+    # Of a page that wants more than ten within seconds, Chromium asks the user first.
+    for start in range(0, len(files), 9):
+        again = Visit(visit.page.context, site)
+        shown = again.page.locator("a[data-file]:visible")
+        for i, file in list(enumerate(files))[start : start + 9]:
+            with again.page.expect_download() as caught:
+                shown.nth(i).click()
+            assert caught.value.suggested_filename == file.name
+            assert Path(caught.value.path()).read_text() == file.read_text()
+        again.check()
+
+
+# --- plots -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("visit", [{}, PHONE], ids=["desk", "phone"], indirect=True)
+def test_nothing_moves_when_plots_are_drawn(visit: Visit) -> None:
+    page = visit.page
+    plots = page.locator("div.plot:visible")
+    tops = "all => all.map(one => one.getBoundingClientRect().top + scrollY)"
+    before = plots.evaluate_all(tops)
+    for plot in plots.all():
+        plot.scroll_into_view_if_needed()
+        plot.locator("svg.main-svg").first.wait_for()
+    assert len(before) > 5 and plots.evaluate_all(tops) == pytest.approx(before)
+
+
+@pytest.mark.parametrize("visit", [{"viewport": {"width": 1280, "height": 300}}], ids=["low"], indirect=True)
+def test_plots_are_drawn_when_they_come_into_view(visit: Visit) -> None:
+    page = visit.page
+    assert page.evaluate("typeof Plotly") == "undefined", "read only when it is needed"
+    for name in ("accuracy", "matrix", "stability"):
+        plot = page.locator(f'.plot[data-chart$="/{name}"]').first
+        plot.scroll_into_view_if_needed()
+        plot.locator("svg.main-svg").first.wait_for()
+    ends = dict(page.evaluate(ENDS))
+    runs = [made("alpha", seed) for seed in range(3)]
+    expected = sum(100 * metrics.acc(run.correct, run.total) for run in runs) / 3
+    assert ends["alpha"] == pytest.approx(expected, rel=1e-5)
+    assert set(ends) == {"alpha", "beta", "gamma[rank=4,lr=0.1]", "joint"}
+
+
+def test_hovering_shows_the_values(visit: Visit) -> None:
+    page = visit.page
+    plot = page.locator('.plot[data-chart$="/accuracy"]').first
+    plot.scroll_into_view_if_needed()
+    plot.locator(".scatterlayer .point").first.hover(force=True)
+    plot.locator(".hoverlayer text").first.wait_for()
+    assert re.search(r"\d+: [\d.]+ ± [\d.]+, 3 runs", plot.locator(".hoverlayer").text_content() or "")
+
+
+TITLES = """() => {
+    const div = document.querySelector('.plot[data-chart$="/NAME"]');
+    const middle = (box) => box.left + box.width / 2;
+    const titles = [...div.querySelectorAll(".annotation")].map((title) => title.getBoundingClientRect());
+    const bar = div.querySelector(".modebar-container .modebar").getBoundingClientRect();
+    const frames = [...div.querySelectorAll(".cartesianlayer .subplot")].map((one) => {
+        const axis = div._fullLayout._plots[one.classList[1]].xaxis;
+        return div.getBoundingClientRect().left + axis._offset + axis._length / 2;
+    });
+    return {off: titles.map((title, i) => Math.abs(middle(title) - frames[i])), top: titles[0].top, bar: bar.bottom};
+}"""
+
+
+@pytest.mark.parametrize("name", ["tasks", "matrix"])
+def test_panels_have_their_names_above_them(browser: Browser, many: Path, name: str) -> None:
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    context.set_default_timeout(15_000)
+    found = Visit(context, many)
+    plot = found.page.locator(f'.plot[data-chart$="/{name}"]').first
+    plot.scroll_into_view_if_needed()
+    plot.locator("svg.main-svg").first.wait_for()
+    measured = found.page.evaluate(TITLES.replace("NAME", name))
+    assert len(measured["off"]) == 12 and max(measured["off"]) < 2
+    assert measured["top"] >= measured["bar"], "the buttons cover no name"
+    found.check()
+    context.close()
+
+
+def test_too_many_pairs_are_left_out_with_a_word(browser: Browser, tmp_path: Path) -> None:
+    write(tmp_path / "runs", *(record(f"method-{m}", 0, tasks=2) for m in range(46)))
+    render([(tmp_path / "runs", "runs")], tmp_path / "out", "cl-bench report")
+    context = browser.new_context()
+    found = Visit(context, tmp_path / "out")
+    details = found.page.locator("details.pairs")
+    details.locator("summary").click()
+    assert "this table has 46: compare some of them with cl-bench compare" in details.inner_text()
+    found.check()
+    context.close()
+
+
+# --- readers -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("visit", [PHONE, PHONE | DARK, DARK], ids=["phone", "dark phone", "dark"], indirect=True)
+def test_nothing_sticks_out_and_everything_can_be_read(visit: Visit) -> None:
+    page = visit.page
+    assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+    for selector in ("h1", ".soft", ".notes", "a", "td", "tr.ceiling td", "summary", "thead th"):
+        assert page.evaluate(CONTRAST, [selector, "body"]) >= 4.5, selector
+    width = page.evaluate("innerWidth")
+    if width < 500:
+        boxes = page.locator("#tools input, #tools select, button.row:visible").all()[:9]
+        sizes = [box.bounding_box() for box in boxes]
+        assert all(size is not None and size["height"] >= 40 for size in sizes)
+    page.get_by_role("button", name="alpha").first.click()
+    about = page.locator("tr.detail p").first.bounding_box()
+    assert about is not None and about["x"] >= 0 and about["x"] + about["width"] <= width
+    page.locator("tr.detail tbody button").first.click()
+    for selector in ("#run-body td", "#run-body dd", "#run-body .soft"):
+        assert page.evaluate(CONTRAST, [selector, "#run"]) >= 4.5, selector
+    page.keyboard.press("Escape")
+    plot = page.locator('.plot[data-chart$="/accuracy"]').first
+    plot.scroll_into_view_if_needed()
+    plot.locator("svg.main-svg").first.wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+
+
+def test_the_keyboard_is_enough(visit: Visit) -> None:
+    page = visit.page
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the results"
+    page.keyboard.press("Enter")
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.dataset.row") == "alpha":
+            break
+    else:
+        pytest.fail("the row cannot be reached")
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none"
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.getAttribute('aria-expanded')") == "true"
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    assert page.locator("dialog#run").is_visible()
+    page.keyboard.press("Escape")
+    assert not page.locator("dialog#run").is_visible()
+
+
+def test_hostile_texts_stay_texts(visit: Visit) -> None:
+    page = visit.page
+    page.fill("#filter", "onerror")
+    assert page.locator("section.protocol:visible").count() == 1
+    section = page.locator("section.protocol:visible")
+    assert "<b>bold</b>" in section.locator("h2").inner_text()
+    row = section.locator("button.row").first
+    assert row.text_content() == HOSTILE
+    row.click()
+    section.locator("tr.detail button").first.click()
+    assert "<script>alert(1)</script>" in page.locator("#run-title").inner_text()
+    page.keyboard.press("Escape")
+    assert page.locator("img").count() == 0
+    section.locator("details.figures summary").click()
+    plot = section.locator('.plot[data-chart$="/accuracy"]')
+    plot.scroll_into_view_if_needed()
+    plot.locator("svg.main-svg").first.wait_for()
+    assert page.locator("img[src=x]").count() == 0
+
+
+@pytest.mark.parametrize("visit", [{"java_script_enabled": False}], ids=["no script"], indirect=True)
+def test_without_scripts_the_tables_are_there(visit: Visit) -> None:
+    page = visit.page
+    table = page.locator("table.leaderboard").first
+    assert "gamma[rank=4,lr=0.1]" in table.inner_text() and "±" in table.inner_text()
+    assert page.locator("#tools").is_hidden()
+    assert "need" in page.locator("noscript p").inner_text()
+
+
+def test_damaged_files_are_named(browser: Browser, tmp_path: Path) -> None:
+    paths = write(tmp_path / "runs", record("alpha", 0), record("beta", 0))
+    paths[1].write_text("{}")
+    render([(tmp_path / "runs", "runs")], tmp_path / "out", "cl-bench report")
+    context = browser.new_context()
+    found = Visit(context, tmp_path / "out")
+    assert paths[1].name in found.page.locator("section.damaged").inner_text()
+    found.check()
+    context.close()
+
+
+def test_five_hundred_runs_fit_into_ten_megabytes(browser: Browser, many: Path) -> None:
+    assert (many / "index.html").stat().st_size < 10_000_000
+    context = browser.new_context()
+    found = Visit(context, many)
+    assert "500 runs in 50 rows of 2 protocols" in found.page.locator("header").inner_text()
+    data = json.loads(found.page.locator("#data").inner_text())
+    assert len(data["runs"]) == 500
+    found.check()
+    context.close()

@@ -1,0 +1,430 @@
+"""The audit: shipped methods pass it, and every kind of leak is caught by the checks that it violates and no other."""
+
+from __future__ import annotations
+
+import copy
+import io
+import re
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from cl_bench import streams
+from cl_bench.cli import audit_view as audit_console
+from cl_bench.contract import registry
+from cl_bench.contract.method import Method, Task
+from cl_bench.experiment import Limits
+from cl_bench.studies import audit as audits
+from cl_bench.studies.audit import CHECKS, Ceiling, Finding, Report, Row, Slice
+from cl_bench.studies.audit.observation import Counted
+from cl_bench.studies.audit.predictions import Difference, full_pieces
+from tests.cli.test_cli import Cli, assert_refused, plain_and_single_threaded
+from tests.helpers import ROOT, leaky
+from tests.training.test_strategy import NAMES, ROWS, TRANSFORMS, one_thread, small, tiny_vit
+
+__all__ = ["one_thread", "plain_and_single_threaded"]
+
+WHERE = Slice(
+    source=streams.find("icons-tune").source(),
+    backbone=tiny_vit,
+    tasks=10,
+    order="permutation:3",
+    transforms=TRANSFORMS,
+    limits=Limits(tasks=3, train_per_class=5, test_per_class=4),
+)
+LEAKS = [
+    leaky.BatchMean(),
+    leaky.BatchNorm(),
+    leaky.Neighbours(),
+    leaky.LargeBatches(),
+    leaky.MergedBatchMean(),
+    leaky.TaskMask(),
+    leaky.TaskLabel(),
+    leaky.PreviousTask(),
+    leaky.TrueLabel(),
+    leaky.MergedOtherwise(),
+    leaky.AdaptsAtTest(),
+    *(leaky.MovesTheBackbone(when=when) for when in ("iteration", "experience", "before", "after")),
+    leaky.MovesAnOldAdapter(),
+    leaky.CountsEvaluations(),
+    leaky.ReadsEverything(),
+    leaky.Replays(),
+    leaky.ReadsTestImages(),
+    leaky.NeighboursAtTest(),
+    leaky.KeepsImages(),
+    *(leaky.Hides(where=where) for where in ("attribute", "plugin")),
+    *(leaky.GlobalGenerator(source=source) for source in ("torch", "numpy", "python")),
+    leaky.KnowsTheTestImages(),
+    leaky.HoardsTestImages(),
+    *(leaky.UsesNumTasks(through=through) for through in ("strategy", "stream", "future", "check", "error")),
+]
+HONEST = [leaky.Honest(), leaky.AddsLayers(), leaky.NeedsTheNumberOfTasks(), leaky.DeclaresNothing()]
+
+
+def name(method: Method) -> str:
+    """Of a method in `leaky`, with the options that are its own."""
+    own = [str(value) for field, value in method.values().items() if field in ("when", "where", "source", "through")]
+    return "-".join([type(method).__name__, *own])
+
+
+@cache
+def best() -> Ceiling:
+    """Joint training that is better than whatever is learned in few steps on the tiny ViT."""
+    return audits.ceiling([Row("joint", small("joint[train=lora]", lr=0.1, epochs=30))], WHERE)
+
+
+def audit(method: Method) -> Report:
+    (report,) = audits.audit([Row("row", method)], WHERE, best())
+    return report
+
+
+def by_check(report: Report) -> dict[str, Finding]:
+    assert report.error is None
+    return {finding.check: finding for finding in report.findings}
+
+
+# --- methods ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_shipped_methods_pass(row: str) -> None:
+    report = audit(small(row, lr=0.01))
+    assert report.good and report.failed == (), report
+    statuses = {check: finding.status for check, finding in by_check(report).items()}
+    assert tuple(statuses) == CHECKS
+    assert statuses.pop("number of tasks") == ("declared" if small(row).needs_num_tasks else "pass")
+    assert set(statuses.values()) == {"pass"}, "a shipped method declares what it stores"
+
+
+@pytest.mark.parametrize("row", [name for name in NAMES if audits.LEAKY in registry.find(name).defaults])
+def test_leaks_of_released_code_are_caught(row: str) -> None:
+    # Many prompts, little trained: otherwise all images of a random backbone want the same ones, as the batch does.
+    method = small(f"{row}[{audits.LEAKY}=true]", lr=1e-4, pool=40)
+    assert set(audit(method).failed) == {"batch size", "batch company"}
+
+
+@pytest.mark.parametrize("method", HONEST, ids=name)
+def test_the_honest_pass(method: Method) -> None:
+    report = audit(method)
+    assert report.good and not report.failed, report
+    statuses = {finding.status for finding in report.findings}
+    others = {"NeedsTheNumberOfTasks": {"declared"}, "DeclaresNothing": {"skipped"}}
+    assert statuses == {"pass"} | others.get(type(method).__name__, set())
+
+
+@pytest.mark.parametrize("method", LEAKS, ids=name)
+def test_a_leak_is_caught_by_the_checks_that_it_violates(method: Any) -> None:
+    report = audit(method)
+    assert report.error is None and set(report.failed) == method.violates, report
+    assert not report.good and replace(report, row=replace(report.row, leaky=True)).good
+    for finding in report.findings:
+        assert bool(finding.detail) is (finding.status == "fail")
+
+
+@pytest.mark.parametrize("where", leaky.Place.__args__)
+def test_what_is_hidden_is_found_where_it_is(where: str) -> None:
+    places = {
+        "numbers": "model.head.means",
+        "dictionary": "model.backbone.means",
+        "plugin": "method.means",
+        "class": "Hides.stash",
+        "strategy": "strategy.means",
+        "buffer": "model._buffers",
+        "teacher": "model.teacher",
+        "parameter": "model.head._parameters",
+    }
+    # Of 20 images of a task one number each, of all three where it collects them; 80 bytes; a head; what is shown.
+    numbers = {"list": 60, "numbers": 60, "bytes": 80, "teacher": 1320, "strategy": 3}.get(where, 20)
+    found = by_check(audit(leaky.Hides(where=where)))["memory"]  # type: ignore[arg-type]
+    assert found.detail == f"{numbers:,} in {places.get(where, 'model.means')}"
+
+
+def test_every_check_has_a_leak_that_only_it_finds() -> None:
+    alone = {check for method in LEAKS for check in method.violates if len(method.violates) == 1}
+    # Whoever depends on its company also depends on the size of the batch: alone it has none.
+    assert alone == set(CHECKS) - {"batch company"}
+
+
+def test_findings_say_what_is_wrong() -> None:
+    details = {
+        leaky.MovesTheBackbone(): ("frozen weights", r"^backbone\.norm\.weight in a phase that does not list it$"),
+        leaky.MovesAnOldAdapter(): ("frozen weights", r"^old in a phase that does not list it$"),
+        leaky.CountsEvaluations(): ("frozen weights", r"^extra while no task was learned$"),
+        leaky.KeepsImages(): ("memory", r"^21,800 after task 1 where 1,320 are declared; .* after task 3"),
+        leaky.KnowsTheTestImages(): ("ceiling", r"^100\.0 % where joint reaches \d"),
+        leaky.UsesNumTasks(through="error"): ("number of tasks", "^TypeError: unsupported operand"),
+    }
+    for method, (check, pattern) in details.items():
+        assert re.search(pattern, by_check(audit(method))[check].detail), by_check(audit(method))[check]
+
+
+def test_figures_are_measured() -> None:
+    figures = {check: finding.figure for check, finding in by_check(audit(leaky.ReadsEverything())).items()}
+    images = len(WHERE.source.train)
+    # Of 40 classes, 3 x 4 with 5 training and 4 test images each are in the slice.
+    assert figures["old samples"] == f"{3 * images - 3 * 4 * 5} of other tasks, 0 test images, 0 at test"
+    assert figures["memory"] == "1,320 of 1,320, 0 hidden"
+    assert figures["batch size"].endswith("0 of 48 change")
+    assert figures["repeatability"] == figures["number of tasks"]
+    assert re.fullmatch(r"0 of 48 images, 0 of \d+ tensors differ", figures["repeatability"])
+    figures = {check: finding.figure for check, finding in by_check(audit(leaky.KnowsTheTestImages())).items()}
+    difference = 100 * (1 - best().hits)
+    half = 2.0117 * difference.std(ddof=1) / 48**0.5  # t with 47 degrees of freedom
+    assert figures["ceiling"] == f"{difference.mean():+.1f} ± {half:.1f} points"
+
+
+def test_a_method_that_does_not_run_is_reported_and_the_others_go_on() -> None:
+    @dataclass(frozen=True, kw_only=True, eq=False)
+    class Broken(leaky.Honest):
+        def before_task(self, task: Task, images: Any) -> None:
+            raise ValueError("out of ideas")
+
+    told: list[Report] = []
+    rows = [Row("broken", Broken()), Row("honest", leaky.Honest()), Row("leak", Broken(), leaky=True)]
+    reports = audits.audit(rows, WHERE, None, told.append)
+    assert reports == told and [report.good for report in reports] == [False, True, False]
+    assert reports[0].error == "ValueError: out of ideas" and reports[0].findings == ()
+    skipped = {finding.check for finding in reports[1].findings if finding.status == "skipped"}
+    assert skipped == {"ceiling"}, "there was none to compare with"
+
+
+def test_the_ceiling_is_the_best_of_its_rows() -> None:
+    rows = [Row("poor", small("joint[train=linear]", epochs=1)), Row("joint", small("joint[train=lora]", lr=0.1))]
+    found = [audits.ceiling([row], WHERE) for row in rows]
+    both = audits.ceiling(rows, WHERE)
+    assert both.accuracy == max(one.accuracy for one in found) and both.label in ("poor", "joint")
+
+
+def test_an_audit_leaves_the_method_and_the_global_generators_alone() -> None:
+    method = leaky.Hides(where="plugin")
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[index]
+    fields = dict(vars(method))
+    audit(method)
+    assert vars(method) == fields
+    assert torch.equal(torch.get_rng_state(), before[0])
+    np.testing.assert_array_equal(np.random.get_state()[1], before[1])  # type: ignore[index]
+
+
+# --- what the checks are made of -------------------------------------------------------------------------------
+
+
+def test_differences_are_relative_to_the_range_of_the_logits() -> None:
+    one = torch.tensor([[0.0, 4.0, 9.0], [10.0, 14.0, -9.0]])
+    other = one + torch.tensor([[0.0, 0.0, 5.0], [1.0, 0.0, 5.0]])
+    found = Difference.between(one, other, [0, 1])
+    assert (found.relative, found.changed, found.total) == (0.25, 0, 2)
+    swapped = one.clone()
+    swapped[0, :2] = torch.tensor([4.0, 0.0])
+    assert Difference.between(one, swapped, [0, 1]).changed == 1
+
+
+def test_a_tie_that_rounding_decides_is_no_failure() -> None:
+    one = torch.tensor([[1.0, 1.0 + 1e-6, 0.0]])
+    found = Difference.between(one, one[:, [1, 0, 2]], [0, 1, 2])
+    assert found.changed == 1 and found.tolerable
+
+
+@pytest.mark.parametrize(
+    ("value", "tolerable"), [(float("nan"), False), (float("inf"), False), (-float("inf"), False), (2.0, True)]
+)
+def test_what_is_not_finite_only_agrees_with_the_same_infinity(value: float, tolerable: bool) -> None:
+    one = torch.tensor([[1.0, 2.0, 0.0]])
+    other = torch.tensor([[1.0, value, 0.0]])
+    assert Difference.between(one, other, [0, 1, 2]).tolerable is tolerable
+    assert Difference.between(other, other, [0, 1, 2]).tolerable is not np.isnan(value)
+
+
+def test_counted_images_note_every_way_of_reading() -> None:
+    images = np.arange(24).reshape(6, 4)
+    for read, rows in (
+        (lambda counted: counted[2], {2}),
+        (lambda counted: counted[np.array([5, 1])], {1, 5}),
+        (lambda counted: counted[1:3], {1, 2}),
+        (lambda counted: counted[-1:, 0], {5}),
+        (lambda counted: counted[np.arange(6) > 3], {4, 5}),
+        (lambda counted: np.asarray(counted), set(range(6))),
+        (lambda counted: [row.sum() for row in counted], set(range(6))),
+        (lambda counted: copy.deepcopy(counted), set(range(6))),
+        (lambda counted: (len(counted), counted.shape, counted.dtype), set()),
+    ):
+        seen: set[int] = set()
+        read(Counted(images, seen))
+        assert seen == rows
+
+
+def test_batches_of_one_size_are_filled_up_within_their_group() -> None:
+    groups = [np.array([0, 1, 2]), np.array([3])]
+    assert [batch.tolist() for batch in full_pieces(groups, 2)] == [[0, 1], [2, 0], [3, 3]]
+
+
+# --- the command line ------------------------------------------------------------------------------------------
+
+QUICK = ["--benchmark", "icons-tune", "--limit-tasks", "2", "--limit-train", "2", "--limit-test", "2"]
+QUICK += ["--ceiling", "joint[train=linear,epochs=8]"]
+
+
+def test_a_clean_method_exits_with_0_and_shows_every_check(cl_bench: Cli) -> None:
+    outcome = cl_bench("audit", "linear[epochs=1]", *QUICK)
+    assert outcome.code == 0, outcome
+    for check in CHECKS:
+        assert re.search(rf"^ *{check} +pass +\S", outcome.out, re.MULTILINE)
+    assert "linear[epochs=1]: no check fails" in outcome.out
+    assert "icons-tune, the first 2 of 10 tasks, 2 training and 2 test images per class" in outcome.out
+    assert re.search(r"ceiling joint\[epochs=8,train=linear\], [\d.]+ %", outcome.out.replace("\n", " "))
+    assert re.fullmatch(r"\[1/1\] linear\[epochs=1\]: no check fails after \d+ s\n", outcome.err)
+
+
+def test_a_leak_exits_with_1_and_its_table_goes_between_the_markers(cl_bench: Cli) -> None:
+    cl_bench("new-method", "leaks")
+    source = Path("leaks.py").read_text()
+    source = source.replace("return Classifier(", "class Leaky(Classifier):\n" + " " * 12 + "def forward(self, x):\n")
+    Path("leaks.py").write_text(
+        source.replace(
+            "backbone.requires_grad_(False), num_classes)",
+            " " * 12 + "    return (logits := super().forward(x)) - logits.mean(dim=0)\n\n"
+            "        return Leaky(backbone.requires_grad_(False), num_classes)",
+        )
+    )
+    Path("audit.md").write_text("before\n<!-- audit -->\nold\n<!-- /audit -->\nafter\n")
+    rows = ["simplecil", "leaks[epochs=1]"]
+    outcome = cl_bench("audit", *rows, "--method-file", "leaks.py", "--out", "audit.md", *QUICK)
+    assert outcome.code == 1, outcome
+    assert "leaks[epochs=1]: fails batch size, batch company" in outcome.out
+    assert re.search(r"^ *batch size +FAIL +\S", outcome.out, re.MULTILINE)
+    assert re.search(r"^ *leaks\[epochs=1\] +FAIL +FAIL( +pass){7}", outcome.out, re.MULTILINE)
+    written = Path("audit.md").read_text()
+    assert written.startswith("before\n<!-- audit -->\n") and written.endswith("<!-- /audit -->\nafter\n")
+    assert "old\n" not in written and "| `leaks[epochs=1]` | **fails:** " in written
+    lines = [line for line in written.splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in lines} == {len(CHECKS) + 2} and len(lines) == 2 + len(rows)
+
+
+@pytest.fixture
+def found_as_told(monkeypatch: pytest.MonkeyPatch) -> list[Method]:
+    """No training: methods with the option fail, as if a check had seen it. Returns what was audited."""
+    audited: list[Method] = []
+
+    def findings(method: Method, where: Slice, best: Ceiling | None) -> tuple[Finding, ...]:
+        audited.append(method)
+        leaks = bool(method.values().get(audits.LEAKY))
+        return tuple(Finding.judge(check, not leaks, "0 of 9", "it leaks") for check in CHECKS)
+
+    monkeypatch.setattr(audits, "findings", findings)
+    monkeypatch.setattr(audits, "ceiling", lambda rows, where: Ceiling(rows[0].label, np.array([True])))
+    return audited
+
+
+def test_all_means_every_method_and_every_leak(
+    cl_bench: Cli, found_as_told: list[Method], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcome = cl_bench("audit", "--all", "--out", "new.md")
+    assert outcome.code == 0, outcome
+    leaks = [name for name in NAMES if audits.LEAKY in registry.find(name).defaults]
+    assert len(found_as_told) == len(NAMES) + len(leaks)
+    tuned = [method for method in found_as_told if type(method) is registry.find("sdlora").cls]
+    assert tuned[0].values()["epochs"] == 4, "not at the recipe of the stream"
+    honest, _, caught = outcome.out.partition("Leaks of released code, which must be caught")
+    for leak in leaks:
+        assert f"{leak}[as_published_leaky=true]: caught by batch size, " in outcome.out
+        assert f"{leak}[as_published_leaky=true] " in caught
+    text = Path("new.md").read_text()
+    assert text.startswith("<!-- audit -->\n") and text.count("**fails:** 0 of 9") == len(CHECKS) * len(leaks)
+
+    # A leak that nobody sees is a failure of the audit.
+    monkeypatch.setattr(audits, "findings", lambda *_: (Finding.judge("batch size", True, "0"),))
+    outcome = cl_bench("audit", "--all")
+    assert outcome.code == (1 if leaks else 0)
+    assert outcome.out.count("leaks, but was not caught") == len(leaks)
+
+
+def test_a_named_leak_fails_like_any_other(cl_bench: Cli, found_as_told: list[Method]) -> None:
+    leaks = [name for name in NAMES if audits.LEAKY in registry.find(name).defaults]
+    outcome = cl_bench("audit", *(f"{leak}[as_published_leaky=true|false]" for leak in leaks))
+    assert outcome.code == 1 and outcome.out.count(": no check fails") == outcome.out.count(": fails ") == len(leaks)
+
+
+def test_the_default_is_a_slice_and_the_whole_can_be_had(
+    cl_bench: Cli, found_as_told: list[Method], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Slice] = []
+    monkeypatch.setattr(audits, "findings", lambda method, where, best: seen.append(where) or ())
+    for arguments in ([], ["--whole"], ["--whole", "--limit-test", "2"], ["--limit-tasks", "1", "--seed", "7"]):
+        cl_bench("audit", "simplecil", *arguments)
+    cuts = [(s.limits.tasks, s.limits.train_per_class, s.limits.test_per_class) for s in seen]
+    assert cuts == [(3, 8, 5), (None, None, None), (None, None, 2), (1, 8, 5)]
+    assert [(s.order, s.seed, s.length) for s in seen[2:]] == [("permutation:0", 0, 10), ("permutation:7", 7, 1)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragments"),
+    [
+        ([], ["name the methods", "--all"]),
+        (["--all", "sdlora"], ["not both"]),
+        (["sdlorra"], ["unknown method 'sdlorra'", "'sdlora'"]),
+        (["sdlora[rnk=3]"], ["'rnk'", "'rank'"]),
+        (["sdlora[rank=none]"], ["sdlora.rank"]),
+        (["sdlora["], ["'sdlora['"]),
+        (["sdlora", "--benchmark", "icon-100"], ["'icons-100'"]),
+        (["sdlora", "--backbone", "vit"], ["unknown backbone 'vit'"]),
+        (["sdlora", "--ceiling", "simplecil"], ["--ceiling", "'simplecil'"]),
+        (["sdlora", "--limit-tasks", "11"], ["11", "10 tasks"]),
+        (["sdlora", "--out", "nowhere/audit.md"], ["'nowhere/audit.md'", "folder"]),
+        (["sdlora", "--out", "plain.md"], ["'plain.md'", "<!-- audit -->"]),
+        (["sdlora", "--out", "."], ["'.'"]),
+    ],
+)
+def test_bad_input_exits_with_2(cl_bench: Cli, arguments: list[str], fragments: list[str]) -> None:
+    Path("plain.md").write_text("no markers\n")
+    assert_refused(cl_bench("audit", *arguments), *fragments)
+    assert Path("plain.md").read_text() == "no markers\n"
+
+
+def test_help_shows_how_options_are_written(cl_bench: Cli) -> None:
+    shown = cl_bench("audit", "--help").out
+    assert "'coda[length=4]'" in shown and "'l2p[as_published_leaky=true]'" in shown
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_tables_are_whole_at_usual_widths(width: int) -> None:
+    def found(status: Any, detail: str = "") -> tuple[Finding, ...]:
+        return tuple(Finding(check, status, "123 of 240 images, 12 of 162 tensors differ", detail) for check in CHECKS)
+
+    label = "finetune[backbone_lr_scale=0.1,loss=masked]"
+    sentence = "backbone.blocks.11.attn.qkv.weight since it was pre-trained; and 149 more"
+    reports = [
+        Report(Row("sdlora", leaky.Honest()), found("pass")),
+        Report(Row(label, leaky.Honest()), found("fail", sentence)),
+        Report(Row("coda", leaky.Honest()), found("declared")),
+        Report(Row("broken", leaky.Honest()), (), "ValueError: out of ideas"),
+        Report(Row("l2p[as_published_leaky=true]", leaky.Honest(), leaky=True), found("fail", sentence)),
+    ]
+    out = Console(file=io.StringIO(), width=width)
+    for table in [*map(audit_console._findings, reports), *audit_console._overviews(reports)]:
+        out.print(table)
+    text = out.file.getvalue()  # type: ignore[attr-defined]
+    assert max(map(len, text.splitlines())) <= width and "…" not in text
+    assert text.count("123 of 240 images, 12 of 162 tensors differ") == 4 * len(CHECKS)
+    overview = text[text.index("All rows") :]
+    for row, word in (("sdlora", "pass"), ("coda", r"decl\.")):
+        assert re.search(rf"^ *{row}( +{word}){{9}} *$", overview, re.MULTILINE)
+    assert re.search(r"^ *broken +error *$", overview, re.MULTILINE)
+    assert len(re.findall(r"^ *\S+( +FAIL){9} *$", overview, re.MULTILINE)) == 2
+
+
+# --- the page --------------------------------------------------------------------------------------------------
+
+
+def test_the_page_names_every_check_and_the_command() -> None:
+    text = (ROOT / "docs" / "audit.md").read_text(encoding="utf-8")
+    for check in CHECKS:
+        assert f"**{check.capitalize()}.**" in text
+    assert audit_console.AUDIT_BEGIN in text and audit_console.AUDIT_END in text
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert "cl-bench audit --all --out docs/audit.md" in text and "make soak" in text
+    assert re.search(r"^soak:.*\n(\t.*\n)*\t.*cl-bench audit --all --whole ", makefile, re.MULTILINE)

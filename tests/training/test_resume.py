@@ -1,0 +1,214 @@
+"""A run that is killed goes on where it was, and ends with the numbers of a run that was never killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from tests.helpers import gate, processes
+
+LIMITS = ["--limit-tasks", "3", "--limit-train", "6", "--limit-test", "4", "--checkpoint-every", "0"]
+STREAM = ["run", "--benchmark", "icons-tune", "--device", "cpu", *LIMITS]
+RUN = [*STREAM, "--methods"]
+GATED = [*STREAM, *gate.GATED, "gated[epochs=2]"]
+PROBED = ("--probe", "interpolation", "--limit-test", "2")
+"""The path between two tasks is evaluated at eleven points; fewer images make up for them."""
+KILLS = int(os.environ.get("CL_BENCH_KILLS", "1"))
+"""Per method; `make soak` asks for more."""
+METHODS = [
+    "sdlora[epochs=2]",
+    "inflora[epochs=2]",
+    "coda[epochs=2]",
+    "ranpac[epochs=3,projection=500]",
+    "joint[epochs=2]",
+]
+STATEFUL = [
+    "linear[align=true,epochs=2,optimizer=adamw]",
+    "hide[epochs=2,inference_epochs=2,align_epochs=2]",
+    "l2p[epochs=2]",
+    "dualprompt[epochs=2]",
+    "nlora[epochs=2]",
+    "sdlora-kd[epochs=2]",
+]
+"""Killed in the long campaign only."""
+
+
+def result(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The only record in a folder, with its arrays."""
+    (path,) = (folder / "results" / "runs").glob("*.json")
+    (arrays,) = (folder / "results" / "runs").glob("*.npz")
+    with np.load(arrays) as found:
+        return json.loads(path.read_text()), dict(found)
+
+
+def finish(folder: Path, *arguments: str) -> None:
+    process = processes.start(folder, *arguments)
+    process.join()
+    assert process.exitcode == 0, (folder / "log").read_text()
+
+
+@pytest.mark.parametrize("method", METHODS + STATEFUL * (KILLS > 1), ids=lambda method: method.partition("[")[0])
+def test_a_killed_run_ends_as_if_it_had_never_been_killed(method: str, tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole.mkdir()
+    killed.mkdir()
+    began = time.monotonic()
+    probe = PROBED if method.startswith("sdlora") else ()
+    finish(whole, *RUN, method, *probe)
+    seconds = time.monotonic() - began
+    chance = random.Random(f"{method} {KILLS}")
+    kills = 0
+    while kills < KILLS:
+        process = processes.start(killed, *RUN, method, *probe)
+        process.join(chance.uniform(0.1, 0.9) * seconds)
+        if process.exitcode is not None:
+            assert process.exitcode == 0, (killed / "log").read_text()
+            # Killed too late: once more from the beginning.
+            for file in (killed / "results" / "runs").glob("*"):
+                if file.is_file():
+                    file.unlink()
+            continue
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        kills += 1
+    finish(killed, *RUN, method, *probe)
+    (one, arrays), (other, arrays_of_other) = result(whole), result(killed)
+    assert ("interpolation" in one["traces"]) == bool(probe)
+    for name in ("key", "stages", "correct", "correct_task_aware", "total", "trainable", "stored", "traces"):
+        assert one[name] == other[name], name
+    assert one["train_samples"] == other["train_samples"]
+    for name, values in arrays.items():
+        np.testing.assert_array_equal(values, arrays_of_other[name], err_msg=name)
+    assert one["sessions"] == 1
+    assert not list((killed / "results" / "runs" / ".checkpoints").glob("*"))
+
+
+def ended_at_the_gate(folder: Path, task: int, how: signal.Signals) -> int | None:
+    """Start the gated run, end it where it waits before a task, and open the gate; the exit code comes back."""
+    gate.lay(folder, task)
+    process = processes.start(folder, *GATED)
+    gate.wait(lambda: gate.reached(folder, task), process.is_alive, folder / "log")
+    assert process.pid is not None
+    os.kill(process.pid, how)
+    process.join()
+    gate.open_gates(folder)
+    return process.exitcode
+
+
+def interrupted(folder: Path) -> Path:
+    """A run that was killed after its first task; its checkpoint comes back."""
+    assert ended_at_the_gate(folder, 1, signal.SIGKILL) == -signal.SIGKILL
+    (checkpoint,) = (folder / "results" / "runs" / ".checkpoints").glob("*.safetensors")
+    return checkpoint
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    gate.lay(folder)
+    finish(folder, *GATED)
+    return folder
+
+
+def assert_same_numbers(one: Path, other: Path) -> None:
+    (record, arrays), (again, arrays_again) = result(one), result(other)
+    assert record["correct"] == again["correct"] and record["correct_task_aware"] == again["correct_task_aware"]
+    for name, values in arrays.items():
+        np.testing.assert_array_equal(values, arrays_again[name])
+
+
+def test_the_user_is_told_that_a_run_goes_on(tmp_path: Path, whole: Path) -> None:
+    folder = tmp_path / "run"
+    interrupted(folder)
+    (folder / "log").unlink()
+    finish(folder, *GATED)
+    assert "goes on after task 1/3" in (folder / "log").read_text()
+    assert result(folder)[0]["sessions"] == 2
+    assert_same_numbers(whole, folder)
+
+
+def test_ctrl_c_leaves_a_checkpoint_to_go_on_from(tmp_path: Path, whole: Path) -> None:
+    folder = tmp_path / "run"
+    assert ended_at_the_gate(folder, 2, signal.SIGINT) == 130
+    assert "interrupted" in (folder / "log").read_text()
+    finish(folder, *GATED)
+    assert_same_numbers(whole, folder)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "other"])
+def test_a_damaged_checkpoint_is_named_and_the_run_starts_anew(tmp_path: Path, whole: Path, damage: str) -> None:
+    folder = tmp_path / "run"
+    checkpoint = interrupted(folder)
+    content = bytearray(checkpoint.read_bytes())
+    if damage == "flipped":
+        content[-100] ^= 4
+    else:
+        content = bytearray(safetensors.torch.save({"model.head": torch.zeros(2)}))
+    checkpoint.write_bytes(bytes(content))
+    (folder / "log").unlink()
+    finish(folder, *GATED)
+    log = (folder / "log").read_text()
+    assert "a checkpoint cannot be used" in log and checkpoint.name in log and "Traceback" not in log
+    assert result(folder)[0]["sessions"] == 1
+    assert_same_numbers(whole, folder)
+
+
+def test_force_starts_from_the_beginning(tmp_path: Path, whole: Path) -> None:
+    folder = tmp_path / "run"
+    interrupted(folder)
+    (folder / "log").unlink()
+    finish(folder, *GATED, "--force")
+    assert "goes on" not in (folder / "log").read_text() and result(folder)[0]["sessions"] == 1
+    assert_same_numbers(whole, folder)
+
+
+def test_a_full_disk_ends_in_a_sentence_and_stores_nothing(tmp_path: Path) -> None:
+    """Files may not grow beyond a few KB: neither checkpoint nor result fits."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    process = processes.start(folder, *RUN, "sdlora[epochs=1]", largest_file=3000)
+    process.join()
+    log = (folder / "log").read_text()
+    assert process.exitcode == 1 and "failed" in log and "Traceback" not in log
+    assert "no checkpoint of sdlora" in log and log.count("no checkpoint of sdlora") == 1
+    assert not [file for file in (folder / "results" / "runs").rglob("*") if file.is_file()]
+    finish(folder, *RUN, "sdlora[epochs=1]")
+    assert result(folder)[0]["sessions"] == 1
+
+
+def test_four_processes_on_one_store_lose_nothing(tmp_path: Path) -> None:
+    """All of them are asked for the same runs, so each is computed up to four times at once, checkpoints included."""
+    methods = "simplecil,linear[epochs=1]"
+    arguments = [*RUN, methods, "--seeds", "0-1"]
+    # Each has its own current folder, for its log, and one results folder.
+    folders = [tmp_path / str(number) for number in range(4)]
+    store = tmp_path / "store"
+    started = []
+    for folder in folders:
+        folder.mkdir()
+        started.append(processes.start(folder, *arguments, "--results", str(store)))
+    for folder, process in zip(folders, started, strict=True):
+        process.join()
+        log = (folder / "log").read_text()
+        assert process.exitcode == 0 and "error" not in log and "Traceback" not in log, log
+    assert len(list(store.glob("*.json"))) == len(list(store.glob("*.npz"))) == 4
+    check = processes.start(tmp_path, "results", "verify", "--results", str(store))
+    check.join()
+    assert check.exitcode == 0, (tmp_path / "log").read_text()
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    finish(alone, *arguments)
+    for path in (alone / "results" / "runs").glob("*.json"):
+        one, other = (json.loads(file.read_text()) for file in (path, store / path.name))
+        assert one["correct"] == other["correct"] and one["correct_task_aware"] == other["correct_task_aware"]
