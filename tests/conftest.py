@@ -6,8 +6,7 @@ import gc
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,10 +17,7 @@ os.environ.pop("COLUMNS", None)
 gc.disable()
 
 from cl_bench import cli  # noqa: E402
-
-TRIAL = ["--limit-tasks", "2", "--limit-train", "3", "--limit-test", "2"]
-"""Cuts a run down to about a second."""
-
+from tests.helpers.command import Outcome  # noqa: E402
 
 LONGEST = (
     "test_strategy.py", "test_audit.py", "test_resume.py", "test_ray.py", "test_tune.py", "test_scenarios.py",
@@ -45,15 +41,6 @@ def pytest_collection_finish() -> None:
 def pytest_sessionfinish() -> None:
     """Libraries complain of what is not taken down at the end."""
     gc.unfreeze()
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a command left behind: exit code and both streams."""
-
-    code: int
-    out: str
-    err: str
 
 
 @pytest.fixture
@@ -92,3 +79,28 @@ def process(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
 
     return call
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Tiny matrices are faster on one thread."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def plain_and_single_threaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """One thread: two of them on a busy machine wait for each other ten times as long as they work."""
+    import torch
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

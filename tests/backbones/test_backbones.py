@@ -34,7 +34,7 @@ from cl_bench.errors import UserError
 from cl_bench.experiment import Transforms
 from cl_bench.running import plan
 from cl_bench.streams import icons
-from tests.conftest import Outcome
+from tests.helpers.command import Outcome
 
 NAME = "vit_tiny_patch8_32.icons"
 ASSETS = files("cl_bench") / "assets"

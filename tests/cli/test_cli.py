@@ -21,43 +21,12 @@ from scipy import stats
 import cl_bench as package
 from cl_bench import backbones
 from cl_bench.store import CHECKPOINTS
-from tests.conftest import TRIAL, Outcome
+from tests.helpers.command import RUNS, TRIAL, Cli, Outcome, assert_refused, computed, rows, stored, tree
 from tests.helpers.factories import experiment, record, write
 
-Cli = Callable[..., Outcome]
+pytestmark = pytest.mark.usefixtures("plain_and_single_threaded")
 
-RUNS = Path("results/runs")
 QUICK = [*TRIAL, "--epochs", "1"]
-
-
-@pytest.fixture(autouse=True)
-def plain_and_single_threaded(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """One thread: two of them on a busy machine wait for each other ten times as long as they work."""
-    import torch
-
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
-        monkeypatch.delenv(name, raising=False)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def stored(folder: Path = RUNS) -> list[dict[str, Any]]:
-    """The JSON of all records, in file order."""
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-
-
-def tree(folder: Path = Path()) -> dict[str, bytes | None]:
-    """Every file with its content and every folder below `folder`."""
-    return {str(path): path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
-
-
-def rows(out: str) -> dict[str, list[str]]:
-    """The printed result table: label -> acc, aaa, forgetting, seeds, minutes, trainable, tuning."""
-    split = [re.split(r"\s{2,}", line.strip()) for line in out.splitlines()]
-    return {cells[0]: cells[1:] for cells in split if len(cells) == 8 and cells[0] != "method"}
 
 
 def recomputed(run: dict[str, Any]) -> tuple[float, float, float]:
@@ -69,22 +38,6 @@ def recomputed(run: dict[str, Any]) -> tuple[float, float, float]:
         for j in range(len(total) - 1)
     ]
     return 100 * curve[-1], 100 * sum(curve) / len(curve), 100 * sum(lost) / len(lost)
-
-
-def computed(outcome: Outcome) -> tuple[int, int]:
-    """Numbers of runs computed and found, as the last line says."""
-    match = re.search(r"(\d+) run\(s\) computed in .* min, (\d+) already there", outcome.err)
-    assert match, outcome
-    return int(match[1]), int(match[2])
-
-
-def assert_refused(outcome: Outcome, *fragments: str) -> None:
-    """Exit code 2 and one sentence that holds all the fragments, nothing else on either stream."""
-    assert outcome.code == 2, outcome
-    assert outcome.err.startswith("error: ") and outcome.err.count("error:") == 1, outcome.err
-    assert outcome.err.count("\n") == 1 and outcome.out == ""
-    for fragment in fragments:
-        assert fragment in outcome.err
 
 
 # --- run and report -----------------------------------------------------------------------------------------
@@ -474,7 +427,7 @@ def test_corrupt_assets_are_refused(tmp_path: Path) -> None:
 import shutil, sys
 from pathlib import Path
 from cl_bench import cli
-assets = Path(cli.__file__).parent / "assets"
+assets = Path(cli.__file__).parents[1] / "assets"
 assert assets.samefile({str(copied / "assets")!r})
 for name in {names!r}:
     sys.argv = ["cl-bench", "run", "--methods", "simplecil", *{TRIAL!r}]

@@ -12,16 +12,12 @@ from torch import Tensor
 from cl_bench.errors import UserError
 from cl_bench.methods.coda import orthonormal_to
 from cl_bench.models.statistics import RIDGE, ClassStatistics
-from tests.cli.test_cli import Cli, assert_refused
-from tests.training.test_strategy import (
-    CLASSES,
-    cut,
-    one_thread,  # noqa: F401  (autouse)
-    small,
-    strategy_of,
-    tiny_vit,
-    train,
-)
+from tests.helpers.command import Cli, assert_refused
+from tests.helpers.rows import small
+from tests.helpers.tiny import CLASSES, cut, tiny_vit
+from tests.helpers.training import strategy_of, train
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 DIM = 6
 

@@ -9,12 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_cli import RUNS, assert_refused, computed, plain_and_single_threaded, rows, stored, tree
-from tests.conftest import TRIAL, Outcome
+from tests.helpers.command import RUNS, TRIAL, Cli, assert_refused, computed, rows, stored, tree
 
-__all__ = ["plain_and_single_threaded"]
+pytestmark = pytest.mark.usefixtures("plain_and_single_threaded")
 
-Cli = Callable[..., Outcome]
 Process = Callable[..., subprocess.CompletedProcess[str]]
 
 

@@ -13,30 +13,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cl_bench.contract import method, registry
+from cl_bench.contract import registry
 from cl_bench.contract.method import Method, Task
 from cl_bench.errors import UserError
-from tests.training.test_strategy import (
-    CLASSES,
-    GRADIENT,
-    GROWING,
-    NAMES,
-    ROWS,
-    TASKS,
-    banks,
-    cut,
-    experiences,
-    fresh,
-    images_of,
-    one_thread,  # noqa: F401  (autouse)
-    same,
-    small,
-    snapshot,
-    strategy_of,
-    tiny_vit,
-    train,
-    trained,
-)
+from tests.helpers import ROOT
+from tests.helpers.rows import GRADIENT, GROWING, NAMES, ROWS, banks, fresh, small
+from tests.helpers.tiny import CLASSES, TASKS, cut, tiny_vit
+from tests.helpers.training import experiences, images_of, same, snapshot, strategy_of, train, trained
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 DIM, DEPTH = 32, 2
 FIELDS = [(name, field) for name in NAMES for field in registry.find(name).defaults]
@@ -364,7 +349,7 @@ def test_a_changed_default_needs_a_new_revision(name: str) -> None:
 
 def test_a_method_file_takes_its_hash_as_revision(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
-    source = Path(str(method.__file__)).with_name("methods").joinpath("finetune.py").read_text()
+    source = (ROOT / "methods" / "finetune.py").read_text()
     path.write_text(source)
     found = registry.load_file(path)
     path.write_text(source + "\n")

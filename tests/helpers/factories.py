@@ -127,6 +127,12 @@ def arrays(run: RunRecord, variant: int = 0) -> Arrays:
     }
 
 
+def variant(number: int, seconds: float = 1.0) -> tuple[RunRecord, Arrays]:
+    """A record and its arrays that differ from those of every other number."""
+    update = {"train_samples": [number] * 10, "train_seconds": [seconds] * 10}
+    return record().model_copy(update=update), arrays(record(), number)
+
+
 def write(folder: Path, *runs: RunRecord) -> list[Path]:
     """Store the runs in `folder`; returns the paths of their JSON files."""
     return [Store(folder).write(run, arrays(run)) for run in runs]

@@ -19,7 +19,7 @@ from cl_bench.data import views
 from cl_bench.data.samples import TaskImages
 from cl_bench.models.heads import Classifier
 from cl_bench.streams.scenarios import order_classes
-from tests.training.test_strategy import TRANSFORMS
+from tests.helpers.tiny import TRANSFORMS
 
 ELSEWHERE: list[Any] = []
 """What no audit can see: a global of another module. Emptied by whoever uses it at its first task."""

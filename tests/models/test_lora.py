@@ -21,24 +21,12 @@ from cl_bench.methods.sdlora_kd import SDLoRAKD, SDLoRAKDModel
 from cl_bench.methods.sdlora_rr import SDLoRARR
 from cl_bench.models.lora import LoRABank, LoRAModel, Target
 from cl_bench.randomness import seeded
-from tests.cli.test_cli import Cli, assert_refused, computed, stored
-from tests.conftest import TRIAL
-from tests.training.test_strategy import (
-    CLASSES,
-    LORA,
-    TASKS,
-    Spy,
-    cut,
-    experiences,
-    images_of,
-    one_thread,  # noqa: F401  (autouse)
-    small,
-    snapshot,
-    strategy_of,
-    tiny_vit,
-    train,
-    trained,
-)
+from tests.helpers.command import TRIAL, Cli, assert_refused, computed, stored
+from tests.helpers.rows import LORA, small
+from tests.helpers.tiny import CLASSES, TASKS, cut, tiny_vit
+from tests.helpers.training import Spy, experiences, images_of, snapshot, strategy_of, train, trained
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 DIM, DEPTH = 32, 2
 TARGETS: tuple[Target, ...] = get_args(Target)

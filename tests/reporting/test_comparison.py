@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,10 @@ from cl_bench.reporting import comparison, text_tables
 from cl_bench.reporting.charts import Ranks
 from cl_bench.reporting.runs import Section, collect, exported, intransigence, references, sections, tidy
 from cl_bench.store import RunRecord
-from tests.conftest import Outcome
 from tests.helpers import ROOT
+from tests.helpers.command import Cli
 from tests.helpers.factories import experiment, record, write
 
-Cli = Callable[..., Outcome]
 REFERENCE = ROOT / "results" / "reference"
 NUMBERS = st.lists(
     st.tuples(st.floats(-50, 50, allow_subnormal=False), st.floats(-50, 50, allow_subnormal=False)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,10 @@ from cl_bench.reporting.paper import figures as paper_figures
 from cl_bench.reporting.runs import Run, collect
 from cl_bench.running import suites
 from cl_bench.store import RunRecord
-from tests.conftest import Outcome
 from tests.helpers import ROOT
+from tests.helpers.command import Cli
 from tests.helpers.factories import record, write
 
-Cli = Callable[..., Outcome]
 VIT = "vit_base_patch16_224.augreg2_in21k_ft_in1k"
 PAPER = Transforms(size=224, crop_scale=(0.05, 1.0), resize=256 / 224, mean=(0.0,) * 3, std=(1.0,) * 3)
 

@@ -9,7 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from io import StringIO
 from pathlib import Path
@@ -26,11 +26,9 @@ from cl_bench.reporting.paper import tables as paper_tables
 from cl_bench.reporting.runs import Run, collect
 from cl_bench.running import suites
 from cl_bench.store import RunRecord
-from tests.conftest import Outcome
 from tests.helpers import ROOT
+from tests.helpers.command import Cli, Outcome
 from tests.helpers.factories import record, write
-
-Cli = Callable[..., Outcome]
 
 REFERENCE = ROOT / "results" / "reference"
 TABLES = tuple(f"sdlora-table{number}" for number in (2, 3, 4, 5, 6))

@@ -25,8 +25,8 @@ import torch
 from cl_bench import __version__
 from cl_bench.running.runner import Settings
 from cl_bench.running.transport import Parcel
-from tests.conftest import TRIAL, Outcome
 from tests.helpers import ROOT, gate
+from tests.helpers.command import TRIAL, Outcome
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'cl-bench[ray]'")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,8 @@ from cl_bench.experiment import Limits
 from cl_bench.running import executors, plan, runner
 from cl_bench.running.runner import Settings
 from cl_bench.store import Store
-from tests.conftest import TRIAL, Outcome
+from tests.helpers.command import TRIAL, Cli
 
-Cli = Callable[..., Outcome]
 CPU = torch.device("cpu")
 
 

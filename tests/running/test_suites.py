@@ -9,8 +9,7 @@ import pytest
 
 from cl_bench.experiment import parse_seeds
 from cl_bench.running import suites
-from tests.cli.test_cli import RUNS, Cli, assert_refused
-from tests.conftest import TRIAL
+from tests.helpers.command import RUNS, TRIAL, Cli, assert_refused
 
 SUITE = """\
 title: two methods, one of them twice

@@ -21,9 +21,10 @@ from hypothesis import strategies as st
 from cl_bench import metrics, store
 from cl_bench.reporting.runs import collect, tidy
 from cl_bench.store import DamagedRecord, RunRecord, Store, index, record
-from tests.cli.test_cli import Cli, assert_refused
 from tests.helpers import ROOT, factories
-from tests.store.test_store import one_bit, to_folder, variant
+from tests.helpers.command import Cli, assert_refused
+from tests.helpers.damage import one_bit, to_folder
+from tests.helpers.factories import variant
 
 REFERENCE = ROOT / "results" / "reference"
 RUNS = Path("results/runs")

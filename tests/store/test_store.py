@@ -29,17 +29,13 @@ from cl_bench.files import open_regular, write_atomically
 from cl_bench.store import DamagedRecord, RunRecord, Store
 from cl_bench.store.record import SCHEMA_VERSION, content_hash
 from tests.helpers import ROOT, factories
+from tests.helpers.damage import cut_short, dangling, one_bit, to_folder
 
 
 def without_hash(record: RunRecord | None) -> RunRecord:
     """A record as it was before it was written."""
     assert record is not None
     return record.model_copy(update={"arrays_sha256": "", "checksum": "", "finished": None})
-
-
-def variant(number: int, seconds: float = 1.0) -> tuple[RunRecord, dict[str, np.ndarray[Any, Any]]]:
-    update = {"train_samples": [number] * 10, "train_seconds": [seconds] * 10}
-    return factories.record().model_copy(update=update), factories.arrays(factories.record(), number)
 
 
 def told(store: Store, found: RunRecord) -> int:
@@ -164,7 +160,7 @@ def test_predictions_named_as_version_0_1_0_did_are_found_and_replaced(tmp_path:
     now = factories.npz(path)
     before = now.rename(now.with_name(f"{path.stem}-{record.checksum[:8]}.npz"))
     assert store.load(path) == record and store.arrays(record)
-    store.write(*variant(1))
+    store.write(*factories.variant(1))
     assert version(store, store.load(path)) == 1 and not before.exists()
 
 
@@ -179,7 +175,7 @@ def test_a_damaged_record_can_be_replaced(tmp_path: Path, damage: str) -> None:
     store = Store(tmp_path)
     with pytest.raises(DamagedRecord):
         store.load(path)
-    store.write(*variant(1))
+    store.write(*factories.variant(1))
     assert version(store, store.load(path)) == 1
 
 
@@ -363,27 +359,6 @@ def test_a_newer_schema_with_a_new_field_is_told_as_such(tmp_path: Path) -> None
         Store(tmp_path).load(path)
 
 
-def cut_short(path: Path) -> None:
-    content = path.read_bytes()
-    path.write_bytes(content[: len(content) // 2])
-
-
-def one_bit(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(bytes(content))
-
-
-def to_folder(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
-def dangling(path: Path) -> None:
-    path.unlink()
-    path.symlink_to(path.with_name("nowhere"))
-
-
 @pytest.mark.parametrize(
     "damage", [cut_short, to_folder, lambda p: p.write_bytes(b""), lambda p: p.write_bytes(b"\xff\x00")]
 )
@@ -513,7 +488,7 @@ def test_a_killed_writer_leaves_a_valid_record_or_none(tmp_path: Path, attempt: 
     assert found is None or version(store, found) in variants
     assert len(list(store.records(pytest.fail))) == int(path.exists())
     # The next writer is not disturbed by what is left.
-    store.write(*variant(7))
+    store.write(*factories.variant(7))
     found = store.find(factories.experiment())
     assert found is not None and version(store, found) == 7
 
@@ -559,7 +534,7 @@ def test_a_reader_finds_a_valid_record_while_two_processes_rewrite_it(
     tmp_path: Path, one: Sequence[int], other: Sequence[int]
 ) -> None:
     store = Store(tmp_path)
-    store.write(*variant(one[0]))
+    store.write(*factories.variant(one[0]))
     processes = [writer(tmp_path, variants) for variants in (one, other)]
     for process in processes:
         go(process)
@@ -586,12 +561,12 @@ def test_a_record_that_is_replaced_while_it_is_read_is_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
 ) -> None:
     store = Store(tmp_path)
-    path = store.write(*variant(0))
+    path = store.write(*factories.variant(0))
     left = list(range(times, 0, -1))
 
     def replaced_first(file: Path, limit: int) -> BufferedReader:
         if file.suffix == ".npz" and left:
-            store.write(*variant(left.pop()))
+            store.write(*factories.variant(left.pop()))
         return open_regular(file, limit)
 
     monkeypatch.setattr("cl_bench.store.open_regular", replaced_first)
@@ -601,8 +576,8 @@ def test_a_record_that_is_replaced_while_it_is_read_is_read_again(
 def test_a_writer_never_removes_the_predictions_of_another_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Results 0 are replaced by results 1; before the old npz is removed, another process writes results 0 again."""
     store = Store(tmp_path)
-    path = store.write(*variant(0))
-    queue = [variant(0, seconds=2.0)]
+    path = store.write(*factories.variant(0))
+    queue = [factories.variant(0, seconds=2.0)]
 
     def write_and_be_overtaken(target: Path, content: bytes, *, replace: bool = True) -> None:
         write_atomically(target, content, replace=replace)
@@ -610,14 +585,14 @@ def test_a_writer_never_removes_the_predictions_of_another_one(tmp_path: Path, m
             store.write(*queue.pop())
 
     monkeypatch.setattr("cl_bench.store.write_atomically", write_and_be_overtaken)
-    store.write(*variant(1))
+    store.write(*factories.variant(1))
     found = store.load(path)
     assert not queue and version(store, found) == 0 and found.train_seconds[0] == 2.0
 
 
 def test_a_write_that_fails_leaves_the_record_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(tmp_path)
-    path = store.write(*variant(0))
+    path = store.write(*factories.variant(0))
     before = store.load(path)
 
     def full(target: Path, content: bytes, *, replace: bool = True) -> None:
@@ -627,15 +602,15 @@ def test_a_write_that_fails_leaves_the_record_as_it_was(tmp_path: Path, monkeypa
 
     monkeypatch.setattr("cl_bench.store.write_atomically", full)
     with pytest.raises(OSError, match="No space"):
-        store.write(*variant(1))
+        store.write(*factories.variant(1))
     assert store.load(path) == before and version(store, before) == 0
 
 
 def test_predictions_that_are_wanted_again_are_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Results 0 are replaced; another process stores the very same results 0 again before their npz is removed."""
     store = Store(tmp_path)
-    path = store.write(*variant(0))
-    first, queue = store.load(path), [variant(0)[1]]
+    path = store.write(*factories.variant(0))
+    first, queue = store.load(path), [factories.variant(0)[1]]
 
     def overtaken(target: Path, content: bytes, *, replace: bool = True) -> None:
         write_atomically(target, content, replace=replace)
@@ -643,7 +618,7 @@ def test_predictions_that_are_wanted_again_are_put_back(tmp_path: Path, monkeypa
             store.write(first, queue.pop())
 
     monkeypatch.setattr("cl_bench.store.write_atomically", overtaken)
-    store.write(*variant(1))
+    store.write(*factories.variant(1))
     assert not queue and store.load(path) == first and version(store, first) == 0
     assert not [file for file in tmp_path.iterdir() if file.name.startswith(".")]
 
@@ -653,8 +628,8 @@ def test_predictions_that_another_writer_removes_are_written_again(
 ) -> None:
     """Results 0 are stored again while another process, which has just replaced them, removes their npz."""
     store = Store(tmp_path)
-    path = store.write(*variant(0))
-    first, queue = store.load(path), [variant(1)]
+    path = store.write(*factories.variant(0))
+    first, queue = store.load(path), [factories.variant(1)]
 
     def overtaken(target: Path, content: bytes, *, replace: bool = True) -> None:
         write_atomically(target, content, replace=replace)
@@ -663,7 +638,7 @@ def test_predictions_that_another_writer_removes_are_written_again(
             assert not target.exists()
 
     monkeypatch.setattr("cl_bench.store.write_atomically", overtaken)
-    store.write(first, variant(0)[1])
+    store.write(first, factories.variant(0)[1])
     assert not queue and store.load(path) == first and version(store, first) == 0
 
 

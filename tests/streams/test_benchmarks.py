@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.cli.test_cli import RUNS, Cli, assert_refused
+from tests.helpers.command import RUNS, Cli, assert_refused
 
 CLASSES = ["bird", "cat", "dog", "fish", "fly", "fox"]
 QUICK = ["--backbone", "vit_tiny_patch8_32.icons"]

@@ -36,8 +36,8 @@ from cl_bench.streams import catalogue
 from cl_bench.streams.readers import EXTENSIONS, BadImage, decode, for_each_image, read_split, split_names_hash
 from cl_bench.streams.types import Archive, DataSet, Listing
 from cl_bench.streams.verify import Report, content_hash, pixel_digest, presence, verify
-from tests.conftest import Outcome
 from tests.helpers import ROOT, trees
+from tests.helpers.command import Outcome
 
 LAYOUTS: dict[str, tuple[Callable[[Path], Path], DataSet]] = {
     "cifar pickles": (trees.cifar_pickles, trees.CIFAR100),

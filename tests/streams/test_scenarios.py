@@ -21,8 +21,8 @@ from cl_bench.data.samples import StoreSamples, samples_of
 from cl_bench.errors import UserError
 from cl_bench.experiment import Limits, Tasks, Transforms, parse_tasks
 from cl_bench.streams.scenarios import TaskStream, build, order_classes
-from tests.cli.test_cli import RUNS, Cli, assert_refused
 from tests.helpers import trees
+from tests.helpers.command import RUNS, Cli, assert_refused
 
 TRANSFORMS = Transforms(size=32, crop_scale=(0.6, 1.0), mean=(0.5,), std=(0.5,))
 DESIGNERS = streams.find("icons-designers")

@@ -24,11 +24,12 @@ from cl_bench.studies import audit as audits
 from cl_bench.studies.audit import CHECKS, Ceiling, Finding, Report, Row, Slice
 from cl_bench.studies.audit.observation import Counted
 from cl_bench.studies.audit.predictions import Difference, full_pieces
-from tests.cli.test_cli import Cli, assert_refused, plain_and_single_threaded
 from tests.helpers import ROOT, leaky
-from tests.training.test_strategy import NAMES, ROWS, TRANSFORMS, one_thread, small, tiny_vit
+from tests.helpers.command import Cli, assert_refused
+from tests.helpers.rows import NAMES, ROWS, small
+from tests.helpers.tiny import TRANSFORMS, tiny_vit
 
-__all__ = ["one_thread", "plain_and_single_threaded"]
+pytestmark = pytest.mark.usefixtures("one_thread", "plain_and_single_threaded")
 
 WHERE = Slice(
     source=streams.find("icons-tune").source(),

@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from tests.cli.test_cli import RUNS, TRIAL, Cli, assert_refused
+from tests.helpers.command import RUNS, TRIAL, Cli, assert_refused
 from tests.helpers.factories import record, write
 
 METHODS = "simplecil,linear[epochs=1,align=true,align_epochs=1]"

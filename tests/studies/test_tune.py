@@ -18,7 +18,7 @@ from cl_bench.errors import UserError
 from cl_bench.experiment import Limits, Transforms
 from cl_bench.running import plan, recipes
 from cl_bench.streams.scenarios import build, held_out
-from tests.conftest import TRIAL, Outcome
+from tests.helpers.command import TRIAL, Outcome
 
 CLI = Callable[..., Outcome]
 QUICK = "linear[epochs=1,batch_size=128]"

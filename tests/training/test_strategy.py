@@ -8,9 +8,8 @@ import io
 import math
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -19,174 +18,32 @@ import timm
 import torch
 from avalanche.benchmarks import benchmark_from_datasets
 from avalanche.benchmarks.utils import as_classification_dataset
-from avalanche.core import SupervisedPlugin
 from avalanche.evaluation.metrics import accuracy_metrics, forgetting_metrics, loss_metrics
 from avalanche.logging import BaseLogger, TextLogger
 from avalanche.training.plugins import EvaluationPlugin
-from timm.models.vision_transformer import Block, ParallelScalingBlock, VisionTransformer
+from timm.models.vision_transformer import ParallelScalingBlock, VisionTransformer
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from cl_bench import streams
-from cl_bench.contract import registry
-from cl_bench.contract.method import GradientMethod, Method, Phase, Task, masked_cross_entropy
-from cl_bench.contract.registry import Found
+from cl_bench.contract.method import GradientMethod, Phase, Task, masked_cross_entropy
 from cl_bench.errors import UserError
-from cl_bench.experiment import Limits, Transforms, parse_methods
 from cl_bench.models.heads import Classifier
-from cl_bench.models.lora import LoRAModel
-from cl_bench.randomness import seeded
-from cl_bench.streams.scenarios import TaskStream, build
-from cl_bench.training.strategy import ContinualStrategy, Counts
+from cl_bench.training.strategy import ContinualStrategy
+from tests.helpers.rows import FROZEN_BACKBONE, GRADIENT, GROWING, LORA, NAMES, ONE_DIRECTION, QUICK, ROWS, banks, small
+from tests.helpers.tiny import CLASSES, TASKS, cut, tiny_vit
+from tests.helpers.training import (
+    Spy,
+    assert_same_counts,
+    experiences,
+    images_of,
+    same,
+    snapshot,
+    strategy_of,
+    train,
+    trained,
+)
 
-NAMES = registry.names()
-# Options under which a method works in another way, as a user writes them. A row is a name or one of these.
-VARIANTS = [
-    "dualprompt[keys=per-block]",
-    "finetune[loss=masked]",
-    "inflora[memory=plain]",
-    "joint[train=lora]",
-    "joint[train=linear]",
-    "l2p[prompts=prefix]",
-    "linear[align=true,align_covariance=variance]",
-    "nlora[product=BA]",
-    "ranpac[adaptation=frozen,projection=0]",
-    "ranpac[adaptation=ssf]",
-    "sdlora[align=true,align_epochs=1]",
-    "sdlora[directions=first]",
-    "sdlora[directions=shared]",
-    "sdlora[magnitudes=current]",
-    "sdlora[normalise_current=true,norm=frobenius]",
-    "sdlora-kd[residual=relative,tau=2]",  # every direction but the first is dropped
-]
-ROWS = NAMES + VARIANTS
-TRANSFORMS = Transforms(size=32, crop_scale=(0.6, 1.0), mean=(0.5,), std=(0.5,))
-TASKS, CLASSES = 3, 40
-# What a ViT of two blocks needs; everything else stays at the method's defaults.
-SMALL: dict[str, dict[str, Any]] = {
-    "coda": {"blocks": 2, "components": 12, "length": 4},
-    "dualprompt": {"g_blocks": [0], "e_blocks": [1], "g_length": 2, "e_length": 2},
-    "hide": {"blocks": 2, "length": 2, "inference_epochs": 1, "align_epochs": 1, "align_samples": 16},
-    "inclora": {"rank": 3},
-    "inflora": {"rank": 3},
-    "joint": {"rank": 3},
-    "l2p": {"pool": 4, "length": 2, "top": 2},
-    "nlora": {"rank": 3},
-    "olora": {"rank": 3},
-    "ranpac": {"width": 4, "projection": 48},
-    "sdlora": {"rank": 3},
-    "sdlora-kd": {"rank": 3},
-    "sdlora-rr": {"rank": 3, "rank_mu": 2, "rank_nu": 1, "mu": 2, "nu": 3},
-    "seqlora": {"rank": 3},
-    "slca": {"align_epochs": 1, "align_samples": 16, "milestones": [1]},
-}
-QUICK = {"epochs": 2, "batch_size": 16}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny matrices are faster on one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def tiny_vit(seed: int = 0, block_fn: type[nn.Module] = Block) -> VisionTransformer:
-    """Two blocks of width 32 on 32x32 grey images, with weights under which features of images differ widely."""
-    with seeded(("tiny vit", seed)):
-        vit = VisionTransformer(
-            img_size=32, patch_size=8, in_chans=1, embed_dim=32, depth=2, num_heads=2, num_classes=0, block_fn=block_fn
-        )
-        for name, parameter in vit.named_parameters():
-            if parameter.ndim > 1:
-                nn.init.normal_(parameter, std=0.02 if name in ("cls_token", "pos_embed") else 0.4)
-    return vit
-
-
-@cache
-def cut(benchmark: str = "icons-tune", order: str = "permutation:3", train: int = 5, test: int = 4) -> TaskStream:
-    """Three tasks of the tuning stream, a few images per class."""
-    limits = Limits(tasks=TASKS, train_per_class=train, test_per_class=test)
-    return build(streams.find(benchmark).source(), 10, order, TRANSFORMS, limits)
-
-
-@cache
-def installed(name: str) -> tuple[Found, frozenset[str]]:
-    """A method and the names of its hyper-parameters; looking for it reads what is installed."""
-    found = registry.find(name)
-    return found, frozenset(found.defaults)
-
-
-def small(row: str, **changes: Any) -> Method:
-    """An installed method, sized for the tiny ViT; `changes` that it has no field for are left out."""
-    (spec,) = parse_methods(row)
-    found, fields = installed(spec.name)
-    wanted = SMALL.get(spec.name, {}) | QUICK | changes
-    return found.create({field: value for field, value in wanted.items() if field in fields} | spec.options)
-
-
-def fresh(row: str, seed: int = 0) -> Any:
-    """The model of a row before any task."""
-    with seeded(("fresh", seed)):
-        return small(row).create(tiny_vit(seed), CLASSES)
-
-
-def banks(model: Any) -> list[nn.ParameterList]:
-    """What grows: one list per kind of factor, prompt or key."""
-    owner = model.bank if isinstance(model, LoRAModel) else model
-    return [child for child in owner.children() if isinstance(child, nn.ParameterList)]
-
-
-GRADIENT = [row for row in ROWS if isinstance(small(row), GradientMethod)]
-LORA = [row for row in ROWS if isinstance(fresh(row), LoRAModel)]
-GROWING = [row for row in ROWS if banks(fresh(row))]
-FROZEN_BACKBONE = [row for row in ROWS if not any(p.requires_grad for p in fresh(row).backbone.parameters())]
-# Rows whose tasks share a direction, or drop theirs.
-ONE_DIRECTION = [
-    "joint[train=lora]",
-    "sdlora-kd[residual=relative,tau=2]",
-    "sdlora[directions=first]",
-    "sdlora[directions=shared]",
-    "seqlora",
-]
-
-
-def strategy_of(plugin: Method, *others: SupervisedPlugin, **arguments: Any) -> ContinualStrategy:
-    """A strategy on a fresh tiny ViT."""
-    return ContinualStrategy(
-        **{"backbone": tiny_vit(), "num_classes": CLASSES, "num_tasks": TASKS, "plugins": [plugin, *others]} | arguments
-    )
-
-
-def experiences(plugin: Method, stream: TaskStream) -> list[Any]:
-    """What the method trains on, stage by stage."""
-    return list(stream.joint if plugin.trains_on == "stream" else stream.train)
-
-
-def train(strategy: ContinualStrategy, stream: TaskStream, stages: int | None = None) -> ContinualStrategy:
-    for experience in experiences(strategy.method, stream)[:stages]:
-        strategy.train(experience, eval_streams=[])
-    return strategy
-
-
-@cache
-def trained(name: str) -> ContinualStrategy:
-    """A trained strategy; tests that use it must leave the model as it is."""
-    return train(strategy_of(small(name, lr=0.01)), cut())
-
-
-def snapshot(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in model.state_dict().items()}
-
-
-def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
-    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
-
-
-def images_of(experience: Any) -> tuple[Tensor, Tensor]:
-    items = [experience.dataset[i] for i in range(len(experience.dataset))]
-    return torch.stack([item[0] for item in items]), torch.tensor([item[1] for item in items])
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def foreign(labels: Sequence[int], generator: torch.Generator) -> Any:
@@ -196,11 +53,6 @@ def foreign(labels: Sequence[int], generator: torch.Generator) -> Any:
     data = TensorDataset(means + 0.3 * torch.randn(len(target), 1, 32, 32, generator=generator), target)
     data.targets = target.tolist()  # type: ignore[attr-defined]
     return as_classification_dataset(data)
-
-
-def assert_same_counts(left: Counts, right: Counts) -> None:
-    for field in dataclasses.fields(Counts):
-        np.testing.assert_array_equal(getattr(left, field.name), getattr(right, field.name), err_msg=field.name)
 
 
 @torch.no_grad()
@@ -251,19 +103,6 @@ class TwoPhases(GradientMethod):
             self.phase([{"params": [head.weight], "lr": self.head_lr}], loss),
             self.phase([{"params": [head.bias]}, {"params": list(norm.parameters()), "lr": self.norm_lr}], loss),
         ]
-
-
-class Spy(SupervisedPlugin):
-    """Calls a function at each training iteration."""
-
-    def __init__(self, **hooks: Callable[[Any], None]) -> None:
-        super().__init__()
-        for name, hook in hooks.items():
-            setattr(self, name, partial(self._call, hook))
-
-    @staticmethod
-    def _call(hook: Callable[[Any], None], strategy: Any, **kwargs: Any) -> None:
-        hook(strategy)
 
 
 # --- a plain Avalanche script ----------------------------------------------------------------------------------

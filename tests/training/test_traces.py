@@ -16,8 +16,10 @@ from cl_bench.models.lora import LoRABank
 from cl_bench.randomness import generator
 from cl_bench.store import Store
 from cl_bench.training.probes import PROBES
-from tests.conftest import TRIAL, Outcome
-from tests.training.test_strategy import cut, small, strategy_of, tiny_vit, train
+from tests.helpers.command import TRIAL, Outcome
+from tests.helpers.rows import small
+from tests.helpers.tiny import cut, tiny_vit
+from tests.helpers.training import strategy_of, train
 
 
 @dataclass

@@ -1,0 +1,59 @@
+"""What a command left behind: its exit code, its output, and the files it stored."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+TRIAL = ["--limit-tasks", "2", "--limit-train", "3", "--limit-test", "2"]
+"""Cuts a run down to about a second."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left behind: exit code and both streams."""
+
+    code: int
+    out: str
+    err: str
+
+
+Cli = Callable[..., Outcome]
+
+RUNS = Path("results/runs")
+
+
+def stored(folder: Path = RUNS) -> list[dict[str, Any]]:
+    """The JSON of all records, in file order."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+
+
+def tree(folder: Path = Path()) -> dict[str, bytes | None]:
+    """Every file with its content and every folder below `folder`."""
+    return {str(path): path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
+
+
+def rows(out: str) -> dict[str, list[str]]:
+    """The printed result table: label -> acc, aaa, forgetting, seeds, minutes, trainable, tuning."""
+    split = [re.split(r"\s{2,}", line.strip()) for line in out.splitlines()]
+    return {cells[0]: cells[1:] for cells in split if len(cells) == 8 and cells[0] != "method"}
+
+
+def computed(outcome: Outcome) -> tuple[int, int]:
+    """Numbers of runs computed and found, as the last line says."""
+    match = re.search(r"(\d+) run\(s\) computed in .* min, (\d+) already there", outcome.err)
+    assert match, outcome
+    return int(match[1]), int(match[2])
+
+
+def assert_refused(outcome: Outcome, *fragments: str) -> None:
+    """Exit code 2 and one sentence that holds all the fragments, nothing else on either stream."""
+    assert outcome.code == 2, outcome
+    assert outcome.err.startswith("error: ") and outcome.err.count("error:") == 1, outcome.err
+    assert outcome.err.count("\n") == 1 and outcome.out == ""
+    for fragment in fragments:
+        assert fragment in outcome.err

@@ -1,0 +1,98 @@
+"""Rows: every installed method, and variants of some by their options, sized for the tiny ViT."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from torch import nn
+
+from cl_bench.contract import registry
+from cl_bench.contract.method import GradientMethod, Method
+from cl_bench.contract.registry import Found
+from cl_bench.experiment import parse_methods
+from cl_bench.models.lora import LoRAModel
+from cl_bench.randomness import seeded
+from tests.helpers.tiny import CLASSES, tiny_vit
+
+NAMES = registry.names()
+# Options under which a method works in another way, as a user writes them. A row is a name or one of these.
+VARIANTS = [
+    "dualprompt[keys=per-block]",
+    "finetune[loss=masked]",
+    "inflora[memory=plain]",
+    "joint[train=lora]",
+    "joint[train=linear]",
+    "l2p[prompts=prefix]",
+    "linear[align=true,align_covariance=variance]",
+    "nlora[product=BA]",
+    "ranpac[adaptation=frozen,projection=0]",
+    "ranpac[adaptation=ssf]",
+    "sdlora[align=true,align_epochs=1]",
+    "sdlora[directions=first]",
+    "sdlora[directions=shared]",
+    "sdlora[magnitudes=current]",
+    "sdlora[normalise_current=true,norm=frobenius]",
+    "sdlora-kd[residual=relative,tau=2]",  # every direction but the first is dropped
+]
+ROWS = NAMES + VARIANTS
+# What a ViT of two blocks needs; everything else stays at the method's defaults.
+SMALL: dict[str, dict[str, Any]] = {
+    "coda": {"blocks": 2, "components": 12, "length": 4},
+    "dualprompt": {"g_blocks": [0], "e_blocks": [1], "g_length": 2, "e_length": 2},
+    "hide": {"blocks": 2, "length": 2, "inference_epochs": 1, "align_epochs": 1, "align_samples": 16},
+    "inclora": {"rank": 3},
+    "inflora": {"rank": 3},
+    "joint": {"rank": 3},
+    "l2p": {"pool": 4, "length": 2, "top": 2},
+    "nlora": {"rank": 3},
+    "olora": {"rank": 3},
+    "ranpac": {"width": 4, "projection": 48},
+    "sdlora": {"rank": 3},
+    "sdlora-kd": {"rank": 3},
+    "sdlora-rr": {"rank": 3, "rank_mu": 2, "rank_nu": 1, "mu": 2, "nu": 3},
+    "seqlora": {"rank": 3},
+    "slca": {"align_epochs": 1, "align_samples": 16, "milestones": [1]},
+}
+QUICK = {"epochs": 2, "batch_size": 16}
+
+
+@cache
+def installed(name: str) -> tuple[Found, frozenset[str]]:
+    """A method and the names of its hyper-parameters; looking for it reads what is installed."""
+    found = registry.find(name)
+    return found, frozenset(found.defaults)
+
+
+def small(row: str, **changes: Any) -> Method:
+    """An installed method, sized for the tiny ViT; `changes` that it has no field for are left out."""
+    (spec,) = parse_methods(row)
+    found, fields = installed(spec.name)
+    wanted = SMALL.get(spec.name, {}) | QUICK | changes
+    return found.create({field: value for field, value in wanted.items() if field in fields} | spec.options)
+
+
+def fresh(row: str, seed: int = 0) -> Any:
+    """The model of a row before any task."""
+    with seeded(("fresh", seed)):
+        return small(row).create(tiny_vit(seed), CLASSES)
+
+
+def banks(model: Any) -> list[nn.ParameterList]:
+    """What grows: one list per kind of factor, prompt or key."""
+    owner = model.bank if isinstance(model, LoRAModel) else model
+    return [child for child in owner.children() if isinstance(child, nn.ParameterList)]
+
+
+GRADIENT = [row for row in ROWS if isinstance(small(row), GradientMethod)]
+LORA = [row for row in ROWS if isinstance(fresh(row), LoRAModel)]
+GROWING = [row for row in ROWS if banks(fresh(row))]
+FROZEN_BACKBONE = [row for row in ROWS if not any(p.requires_grad for p in fresh(row).backbone.parameters())]
+# Rows whose tasks share a direction, or drop theirs.
+ONE_DIRECTION = [
+    "joint[train=lora]",
+    "sdlora-kd[residual=relative,tau=2]",
+    "sdlora[directions=first]",
+    "sdlora[directions=shared]",
+    "seqlora",
+]

@@ -1,0 +1,74 @@
+"""Rows that train on the tiny stream, and what tests look at before and after."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+import torch
+from avalanche.core import SupervisedPlugin
+from torch import Tensor, nn
+
+from cl_bench.contract.method import Method
+from cl_bench.streams.scenarios import TaskStream
+from cl_bench.training.strategy import ContinualStrategy, Counts
+from tests.helpers.rows import small
+from tests.helpers.tiny import CLASSES, TASKS, cut, tiny_vit
+
+
+def strategy_of(plugin: Method, *others: SupervisedPlugin, **arguments: Any) -> ContinualStrategy:
+    """A strategy on a fresh tiny ViT."""
+    return ContinualStrategy(
+        **{"backbone": tiny_vit(), "num_classes": CLASSES, "num_tasks": TASKS, "plugins": [plugin, *others]} | arguments
+    )
+
+
+def experiences(plugin: Method, stream: TaskStream) -> list[Any]:
+    """What the method trains on, stage by stage."""
+    return list(stream.joint if plugin.trains_on == "stream" else stream.train)
+
+
+def train(strategy: ContinualStrategy, stream: TaskStream, stages: int | None = None) -> ContinualStrategy:
+    for experience in experiences(strategy.method, stream)[:stages]:
+        strategy.train(experience, eval_streams=[])
+    return strategy
+
+
+@cache
+def trained(name: str) -> ContinualStrategy:
+    """A trained strategy; tests that use it must leave the model as it is."""
+    return train(strategy_of(small(name, lr=0.01)), cut())
+
+
+def snapshot(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def images_of(experience: Any) -> tuple[Tensor, Tensor]:
+    items = [experience.dataset[i] for i in range(len(experience.dataset))]
+    return torch.stack([item[0] for item in items]), torch.tensor([item[1] for item in items])
+
+
+def assert_same_counts(left: Counts, right: Counts) -> None:
+    for field in dataclasses.fields(Counts):
+        np.testing.assert_array_equal(getattr(left, field.name), getattr(right, field.name), err_msg=field.name)
+
+
+class Spy(SupervisedPlugin):
+    """Calls a function at each training iteration."""
+
+    def __init__(self, **hooks: Callable[[Any], None]) -> None:
+        super().__init__()
+        for name, hook in hooks.items():
+            setattr(self, name, partial(self._call, hook))
+
+    @staticmethod
+    def _call(hook: Callable[[Any], None], strategy: Any, **kwargs: Any) -> None:
+        hook(strategy)
