@@ -32,7 +32,8 @@ LOSSES: list[dict[str, Scalar]] = [
 LOAD = """
 import sys, time
 from pathlib import Path
-from cl_bench.reporting.runs import collect, tidy
+from cl_bench.reporting.frames import tidy
+from cl_bench.reporting.runs import collect
 began = time.perf_counter()
 found = collect([(Path(sys.argv[1]), "runs")], sys.exit)
 read = time.perf_counter()

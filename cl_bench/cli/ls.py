@@ -81,10 +81,10 @@ def ls_suites() -> None:
 @app.command("tables")
 def ls_tables() -> None:
     """Tables of the paper, by name: 'cl-bench table NAME'."""
-    from cl_bench.reporting.paper import tables as paper_tables
+    from cl_bench.reporting.paper.layouts import table_names
 
     listed = Table("table", "what it is", box=None, header_style="bold")
-    for name, title in paper_tables.names().items():
+    for name, title in table_names().items():
         listed.add_row(name, title)
     out.print(listed)
 
@@ -93,10 +93,10 @@ def ls_tables() -> None:
 def ls_figures() -> None:
     """Figures of the paper and of every protocol, by name: 'cl-bench figure NAME'."""
     from cl_bench.reporting import plots
-    from cl_bench.reporting.paper import figures as paper_figures
+    from cl_bench.reporting.paper.layouts import figure_layouts
 
     listed = Table("figure", "what it is", box=None, header_style="bold")
-    for name, layout in paper_figures.layouts().items():
+    for name, layout in figure_layouts().items():
         listed.add_row(name, layout.title)
     for name, title in [*plots.NAMES.items(), ("ranks", "critical-difference diagram over all streams and seeds")]:
         listed.add_row(name, title)

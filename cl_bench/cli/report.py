@@ -73,8 +73,9 @@ def table(
     """A table of the paper: our cells beside the published ones; what would fill the empty ones."""
     from cl_bench import streams
     from cl_bench.reporting.paper import tables as paper_tables
+    from cl_bench.reporting.paper.layouts import table_names
 
-    _known(name, "table", paper_tables.names())
+    _known(name, "table", table_names())
     runs = _runs(results)
     if benchmark is not None and not any(run.protocol.benchmark == benchmark for run in runs):
         streams.find(benchmark)
@@ -98,10 +99,11 @@ def figure(
     """A figure of the paper, or one that every protocol has, with the numbers behind it as CSV."""
     from cl_bench.reporting import comparison, plots
     from cl_bench.reporting.paper import figures as paper_figures
+    from cl_bench.reporting.paper.layouts import figure_layouts
     from cl_bench.reporting.render import drawing
 
     kinds = () if form == "csv" else _formats(form, "--format")
-    _known(name, "figure", [*paper_figures.layouts(), *plots.NAMES, "ranks"])
+    _known(name, "figure", [*figure_layouts(), *plots.NAMES, "ranks"])
     charts: list[tuple[Chart, str, tuple[str, ...]]] = []
     if name == "ranks":
         ranks = comparison.ranks(_sections(results, benchmark, backbone))

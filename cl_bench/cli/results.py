@@ -195,7 +195,8 @@ def export(
         raise UserError(f"cannot tell the format of '{output}'; expected --format csv or --format parquet")
     wanted = _Filter.of(method, benchmark, backbone, label, seed)
     from cl_bench.files import write_atomically
-    from cl_bench.reporting.runs import collect, exported, long
+    from cl_bench.reporting.frames import exported, long
+    from cl_bench.reporting.runs import collect
 
     folders = folders_of(results)
     runs = [

@@ -22,9 +22,11 @@ from cl_bench.experiment import Value
 from cl_bench.reporting import charts as chart_data
 from cl_bench.reporting import comparison, result_table, text_tables
 from cl_bench.reporting.charts import Chart
+from cl_bench.reporting.frames import EXTRA_METRICS, tidy
+from cl_bench.reporting.protocol import Protocol
 from cl_bench.reporting.render import interactive
 from cl_bench.reporting.result_table import HEADER, Row, Table, cells
-from cl_bench.reporting.runs import EXTRA, Protocol, Run, Section, tidy
+from cl_bench.reporting.runs import Run, Section
 from cl_bench.reporting.text_tables import Sheet
 from cl_bench.stats import summarise
 
@@ -52,7 +54,7 @@ def render(
         damaged: one sentence per result file that was skipped.
         command: the command line that makes this report.
         places: folder of each origin, for the command that repeats a run.
-        runs: all there are, also such as only serve as references (see `frame.references`).
+        runs: all there are, also such as only serve as references (see `intransigence.references`).
     """
     environment = Environment(
         loader=PackageLoader("cl_bench.reporting"),
@@ -146,7 +148,7 @@ def _ceilings(section: Section) -> tuple[str, ...]:
     return tuple(label for label, runs in section.rows.items() if not runs[0].sequential)
 
 
-_METRICS = {name: (m.title, m.description, m.higher) for name, m in metrics.METRICS.items()} | dict(EXTRA)
+_METRICS = {name: (m.title, m.description, m.higher) for name, m in metrics.METRICS.items()} | dict(EXTRA_METRICS)
 
 
 def _protocol(section: Section, table: Table, numbers: pd.DataFrame) -> dict[str, Any]:

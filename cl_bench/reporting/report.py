@@ -12,9 +12,11 @@ from pathlib import Path
 from cl_bench.errors import UserError
 from cl_bench.reporting import charts, comparison, page, plots, result_table, text_tables
 from cl_bench.reporting.charts import Chart
+from cl_bench.reporting.intransigence import is_reference
 from cl_bench.reporting.paper import figures as paper_figures
 from cl_bench.reporting.paper import tables as paper_tables
-from cl_bench.reporting.runs import Folder, Run, Section, collect, is_reference, named, sections
+from cl_bench.reporting.paper.layouts import figure_layouts, table_benchmarks, table_names
+from cl_bench.reporting.runs import Folder, Run, Section, collect, labelled, sections
 from cl_bench.reporting.text_tables import Sheet
 from cl_bench.store import RunRecord
 
@@ -41,14 +43,14 @@ class Report:
 
 def tables_of(records: Iterable[RunRecord], origin: str) -> list[result_table.Table]:
     """Tables over records at hand, one per protocol."""
-    return [result_table.build(section) for section in sections(named((record, origin) for record in records))]
+    return [result_table.build(section) for section in sections(labelled((record, origin) for record in records))]
 
 
 def load(folders: Iterable[tuple[Path, str]]) -> tuple[list[Section], list[str]]:
     """The runs of the folders by protocol, and a sentence for each damaged file.
 
     Args:
-        folders: pairs of path and origin name, the preferred one first (see `frame.collect`).
+        folders: pairs of path and origin name, the preferred one first (see `runs.collect`).
 
     Raises:
         UserError: there is no valid run in any of them.
@@ -133,12 +135,12 @@ def _papers(runs: Sequence[Run]) -> tuple[list[Sheet], list[Chart]]:
     """The papers' tables and figures: of their own protocol, and of every other benchmark, where there are runs."""
     others = sorted({run.protocol.benchmark for run in runs})
     made_tables, made_figures = [], []
-    for name in paper_tables.names():
-        for benchmark in (None, *(other for other in others if other not in paper_tables.benchmarks(name))):
+    for name in table_names():
+        for benchmark in (None, *(other for other in others if other not in table_benchmarks(name))):
             table = paper_tables.build(name, runs, benchmark)
             if table.filled:
                 made_tables.append(table.sheet)
-    for name, layout in paper_figures.layouts().items():
+    for name, layout in figure_layouts().items():
         own = {panel.benchmark for panel in layout.panels}
         for benchmark in (None, *(other for other in others if other not in own)):
             figure = paper_figures.build(name, runs, benchmark)

@@ -12,7 +12,8 @@ import pandas as pd
 
 from cl_bench import metrics
 from cl_bench.experiment import Value
-from cl_bench.reporting.runs import Protocol, Run, Section
+from cl_bench.reporting.protocol import Protocol
+from cl_bench.reporting.runs import Run, Section
 from cl_bench.reporting.text_tables import DAGGER, DASH, TIMES, Column, Sheet, by_row
 from cl_bench.stats import Summary, summarise
 

@@ -1,39 +1,28 @@
-"""Which runs may stand in one table, and which of them are repeats of one row.
+"""Which runs are repeats of one row, and which rows may stand in one table.
 
-A *protocol* is everything that must agree for two numbers to be comparable; different protocols never share a
-table. Within a protocol a *row* is a method with its hyper-parameters and revision; its runs differ in seed
-and class order.
+Runs of one `Protocol` share a table. Within it a *row* is a method with its hyper-parameters and revision; its runs
+differ in seed and class order.
 """
 
 from __future__ import annotations
 
 import gc
-import hashlib
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from itertools import groupby
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import pandas as pd
+from typing import NamedTuple
 
 from cl_bench import metrics
-from cl_bench.experiment import Limits, Tasks, Transforms, Value, number_of
+from cl_bench.experiment import Value
+from cl_bench.reporting.protocol import PROTOCOL_FIELDS, Protocol
 from cl_bench.store import RunRecord, Store
 
-EXTRA: Mapping[str, tuple[str, str, bool]] = {
-    "fwt": ("fwt, %", "task-aware accuracy on a task before it is learned, minus chance, mean over tasks", True),
-    "intransigence": (
-        "intransigence, %",
-        "accuracy of joint training on all tasks up to a new one, minus that right after learning it, mean over tasks",
-        False,
-    ),
-}
-"""Metrics that need more than a run's class-incremental counts: title, description, whether more is better."""
+_REPEAT_FIELDS = ("seed", "class_order")
+_Identity = frozenset[tuple[str, str]]
 
 
 class Folder(NamedTuple):
@@ -41,86 +30,6 @@ class Folder(NamedTuple):
 
     path: Path
     origin: str
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """What must agree for two runs to be compared. `classes` (in the whole stream) follows from the rest."""
-
-    benchmark: str
-    scenario: str
-    tasks: Tasks
-    split: str
-    transforms: Transforms
-    backbone: str
-    weights: str
-    precision: str
-    limits: Limits
-    classes: int = field(compare=False)
-
-    @classmethod
-    def of(cls, record: RunRecord) -> Protocol:
-        shared = {name: getattr(record.experiment, name) for name in _PROTOCOL_FIELDS}
-        return cls(**shared, classes=len(record.classes))
-
-    @property
-    def digest(self) -> str:
-        """First 8 hex digits of the SHA-256 of all compared fields; a later one with a default changes nothing."""
-        fields = {name: getattr(self, name) for name in _PROTOCOL_FIELDS}
-        for name in ("transforms", "limits"):
-            fields[name] = fields[name].model_dump(mode="json", exclude_defaults=True)
-        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8]
-
-    @property
-    def num_tasks(self) -> int:
-        """Length of the whole stream."""
-        return number_of(self.tasks)
-
-    @property
-    def shape(self) -> str:
-        """Tasks and classes in words, e.g. `10 tasks x 10 classes` with a multiplication sign."""
-        if self.scenario == "domain-incremental":
-            return f"{self.tasks} domains of {self.classes} classes"
-        if isinstance(self.tasks, int):
-            return f"{self.tasks} tasks \N{MULTIPLICATION SIGN} {self.classes / self.tasks:g} classes"
-        runs = _runs(self.tasks)
-        sizes = [f"{n} \N{MULTIPLICATION SIGN} {size}" if n > 1 else f"{size}" for n, size in runs]
-        return f"{len(self.tasks)} tasks of {' + '.join(sizes)} classes"
-
-    @property
-    def name(self) -> str:
-        """Readable part of file names; not necessarily unique (see `sections`)."""
-        parts = [re.sub(r"[^A-Za-z0-9._-]+", "_", part).strip("._")[:60] for part in (self.benchmark, self.backbone)]
-        if self.scenario == "domain-incremental":
-            shape = f"{self.tasks}-domains"
-        elif isinstance(self.tasks, int):
-            shape = f"{self.tasks}x{self.classes / self.tasks:g}"
-        else:
-            shape = "+".join(f"{n}x{size}" if n > 1 else f"{size}" for n, size in _runs(self.tasks))[:60]
-        cuts = self.limits.model_dump(exclude_none=True)
-        return "-".join([parts[0], shape, parts[1], *(f"{name}{value:g}" for name, value in cuts.items())])
-
-    def limits_text(self) -> str:
-        """The limits in words; empty where there are none."""
-        words = {
-            "tasks": f"first {self.limits.tasks} of {self.num_tasks} tasks only",
-            "train_per_class": f"at most {self.limits.train_per_class} training images per class",
-            "test_per_class": f"at most {self.limits.test_per_class} test images per class",
-            "validation": f"validated on {self.limits.validation or 0:.0%} of the training images, not tested",
-        }
-        return ", ".join(words[name] for name in words if getattr(self.limits, name) is not None)
-
-
-def _runs(sizes: Sequence[int]) -> list[tuple[int, int]]:
-    """Sizes of tasks as pairs of how many in a row and which."""
-    return [(len(list(group)), size) for size, group in groupby(sizes)]
-
-
-_PROTOCOL_FIELDS = (
-    "benchmark", "scenario", "tasks", "split", "transforms", "backbone", "weights", "precision", "limits",
-)  # fmt: skip
-_REPEAT_FIELDS = ("seed", "class_order")
-_Identity = frozenset[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -174,7 +83,7 @@ def collect(folders: Iterable[tuple[Path, str]], on_damaged: Callable[[str], Non
         on_damaged: told of each file that had to be skipped, with the reason.
     """
     with _without_collector():
-        return named((record, origin) for path, origin in folders for record in Store(path).records(on_damaged))
+        return labelled((record, origin) for path, origin in folders for record in Store(path).records(on_damaged))
 
 
 @contextmanager
@@ -189,7 +98,7 @@ def _without_collector() -> Iterator[None]:
             gc.enable()
 
 
-def named(records: Iterable[tuple[RunRecord, str]]) -> list[Run]:
+def labelled(records: Iterable[tuple[RunRecord, str]]) -> list[Run]:
     """Records with their origins as runs, each once, with labels that are unique within their protocol."""
     found = list(records)
     known: defaultdict[tuple[str, int | str], dict[str, Value]] = defaultdict(dict)
@@ -212,7 +121,9 @@ def named(records: Iterable[tuple[RunRecord, str]]) -> list[Run]:
     ]
 
 
-def one_backbone(runs: Iterable[Run], benchmark: str | None, asked: str | None) -> tuple[str | None, tuple[str, ...]]:
+def choose_backbone(
+    runs: Iterable[Run], benchmark: str | None, asked: str | None
+) -> tuple[str | None, tuple[str, ...]]:
     """The backbone for what shows one only: the one asked for, else of most runs on the benchmark.
 
     Returns:
@@ -252,145 +163,13 @@ def sections(runs: Iterable[Run]) -> list[Section]:
     return sorted(result, key=lambda section: section.slug)
 
 
-def tidy(runs: Sequence[Run]) -> pd.DataFrame:
-    """One row per run, in the given order.
-
-    Columns: the protocol's fields; `label`, `method`, `revision`, `recipe`, `origin`, `key`, `seed`, `class_order`;
-    every one of `metrics.METRICS` and of `EXTRA` as fractions, NaN where undefined; `minutes` of training and
-    evaluation together; `trainable`, the most numbers trained in any stage; `tuning_trials` and `tuning_minutes`,
-    what the search for the hyper-parameters has cost.
-    """
-    known = references(runs)
-    return pd.DataFrame([_flat(run, known) for run in runs])
-
-
-def exported(runs: Sequence[Run]) -> pd.DataFrame:
-    """`tidy`, with columns of one type each: also `hyperparameters` (JSON) and `finished` (UTC, NaT if not known)."""
-    frame = tidy(runs).astype({"revision": str})
-    options = (json.dumps(run.record.experiment.hyperparameters, sort_keys=True) for run in runs)
-    finished = pd.Series([run.record.finished for run in runs], dtype="datetime64[s, UTC]")
-    return frame.assign(hyperparameters=list(options), finished=finished)
-
-
-def long(runs: Sequence[Run]) -> pd.DataFrame:
-    """One row per run, stage and task, the last two from 0.
-
-    Columns: `key`, `label`, `origin`, `benchmark`, `seed`, `class_order`, `stage`, `task`; test images in `total`, hits
-    in `correct` (missing where the task was not evaluated) and `correct_task_aware`.
-    """
-    rows = [
-        (run.record.key, run.label, run.origin, run.protocol.benchmark, run.record.experiment.seed,
-         run.record.experiment.class_order, t, j, size, run.record.correct[t][j], run.record.correct_task_aware[t][j])
-        for run in runs
-        for t in range(len(run.record.correct))
-        for j, size in enumerate(run.record.total)
-    ]  # fmt: skip
-    columns = (
-        "key", "label", "origin", "benchmark", "seed", "class_order", "stage", "task", "total", "correct",
-        "correct_task_aware",
-    )  # fmt: skip
-    return pd.DataFrame(rows, columns=columns).astype({"correct": "Int64"})
-
-
-def _flat(run: Run, known: Mapping[_Place, Mapping[str, Mapping[int, float]]]) -> dict[str, Any]:
-    record, experiment, protocol = run.record, run.record.experiment, run.protocol
-    counts = (record.correct, record.total)
-    return {
-        "benchmark": protocol.benchmark,
-        "scenario": protocol.scenario,
-        "tasks": protocol.num_tasks,
-        "classes": protocol.classes,
-        "split": protocol.split,
-        "transforms": protocol.transforms.model_dump_json(),
-        "backbone": protocol.backbone,
-        "weights": protocol.weights,
-        "precision": protocol.precision,
-        "limits": protocol.limits.model_dump_json(exclude_none=True),
-        "label": run.label,
-        "method": experiment.method,
-        "revision": experiment.revision,
-        "recipe": record.recipe,
-        "origin": run.origin,
-        "key": record.key,
-        "seed": experiment.seed,
-        "class_order": experiment.class_order,
-        **{name: metrics.value(name, *counts) for name in metrics.METRICS},
-        "fwt": _forward_transfer(run),
-        "intransigence": next((sum(v) / len(v) for v in intransigence(run, known).values()), float("nan")),
-        "minutes": record.seconds / 60,
-        "trainable": max(record.trainable, default=0),
-        "tuning_trials": record.tuning_trials,
-        "tuning_minutes": record.tuning_minutes,
-    }
-
-
-def _forward_transfer(run: Run) -> float:
-    """`metrics.fwt` against chance: 1 / classes of the task, as a head that has not been trained guesses."""
-    if not run.sequential or run.protocol.scenario != "class-incremental":
-        return float("nan")
-    tasks = run.protocol.tasks
-    sizes = [run.protocol.classes // tasks] * tasks if isinstance(tasks, int) else list(tasks)
-    chance = [1 / size for size in sizes[: len(run.record.total)]]
-    return metrics.fwt(run.record.correct_task_aware, run.record.total, chance)
-
-
-_Place = tuple[Protocol, int, str]
-
-
-def references(runs: Iterable[Run]) -> dict[_Place, dict[str, dict[int, float]]]:
-    """Joint training on the first k tasks of a stream (suite `intransigence`): accuracies on the last of them.
-
-    Returns:
-        By protocol without its cut to k tasks, seed and class order; then by row and task k - 1: a fraction.
-    """
-    runs = list(runs)
-    # Of the first task alone, joint training looks like any other: its label tells.
-    joint = {run.record.label for run in runs if not run.sequential}
-    found: defaultdict[_Place, dict[str, dict[int, float]]] = defaultdict(dict)
-    for run in runs:
-        if run.record.label in joint:
-            record, last = run.record, len(run.record.total) - 1
-            accuracy = (record.correct[0][last] or 0) / record.total[last]
-            found[_place(run, None)].setdefault(record.label, {}).setdefault(last, accuracy)
-    return dict(found)
-
-
-def intransigence(run: Run, known: Mapping[_Place, Mapping[str, Mapping[int, float]]]) -> dict[str, list[float]]:
-    """What each task is learned worse than by joint training on it and all tasks before (`metrics`), as fractions.
-
-    Args:
-        known: `references`.
-
-    Returns:
-        One value per task, by the row that is the reference; rows that lack a prefix are left out.
-    """
-    correct, total = run.record.correct, run.record.total
-    by_row = known.get(_place(run, run.protocol.limits.tasks), {}) if run.sequential else {}
-    return {
-        label: metrics.intransigence_per_task(correct, total, [by_task[k] for k in range(len(total))]).tolist()
-        for label, by_task in sorted(by_row.items())
-        if label != run.record.label and all(k in by_task for k in range(len(total)))
-    }
-
-
-def _place(run: Run, tasks: int | None) -> _Place:
-    """Where a run belongs, with its stream cut to so many tasks."""
-    limits = run.protocol.limits.model_copy(update={"tasks": tasks})
-    return replace(run.protocol, limits=limits), run.record.experiment.seed, run.record.experiment.class_order
-
-
-def is_reference(section: Section, joint: Collection[str]) -> bool:
-    """Whether a cut-down stream has runs of joint training only: what `references` is made of, no table of its own."""
-    return section.protocol.limits.tasks is not None and all(label in joint for label in section.rows)
-
-
 def _identity(record: RunRecord, defaults: dict[str, Value]) -> _Identity:
     """What makes a row, as (name, JSON value) pairs: the experiment without protocol, seed and class order.
 
     Hyper-parameters are compared resolved, so that a changed default cannot merge two different runs; one
     that an older record does not know counts as its default, as in the content key.
     """
-    excluded = {*_PROTOCOL_FIELDS, *_REPEAT_FIELDS, "defaults", "hyperparameters"}
+    excluded = {*PROTOCOL_FIELDS, *_REPEAT_FIELDS, "defaults", "hyperparameters"}
     fields = record.experiment.model_dump(mode="json", exclude=excluded)
     resolved = defaults | record.experiment.hyperparameters
     return frozenset((name, json.dumps(value)) for name, value in [*fields.items(), *resolved.items()])

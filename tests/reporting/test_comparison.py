@@ -18,7 +18,9 @@ from cl_bench import metrics, stats
 from cl_bench.experiment import Limits
 from cl_bench.reporting import comparison, text_tables
 from cl_bench.reporting.charts import Ranks
-from cl_bench.reporting.runs import Section, collect, exported, intransigence, references, sections, tidy
+from cl_bench.reporting.frames import exported, tidy
+from cl_bench.reporting.intransigence import intransigence, references
+from cl_bench.reporting.runs import Section, collect, sections
 from cl_bench.store import RunRecord
 from tests.helpers import ROOT
 from tests.helpers.command import Cli

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from cl_bench.experiment import Transforms
+from cl_bench.reporting.charts import Heat, Lines
 from cl_bench.reporting.paper import figures as paper_figures
+from cl_bench.reporting.paper.layouts import figure_layouts
 from cl_bench.reporting.runs import Run, collect
 from cl_bench.running import suites
 from cl_bench.store import RunRecord
@@ -36,14 +38,14 @@ def runs_of(folder: Path, *records: RunRecord) -> list[Run]:
     return collect([(folder, "runs")], pytest.fail)
 
 
-@pytest.mark.parametrize("name", list(paper_figures.layouts()))
+@pytest.mark.parametrize("name", list(figure_layouts()))
 def test_every_figure_is_whole_on_the_embedded_stream(name: str, reference: list[Run]) -> None:
     figure = paper_figures.build(name, reference, "icons-100")
     assert figure.chart is not None and (figure.command, figure.notes) == ("", ())
     assert figure.filled == len(figure.chart.panels)
 
 
-@pytest.mark.parametrize("name", list(paper_figures.layouts()))
+@pytest.mark.parametrize("name", list(figure_layouts()))
 def test_every_row_of_a_figure_is_in_its_suite(name: str) -> None:
     grids = suites.find(name).runs
     asked = {
@@ -53,7 +55,7 @@ def test_every_row_of_a_figure_is_in_its_suite(name: str) -> None:
         for b in g.benchmark
         for t in g.tasks or ()
     }
-    layout = paper_figures.layouts()[name]
+    layout = figure_layouts()[name]
     for panel in layout.panels:
         for row in panel.rows:
             vit = panel.backbone or layout.backbone
@@ -66,7 +68,7 @@ def test_another_stream_is_shown_on_one_backbone(tmp_path: Path) -> None:
     figure = paper_figures.build("sdlora-fig5", runs_of(tmp_path, *found), "icons-100")
     assert figure.chart is not None
     panel = figure.chart.panels[0]
-    assert isinstance(panel, paper_figures.Lines) and {value.n for line in panel.lines for value in line.y} == {3}
+    assert isinstance(panel, Lines) and {value.n for line in panel.lines for value in line.y} == {3}
     left = "Backbone: vit_b. Left out: 1 run on icons-100 with another backbone (vit_a); --backbone shows them."
     assert left in figure.notes and figure.command.endswith("--backbone vit_b")
 
@@ -76,7 +78,7 @@ def test_published_magnitudes_stand_beside_ours(tmp_path: Path) -> None:
     assert figure.chart is not None and figure.filled == 0
     assert figure.command == "cl-bench run --suite sdlora-fig3"
     panel = figure.chart.panels[0]
-    assert isinstance(panel, paper_figures.Lines) and "released log" in panel.title
+    assert isinstance(panel, Lines) and "released log" in panel.title
     last = panel.lines[-1]
     assert (last.label, [value.mean for value in last.y]) == ("after task 5", [1.8031, 1.3319, 1.1808, 1.0808, 1.4702])
 
@@ -91,7 +93,7 @@ def test_distances_are_relative_to_the_way_from_the_pre_trained_weights(tmp_path
     figure = paper_figures.build("sdlora-fig2", runs_of(tmp_path, made))
     assert figure.chart is not None
     panel = figure.chart.panels[0]
-    assert isinstance(panel, paper_figures.Heat) and panel.values == ((0.0, 1.5), (0.75, 0.0))
+    assert isinstance(panel, Heat) and panel.values == ((0.0, 1.5), (0.75, 0.0))
 
 
 def test_a_figure_without_any_run_says_what_to_do(cl_bench: Cli) -> None:

@@ -23,6 +23,7 @@ from cl_bench.errors import UserError
 from cl_bench.experiment import Limits, Transforms
 from cl_bench.reporting import report, result_table, text_tables
 from cl_bench.reporting.paper import tables as paper_tables
+from cl_bench.reporting.protocol import Protocol
 from cl_bench.reporting.runs import Run, collect
 from cl_bench.running import suites
 from cl_bench.store import RunRecord
@@ -262,7 +263,7 @@ def test_tasks_of_other_sizes_are_another_protocol(tmp_path: Path) -> None:
     uneven = as_paper("sdlora", 1)
     sizes = uneven.experiment.model_copy(update={"tasks": (60, 50, 40, 30, 20)})
     uneven = uneven.model_copy(update={"experiment": sizes, "key": sizes.key})
-    runs = [Run(run, "mine", report.frame.Protocol.of(run), "sdlora") for run in (*even, uneven)]
+    runs = [Run(run, "mine", Protocol.of(run), "sdlora") for run in (*even, uneven)]
     table = paper_tables.build("sdlora-table2", runs)
     assert len(lines(table, "SD-LoRA")) == 2
     assert any("60 + 50 + 40 + 30 + 20 classes" in note for note in table.sheet.notes if note.startswith("["))

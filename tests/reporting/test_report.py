@@ -16,9 +16,10 @@ from scipy import stats as scipy_stats
 from cl_bench.errors import UserError
 from cl_bench.experiment import Limits
 from cl_bench.reporting import plots, result_table, text_tables
+from cl_bench.reporting.frames import tidy
 from cl_bench.reporting.render import drawing
 from cl_bench.reporting.report import Report, load, render
-from cl_bench.reporting.runs import collect, tidy
+from cl_bench.reporting.runs import collect
 from cl_bench.store import RunRecord
 from tests.helpers.factories import WEIGHTS, arrays, edit, npz, record, write
 

@@ -19,7 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cl_bench import metrics, store
-from cl_bench.reporting.runs import collect, tidy
+from cl_bench.reporting.frames import tidy
+from cl_bench.reporting.runs import collect
 from cl_bench.store import DamagedRecord, RunRecord, Store, index, record
 from tests.helpers import ROOT, factories
 from tests.helpers.command import Cli, assert_refused

@@ -14,51 +14,21 @@ Kinds of panels:
 
 from __future__ import annotations
 
-import tomllib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from importlib.resources import files
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ConfigDict
 
 from cl_bench import metrics
 from cl_bench.errors import unknown_name
 from cl_bench.reporting.charts import Chart, Heat, Line, Lines, Panel
-from cl_bench.reporting.runs import Protocol, Run, one_backbone
+from cl_bench.reporting.paper.layouts import PAPERS, FigureLayout, Kind, PanelLayout, figure_layouts
+from cl_bench.reporting.protocol import Protocol
+from cl_bench.reporting.runs import Run, choose_backbone
 from cl_bench.stats import Summary, summarise, summarise_curves
-
-PAPERS = files("cl_bench") / "assets" / "papers"
-Kind = Literal[
-    "accuracy", "distances", "magnitudes", "published-magnitudes", "residuals", "relative-residuals", "interpolation"
-]
-
-
-class PanelLayout(BaseModel):
-    """What a panel shows: `rows` of one stream, of which the first `limit_tasks` tasks if that is given."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: Kind
-    benchmark: str
-    tasks: int
-    rows: tuple[str, ...] = ()
-    limit_tasks: int | None = None
-    backbone: str | None = None
-
-
-class FigureLayout(BaseModel):
-    """A figure: its panels, on `backbone` unless they say otherwise."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    title: str
-    panels: tuple[PanelLayout, ...]
-    backbone: str = "vit_base_patch16_224.augreg2_in21k_ft_in1k"
 
 
 @dataclass(frozen=True)
@@ -78,17 +48,6 @@ class Figure:
     command: str
 
 
-@cache
-def layouts() -> dict[str, FigureLayout]:
-    """All figures by name."""
-    found: dict[str, FigureLayout] = {}
-    for file in sorted(PAPERS.iterdir(), key=lambda file: file.name):
-        if file.name.endswith("-figures.toml"):
-            for name, fields in tomllib.loads(file.read_text(encoding="utf-8")).items():
-                found[name] = FigureLayout.model_validate(fields)
-    return found
-
-
 def build(name: str, runs: Sequence[Run], benchmark: str | None = None, backbone: str | None = None) -> Figure:
     """A paper's figure from stored runs.
 
@@ -99,11 +58,11 @@ def build(name: str, runs: Sequence[Run], benchmark: str | None = None, backbone
     Raises:
         UserError: there is no figure of this name.
     """
-    if name not in layouts():
-        raise unknown_name("figure", name, layouts())
-    layout = layouts()[name]
+    if name not in figure_layouts():
+        raise unknown_name("figure", name, figure_layouts())
+    layout = figure_layouts()[name]
     panels: list[Panel] = []
-    vit, others = one_backbone(runs, benchmark, backbone)
+    vit, others = choose_backbone(runs, benchmark, backbone)
     notes = list(others)
     missing = False
     filled = 0

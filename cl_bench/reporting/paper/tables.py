@@ -10,57 +10,23 @@ from __future__ import annotations
 import math
 import re
 import shlex
-import tomllib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass
 from string import ascii_lowercase
-from typing import Any
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict
 
 from cl_bench import metrics
 from cl_bench.errors import unknown_name
-from cl_bench.experiment import Scenario, Value, parse_methods
-from cl_bench.reporting.paper.figures import PAPERS
-from cl_bench.reporting.runs import Protocol, Run, one_backbone
+from cl_bench.experiment import Value, parse_methods
+from cl_bench.reporting.paper.filling import Filled, Group, Stream, fill
+from cl_bench.reporting.paper.layouts import TableLayout, TablesLayout, published_numbers, table_layouts, table_names
+from cl_bench.reporting.protocol import Protocol
+from cl_bench.reporting.runs import Run, choose_backbone
 from cl_bench.reporting.text_tables import Column, Sheet, by_row
 from cl_bench.running import suites
 from cl_bench.stats import Summary, summarise
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class _Table(_Strict):
-    number: int
-    title: str
-    streams: tuple[tuple[str, int], ...]
-    rows: tuple[str, ...]
-    metrics: tuple[str, ...] = ("acc", "aaa")
-
-
-class _Row(_Strict):
-    name: str
-    published: str | None = None
-
-
-class _Paper(_Strict):
-    numbers: str
-    backbone: str
-    scenario: Scenario
-    transforms: dict[str, Any]
-    epochs: dict[str, tuple[int, ...]]
-    test_images: dict[str, int]
-
-
-class _Layout(_Strict):
-    paper: _Paper
-    rows: dict[str, _Row]
-    tables: dict[str, _Table]
 
 
 @dataclass(frozen=True)
@@ -101,58 +67,6 @@ class PaperTable:
     commands: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class _Stream:
-    """A column of the paper: a benchmark in so many tasks on a backbone (None: whichever the runs have)."""
-
-    benchmark: str
-    tasks: int
-    backbone: str | None
-
-    def __str__(self) -> str:
-        return f"{self.benchmark}, N = {self.tasks}"
-
-    def fits(self, protocol: Protocol) -> bool:
-        return (
-            protocol.benchmark == self.benchmark
-            and protocol.num_tasks == self.tasks
-            and self.backbone in (None, protocol.backbone)
-        )
-
-
-@dataclass(frozen=True)
-class _Group:
-    """Runs of one row on one stream, of one protocol and configuration; `marks` say what is different about them."""
-
-    runs: tuple[Run, ...]
-    marks: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Filled:
-    """A stream with its runs.
-
-    Attributes:
-        main: the protocol of most of the runs.
-        rows: by label, groups of the main protocol first, then the larger ones.
-        trials: how many runs were left out because they saw a part of the data only.
-    """
-
-    main: Protocol | None = None
-    rows: Mapping[str, Sequence[_Group]] = field(default_factory=dict)
-    trials: int = 0
-
-
-def names() -> dict[str, str]:
-    """All tables, with their titles."""
-    return {name: table.title for layout in _layouts() for name, table in layout.tables.items()}
-
-
-def benchmarks(name: str) -> set[str]:
-    """Benchmarks of a table's columns."""
-    return {stream for layout in _layouts() if name in layout.tables for stream, _ in layout.tables[name].streams}
-
-
 def build(name: str, runs: Sequence[Run], benchmark: str | None = None, backbone: str | None = None) -> PaperTable:
     """A table of a paper from stored runs.
 
@@ -164,15 +78,15 @@ def build(name: str, runs: Sequence[Run], benchmark: str | None = None, backbone
     Raises:
         UserError: there is no table of this name.
     """
-    layout = next((layout for layout in _layouts() if name in layout.tables), None)
+    layout = next((layout for layout in table_layouts() if name in layout.tables), None)
     if layout is None:
-        raise unknown_name("table", name, names())
+        raise unknown_name("table", name, table_names())
     table = layout.tables[name]
     own = benchmark is None and backbone is None
-    vit, others = one_backbone(runs, benchmark, backbone or (None if benchmark else layout.paper.backbone))
-    streams = list(dict.fromkeys(_Stream(benchmark or stream, tasks, vit) for stream, tasks in table.streams))
-    published = _published(layout, table.number) if own else {}
-    filled = {stream: _fill(stream, table.rows, runs, layout.paper if own else None) for stream in streams}
+    vit, others = choose_backbone(runs, benchmark, backbone or (None if benchmark else layout.paper.backbone))
+    streams = list(dict.fromkeys(Stream(benchmark or stream, tasks, vit) for stream, tasks in table.streams))
+    published = published_numbers(layout, table.number) if own else {}
+    filled = {stream: fill(stream, table.rows, runs, layout.paper if own else None) for stream in streams}
 
     letters: dict[str, str] = {}
     lines: list[tuple[str, ...]] = []
@@ -209,124 +123,8 @@ def build(name: str, runs: Sequence[Run], benchmark: str | None = None, backbone
     return PaperTable(sheet, total - len(missing), total, _commands(name, missing, total, asked))
 
 
-@cache
-def _layouts() -> tuple[_Layout, ...]:
-    found = sorted((file for file in PAPERS.iterdir() if file.name.endswith("-tables.toml")), key=lambda f: f.name)
-    return tuple(_Layout.model_validate(tomllib.loads(file.read_text(encoding="utf-8"))) for file in found)
-
-
-def _published(layout: _Layout, number: int) -> dict[tuple[str, int, str, str], tuple[float, float | None]]:
-    """Mean and standard error by benchmark, tasks, row and metric."""
-    table = pd.read_csv((PAPERS / layout.paper.numbers).open("r", encoding="utf-8"))
-    labels = {row.published or label: label for label, row in layout.rows.items()}
-    return {
-        (row["benchmark"], row["tasks"], labels[row["method"]], row["metric"]): (
-            row["mean"],
-            None if math.isnan(row["stderr"]) else row["stderr"],
-        )
-        for row in table[table["table"] == number].to_dict("records")
-    }
-
-
-# --- which runs --------------------------------------------------------------------------------------------------
-
-
-def _fill(stream: _Stream, labels: Sequence[str], runs: Sequence[Run], paper: _Paper | None) -> _Filled:
-    """The runs of these rows on a stream."""
-    fitting: defaultdict[str, defaultdict[tuple[Protocol, str], list[Run]]] = defaultdict(lambda: defaultdict(list))
-    sizes: defaultdict[Protocol, int] = defaultdict(int)
-    trials = 0
-    for run in sorted(runs, key=lambda run: (run.record.experiment.seed, run.record.experiment.class_order, run.label)):
-        if run.record.label not in labels or not stream.fits(run.protocol):
-            continue
-        if run.protocol.limits_text():
-            trials += 1
-            continue
-        fitting[run.record.label][run.protocol, run.label].append(run)
-        sizes[run.protocol] += 1
-    if not sizes:
-        return _Filled(trials=trials)
-    main = max(sizes, key=lambda protocol: (sizes[protocol], protocol.digest))
-    rows = {}
-    for label in (label for label in labels if label in fitting):
-        kinds = sorted(fitting[label].items(), key=lambda item: (item[0][0] != main, -len(item[1]), item[0][1]))
-        first = kinds[0][1][0]
-        rows[label] = [
-            _Group(tuple(found), (*_against_paper(found[0], paper), *_against_column(found[0], main, first)))
-            for _, found in kinds
-        ]
-    return _Filled(main, rows, trials)
-
-
-def _against_paper(run: Run, paper: _Paper | None) -> Iterator[str]:
-    """What differs from the paper, in words."""
-    if paper is None:
-        return
-    transforms = [
-        f"{name} {_value(getattr(run.protocol.transforms, name))} (paper: {_value(wanted)})"
-        for name, wanted in paper.transforms.items()
-        if not _equal(getattr(run.protocol.transforms, name), wanted)
-    ]
-    if transforms:
-        yield ", ".join(transforms)
-    if run.protocol.scenario != paper.scenario:
-        yield f"{run.protocol.scenario} (paper: {paper.scenario})"
-    if not isinstance(run.protocol.tasks, int):
-        yield f"{run.protocol.shape} (paper: all of the same size)"
-    images, known_images = sum(run.record.total), paper.test_images.get(run.protocol.benchmark)
-    if known_images is not None and images != known_images:
-        yield f"another split, of {images:,} test images (paper: {known_images:,})"
-    epochs = run.record.experiment.hyperparameters.get("epochs")
-    known_epochs = paper.epochs.get(run.protocol.benchmark, ())
-    if known_epochs and epochs is not None and epochs not in known_epochs:
-        yield f"{epochs} epochs (paper: {' or '.join(map(str, known_epochs))})"
-
-
-def _against_column(run: Run, main: Protocol, first: Run) -> Iterator[str]:
-    """What differs from the protocol of the column, and in configuration from the first line of the row, in words."""
-    protocols = _protocol_facts(run.protocol), _protocol_facts(main)
-    record, other = run.record.experiment, first.record.experiment
-    # What one of two revisions does not know counts as the other's default, as where rows are told apart.
-    defaults = other.defaults | record.defaults
-    configurations = tuple(
-        {"revision": one.revision, "image storage": one.storage, "probe": one.probe, **defaults, **one.hyperparameters}
-        for one in (record, other)
-    )
-    for ours, theirs in (protocols, configurations):
-        changes = [
-            f"{name} {_value(ours[name])} instead of {_value(theirs[name])}"
-            for name in sorted(ours.keys() & theirs.keys())
-            if ours[name] != theirs[name]
-        ]
-        if changes:
-            yield ", ".join(changes)
-
-
-def _protocol_facts(protocol: Protocol) -> dict[str, object]:
-    """All that makes a protocol, flat and in words; of limits there are none here."""
-    names = ("benchmark", "scenario", "backbone", "precision", "weights", "split")
-    facts: dict[str, object] = {name: getattr(protocol, name) for name in names}
-    return facts | {"tasks": protocol.shape} | protocol.transforms.model_dump()
-
-
-def _equal(one: Any, other: Any) -> bool:
-    if isinstance(one, tuple) and isinstance(other, list | tuple):
-        # One channel stands for all of them.
-        return all(math.isclose(a, b) for a, b in zip(one, other, strict=len(one) == len(other)))
-    return math.isclose(one, other)
-
-
-def _value(value: object) -> str:
-    if isinstance(value, tuple | list):
-        return f"({', '.join(map(_value, value))})"
-    if isinstance(value, bool) or value is None:
-        return str(value).lower()
-    # Of a hash the start says enough.
-    return f"{value:.4g}" if isinstance(value, float) else re.sub(r"^([0-9a-f]{8})[0-9a-f]{24,}$", r"\1", str(value))
-
-
 def _commands(
-    name: str, missing: Sequence[tuple[_Stream, str]], total: int, asked: Mapping[str, str]
+    name: str, missing: Sequence[tuple[Stream, str]], total: int, asked: Mapping[str, str]
 ) -> tuple[str, ...]:
     """Command lines that make the missing runs: the table's suite if all are, else what of it is missing."""
     if len(missing) == total:
@@ -358,7 +156,7 @@ def _options(cell: suites.Grid) -> tuple[str, ...]:
 # --- texts -------------------------------------------------------------------------------------------------------
 
 
-def _columns(table: _Table, streams: Sequence[_Stream], own: bool) -> tuple[Column, ...]:
+def _columns(table: TableLayout, streams: Sequence[Stream], own: bool) -> tuple[Column, ...]:
     columns = [Column("method", numeric=False)]
     for stream in streams:
         for metric in (METRICS[name] for name in table.metrics):
@@ -370,7 +168,7 @@ def _columns(table: _Table, streams: Sequence[_Stream], own: bool) -> tuple[Colu
     return tuple(columns)
 
 
-def _summary(metric: str, group: _Group | None) -> Summary | None:
+def _summary(metric: str, group: Group | None) -> Summary | None:
     """Over the runs for which the metric is defined."""
     values = [METRICS[metric].value(run) for run in group.runs] if group else []
     defined = [value for value in values if not math.isnan(value)]
@@ -414,11 +212,11 @@ def _letter(mark: str, letters: dict[str, str]) -> str:
 
 def _numbers(
     label: str,
-    stream: _Stream,
+    stream: Stream,
     metric: str,
     ours: Summary | None,
     theirs: tuple[float, float | None] | None,
-    group: _Group | None,
+    group: Group | None,
 ) -> dict[str, object]:
     runs = group.runs if group else ()
     protocol = runs[0].protocol if runs else None
@@ -444,7 +242,7 @@ def _numbers(
     }
 
 
-def _caption(table: _Table, streams: Sequence[_Stream], own: bool) -> str:
+def _caption(table: TableLayout, streams: Sequence[Stream], own: bool) -> str:
     if own:
         return f"{table.title}. Ours beside the published values."
     what = " and ".join(dict.fromkeys(stream.benchmark for stream in streams))
@@ -454,7 +252,7 @@ def _caption(table: _Table, streams: Sequence[_Stream], own: bool) -> str:
 
 
 def _notes(
-    layout: _Layout, table: _Table, filled: Mapping[_Stream, _Filled], letters: Mapping[str, str], own: bool
+    layout: TablesLayout, table: TableLayout, filled: Mapping[Stream, Filled], letters: Mapping[str, str], own: bool
 ) -> Iterator[str]:
     places = [
         (f"{layout.rows[label].name} at {stream}", groups[0])

@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 import math
-import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
 
 from cl_bench.reporting import charts
 from cl_bench.reporting.charts import Chart, Heat, Lines, Ranks, Scatter
 from cl_bench.reporting.render import scatter, styles
+from cl_bench.reporting.render.panels import DRAW, dash, in_legend, place_lines
 from cl_bench.reporting.render.styles import Style
-from cl_bench.reporting.render.text_layout import COLUMN, FAINT, TEXT, text_width, wrapped
-from cl_bench.stats import Summary
+from cl_bench.reporting.render.text_layout import COLUMN, TEXT, text_width, wrapped
 
 FORMATS = ("png", "pdf", "svg")
 DPI = 200
-_BANDS = 4
-"""More curves than this have bars at their end instead of bands."""
 _SMALL = 4
 """From so many panels on they are small multiples: names of axes and ticks stand once for all."""
 _STYLE: dict[Any, Any] = {
@@ -104,13 +98,13 @@ def draw(chart: Chart, ceilings: Iterable[str] = ()) -> Figure:
         for axes, panel in drawn:
             # Said here, it does not depend on the settings at the time when the picture is written.
             axes.tick_params(labelsize=7)
-            _DRAW[type(panel)](axes, panel, look)
+            DRAW[type(panel)](axes, panel, look)
             if isinstance(panel, Scatter):
                 scatter.name_far(axes, panel, width / columns)
             if getattr(panel, "title", ""):
                 axes.set_title(wrapped(panel.title, 0.85 * width / columns, 8), pad=4)
         for group in [drawn] if shared else [[one] for one in drawn]:
-            _place_lines([(axes, panel) for axes, panel in group if isinstance(panel, Lines)])
+            place_lines([(axes, panel) for axes, panel in group if isinstance(panel, Lines)])
         if shared:
             _share(figure, drawn, columns)
         if heat:
@@ -197,7 +191,7 @@ def _keys(chart: Chart, look: Mapping[str, Style], width: float) -> list[Line2D]
         if isinstance(panel, Lines):
             for line in panel.lines:
                 if line.order is not None:
-                    if _in_legend(panel):
+                    if in_legend(panel):
                         sequence.setdefault(line.label, line.order)
                 elif line.label != panel.title:
                     ends.setdefault(line.label, line.y[-1].mean)
@@ -208,7 +202,7 @@ def _keys(chart: Chart, look: Mapping[str, Style], width: float) -> list[Line2D]
     points = isinstance(chart.panels[0], Scatter)
     rows = [
         Line2D(
-            [], [], color=look[label].colour, linestyle="none" if points else _dash(look[label]),
+            [], [], color=look[label].colour, linestyle="none" if points else dash(look[label]),
             marker=look[label].marker or ("*" if points else None), markeredgecolor="white", markeredgewidth=0.5,
             label=wrapped(label),
         )
@@ -232,20 +226,6 @@ def _keys_per_row(labels: Sequence[str], width: float) -> int:
     return 1
 
 
-def _numbered(panel: Lines) -> bool:
-    """Whether the lines are a sequence too long to spell out beside each of them."""
-    return sum(line.order is not None for line in panel.lines) > 3
-
-
-def _in_legend(panel: Lines) -> bool:
-    """Whether the lines are a sequence whose names would cover each other where they end."""
-    return _numbered(panel) and len({line.x[-1] for line in panel.lines}) == 1
-
-
-def _dash(style: Style) -> Any:
-    return (0, style.dash) if style.dash else "-"
-
-
 def _share(figure: Figure, drawn: Sequence[tuple[Axes, charts.Panel]], columns: int) -> None:
     """Names of axes once for all panels of small multiples, and ticks at the edge where they are the same."""
     first = drawn[0][1]
@@ -264,109 +244,6 @@ def _cells_of(panel: charts.Panel) -> object:
     return (panel.rows, panel.columns) if isinstance(panel, Heat) else id(panel)
 
 
-# --- kinds of panels -------------------------------------------------------------------------------------------
-
-
-def _draw_lines(axes: Axes, panel: Lines, look: Mapping[str, Style]) -> None:
-    for label, level in panel.levels:
-        axes.axhline(level.mean, color=look[label].colour, linestyle=_dash(look[label]))
-    for number, line in enumerate(panel.lines):
-        style = look[line.label] if line.order is None else styles.sequential(line.order)
-        if line.label == panel.title:
-            # Nothing to be told apart from.
-            style = Style(style.colour, "", ())
-        means = [value.mean for value in line.y]
-        axes.plot(
-            line.x, means, color=style.colour, linestyle=_dash(style), clip_on=False, zorder=3,
-            marker=style.marker, markevery=math.ceil(len(line.x) / 30), markeredgecolor="white", markeredgewidth=0.4,
-            markersize=4 if line.order is None else 2.8, linewidth=1.25 if line.order is None else 1.0,
-        )  # fmt: skip
-        low, high = _interval(line.y)
-        if np.isfinite(low).any() and len(panel.lines) <= _BANDS:
-            axes.fill_between(line.x, low, high, color=style.colour, alpha=0.13, linewidth=0)
-        elif np.isfinite(low[-1]) and line.order is None:
-            # Bands of many rows would cover each other: bars at the end, side by side.
-            place = line.x[-1] + (line.x[-1] - line.x[0]) * (0.02 + 0.007 * number)
-            axes.plot([place, place], [low[-1], high[-1]], color=style.colour, linewidth=1.4, clip_on=False)
-    axes.set(xlabel=panel.x, ylabel=panel.y)
-    axes.margins(x=0.04)
-    axes.ticklabel_format(useOffset=False)
-
-
-def _place_lines(drawn: Sequence[tuple[Axes, Lines]]) -> None:
-    """Give panels of curves one range, ticks where there are values, and names to sequences that have no legend."""
-    if not drawn:
-        return
-    limits = [(*axes.get_xlim(), *axes.get_ylim()) for axes, _ in drawn]
-    left, right, bottom, top = (f(one[i] for one in limits) for i, f in enumerate((min, max, min, max)))
-    places = [place for _, panel in drawn for line in panel.lines for place in line.x]
-    for axes, panel in drawn:
-        axes.set_xlim(left, right)
-        axes.set_ylim(*((max(bottom, 0), min(top, 100)) if "%" in panel.y else (bottom, top)))
-        if panel.whole and places:
-            # Fewer where numbers are long: three panels may share the width.
-            ticks = MaxNLocator(nbins=8 if max(places) < 100 else 5, integer=True).tick_values(min(places), max(places))
-            axes.set_xticks([tick for tick in ticks if min(places) <= tick <= max(places)])
-        if _in_legend(panel):
-            continue
-        for line in panel.lines:
-            if line.order is not None and line.x:
-                axes.annotate(
-                    line.label.rpartition(" ")[2] if _numbered(panel) else line.label,
-                    (line.x[-1], line.y[-1].mean), xytext=(3, 0), textcoords="offset points", va="center",
-                    fontsize=5.5 if _numbered(panel) else 7, color=styles.sequential(line.order).colour,
-                    annotation_clip=False,
-                )  # fmt: skip
-
-
-def _interval(values: Sequence[Summary]) -> tuple[Any, Any]:
-    """Ends of the intervals, NaN where there is none."""
-    low, high = (np.array([getattr(value, end) for value in values], dtype=np.float64) for end in ("low", "high"))
-    return low, high
-
-
-def _draw_heat(axes: Axes, panel: Heat, look: Mapping[str, Style]) -> None:
-    values = np.array([[np.nan if value is None else value for value in row] for row in panel.values])
-    # Lines between so many cells would cover them, and so many shapes take a viewer long.
-    fine = max(values.shape) > 40
-    axes.pcolormesh(
-        values, cmap=_COLOURS, vmin=panel.low, vmax=panel.high, edgecolor="none" if fine else "white", linewidth=0.4,
-        rasterized=fine,
-    )  # fmt: skip
-    axes.invert_yaxis()
-    axes.set_aspect("equal")
-    size = 7.0 if len(panel.columns) <= 6 else 5.0
-    if max(values.shape) <= 12:
-        shade = _COLOURS((values - panel.low) / ((panel.high - panel.low) or 1))[..., :3]
-        dark = _luminance(shade) < _MIDDLE
-        for (row, column), value in np.ndenumerate(values):
-            if np.isfinite(value):
-                axes.text(
-                    column + 0.5, row + 0.5, f"{value:.{panel.decimals}f}", ha="center", va="center",
-                    fontsize=size - 0.7 * (panel.decimals > 0), color="white" if dark[row, column] else "black",
-                )  # fmt: skip
-    for ticks, names, axis in ((values.shape[1], panel.columns, axes.xaxis), (values.shape[0], panel.rows, axes.yaxis)):
-        step = 1 if ticks <= 12 else math.ceil(ticks / 10)
-        axis.set_ticks(np.arange(0, ticks, step) + 0.5, names[::step])
-    axes.tick_params(length=0, pad=1, labelsize=size)
-    axes.set(xlabel=panel.x, ylabel=panel.y)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-
-
-_MIDDLE = 0.179
-"""Luminance from which on black is the clearer on it, below it white."""
-
-
-def _luminance(colours: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Relative luminance (WCAG 2) of sRGB colours in [0, 1], shape [..., 3]."""
-    linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
-    return np.asarray(linear @ (0.2126, 0.7152, 0.0722))
-
-
-_COLOURS = sns.color_palette("YlGnBu", as_cmap=True)
-
-
 def _colour_bar(figure: Figure, drawn: Sequence[tuple[Axes, charts.Panel]], lines: int) -> None:
     """One bar for all heat maps, which share their scale."""
     heats = [axes for axes, panel in drawn if isinstance(panel, Heat)]
@@ -380,56 +257,3 @@ def _colour_bar(figure: Figure, drawn: Sequence[tuple[Axes, charts.Panel]], line
     bar.set_label(first.unit, size=7)
     bar.ax.tick_params(labelsize=6)
     bar.outline.set_visible(False)
-
-
-def _draw_ranks(axes: Axes, panel: Ranks, look: Mapping[str, Style]) -> None:
-    """Names left and right of a rank axis, each joined to its rank; bars join what cannot be told apart."""
-    ranks = dict(panel.ranks)
-    low, high = 1, max(2, math.ceil(max(ranks.values())))
-    half = math.ceil(len(ranks) / 2)
-    names = list(ranks)
-    depth = 1.2 + 0.55 * len(panel.groups)
-    axes.set_xlim(low - 0.02, high + 0.02)
-    axes.set_ylim(-(depth + half) - 0.4, 0.7)
-    axes.axhline(0, color="#333333", linewidth=0.9)
-    # The names stand outside the axes, for which the layout engine would leave no room.
-    texts = [
-        f"{label}  {ranks[label]:.2f}" if i < half else f"{ranks[label]:.2f}  {label}" for i, label in enumerate(names)
-    ]
-    sides = [max(text_width(text, 7) for text in side) / TEXT for side in (texts[:half], texts[half:])]
-    size = 7 * min(1, 0.38 / max(sides))
-    left, right = (0.02 + min(side, 0.38) for side in sides)
-    most = (1 - left - right) * TEXT / (1.5 * text_width("00", 7))
-    step = next(step for step in (1, 2, 5, 10, high) if (high - low) / step <= most)
-    for tick in (low, *range(max(step, 2), high + 1, step)):
-        axes.plot([tick, tick], [0, 0.22], color="#333333", linewidth=0.8)
-        axes.text(tick, 0.32, str(tick), ha="center", va="bottom", fontsize=7)
-    for number, group in enumerate(panel.groups):
-        ends = [ranks[label] for label in group]
-        axes.plot(
-            [min(ends), max(ends)], [-0.55 * (number + 1)] * 2, color="#555555", linewidth=2.6, solid_capstyle="butt"
-        )
-    for position, (label, text) in enumerate(zip(names, texts, strict=True)):
-        first = position < half
-        y = -(depth + (position if first else len(names) - 1 - position))
-        edge = low - 0.02 if first else high + 0.02
-        axes.plot([ranks[label], ranks[label], edge], [0, y, y], color="#333333", linewidth=0.6, clip_on=False)
-        axes.annotate(
-            text, (edge, y), xytext=(-3 if first else 3, 0), textcoords="offset points", fontsize=size, va="center",
-            ha="right" if first else "left", annotation_clip=False,
-        )  # fmt: skip
-    axes.set_axis_off()
-    axes.figure.set_layout_engine(None)  # type: ignore[union-attr]
-    axes.set_position((left, 0.14, 1 - left - right, 0.84))
-    axes.text(
-        (0.5 - left) / (1 - left - right), -0.03, textwrap.fill(panel.note, 100), transform=axes.transAxes, ha="center",
-        va="top", fontsize=6.5, color=FAINT,
-    )  # fmt: skip
-
-
-_DRAW: Mapping[type, Callable[[Axes, Any, Mapping[str, Style]], None]] = {
-    Lines: _draw_lines,
-    Heat: _draw_heat,
-    Scatter: scatter.draw,
-    Ranks: _draw_ranks,
-}

@@ -1,0 +1,105 @@
+"""Stored runs as data frames: one row per run, or one per run, stage and task."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from cl_bench import metrics
+from cl_bench.reporting.intransigence import Stream, intransigence, references
+from cl_bench.reporting.runs import Run
+
+EXTRA_METRICS: Mapping[str, tuple[str, str, bool]] = {
+    "fwt": ("fwt, %", "task-aware accuracy on a task before it is learned, minus chance, mean over tasks", True),
+    "intransigence": (
+        "intransigence, %",
+        "accuracy of joint training on all tasks up to a new one, minus that right after learning it, mean over tasks",
+        False,
+    ),
+}
+"""Metrics that need more than a run's class-incremental counts: title, description, whether more is better."""
+
+
+def tidy(runs: Sequence[Run]) -> pd.DataFrame:
+    """One row per run, in the given order.
+
+    Columns: the protocol's fields; `label`, `method`, `revision`, `recipe`, `origin`, `key`, `seed`, `class_order`;
+    every one of `metrics.METRICS` and of `EXTRA_METRICS` as fractions, NaN where undefined; `minutes` of training and
+    evaluation together; `trainable`, the most numbers trained in any stage; `tuning_trials` and `tuning_minutes`,
+    what the search for the hyper-parameters has cost.
+    """
+    known = references(runs)
+    return pd.DataFrame([_flat(run, known) for run in runs])
+
+
+def exported(runs: Sequence[Run]) -> pd.DataFrame:
+    """`tidy`, with columns of one type each: also `hyperparameters` (JSON) and `finished` (UTC, NaT if not known)."""
+    frame = tidy(runs).astype({"revision": str})
+    options = (json.dumps(run.record.experiment.hyperparameters, sort_keys=True) for run in runs)
+    finished = pd.Series([run.record.finished for run in runs], dtype="datetime64[s, UTC]")
+    return frame.assign(hyperparameters=list(options), finished=finished)
+
+
+def long(runs: Sequence[Run]) -> pd.DataFrame:
+    """One row per run, stage and task, the last two from 0.
+
+    Columns: `key`, `label`, `origin`, `benchmark`, `seed`, `class_order`, `stage`, `task`; test images in `total`, hits
+    in `correct` (missing where the task was not evaluated) and `correct_task_aware`.
+    """
+    rows = [
+        (run.record.key, run.label, run.origin, run.protocol.benchmark, run.record.experiment.seed,
+         run.record.experiment.class_order, t, j, size, run.record.correct[t][j], run.record.correct_task_aware[t][j])
+        for run in runs
+        for t in range(len(run.record.correct))
+        for j, size in enumerate(run.record.total)
+    ]  # fmt: skip
+    columns = (
+        "key", "label", "origin", "benchmark", "seed", "class_order", "stage", "task", "total", "correct",
+        "correct_task_aware",
+    )  # fmt: skip
+    return pd.DataFrame(rows, columns=columns).astype({"correct": "Int64"})
+
+
+def _flat(run: Run, known: Mapping[Stream, Mapping[str, Mapping[int, float]]]) -> dict[str, Any]:
+    record, experiment, protocol = run.record, run.record.experiment, run.protocol
+    counts = (record.correct, record.total)
+    return {
+        "benchmark": protocol.benchmark,
+        "scenario": protocol.scenario,
+        "tasks": protocol.num_tasks,
+        "classes": protocol.classes,
+        "split": protocol.split,
+        "transforms": protocol.transforms.model_dump_json(),
+        "backbone": protocol.backbone,
+        "weights": protocol.weights,
+        "precision": protocol.precision,
+        "limits": protocol.limits.model_dump_json(exclude_none=True),
+        "label": run.label,
+        "method": experiment.method,
+        "revision": experiment.revision,
+        "recipe": record.recipe,
+        "origin": run.origin,
+        "key": record.key,
+        "seed": experiment.seed,
+        "class_order": experiment.class_order,
+        **{name: metrics.value(name, *counts) for name in metrics.METRICS},
+        "fwt": _forward_transfer(run),
+        "intransigence": next((sum(v) / len(v) for v in intransigence(run, known).values()), float("nan")),
+        "minutes": record.seconds / 60,
+        "trainable": max(record.trainable, default=0),
+        "tuning_trials": record.tuning_trials,
+        "tuning_minutes": record.tuning_minutes,
+    }
+
+
+def _forward_transfer(run: Run) -> float:
+    """`metrics.fwt` against chance: 1 / classes of the task, as a head that has not been trained guesses."""
+    if not run.sequential or run.protocol.scenario != "class-incremental":
+        return float("nan")
+    tasks = run.protocol.tasks
+    sizes = [run.protocol.classes // tasks] * tasks if isinstance(tasks, int) else list(tasks)
+    chance = [1 / size for size in sizes[: len(run.record.total)]]
+    return metrics.fwt(run.record.correct_task_aware, run.record.total, chance)

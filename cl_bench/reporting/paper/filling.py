@@ -1,0 +1,150 @@
+"""The stored runs of each cell of a paper's table, and what is different about them."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from cl_bench.reporting.paper.layouts import Paper
+from cl_bench.reporting.protocol import Protocol
+from cl_bench.reporting.runs import Run
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A column of the paper: a benchmark in so many tasks on a backbone (None: whichever the runs have)."""
+
+    benchmark: str
+    tasks: int
+    backbone: str | None
+
+    def __str__(self) -> str:
+        return f"{self.benchmark}, N = {self.tasks}"
+
+    def fits(self, protocol: Protocol) -> bool:
+        return (
+            protocol.benchmark == self.benchmark
+            and protocol.num_tasks == self.tasks
+            and self.backbone in (None, protocol.backbone)
+        )
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one row on one stream, of one protocol and configuration; `marks` say what is different about them."""
+
+    runs: tuple[Run, ...]
+    marks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A stream with its runs.
+
+    Attributes:
+        main: the protocol of most of the runs.
+        rows: by label, groups of the main protocol first, then the larger ones.
+        trials: how many runs were left out because they saw a part of the data only.
+    """
+
+    main: Protocol | None = None
+    rows: Mapping[str, Sequence[Group]] = field(default_factory=dict)
+    trials: int = 0
+
+
+def fill(stream: Stream, labels: Sequence[str], runs: Sequence[Run], paper: Paper | None) -> Filled:
+    """The runs of these rows on a stream."""
+    fitting: defaultdict[str, defaultdict[tuple[Protocol, str], list[Run]]] = defaultdict(lambda: defaultdict(list))
+    sizes: defaultdict[Protocol, int] = defaultdict(int)
+    trials = 0
+    for run in sorted(runs, key=lambda run: (run.record.experiment.seed, run.record.experiment.class_order, run.label)):
+        if run.record.label not in labels or not stream.fits(run.protocol):
+            continue
+        if run.protocol.limits_text():
+            trials += 1
+            continue
+        fitting[run.record.label][run.protocol, run.label].append(run)
+        sizes[run.protocol] += 1
+    if not sizes:
+        return Filled(trials=trials)
+    main = max(sizes, key=lambda protocol: (sizes[protocol], protocol.digest))
+    rows = {}
+    for label in (label for label in labels if label in fitting):
+        kinds = sorted(fitting[label].items(), key=lambda item: (item[0][0] != main, -len(item[1]), item[0][1]))
+        first = kinds[0][1][0]
+        rows[label] = [
+            Group(tuple(found), (*_against_paper(found[0], paper), *_against_column(found[0], main, first)))
+            for _, found in kinds
+        ]
+    return Filled(main, rows, trials)
+
+
+def _against_paper(run: Run, paper: Paper | None) -> Iterator[str]:
+    """What differs from the paper, in words."""
+    if paper is None:
+        return
+    transforms = [
+        f"{name} {_value(getattr(run.protocol.transforms, name))} (paper: {_value(wanted)})"
+        for name, wanted in paper.transforms.items()
+        if not _equal(getattr(run.protocol.transforms, name), wanted)
+    ]
+    if transforms:
+        yield ", ".join(transforms)
+    if run.protocol.scenario != paper.scenario:
+        yield f"{run.protocol.scenario} (paper: {paper.scenario})"
+    if not isinstance(run.protocol.tasks, int):
+        yield f"{run.protocol.shape} (paper: all of the same size)"
+    images, known_images = sum(run.record.total), paper.test_images.get(run.protocol.benchmark)
+    if known_images is not None and images != known_images:
+        yield f"another split, of {images:,} test images (paper: {known_images:,})"
+    epochs = run.record.experiment.hyperparameters.get("epochs")
+    known_epochs = paper.epochs.get(run.protocol.benchmark, ())
+    if known_epochs and epochs is not None and epochs not in known_epochs:
+        yield f"{epochs} epochs (paper: {' or '.join(map(str, known_epochs))})"
+
+
+def _against_column(run: Run, main: Protocol, first: Run) -> Iterator[str]:
+    """What differs from the protocol of the column, and in configuration from the first line of the row, in words."""
+    protocols = _protocol_facts(run.protocol), _protocol_facts(main)
+    record, other = run.record.experiment, first.record.experiment
+    # What one of two revisions does not know counts as the other's default, as where rows are told apart.
+    defaults = other.defaults | record.defaults
+    configurations = tuple(
+        {"revision": one.revision, "image storage": one.storage, "probe": one.probe, **defaults, **one.hyperparameters}
+        for one in (record, other)
+    )
+    for ours, theirs in (protocols, configurations):
+        changes = [
+            f"{name} {_value(ours[name])} instead of {_value(theirs[name])}"
+            for name in sorted(ours.keys() & theirs.keys())
+            if ours[name] != theirs[name]
+        ]
+        if changes:
+            yield ", ".join(changes)
+
+
+def _protocol_facts(protocol: Protocol) -> dict[str, object]:
+    """All that makes a protocol, flat and in words; of limits there are none here."""
+    names = ("benchmark", "scenario", "backbone", "precision", "weights", "split")
+    facts: dict[str, object] = {name: getattr(protocol, name) for name in names}
+    return facts | {"tasks": protocol.shape} | protocol.transforms.model_dump()
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, tuple) and isinstance(other, list | tuple):
+        # One channel stands for all of them.
+        return all(math.isclose(a, b) for a, b in zip(one, other, strict=len(one) == len(other)))
+    return math.isclose(one, other)
+
+
+def _value(value: object) -> str:
+    if isinstance(value, tuple | list):
+        return f"({', '.join(map(_value, value))})"
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
+    # Of a hash the start says enough.
+    return f"{value:.4g}" if isinstance(value, float) else re.sub(r"^([0-9a-f]{8})[0-9a-f]{24,}$", r"\1", str(value))

@@ -1,0 +1,91 @@
+"""What must agree for two numbers to be comparable: runs of different protocols never share a table."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+from cl_bench.experiment import Limits, Tasks, Transforms, number_of
+from cl_bench.store import RunRecord
+
+PROTOCOL_FIELDS = (
+    "benchmark", "scenario", "tasks", "split", "transforms", "backbone", "weights", "precision", "limits",
+)  # fmt: skip
+"""The fields of an experiment that make its protocol."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What must agree for two runs to be compared. `classes` (in the whole stream) follows from the rest."""
+
+    benchmark: str
+    scenario: str
+    tasks: Tasks
+    split: str
+    transforms: Transforms
+    backbone: str
+    weights: str
+    precision: str
+    limits: Limits
+    classes: int = field(compare=False)
+
+    @classmethod
+    def of(cls, record: RunRecord) -> Protocol:
+        shared = {name: getattr(record.experiment, name) for name in PROTOCOL_FIELDS}
+        return cls(**shared, classes=len(record.classes))
+
+    @property
+    def digest(self) -> str:
+        """First 8 hex digits of the SHA-256 of all compared fields; a later one with a default changes nothing."""
+        fields = {name: getattr(self, name) for name in PROTOCOL_FIELDS}
+        for name in ("transforms", "limits"):
+            fields[name] = fields[name].model_dump(mode="json", exclude_defaults=True)
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8]
+
+    @property
+    def num_tasks(self) -> int:
+        """Length of the whole stream."""
+        return number_of(self.tasks)
+
+    @property
+    def shape(self) -> str:
+        """Tasks and classes in words, e.g. `10 tasks x 10 classes` with a multiplication sign."""
+        if self.scenario == "domain-incremental":
+            return f"{self.tasks} domains of {self.classes} classes"
+        if isinstance(self.tasks, int):
+            return f"{self.tasks} tasks \N{MULTIPLICATION SIGN} {self.classes / self.tasks:g} classes"
+        runs = _runs(self.tasks)
+        sizes = [f"{n} \N{MULTIPLICATION SIGN} {size}" if n > 1 else f"{size}" for n, size in runs]
+        return f"{len(self.tasks)} tasks of {' + '.join(sizes)} classes"
+
+    @property
+    def name(self) -> str:
+        """Readable part of file names; not necessarily unique (see `sections`)."""
+        parts = [re.sub(r"[^A-Za-z0-9._-]+", "_", part).strip("._")[:60] for part in (self.benchmark, self.backbone)]
+        if self.scenario == "domain-incremental":
+            shape = f"{self.tasks}-domains"
+        elif isinstance(self.tasks, int):
+            shape = f"{self.tasks}x{self.classes / self.tasks:g}"
+        else:
+            shape = "+".join(f"{n}x{size}" if n > 1 else f"{size}" for n, size in _runs(self.tasks))[:60]
+        cuts = self.limits.model_dump(exclude_none=True)
+        return "-".join([parts[0], shape, parts[1], *(f"{name}{value:g}" for name, value in cuts.items())])
+
+    def limits_text(self) -> str:
+        """The limits in words; empty where there are none."""
+        words = {
+            "tasks": f"first {self.limits.tasks} of {self.num_tasks} tasks only",
+            "train_per_class": f"at most {self.limits.train_per_class} training images per class",
+            "test_per_class": f"at most {self.limits.test_per_class} test images per class",
+            "validation": f"validated on {self.limits.validation or 0:.0%} of the training images, not tested",
+        }
+        return ", ".join(words[name] for name in words if getattr(self.limits, name) is not None)
+
+
+def _runs(sizes: Sequence[int]) -> list[tuple[int, int]]:
+    """Sizes of tasks as pairs of how many in a row and which."""
+    return [(len(list(group)), size) for size, group in groupby(sizes)]
