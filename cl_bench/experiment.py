@@ -31,10 +31,26 @@ Tasks = _Tasks | Annotated[tuple[_Tasks, ...], Field(fail_fast=True)]
 MAX_SEED = 2**32 - 1
 """The largest seed that numpy's `RandomState`, which makes the class orders, takes."""
 
+LEAKY_OPTION = "as_published_leaky"
+"""The hyper-parameter under which a method shows a leak of its released code: samples of a batch see each other."""
+
 
 def number_of(tasks: Tasks) -> int:
     """How many tasks these are."""
     return tasks if isinstance(tasks, int) else len(tasks)
+
+
+def value_text(value: object, digits: int | None = None) -> str:
+    """A value as the command line spells it: `true`, `none`, `0.1`, `(q, v)`.
+
+    Args:
+        digits: significant digits of floats; None: as many as tell them apart.
+    """
+    if isinstance(value, list | tuple):
+        return f"({', '.join(value_text(item, digits) for item in value)})"
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
+    return f"{value:.{digits}g}" if isinstance(value, float) and digits else str(value)
 
 
 class Transforms(BaseModel):
@@ -100,10 +116,10 @@ class Experiment(BaseModel):
         class_order: `natural`, `permutation:K` (numpy's legacy `RandomState(K).permutation`, as in PILOT), or the class
             indices themselves, `order:2,0,1`; in a domain-incremental stream, the same of the domains.
         split, weights: SHA-256 of the split and of the backbone's weights.
-        precision: of the backbone (see `adapters.network`), as resolved, not as requested.
+        precision: of the backbone (see `models.vit`), as resolved, not as requested.
         storage: how the images are kept: all of one size in `memory`; `resized:S`, decoded once, the shorter side no
             longer than S pixels; or as `files`, decoded whenever they are read.
-        probe: what is measured besides (see `probes`); the counts are the same.
+        probe: what is measured besides (see `training.probes`); the counts are the same.
         seed: training seed.
     """
 
@@ -131,6 +147,11 @@ class Experiment(BaseModel):
     def num_tasks(self) -> int:
         """Length of the whole stream."""
         return number_of(self.tasks)
+
+    @property
+    def leaky(self) -> bool:
+        """Whether samples of a batch see each other, as in released code that is known to be wrong."""
+        return self.hyperparameters.get(LEAKY_OPTION) is True
 
     def identity(self) -> dict[str, Any]:
         """The fields that differ from their defaults: what the key is made of.

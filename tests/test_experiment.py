@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from cl_bench.contract import registry
 from cl_bench.errors import UserError
 from cl_bench.experiment import (
     Experiment,
@@ -23,7 +24,9 @@ from cl_bench.experiment import (
     parse_order,
     parse_seeds,
     parse_settings,
+    value_text,
 )
+from cl_bench.running import plan
 
 DEFAULTS: dict[str, Any] = {"rank": 10, "lr": 0.01, "clip_norm": None, "blocks": [0, 1]}
 FIELDS: dict[str, Any] = {
@@ -330,3 +333,36 @@ def test_class_orders_that_do_not_exist(text: str) -> None:
 @pytest.mark.parametrize(("text", "seeds"), [("0-4", [0, 1, 2, 3, 4]), ("0,2,5", [0, 2, 5]), ("3,1-3,1", [3, 1, 2])])
 def test_seeds(text: str, seeds: list[int]) -> None:
     assert parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"),
+    [
+        (True, None, "true"),
+        (None, None, "none"),
+        (7, 4, "7"),
+        ("cosine", None, "cosine"),
+        (0.1 + 0.2, None, "0.30000000000000004"),
+        (0.1 + 0.2, 4, "0.3"),
+        (1e-05, 6, "1e-05"),
+        (8 / 7, 4, "1.143"),
+        (["q", "v"], None, "(q, v)"),
+        ((8 / 7, None, False), 4, "(1.143, none, false)"),
+    ],
+)
+def test_a_value_is_spelled_as_on_the_command_line(value: object, digits: int | None, text: str) -> None:
+    assert value_text(value, digits) == text
+
+
+@pytest.mark.parametrize(
+    ("option", "label"),
+    [
+        ({"lr": "0.0100000049"}, "sdlora[lr=0.01]"),
+        ({"lr": "1e-5", "align": "yes"}, "sdlora[align=true,lr=1e-05]"),
+        ({"clip_norm": "none"}, "sdlora[clip_norm=None]"),
+        ({"targets": "q+v"}, "sdlora[targets=['q', 'v']]"),
+    ],
+)
+def test_labels_are_written_as_those_that_are_stored(option: dict[str, str], label: str) -> None:
+    (run,) = plan.plan([(registry.find("sdlora"), option)], [0])
+    assert run.label == label

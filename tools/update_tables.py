@@ -81,14 +81,14 @@ def filled(text: str, sections: list[Section]) -> str:
     def block(match: re.Match[str]) -> str:
         found, missing = section(sections, match["suite"], int(match["tasks"]))
         if match["kind"] == "table":
-            sheet = result_table.sheet(result_table.build(found))
+            table = result_table.text_table(result_table.build(found))
             if missing:
-                sheet = replace(sheet, notes=(*sheet.notes, f"Not run yet: {', '.join(missing)}."))
+                table = replace(table, notes=(*table.notes, f"Not run yet: {', '.join(missing)}."))
         else:
-            compared = comparison.sheet(found, match["against"], margin=MARGIN)
+            compared = comparison.text_table(found, match["against"], margin=MARGIN)
             assert compared is not None, match["head"]
-            sheet = compared
-        return match["head"] + text_tables.markdown(sheet) + match["tail"]
+            table = compared
+        return match["head"] + text_tables.markdown(table) + match["tail"]
 
     text = _PARITY.sub(lambda match: match["head"] + parity.text(*PARITY) + match["tail"], text)
     return _BLOCK.sub(block, text)

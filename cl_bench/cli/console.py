@@ -128,7 +128,7 @@ def run_all(
     records = [record for run in planned if (record := _find(run, store)) is not None]
     if records:
         for table in report.tables_of(records, origin=str(store.root)):
-            text_tables.show(result_table.sheet(table), out)
+            text_tables.show(result_table.text_table(table), out)
     there = len(planned) - len(missing)
     computed = f"{done} run(s) computed in {(time.perf_counter() - began) / 60:.1f} min"
     left = len(missing) - done - len(failed)

@@ -16,7 +16,7 @@ from cl_bench.errors import UserError, unknown_name
 if TYPE_CHECKING:
     from cl_bench.reporting.charts import Chart
     from cl_bench.reporting.runs import Run, Section
-    from cl_bench.reporting.text_tables import Sheet
+    from cl_bench.reporting.text_tables import TextTable
 
 # pandas, matplotlib and the like are imported by the commands that need them.
 
@@ -58,7 +58,7 @@ def report(
     for damaged in rendered.damaged:
         warn_damaged(damaged)
     for built in rendered.tables:
-        text_tables.show(result_table.sheet(built), out)
+        text_tables.show(result_table.text_table(built), out)
     out.print(f"report: {output / 'index.html'}", soft_wrap=True, highlight=False)
 
 
@@ -80,7 +80,7 @@ def table(
     if benchmark is not None and not any(run.protocol.benchmark == benchmark for run in runs):
         streams.find(benchmark)
     made = paper_tables.build(name, runs, benchmark, backbone)
-    _print(made.sheet, form, output)
+    _print(made.text_table, form, output)
     if made.commands:
         err.print(f"{made.cells - made.filled} of {made.cells} cells have no run; this fills them:")
         store = f" --results {shlex.quote(str(results[0]))}" if results else ""
@@ -114,8 +114,7 @@ def figure(
         for section in _sections(results, benchmark, backbone):
             found = plots.standard(section)
             if name in found:
-                ceilings = tuple(label for label, runs in section.rows.items() if not runs[0].sequential)
-                charts.append((found[name], f"{section.slug}-{name}", ceilings))
+                charts.append((found[name], f"{section.slug}-{name}", section.ceilings))
         if not charts:
             raise UserError(f"no stored run can fill the figure '{name}'; see 'cl-bench results ls' for what there is")
     else:
@@ -181,10 +180,11 @@ def compare(
             "and no row"
         )
     fitting = [section for section in found if against in section.rows]
+    stores = _folders(results) if samples else ()
     made = [
-        sheet
+        table
         for section in fitting
-        if (sheet := comparison.sheet(section, against, named, metric, margin, _folders(results) if samples else ()))
+        if (table := comparison.text_table(section, against, named, metric, margin, stores))
     ]
     if not made:
         needs = f", and {metric} needs tasks learned one after the other" if metrics.METRICS[metric].sequential else ""
@@ -192,11 +192,11 @@ def compare(
             f"no other row can be compared with '{against}' in any protocol: run them on the same seeds and class "
             f"orders{needs}"
         )
-    for number, sheet in enumerate(made):
+    for number, table in enumerate(made):
         if output is not None and len(made) > 1:
-            _print(sheet, form, output.with_name(f"{output.stem}-{number + 1}{output.suffix}"))
+            _print(table, form, output.with_name(f"{output.stem}-{number + 1}{output.suffix}"))
         else:
-            _print(sheet, form, output)
+            _print(table, form, output)
 
 
 # --- what they share ---------------------------------------------------------------------------------------------
@@ -254,7 +254,7 @@ def _formats(text: str, option: str) -> tuple[str, ...]:
 PICTURES = ("png", "pdf", "svg")
 
 
-def _print(sheet: Sheet, form: str, output: Path | None) -> None:
+def _print(table: TextTable, form: str, output: Path | None) -> None:
     """Show a table, or write it to a file, whose ending says how unless `form` does.
 
     Raises:
@@ -265,9 +265,9 @@ def _print(sheet: Sheet, form: str, output: Path | None) -> None:
     if output is not None and form == "terminal":
         form = output.suffix.removeprefix(".")
     if form == "terminal":
-        text_tables.show(sheet, out)
+        text_tables.show(table, out)
         return
-    text = text_tables.write(sheet, form)
+    text = text_tables.write(table, form)
     if output is None:
         print(text, end="")
         return

@@ -157,7 +157,7 @@ def audit(
     method_file: MethodFiles = None,
 ) -> None:
     """Check that methods leak, move and hide nothing; exit code 1 if one does."""
-    from cl_bench.experiment import Limits, parse_methods
+    from cl_bench.experiment import LEAKY_OPTION, Limits, parse_methods
 
     if everything == bool(methods):
         raise UserError("name the methods to audit, e.g. 'cl-bench audit sdlora coda', or give --all, not both")
@@ -188,7 +188,7 @@ def audit(
     runs = planned([(known[spec.name], spec.options) for spec in specs])
     rows = [audits.Row(run.label, run.method) for run in runs]
     if everything:
-        leaks = [(found, {audits.LEAKY: True}) for found in known.values() if audits.LEAKY in found.defaults]
+        leaks = [(found, {LEAKY_OPTION: True}) for found in known.values() if LEAKY_OPTION in found.defaults]
         rows += [audits.Row(run.label, run.method, leaky=True) for run in planned(leaks)]
     best = planned([(known[spec.name], spec.options) for spec in joint])
     for run in best:

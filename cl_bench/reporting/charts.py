@@ -1,4 +1,5 @@
-"""What a chart shows, as data: drawn for paper by `drawing`, for the page by `interactive`, and written as CSV.
+"""What a chart shows, as data: drawn for paper by `render.drawing`, for the page by `render.interactive`, and
+written as CSV.
 
 A chart is a row or grid of panels. Values are `Summary`s over runs, in the unit that the axis names; a single value is
 a summary of one, which has no interval.
@@ -19,7 +20,7 @@ class Line:
     """A curve with a pointwise interval where there are several runs.
 
     Attributes:
-        label: name in the legend; rows of tables keep theirs, which fixes their style (see `styles`).
+        label: name in the legend; rows of tables keep theirs, which fixes their style (see `render.styles`).
         x: shape [n].
         y: one summary for each of them.
         order: place in a sequence, from 0 to 1, which decides the colour; None: the style of the label does.
@@ -136,7 +137,7 @@ class Chart:
     shown: int = 100
 
 
-def frame(chart: Chart) -> pd.DataFrame:
+def to_frame(chart: Chart) -> pd.DataFrame:
     """The numbers behind a chart: a row per value, in drawing order.
 
     Columns: `panel` (from 1), `title`, `kind` (`line`, `level`, `cell`, `point`, `rank`), `label`, `x`, `y` with its
@@ -153,8 +154,8 @@ def frame(chart: Chart) -> pd.DataFrame:
 
 
 def to_csv(chart: Chart) -> str:
-    """`frame` as CSV, 10 significant digits."""
-    return frame(chart).to_csv(index=False, lineterminator="\n", float_format="%.10g")
+    """`to_frame` as CSV, 10 significant digits."""
+    return to_frame(chart).to_csv(index=False, lineterminator="\n", float_format="%.10g")
 
 
 def _values(panel: Panel) -> Iterator[dict[str, object]]:

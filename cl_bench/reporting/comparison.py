@@ -14,7 +14,7 @@ import pandas as pd
 from cl_bench import metrics, stats
 from cl_bench.reporting.charts import Chart, Ranks
 from cl_bench.reporting.runs import Run, Section
-from cl_bench.reporting.text_tables import DASH, Column, Sheet
+from cl_bench.reporting.text_tables import DASH, Column, TextTable
 from cl_bench.stats import Equivalence, Paired
 from cl_bench.store import Arrays, DamagedRecord, Store
 
@@ -95,14 +95,14 @@ def _compared(table: pd.DataFrame, pairs: Sequence[tuple[str, str]], metric: str
     ]
 
 
-def sheet(
+def text_table(
     section: Section,
     baseline: str,
     rows: Sequence[str] = (),
     metric: str = "acc",
     margin: float | None = None,
     folders: Sequence[Path] = (),
-) -> Sheet | None:
+) -> TextTable | None:
     """The comparison with a baseline as a table; None if no row shares a block with it.
 
     Args:
@@ -142,7 +142,7 @@ def sheet(
         lines.append(tuple(cells))
         data.append(_numbers(pair, metric, inside))
     limits = section.protocol.limits_text()
-    return Sheet(
+    return TextTable(
         f"{section.slug}-{metric}-against-{baseline}",
         f"{section.protocol.benchmark}, {section.protocol.shape}: {kind.title.removesuffix(', %')} minus that of "
         f"{baseline}, in percentage points (protocol {section.protocol.digest})."
@@ -289,9 +289,9 @@ def ranks(sections: Sequence[Section], metric: str = "acc") -> Chart | None:
     """
     tables = {}
     for section in sections:
-        turn = [label for label, runs in section.rows.items() if runs[0].sequential]
-        if turn and not section.protocol.limits_text():
-            tables[section.protocol.digest] = values(section, metric)[turn]
+        learning = [label for label in section.rows if label not in section.ceilings]
+        if learning and not section.protocol.limits_text():
+            tables[section.protocol.digest] = values(section, metric)[learning]
     table = pd.concat(tables) if tables else pd.DataFrame()
     best: pd.DataFrame | None = None
     # Rows with few runs must not cost the others their blocks: take the largest complete part, row by row.

@@ -18,16 +18,16 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from cl_bench import __version__, metrics
-from cl_bench.experiment import Value
+from cl_bench.experiment import Value, value_text
 from cl_bench.reporting import charts as chart_data
 from cl_bench.reporting import comparison, result_table, text_tables
 from cl_bench.reporting.charts import Chart
 from cl_bench.reporting.frames import EXTRA_METRICS, tidy
 from cl_bench.reporting.protocol import Protocol
 from cl_bench.reporting.render import interactive
-from cl_bench.reporting.result_table import HEADER, Row, Table, cells
+from cl_bench.reporting.result_table import COST_COLUMNS, HEADER, TABLE_METRICS, Row, Table, cells
 from cl_bench.reporting.runs import Run, Section
-from cl_bench.reporting.text_tables import Sheet
+from cl_bench.reporting.text_tables import TextTable
 from cl_bench.stats import summarise
 
 _MOST_PAIRS = 45
@@ -38,7 +38,7 @@ def render(
     sections: Sequence[Section],
     built: Sequence[Table],
     charts: Mapping[str, Mapping[str, Chart]],
-    papers: Sequence[Sheet],
+    papers: Sequence[TextTable],
     figures: Sequence[Chart],
     damaged: Sequence[str],
     command: str,
@@ -64,7 +64,7 @@ def render(
         lstrip_blocks=True,
     )
     environment.filters["breakable"] = _breakable
-    environment.globals |= {"cells": cells, "settings": settings, "sheet_html": _sheet}
+    environment.globals |= {"cells": cells, "settings": settings, "table_html": _table_html}
     order = sorted(
         range(len(sections)), key=lambda i: (bool(sections[i].protocol.limits_text()), -len(sections[i].rows), i)
     )
@@ -75,17 +75,18 @@ def render(
             name: {"title": title, "description": description, "higher": higher}
             for name, (title, description, higher) in _METRICS.items()
         },
+        "columns": TABLE_METRICS,
         "protocols": [_protocol(section, table, numbers) for section, table in zip(sections, built, strict=True)],
         **_runs(sections, places),
         "charts": {
-            f"{section.slug}/{name}": interactive.figure(chart, _ceilings(section))
+            f"{section.slug}/{name}": interactive.figure(chart, section.ceilings)
             for section in sections
             for name, chart in charts[section.slug].items()
         }
         | {f"paper/{chart.name}": interactive.figure(chart) for chart in figures},
         "files": {
-            f"tables/{sheet.name}.{form}": text_tables.write(sheet, form)
-            for sheet in (*map(result_table.sheet, built), *papers)
+            f"tables/{table.name}.{form}": text_tables.write(table, form)
+            for table in (*map(result_table.text_table, built), *papers)
             for form in ("csv", "md", "tex")
         }
         | {
@@ -117,8 +118,8 @@ def render(
     )
 
 
-def _sheet(sheet: Sheet) -> Markup:
-    return Markup(text_tables.html(sheet))
+def _table_html(table: TextTable) -> Markup:
+    return Markup(text_tables.html(table))
 
 
 def _source(name: str) -> str:
@@ -142,10 +143,6 @@ def _json(data: object) -> Markup:
         text = text.replace(character, f"\\u{ord(character):04x}")
     # Halves of characters, as damaged names of files may have, are no UTF-8.
     return Markup(text.encode("utf-8", "backslashreplace").decode())
-
-
-def _ceilings(section: Section) -> tuple[str, ...]:
-    return tuple(label for label, runs in section.rows.items() if not runs[0].sequential)
 
 
 _METRICS = {name: (m.title, m.description, m.higher) for name, m in metrics.METRICS.items()} | dict(EXTRA_METRICS)
@@ -181,7 +178,7 @@ def _row(row: Row, runs: Sequence[Run], numbers: pd.DataFrame) -> dict[str, Any]
         "about": f"method {row.method}, revision {row.revision}; recipe {', '.join(row.recipes)}; {row.varied}",
         "ceiling": not row.sequential,
         "metrics": found,
-        "cells": list(cells(row)[4:]),
+        "cells": list(cells(row)[-len(COST_COLUMNS) :]),
         "sort": [len(set(row.seeds)), _short(row.minutes.mean), row.trainable, _short(row.tuning_minutes)],
         "runs": [run.record.key for run in runs],
     }
@@ -209,7 +206,7 @@ def _runs(sections: Sequence[Section], places: Mapping[str, str]) -> dict[str, A
     texts: list[dict[str, str]] = []
 
     def number(fields: Mapping[str, Value]) -> int:
-        shown = {name: text(value) for name, value in sorted(fields.items())}
+        shown = {name: value_text(value) for name, value in sorted(fields.items())}
         key = json.dumps(shown)
         if key not in shared:
             shared[key] = len(texts)
@@ -264,7 +261,7 @@ def _conditions(protocol: Protocol) -> dict[str, str]:
         "weights": protocol.weights,
         "precision": protocol.precision,
         "limits": protocol.limits_text() or "none",
-        **{name: text(value) for name, value in protocol.transforms.model_dump(mode="json").items()},
+        **{name: value_text(value) for name, value in protocol.transforms.model_dump(mode="json").items()},
     }
 
 
@@ -273,7 +270,7 @@ def _details(section: Section) -> dict[str, str]:
     found: dict[str, set[str]] = {}
     for run in section.runs:
         for name, value in run.record.environment.items():
-            found.setdefault(name, set()).add(text(value))
+            found.setdefault(name, set()).add(value_text(value))
     values = {name: ", ".join(sorted(values)) for name, values in sorted(found.items())}
     return _conditions(section.protocol) | values
 
@@ -285,14 +282,7 @@ def _breakable(label: str) -> Markup:
 
 def settings(row: Row) -> str:
     """Hyper-parameters in one line: `epochs=5, rank=4`."""
-    return ", ".join(f"{name}={text(value)}" for name, value in sorted(row.hyperparameters.items()))
-
-
-def text(value: Value) -> str:
-    """A value as the command line spells it."""
-    if isinstance(value, list | tuple):
-        return f"({', '.join(map(text, value))})"
-    return str(value).lower() if isinstance(value, bool) or value is None else str(value)
+    return ", ".join(f"{name}={value_text(value)}" for name, value in sorted(row.hyperparameters.items()))
 
 
 def _short(value: float | None) -> float | None:

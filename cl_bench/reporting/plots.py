@@ -36,8 +36,8 @@ def standard(section: Section) -> dict[str, Chart]:
     They are some of `NAMES`; where nothing learns task by task there is none.
     """
     best = sorted(section.rows, key=lambda label: (-_final(section.rows[label]), label))
-    turn = {label: section.rows[label] for label in best if section.rows[label][0].sequential}
-    rest = {label: section.rows[label] for label in best if label not in turn}
+    turn = {label: section.rows[label] for label in best if label not in section.ceilings}
+    rest = {label: section.rows[label] for label in best if label in section.ceilings}
     if not turn:
         return {}
     made = [
@@ -226,7 +226,7 @@ _COSTS: tuple[tuple[str, Callable[[Run], float], bool], ...] = (
 def _cost(rows: Rows) -> Chart:
     """Final accuracy against each cost; what costs nothing (trains no number) has no place on a logarithmic axis."""
     accuracies = {label: summarise([_acc(run) for run in runs]) for label, runs in rows.items()}
-    eligible = {label for label, runs in rows.items() if runs[0].sequential and not _leaky(runs[0])}
+    eligible = {label for label, runs in rows.items() if runs[0].sequential and not runs[0].record.experiment.leaky}
     hardware, comparable = _hardware(rows)
     panels = []
     for unit, cost, measured in _COSTS:
@@ -259,10 +259,6 @@ def _hardware(rows: Rows) -> tuple[str, set[str]]:
 
 def _acc(run: Run) -> float:
     return 100 * metrics.acc(run.record.correct, run.record.total)
-
-
-def _leaky(run: Run) -> bool:
-    return run.record.experiment.hyperparameters.get("as_published_leaky") is True
 
 
 def _front(points: Sequence[Point]) -> tuple[str, ...]:

@@ -64,7 +64,7 @@ class Protocol:
 
     @property
     def name(self) -> str:
-        """Readable part of file names; not necessarily unique (see `sections`)."""
+        """Readable part of file names; not necessarily unique (see `runs.sections`)."""
         parts = [re.sub(r"[^A-Za-z0-9._-]+", "_", part).strip("._")[:60] for part in (self.benchmark, self.backbone)]
         if self.scenario == "domain-incremental":
             shape = f"{self.tasks}-domains"

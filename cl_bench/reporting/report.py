@@ -17,7 +17,7 @@ from cl_bench.reporting.paper import figures as paper_figures
 from cl_bench.reporting.paper import tables as paper_tables
 from cl_bench.reporting.paper.layouts import figure_layouts, table_benchmarks, table_names
 from cl_bench.reporting.runs import Folder, Run, Section, collect, labelled, sections
-from cl_bench.reporting.text_tables import Sheet
+from cl_bench.reporting.text_tables import TextTable
 from cl_bench.store import RunRecord
 
 __all__ = ["Folder", "Report", "load", "render", "tables_of"]
@@ -77,7 +77,7 @@ def render(folders: Iterable[tuple[Path, str]], out: Path, command: str, picture
         folders: pairs of path and origin name, the preferred one first.
         out: the folder to write into; made if missing.
         command: the command line that makes this report, shown on the page.
-        pictures: also draw every figure, in these of `drawing.FORMATS`.
+        pictures: also draw every figure, in these of `render.drawing.FORMATS`.
 
     Raises:
         UserError: no valid run, or `out` cannot be written.
@@ -93,7 +93,7 @@ def render(folders: Iterable[tuple[Path, str]], out: Path, command: str, picture
     figures = [*([ranks] if ranks else []), *figures]
     shown = {section.slug: plots.standard(section) for section in found}
     jobs = [
-        (chart, out / "figures" / f"{section.slug}-{name}", pictures, _ceilings(section))
+        (chart, out / "figures" / f"{section.slug}-{name}", pictures, section.ceilings)
         for section in found
         for name, chart in shown[section.slug].items()
     ]
@@ -104,8 +104,8 @@ def render(folders: Iterable[tuple[Path, str]], out: Path, command: str, picture
             (out / folder).mkdir(parents=True, exist_ok=True)
         written = [
             path
-            for sheet in (*map(result_table.sheet, built), *papers)
-            for path in write_table(sheet, out / "tables", text_tables.FORMATS)
+            for table in (*map(result_table.text_table, built), *papers)
+            for path in write_table(table, out / "tables", text_tables.FORMATS)
         ]
         written += [path for paths in _save(jobs) for path in paths]
         places = {origin: str(path) for path, origin in folders}
@@ -118,7 +118,7 @@ def render(folders: Iterable[tuple[Path, str]], out: Path, command: str, picture
     return Report([index, *written], damaged, built)
 
 
-def write_table(sheet: Sheet, folder: Path, forms: Iterable[str]) -> list[Path]:
+def write_table(table: TextTable, folder: Path, forms: Iterable[str]) -> list[Path]:
     """Write a table in these formats; returns the paths.
 
     Raises:
@@ -126,12 +126,12 @@ def write_table(sheet: Sheet, folder: Path, forms: Iterable[str]) -> list[Path]:
     """
     paths = []
     for form in forms:
-        paths.append(folder / f"{sheet.name}.{form}")
-        paths[-1].write_text(text_tables.write(sheet, form), encoding="utf-8")
+        paths.append(folder / f"{table.name}.{form}")
+        paths[-1].write_text(text_tables.write(table, form), encoding="utf-8")
     return paths
 
 
-def _papers(runs: Sequence[Run]) -> tuple[list[Sheet], list[Chart]]:
+def _papers(runs: Sequence[Run]) -> tuple[list[TextTable], list[Chart]]:
     """The papers' tables and figures: of their own protocol, and of every other benchmark, where there are runs."""
     others = sorted({run.protocol.benchmark for run in runs})
     made_tables, made_figures = [], []
@@ -139,7 +139,7 @@ def _papers(runs: Sequence[Run]) -> tuple[list[Sheet], list[Chart]]:
         for benchmark in (None, *(other for other in others if other not in table_benchmarks(name))):
             table = paper_tables.build(name, runs, benchmark)
             if table.filled:
-                made_tables.append(table.sheet)
+                made_tables.append(table.text_table)
     for name, layout in figure_layouts().items():
         own = {panel.benchmark for panel in layout.panels}
         for benchmark in (None, *(other for other in others if other not in own)):
@@ -147,10 +147,6 @@ def _papers(runs: Sequence[Run]) -> tuple[list[Sheet], list[Chart]]:
             if figure.chart is not None and figure.filled:
                 made_figures.append(figure.chart)
     return made_tables, made_figures
-
-
-def _ceilings(section: Section) -> tuple[str, ...]:
-    return tuple(label for label, runs in section.rows.items() if not runs[0].sequential)
 
 
 def _save(jobs: Sequence[tuple[Chart, Path, Sequence[str], Sequence[str]]]) -> list[list[Path]]:

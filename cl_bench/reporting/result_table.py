@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -14,10 +14,13 @@ from cl_bench import metrics
 from cl_bench.experiment import Value
 from cl_bench.reporting.protocol import Protocol
 from cl_bench.reporting.runs import Run, Section
-from cl_bench.reporting.text_tables import DAGGER, DASH, TIMES, Column, Sheet, by_row
+from cl_bench.reporting.text_tables import DAGGER, DASH, TIMES, Column, TextTable, by_row
 from cl_bench.stats import Summary, summarise
 
-HEADER = ("method", "acc, %", "aaa, %", "forgetting, %", "seeds", "minutes", "trainable", "tuning")
+TABLE_METRICS = ("acc", "aaa", "forgetting")
+"""The metrics (see `cl_bench.metrics.METRICS`) that have a column, after the method's and before `COST_COLUMNS`."""
+COST_COLUMNS = ("seeds", "minutes", "trainable", "tuning")
+HEADER = ("method", *(metrics.METRICS[name].title for name in TABLE_METRICS), *COST_COLUMNS)
 LEAKY = DAGGER
 """Marks rows whose samples see their batch."""
 
@@ -27,7 +30,7 @@ class Row:
     """One method in one configuration, over its seeds.
 
     Attributes:
-        acc, aaa, forgetting: fractions; None where undefined (tasks not learned in turn).
+        metrics: by name, each of `TABLE_METRICS` as a fraction; None where undefined (tasks not learned in turn).
         minutes: wall minutes of training and evaluation of one run.
         trainable: the most numbers trained in any stage.
         tuning_trials, tuning_minutes: settings tried to find the hyper-parameters, and minutes of all their runs.
@@ -36,12 +39,11 @@ class Row:
         hardware: what they were made on.
         recipes: where the hyper-parameters came from.
         sequential: whether the tasks were learned one after the other.
+        leaky: whether samples of a batch see each other, as in code that is known to be wrong.
     """
 
     label: str
-    acc: Summary
-    aaa: Summary | None
-    forgetting: Summary | None
+    metrics: Mapping[str, Summary | None]
     minutes: Summary
     trainable: int
     tuning_trials: int
@@ -55,16 +57,19 @@ class Row:
     revision: int | str
     hyperparameters: dict[str, Value]
     sequential: bool
+    leaky: bool
+
+    @property
+    def acc(self) -> Summary:
+        """Final accuracy, a fraction: what every run defines."""
+        summary = self.metrics["acc"]
+        assert summary is not None
+        return summary
 
     @property
     def name(self) -> str:
         """The label, marked if the row leaks."""
         return f"{self.label} {LEAKY}" if self.leaky else self.label
-
-    @property
-    def leaky(self) -> bool:
-        """Whether samples of a batch see each other, as in code that is known to be wrong."""
-        return self.hyperparameters.get("as_published_leaky") is True
 
     @property
     def varied(self) -> str:
@@ -101,20 +106,18 @@ def build(section: Section) -> Table:
     return Table(section.protocol, section.slug, tuple(rows), _caption(section.protocol), tuple(_notes(rows)))
 
 
-def sheet(table: Table) -> Sheet:
+def text_table(table: Table) -> TextTable:
     """The table as texts; its CSV has fractions in full precision, one column per statistic, empty where undefined."""
     columns = tuple(Column(title, numeric=number > 0) for number, title in enumerate(HEADER))
     rows = tuple(cells(row) for row in table.rows)
-    return Sheet(table.slug, table.caption, columns, rows, table.notes, data=_wide(table))
+    return TextTable(table.slug, table.caption, columns, rows, table.notes, data=_wide(table))
 
 
 def cells(row: Row) -> tuple[str, ...]:
     """The texts of a row under `HEADER`, e.g. `77.12 ± 0.31` in percent."""
     return (
         row.name,
-        percent(row.acc),
-        percent(row.aaa),
-        percent(row.forgetting),
+        *(percent(row.metrics[name]) for name in TABLE_METRICS),
         str(len(set(row.seeds))),
         _minutes(row.minutes.mean),
         human_count(row.trainable),
@@ -154,13 +157,9 @@ def _row(label: str, runs: Sequence[Run]) -> Row:
         defined = [value for value in values if not math.isnan(value)]
         return summarise(defined) if defined else None
 
-    acc = over_runs("acc")
-    assert acc is not None
     return Row(
         label=label,
-        acc=acc,
-        aaa=over_runs("aaa"),
-        forgetting=over_runs("forgetting"),
+        metrics={name: over_runs(name) for name in TABLE_METRICS},
         minutes=summarise([record.seconds / 60 for record in records]),
         trainable=max(max(record.trainable, default=0) for record in records),
         tuning_trials=max(record.tuning_trials for record in records),
@@ -174,6 +173,7 @@ def _row(label: str, runs: Sequence[Run]) -> Row:
         revision=first.revision,
         hyperparameters=first.hyperparameters,
         sequential=runs[0].sequential,
+        leaky=first.leaky,
     )
 
 
@@ -182,8 +182,7 @@ def _wide(table: Table) -> pd.DataFrame:
     rows = []
     for row in table.rows:
         flat: dict[str, object] = {"label": row.label}
-        for name in ("acc", "aaa", "forgetting", "minutes"):
-            summary: Summary | None = getattr(row, name)
+        for name, summary in {**row.metrics, "minutes": row.minutes}.items():
             flat |= {f"{name}_{part}": getattr(summary, part, None) for part in ("mean", "low", "high", "n")}
         flat |= {
             "trainable": row.trainable,
@@ -231,9 +230,7 @@ def _notes(rows: Sequence[Row]) -> list[str]:
     )
     single = [row.label for row in rows if row.acc.n == 1]
     notes = [
-        "acc: top-1 accuracy over all classes after the last task; aaa: top-1 accuracy over the classes "
-        "seen so far, averaged over the tasks; forgetting: best minus last accuracy, averaged over all tasks "
-        "but the last.",
+        "; ".join(f"{name}: {metrics.METRICS[name].description}" for name in TABLE_METRICS) + ".",
         "One run per row: no intervals." if len(single) == len(rows) else f"{spread}.",
     ]
     if single and len(single) < len(rows):
@@ -241,7 +238,8 @@ def _notes(rows: Sequence[Row]) -> list[str]:
     notes.append(by_row("Runs", [(row.label, row.varied) for row in rows]))
     joint = [row.label for row in rows if not row.sequential]
     if joint:
-        notes.append(f"{', '.join(joint)}: trained on all tasks at once, so aaa and forgetting are not defined.")
+        undefined = [name for name in TABLE_METRICS if metrics.METRICS[name].sequential]
+        notes.append(f"{', '.join(joint)}: trained on all tasks at once, so {_and(undefined)} are not defined.")
     if any(row.leaky for row in rows):
         notes.append(
             f"{LEAKY}: samples of a batch see each other, in training or at test, as in released code that is known to "
@@ -256,6 +254,11 @@ def _notes(rows: Sequence[Row]) -> list[str]:
     notes.append(by_row("Hardware", [(row.label, ", ".join(row.hardware)) for row in rows]))
     notes.append(by_row("Origin", [(row.label, ", ".join(row.origins)) for row in rows]))
     return notes
+
+
+def _and(names: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
 
 
 def _provenance(row: Row) -> str:

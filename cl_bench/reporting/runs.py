@@ -72,6 +72,11 @@ class Section:
     def runs(self) -> list[Run]:
         return [run for runs in self.rows.values() for run in runs]
 
+    @property
+    def ceilings(self) -> tuple[str, ...]:
+        """Labels of the rows that learn all tasks at once (joint training), for which anytime metrics are undefined."""
+        return tuple(label for label, runs in self.rows.items() if not runs[0].sequential)
+
 
 def collect(folders: Iterable[tuple[Path, str]], on_damaged: Callable[[str], None]) -> list[Run]:
     """All runs of the folders, each once, with labels that are unique among the rows of their protocol.

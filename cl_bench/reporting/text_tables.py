@@ -36,7 +36,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Sheet:
+class TextTable:
     """A table of texts with what a reader must know to read it.
 
     Attributes:
@@ -68,7 +68,7 @@ class Sheet:
         return [(name, len(list(found))) for name, found in groupby(column.group for column in self.columns)]
 
 
-def write(sheet: Sheet, form: str) -> str:
+def write(table: TextTable, form: str) -> str:
     """The table in one of `FORMATS`.
 
     Raises:
@@ -76,82 +76,82 @@ def write(sheet: Sheet, form: str) -> str:
     """
     if form not in FORMATS:
         raise unknown_name("--format", form, [*FORMATS, "terminal"])
-    return FORMATS[form](sheet)
+    return FORMATS[form](table)
 
 
-def csv(sheet: Sheet) -> str:
+def csv(table: TextTable) -> str:
     """Raw numbers, empty where undefined."""
-    return sheet.data.to_csv(index=False, lineterminator="\n")
+    return table.data.to_csv(index=False, lineterminator="\n")
 
 
-def markdown(sheet: Sheet) -> str:
+def markdown(table: TextTable) -> str:
     """A pipe table with its caption above and its notes below."""
-    header = [_markdown(f"{c.group} {c.title}".strip()) for c in sheet.columns]
-    rule = ["---:" if column.numeric else "---" for column in sheet.columns]
+    header = [_markdown(f"{c.group} {c.title}".strip()) for c in table.columns]
+    rule = ["---:" if column.numeric else "---" for column in table.columns]
     cells = [
-        [f"**{_markdown(text)}**" if (r, c) in sheet.bold and text else _markdown(text) for c, text in enumerate(row)]
-        for r, row in enumerate(sheet.rows)
+        [f"**{_markdown(text)}**" if (r, c) in table.bold and text else _markdown(text) for c, text in enumerate(row)]
+        for r, row in enumerate(table.rows)
     ]
     body = "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *cells))
-    notes = "\n".join(f"- {_markdown(note)}" for note in sheet.notes)
-    return f"**{_markdown(sheet.caption)}**\n\n{body}\n" + (f"\n{notes}\n" if notes else "")
+    notes = "\n".join(f"- {_markdown(note)}" for note in table.notes)
+    return f"**{_markdown(table.caption)}**\n\n{body}\n" + (f"\n{notes}\n" if notes else "")
 
 
-def latex(sheet: Sheet) -> str:
+def latex(table: TextTable) -> str:
     """A `table` environment; needs the package `booktabs`. What is too wide for a page is cut as on a terminal."""
-    lines = [r"\begin{table}", r"\centering", rf"\caption{{{_latex(sheet.caption)}}}", rf"\label{{tab:{sheet.name}}}"]
-    for number, part in enumerate(_parts(sheet, PAGE)):
+    lines = [r"\begin{table}", r"\centering", rf"\caption{{{_latex(table.caption)}}}", rf"\label{{tab:{table.name}}}"]
+    for number, part in enumerate(_parts(table, PAGE)):
         lines += ["", r"\medskip"] if number else []
         lines += _tabular(part)
-    if sheet.notes:
-        notes = " ".join(map(_latex, sheet.notes))
+    if table.notes:
+        notes = " ".join(map(_latex, table.notes))
         lines += ["", r"\smallskip", rf"\parbox{{\linewidth}}{{\footnotesize {notes}}}"]
     return "\n".join([*lines, r"\end{table}", ""])
 
 
-def _tabular(sheet: Sheet) -> list[str]:
+def _tabular(table: TextTable) -> list[str]:
     """The lines of a `tabular` environment."""
-    lines = [rf"\begin{{tabular}}{{{''.join('r' if c.numeric else 'l' for c in sheet.columns)}}}", r"\toprule"]
-    if sheet.grouped:
+    lines = [rf"\begin{{tabular}}{{{''.join('r' if c.numeric else 'l' for c in table.columns)}}}", r"\toprule"]
+    if table.grouped:
         heads, rules, place = [], [], 1
-        for name, width in sheet.groups():
+        for name, width in table.groups():
             heads.append(rf"\multicolumn{{{width}}}{{c}}{{{_latex(name)}}}" if name else " & ".join([""] * width))
             rules += [rf"\cmidrule(lr){{{place}-{place + width - 1}}}"] if name else []
             place += width
         lines += [" & ".join(heads) + r" \\", " ".join(rules)]
-    lines += [" & ".join(_latex(column.title) for column in sheet.columns) + r" \\", r"\midrule"]
-    for r, row in enumerate(sheet.rows):
-        lines += [r"\midrule"] if r in sheet.rules else []
-        cells = [rf"\textbf{{{_latex(text)}}}" if (r, c) in sheet.bold else _latex(text) for c, text in enumerate(row)]
+    lines += [" & ".join(_latex(column.title) for column in table.columns) + r" \\", r"\midrule"]
+    for r, row in enumerate(table.rows):
+        lines += [r"\midrule"] if r in table.rules else []
+        cells = [rf"\textbf{{{_latex(text)}}}" if (r, c) in table.bold else _latex(text) for c, text in enumerate(row)]
         lines.append(" & ".join(cells) + r" \\")
     return [*lines, r"\bottomrule", r"\end{tabular}"]
 
 
-def html(sheet: Sheet) -> str:
+def html(table: TextTable) -> str:
     """A `table` element with a caption, and a list of notes after it."""
-    lines = ["<table>", f"<caption>{escape(sheet.caption)}</caption>", "<thead>"]
-    if sheet.grouped:
+    lines = ["<table>", f"<caption>{escape(table.caption)}</caption>", "<thead>"]
+    if table.grouped:
         heads = [
             f'<th scope="colgroup" colspan="{width}">{escape(name)}</th>' if name else f'<td colspan="{width}"></td>'
-            for name, width in sheet.groups()
+            for name, width in table.groups()
         ]
         lines.append(f"<tr>{''.join(heads)}</tr>")
-    lines.append("<tr>" + "".join(f'<th scope="col">{escape(c.title)}</th>' for c in sheet.columns) + "</tr>")
+    lines.append("<tr>" + "".join(f'<th scope="col">{escape(c.title)}</th>' for c in table.columns) + "</tr>")
     lines += ["</thead>", "<tbody>"]
-    for r, row in enumerate(sheet.rows):
+    for r, row in enumerate(table.rows):
         cells = []
         for c, text in enumerate(row):
-            shown = f"<strong>{escape(text)}</strong>" if (r, c) in sheet.bold and text else escape(text)
+            shown = f"<strong>{escape(text)}</strong>" if (r, c) in table.bold and text else escape(text)
             cells.append(f'<th scope="row">{shown}</th>' if c == 0 else f"<td>{shown}</td>")
-        rule = ' class="rule"' if r in sheet.rules else ""
+        rule = ' class="rule"' if r in table.rules else ""
         lines.append(f"<tr{rule}>{''.join(cells)}</tr>")
     lines += ["</tbody>", "</table>"]
-    if sheet.notes:
-        lines += ["<ul>", *(f"<li>{escape(note)}</li>" for note in sheet.notes), "</ul>"]
+    if table.notes:
+        lines += ["<ul>", *(f"<li>{escape(note)}</li>" for note in table.notes), "</ul>"]
     return "\n".join([*lines, ""])
 
 
-def rich(sheet: Sheet) -> RichTable:
+def rich(table: TextTable) -> RichTable:
     """For the terminal: the caption as title, the notes below."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
@@ -159,79 +159,79 @@ def rich(sheet: Sheet) -> RichTable:
 
     # Text, not str: rich would take `finetune[masked=true]` for markup.
     view = Table(
-        title=Text(sheet.caption),
-        caption=Text("\n".join(sheet.notes)),
+        title=Text(table.caption),
+        caption=Text("\n".join(table.notes)),
         title_justify="left",
         caption_justify="left",
         box=SIMPLE_HEAD,
     )
-    for number, column in enumerate(sheet.columns):
-        title = Text("\n".join(_head(sheet, number)))
+    for number, column in enumerate(table.columns):
+        title = Text("\n".join(_head(table, number)))
         if column.numeric:
             view.add_column(title, justify="right", no_wrap=True)
         else:
             view.add_column(title, overflow="fold", min_width=12)
-    for r, row in enumerate(sheet.rows):
-        cells = [Text(text, style="bold" if (r, c) in sheet.bold else "") for c, text in enumerate(row)]
-        view.add_row(*cells, end_section=r + 1 in sheet.rules)
+    for r, row in enumerate(table.rows):
+        cells = [Text(text, style="bold" if (r, c) in table.bold else "") for c, text in enumerate(row)]
+        view.add_row(*cells, end_section=r + 1 in table.rules)
     return view
 
 
-def show(sheet: Sheet, out: Console) -> None:
+def show(table: TextTable, out: Console) -> None:
     """Print for the terminal; on a narrow one groups of columns come one below the other, and lines wrap."""
     from rich.segment import Segments
 
-    parts = _parts(sheet, out.width)
+    parts = _parts(table, out.width)
     for number, part in enumerate(parts):
-        caption, notes = sheet.caption if number == 0 else "", sheet.notes if part is parts[-1] else ()
+        caption, notes = table.caption if number == 0 else "", table.notes if part is parts[-1] else ()
         # Rendered here, since setting a console's width, if only for a moment, ends its following the terminal's.
         options = out.options.update_width(max(out.width, _needed(part, range(len(part.columns)))))
         out.print(Segments(out.render(rich(replace(part, caption=caption, notes=notes)), options)), crop=False)
 
 
-def _parts(sheet: Sheet, width: int) -> list[Sheet]:
-    """The sheet cut between groups into what fits so many characters; columns in no group are in each part."""
+def _parts(table: TextTable, width: int) -> list[TextTable]:
+    """The table cut between groups into what fits so many characters; columns in no group are in each part."""
     heads, pieces, start = [], list[list[int]](), 0
-    for name, count in sheet.groups():
+    for name, count in table.groups():
         columns = list(range(start, start + count))
         start += count
         if not name:
             heads += columns
-        elif pieces and _needed(sheet, [*heads, *pieces[-1], *columns]) <= width:
+        elif pieces and _needed(table, [*heads, *pieces[-1], *columns]) <= width:
             pieces[-1] += columns
         else:
             pieces.append(columns)
-    return [_chosen(sheet, sorted([*heads, *piece])) for piece in pieces] or [sheet]
+    return [_chosen(table, sorted([*heads, *piece])) for piece in pieces] or [table]
 
 
-def _chosen(sheet: Sheet, columns: Sequence[int]) -> Sheet:
+def _chosen(table: TextTable, columns: Sequence[int]) -> TextTable:
     return replace(
-        sheet,
-        columns=tuple(sheet.columns[c] for c in columns),
-        rows=tuple(tuple(row[c] for c in columns) for row in sheet.rows),
+        table,
+        columns=tuple(table.columns[c] for c in columns),
+        rows=tuple(tuple(row[c] for c in columns) for row in table.rows),
         bold=frozenset(
-            (r, place) for place, c in enumerate(columns) for r in range(len(sheet.rows)) if (r, c) in sheet.bold
+            (r, place) for place, c in enumerate(columns) for r in range(len(table.rows)) if (r, c) in table.bold
         ),
     )
 
 
-def _head(sheet: Sheet, number: int) -> list[str]:
+def _head(table: TextTable, number: int) -> list[str]:
     """Lines of the head of a column; the upper head stands above the first of its columns."""
-    column = sheet.columns[number]
-    begins = number == 0 or sheet.columns[number - 1].group != column.group
-    width = max([20, *(len(row[number]) for row in sheet.rows)])
+    column = table.columns[number]
+    begins = number == 0 or table.columns[number - 1].group != column.group
+    width = max([20, *(len(row[number]) for row in table.rows)])
     return [*(textwrap.wrap(column.group, width, break_on_hyphens=False) if begins else []), column.title]
 
 
-def _needed(sheet: Sheet, columns: Iterable[int]) -> int:
+def _needed(table: TextTable, columns: Iterable[int]) -> int:
     """Characters of a line with these columns; texts that are no numbers take 12, and wrap beyond 28."""
     from rich.cells import cell_len
 
-    widths = {c: max(map(cell_len, [*_head(sheet, c), *(row[c] for row in sheet.rows)])) for c in columns}
-    return 1 + sum(3 + (width if sheet.columns[c].numeric else min(max(width, 12), 28)) for c, width in widths.items())
+    widths = {c: max(map(cell_len, [*_head(table, c), *(row[c] for row in table.rows)])) for c in columns}
+    return 1 + sum(3 + (width if table.columns[c].numeric else min(max(width, 12), 28)) for c, width in widths.items())
 
 
-FORMATS: Mapping[str, Callable[[Sheet], str]] = {"md": markdown, "csv": csv, "tex": latex, "html": html}
+FORMATS: Mapping[str, Callable[[TextTable], str]] = {"md": markdown, "csv": csv, "tex": latex, "html": html}
 """How to write a table to a file, by the file's ending."""
 
 

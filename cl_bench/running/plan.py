@@ -33,6 +33,7 @@ from cl_bench.experiment import (
     parse_settings,
     parse_tasks,
     read_order,
+    value_text,
 )
 from cl_bench.running import recipes
 from cl_bench.running.recipes import Recipe, Tuned
@@ -129,7 +130,7 @@ def plan(
         method.check(number_of(tasks))
         PROBES[probe].check(method.create(backbones.skeleton(vit), data.num_classes), found.name)
         shown = {name: method.values()[name] for name in options}
-        listed = ",".join(f"{name}={_shown(value)}" for name, value in sorted(shown.items()))
+        listed = ",".join(f"{name}={_label_text(value)}" for name, value in sorted(shown.items()))
         for seed in seeds:
             experiment = Experiment(
                 method=found.name,
@@ -285,7 +286,9 @@ def settings_for(methods: Mapping[str, Found], texts: Sequence[str]) -> dict[str
     return parse_settings(texts, list(methods))
 
 
-def _shown(value: Value) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def _label_text(value: Value) -> str:
+    """An option's value in the label of a row.
+
+    Labels are stored in records and tell rows apart: lists and None stay as they have always been written there.
+    """
+    return str(value) if value is None or isinstance(value, list) else value_text(value, digits=6)

@@ -253,7 +253,7 @@ def test_only_shared_seeds_and_orders_are_paired(tmp_path: Path) -> None:
         for s in (2, 3)
     ]  # fmt: skip
     assert pair.result.difference.mean == pytest.approx(np.mean(expected))
-    assert comparison.sheet(section, "alpha", ["beta"], "acc", None) is not None
+    assert comparison.text_table(section, "alpha", ["beta"], "acc", None) is not None
 
 
 def test_a_row_is_compared_once_however_often_it_is_named(cl_bench: Cli) -> None:
@@ -267,10 +267,10 @@ def test_rows_that_cannot_be_compared_are_named(tmp_path: Path) -> None:
         tmp_path, *(record(name, 0) for name in ("alpha", "beta")), record("gamma", 7), record("joint", 0, joint=True)
     )
     (section,) = _sections(tmp_path)
-    made = comparison.sheet(section, "alpha", metric="forgetting")
+    made = comparison.text_table(section, "alpha", metric="forgetting")
     assert made is not None and [row[0] for row in made.rows] == ["beta"]
     assert any(note.endswith("not compared: gamma, joint.") for note in made.notes)
-    plain = comparison.sheet(section, "alpha", ["beta"])
+    plain = comparison.text_table(section, "alpha", ["beta"])
     assert plain is not None and not any("not compared" in note for note in plain.notes)
 
 
@@ -278,7 +278,7 @@ def test_rows_without_spread_are_explained(tmp_path: Path) -> None:
     run = record("alpha", 0)
     write(tmp_path, *(_twin(run, name, seed, fewer) for name, fewer in (("alpha", 0), ("beta", 3)) for seed in (0, 1)))
     (section,) = _sections(tmp_path)
-    made = comparison.sheet(section, "alpha", margin=5)
+    made = comparison.text_table(section, "alpha", margin=5)
     assert made is not None
     assert made.rows[0][2:] == (
         f"−{300 / sum(run.total):.2f} ± 0.00",
@@ -292,7 +292,7 @@ def test_rows_without_spread_are_explained(tmp_path: Path) -> None:
 def test_predictions_on_other_images_are_left_out(tmp_path: Path) -> None:
     write(tmp_path, record("alpha", 0), record("beta", 0))
     (section,) = _sections(tmp_path)
-    made = comparison.sheet(section, "alpha", folders=[tmp_path])
+    made = comparison.text_table(section, "alpha", folders=[tmp_path])
     assert made is not None and made.rows[0][-1] == text_tables.DASH
     assert any("1 of 1 pairs" in note for note in made.notes)
 
@@ -302,7 +302,7 @@ def test_two_orders_of_one_seed_are_told_apart(tmp_path: Path) -> None:
         run = record("alpha", 0, class_order=order)
         write(tmp_path, run, _twin(run, "beta", 0, fewer=3, class_order=order))
     (section,) = _sections(tmp_path)
-    made = comparison.sheet(section, "alpha", folders=[tmp_path])
+    made = comparison.text_table(section, "alpha", folders=[tmp_path])
     assert made is not None and made.data is not None
     (row,) = made.data.to_dict("records")
     for order in ("natural", "permutation:0"):
@@ -366,7 +366,7 @@ def test_bad_input_is_one_sentence(cl_bench: Cli, arguments: list[str], said: st
 def test_one_run_is_no_comparison_with_intervals(tmp_path: Path) -> None:
     write(tmp_path, record("alpha", 0), record("beta", 0))
     (section,) = _sections(tmp_path)
-    made = comparison.sheet(section, "alpha", metric="acc")
+    made = comparison.text_table(section, "alpha", metric="acc")
     assert made is not None
     assert "±" not in made.rows[0][2] and "One pair: no interval and no test." in made.notes
     assert text_tables.write(made, "tex")

@@ -68,12 +68,12 @@ def stored(folder: Path, *runs: RunRecord) -> list[Run]:
 
 def lines(table: paper_tables.PaperTable, name: str) -> list[dict[str, str]]:
     """The cells of the rows of this name, by the two heads of their column."""
-    heads = [f"{column.group} {column.title}".strip() for column in table.sheet.columns]
-    return [dict(zip(heads, row, strict=True)) for row in table.sheet.rows if row[0] == name]
+    heads = [f"{column.group} {column.title}".strip() for column in table.text_table.columns]
+    return [dict(zip(heads, row, strict=True)) for row in table.text_table.rows if row[0] == name]
 
 
 def numbers(table: paper_tables.PaperTable) -> pd.DataFrame:
-    return pd.read_csv(StringIO(text_tables.csv(table.sheet)))
+    return pd.read_csv(StringIO(text_tables.csv(table.text_table)))
 
 
 @pytest.fixture(scope="module")
@@ -167,8 +167,8 @@ def test_ours_and_z_equal_an_independent_recomputation(tmp_path: Path) -> None:
             head = f"imagenet-r, N = 5: {metric}, %"
             assert line[f"{head} ours"] == f"{np.mean(values):.2f} ({error:.2f})", "unmarked: as in the paper"
             assert line[f"{head} z"] == f"{z:+.1f}".replace("-", "\N{MINUS SIGN}")
-    assert "Runs: 5 per cell." in table.sheet.notes
-    assert not any(note.startswith("[") for note in table.sheet.notes)
+    assert "Runs: 5 per cell." in table.text_table.notes
+    assert not any(note.startswith("[") for note in table.text_table.notes)
 
 
 def test_one_run_has_neither_standard_error_nor_z(tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_one_run_has_neither_standard_error_nor_z(tmp_path: Path) -> None:
     (line,) = lines(table, "SD-LoRA")
     assert re.fullmatch(r"\d\d\.\d\d", line["imagenet-r, N = 5: acc, % ours"])
     assert line["imagenet-r, N = 5: acc, % z"] == ""
-    assert any("no standard error" in note for note in table.sheet.notes)
+    assert any("no standard error" in note for note in table.text_table.notes)
 
 
 def test_cost_is_read_from_the_records(tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_what_differs_from_the_paper_is_marked(tmp_path: Path, changes: dict[str
     table = paper_tables.build("sdlora-table2", stored(tmp_path, *(as_paper("sdlora", s, **changes) for s in range(2))))
     (line,) = lines(table, "SD-LoRA")
     assert line["imagenet-r, N = 5: acc, % ours"].endswith(" [a]")
-    assert [note for note in table.sheet.notes if note.startswith("[")] == [f"[a] {words}."]
+    assert [note for note in table.text_table.notes if note.startswith("[")] == [f"[a] {words}."]
     (other,) = lines(table, "InfLoRA")
     assert not any("[" in cell for cell in other.values())
 
@@ -246,16 +246,16 @@ def test_runs_of_a_row_that_differ_are_rows_of_their_own(tmp_path: Path, changes
         error = np.std(values, ddof=1) / math.sqrt(len(values))
         assert line[f"{head} ours"] == f"{np.mean(values):.2f} ({error:.2f}){mark}"
     assert first[f"{head} paper"] == "79.15 (0.20)" and second[f"{head} paper"] == ""
-    assert [note for note in table.sheet.notes if note.startswith("[")] == [f"[a] {words}."]
+    assert [note for note in table.text_table.notes if note.startswith("[")] == [f"[a] {words}."]
 
 
 def test_a_row_on_other_weights_than_its_column_is_marked(tmp_path: Path) -> None:
     runs = [as_paper(method, seed) for method in ("sdlora", "hide") for seed in range(2)]
     runs += [as_paper("inflora", seed, weights="11" * 32) for seed in range(2)]
     table = paper_tables.build("sdlora-table2", stored(tmp_path, *runs))
-    marked = [row[0] for row in table.sheet.rows if any("[a]" in cell for cell in row)]
+    marked = [row[0] for row in table.text_table.rows if any("[a]" in cell for cell in row)]
     assert marked == ["InfLoRA"]
-    assert "[a] weights 11111111 instead of c4c4c4c4." in table.sheet.notes
+    assert "[a] weights 11111111 instead of c4c4c4c4." in table.text_table.notes
 
 
 def test_tasks_of_other_sizes_are_another_protocol(tmp_path: Path) -> None:
@@ -266,7 +266,7 @@ def test_tasks_of_other_sizes_are_another_protocol(tmp_path: Path) -> None:
     runs = [Run(run, "mine", Protocol.of(run), "sdlora") for run in (*even, uneven)]
     table = paper_tables.build("sdlora-table2", runs)
     assert len(lines(table, "SD-LoRA")) == 2
-    assert any("60 + 50 + 40 + 30 + 20 classes" in note for note in table.sheet.notes if note.startswith("["))
+    assert any("60 + 50 + 40 + 30 + 20 classes" in note for note in table.text_table.notes if note.startswith("["))
 
 
 def test_the_order_of_the_runs_changes_nothing(tmp_path: Path) -> None:
@@ -275,7 +275,7 @@ def test_the_order_of_the_runs_changes_nothing(tmp_path: Path) -> None:
     ]
     runs = stored(tmp_path, *found)
     one, other = (paper_tables.build("sdlora-table2", order) for order in (runs, runs[::-1]))
-    assert one.sheet == other.sheet and text_tables.csv(one.sheet) == text_tables.csv(other.sheet)
+    assert one.text_table == other.text_table and text_tables.csv(one.text_table) == text_tables.csv(other.text_table)
 
 
 def test_trials_and_other_streams_are_left_out(tmp_path: Path) -> None:
@@ -292,7 +292,7 @@ def test_trials_and_other_streams_are_left_out(tmp_path: Path) -> None:
     assert table.filled == 1
     assert paper_tables.build("sdlora-table2", runs, backbone="vit_base_patch16_224.dino").filled == 1
     assert numbers(table)["n"].dropna().tolist() == [1, 1]
-    assert "Left out: 3 runs of these rows on a part of the data only (trials)." in table.sheet.notes
+    assert "Left out: 3 runs of these rows on a part of the data only (trials)." in table.text_table.notes
 
 
 # --- what is missing -------------------------------------------------------------------------------------------------
@@ -365,11 +365,11 @@ def test_the_printed_commands_run(cl_bench: Cli) -> None:
 def test_the_reference_results_fill_every_table_on_the_icons(name: str, reference: list[Run]) -> None:
     table = paper_tables.build(name, reference, "icons-100")
     assert table.filled == table.cells and table.commands == ()
-    assert not any(column.title in ("paper", "z") for column in table.sheet.columns)
-    assert not any(note.startswith("[") for note in table.sheet.notes), "one protocol per column"
+    assert not any(column.title in ("paper", "z") for column in table.text_table.columns)
+    assert not any(note.startswith("[") for note in table.text_table.notes), "one protocol per column"
     frame = numbers(table)
     assert set(frame["n"]) == {5} and frame["paper_mean"].isna().all()
-    assert all(all(row) for row in table.sheet.rows)
+    assert all(all(row) for row in table.text_table.rows)
 
 
 @pytest.mark.parametrize(("benchmark", "count"), [("icons-100", 27), ("cifar100", 13)])
@@ -397,14 +397,14 @@ def test_another_stream_is_shown_on_one_backbone(tmp_path: Path) -> None:
     rows = numbers(table).dropna(subset="mean")
     assert set(rows["backbone"]) == {"vit_b"} and set(rows["n"]) == {3}
     left = "Backbone: vit_b. Left out: 2 runs on icons-100 with another backbone (vit_a, vit_c); --backbone shows them."
-    assert table.sheet.notes[-1] == left
+    assert table.text_table.notes[-1] == left
     assert all("--backbone vit_b" in command for command in table.commands)
     other = paper_tables.build("sdlora-table2", runs, "icons-100", "vit_c")
     assert set(numbers(other).dropna(subset="mean")["n"]) == {1}
 
 
 def test_columns_that_become_the_same_stream_are_one(reference: list[Run]) -> None:
-    heads = [column.group for column in paper_tables.build("sdlora-table6", reference, "icons-100").sheet.columns]
+    heads = [column.group for column in paper_tables.build("sdlora-table6", reference, "icons-100").text_table.columns]
     assert heads == ["", "icons-100, N = 10", "icons-100, N = 10"]
 
 
@@ -416,7 +416,7 @@ def test_another_backbone_has_no_published_cells() -> None:
 
 
 def test_the_name_of_a_table_is_a_plain_file_name() -> None:
-    name = paper_tables.build("sdlora-table3", [], "folder:../My Birds/50 %").sheet.name
+    name = paper_tables.build("sdlora-table3", [], "folder:../My Birds/50 %").text_table.name
     assert re.fullmatch(r"[A-Za-z0-9._-]+", name) and name.startswith("sdlora-table3-folder")
 
 

@@ -83,7 +83,7 @@ def test_csv_equals_an_independent_recomputation(runs: Path) -> None:
 def test_joint_training_has_accuracy_only(runs: Path) -> None:
     three_methods(runs)
     [table] = built(runs)
-    row = csv_rows(text_tables.csv(result_table.sheet(table)))["joint"]
+    row = csv_rows(text_tables.csv(result_table.text_table(table)))["joint"]
     assert row["acc_mean"] and not any(row[f"{m}_{p}"] for m in ("aaa", "forgetting") for p in ("mean", "low", "n"))
     assert any("joint: trained on all tasks at once" in note for note in table.notes)
     cells = result_table.cells(next(row for row in table.rows if row.label == "joint"))
@@ -103,7 +103,7 @@ def test_one_seed_has_no_interval(runs: Path) -> None:
     assert "±" not in texts["alpha"][1]
     assert "±" in texts["beta"][1]
     assert "One run only, no interval: alpha." in table.notes
-    assert csv_rows(text_tables.csv(result_table.sheet(table)))["alpha"]["acc_low"] == ""
+    assert csv_rows(text_tables.csv(result_table.text_table(table)))["alpha"]["acc_low"] == ""
 
 
 def test_notes_say_what_varied(runs: Path) -> None:
@@ -287,7 +287,7 @@ def test_special_characters_survive_every_renderer(runs: Path) -> None:
     assert label in csv_rows((folder / f"{SLUG}.csv").read_text())
     assert "<b>*" not in made.paths[0].read_text()
     console = Console(width=200, file=StringIO(), record=True)
-    console.print(text_tables.rich(result_table.sheet(made.tables[0])))
+    console.print(text_tables.rich(result_table.text_table(made.tables[0])))
     assert label in console.export_text()
 
 
@@ -371,7 +371,7 @@ def test_joint_training_alone_makes_a_report_without_figures(runs: Path) -> None
 
 def test_a_single_task_makes_a_report(runs: Path) -> None:
     write(runs, *(record("alpha", s, tasks=1) for s in range(2)))
-    assert report(runs).tables[0].rows[0].aaa is not None
+    assert report(runs).tables[0].rows[0].metrics["aaa"] is not None
 
 
 def test_the_same_records_give_the_same_bytes(drawn: tuple[Path, Report]) -> None:
@@ -390,8 +390,8 @@ def test_rows_whose_samples_see_their_batch_are_marked(runs: Path) -> None:
     assert "not comparable" in note
     marked = {row.label: "†" in result_table.cells(row)[0] for row in table.rows}
     assert marked == {"alpha": False, "beta": True}
-    sheet = result_table.sheet(table)
-    assert "beta †" in text_tables.markdown(sheet) and r"beta \textdagger{}" in text_tables.latex(sheet)
+    text = result_table.text_table(table)
+    assert "beta †" in text_tables.markdown(text) and r"beta \textdagger{}" in text_tables.latex(text)
     write(runs.parent / "clean", record("alpha", 0))
     assert not any("†" in note for note in built(runs.parent / "clean")[0].notes)
 

@@ -21,14 +21,14 @@ from rich.console import Console
 
 from cl_bench.errors import UserError
 from cl_bench.reporting import text_tables
-from cl_bench.reporting.text_tables import Column, Sheet
+from cl_bench.reporting.text_tables import Column, TextTable
 
 # Of white space, formats but HTML keep single spaces.
 TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Zl", "Zp"]), max_size=12).map(
     lambda text: " ".join(text.split())
 )
 HOSTILE = st.one_of(TEXTS, st.text(r"\|*_`<>$&~[]{}%#^-'\"±", max_size=8))
-EXAMPLE = Sheet(
+EXAMPLE = TextTable(
     name="example",
     caption="Accuracy, 50 % of it & more",
     columns=(
@@ -51,15 +51,15 @@ EXAMPLE = Sheet(
 
 
 @st.composite
-def tables(draw: st.DrawFn) -> Sheet:
-    """A sheet of hostile texts, with and without groups, rules and bold cells."""
+def tables(draw: st.DrawFn) -> TextTable:
+    """A table of hostile texts, with and without groups, rules and bold cells."""
     width, height = draw(st.integers(1, 4)), draw(st.integers(1, 3))
     groups = draw(st.lists(st.one_of(st.just(""), HOSTILE), min_size=width, max_size=width))
     columns = tuple(Column(draw(HOSTILE), group, draw(st.booleans())) for group in groups)
     rows = tuple(tuple(draw(HOSTILE) for _ in range(width)) for _ in range(height))
     bold = draw(st.frozensets(st.tuples(st.integers(0, height - 1), st.integers(0, width - 1))))
     rules = draw(st.frozensets(st.integers(1, height)))
-    return Sheet("any", draw(HOSTILE), columns, rows, tuple(draw(st.lists(HOSTILE, max_size=2))), rules, bold)
+    return TextTable("any", draw(HOSTILE), columns, rows, tuple(draw(st.lists(HOSTILE, max_size=2))), rules, bold)
 
 
 # --- Markdown ----------------------------------------------------------------------------------------------------
@@ -83,15 +83,15 @@ def _shown(text: str) -> str:
 
 @settings(deadline=None)
 @given(tables())
-def test_markdown_keeps_every_text_and_the_number_of_cells(sheet: Sheet) -> None:
-    caption, _, rest = text_tables.markdown(sheet).partition("\n\n")
-    assert _shown(_hidden(caption)[2:-2]) == sheet.caption
+def test_markdown_keeps_every_text_and_the_number_of_cells(table: TextTable) -> None:
+    caption, _, rest = text_tables.markdown(table).partition("\n\n")
+    assert _shown(_hidden(caption)[2:-2]) == table.caption
     body, _, notes = rest.partition("\n\n")
     head, rule, *lines = body.splitlines()
-    assert pipe_cells(head) == [f"{column.group} {column.title}".strip() for column in sheet.columns]
-    assert [cell.endswith(":") for cell in pipe_cells(rule)] == [column.numeric for column in sheet.columns]
-    assert [pipe_cells(line) for line in lines] == [list(row) for row in sheet.rows]
-    assert [_shown(_hidden(line)[2:]) for line in notes.splitlines()] == list(sheet.notes)
+    assert pipe_cells(head) == [f"{column.group} {column.title}".strip() for column in table.columns]
+    assert [cell.endswith(":") for cell in pipe_cells(rule)] == [column.numeric for column in table.columns]
+    assert [pipe_cells(line) for line in lines] == [list(row) for row in table.rows]
+    assert [_shown(_hidden(line)[2:]) for line in notes.splitlines()] == list(table.notes)
 
 
 @settings(deadline=None)
@@ -132,21 +132,21 @@ def plain(text: str) -> str:
 
 @settings(deadline=None)
 @given(tables())
-def test_latex_keeps_every_text_and_the_number_of_cells(sheet: Sheet) -> None:
-    document = text_tables.latex(sheet)
+def test_latex_keeps_every_text_and_the_number_of_cells(table: TextTable) -> None:
+    document = text_tables.latex(table)
     nodes, _, length = LatexWalker(document, tolerant_parsing=False).get_latex_nodes()
     assert length == len(document)
     environment(environment(nodes, "table").nodelist, "tabular")
     body = [line for line in document.splitlines() if line.endswith(r" \\")]
-    heads = 2 if sheet.grouped else 1
-    for line, texts in zip(body[heads - 1 :], [[c.title for c in sheet.columns], *sheet.rows], strict=True):
+    heads = 2 if table.grouped else 1
+    for line, texts in zip(body[heads - 1 :], [[c.title for c in table.columns], *table.rows], strict=True):
         cells = re.split(r"(?<!\\)&", line.removesuffix(r" \\"))
         assert [as_text(cell) for cell in cells] == [plain(text) for text in texts]
         assert not re.search(r"[<>|^~]|(?<!\{)[\[\]]", " ".join(cells)), "TeX's fonts have others in their place"
-    if sheet.grouped:
+    if table.grouped:
         spans = re.findall(r"\\multicolumn\{(\d+)\}", body[0])
         empty = len(re.split(r"(?<!\\)&", body[0].removesuffix(r" \\"))) - len(spans)
-        assert sum(map(int, spans)) + empty == len(sheet.columns), "upper heads cover all columns"
+        assert sum(map(int, spans)) + empty == len(table.columns), "upper heads cover all columns"
 
 
 def test_latex_names_rules_heads_and_notes() -> None:
@@ -161,12 +161,12 @@ def test_latex_names_rules_heads_and_notes() -> None:
     assert r"-{}-benchmark was given." in text, "two hyphens would become a dash"
 
 
-def wide(groups: int) -> Sheet:
-    """A sheet of so many groups of two columns, each cell with a number of its own."""
+def wide(groups: int) -> TextTable:
+    """A table of so many groups of two columns, each cell with a number of its own."""
     columns = [Column("method", numeric=False)]
     columns += [Column(title, f"stream {group}") for group in range(groups) for title in ("acc", "aaa")]
     rows = tuple(tuple(f"{r}{c:02}" for c in range(len(columns))) for r in range(3))
-    return Sheet("wide", "Many streams", tuple(columns), rows, ("A note.",), bold=frozenset({(1, 2 * groups)}))
+    return TextTable("wide", "Many streams", tuple(columns), rows, ("A note.",), bold=frozenset({(1, 2 * groups)}))
 
 
 def test_latex_cuts_what_is_wider_than_a_page_between_groups() -> None:
@@ -229,12 +229,12 @@ class Parsed(HTMLParser):
 
 @settings(deadline=None)
 @given(tables())
-def test_html_keeps_every_text(sheet: Sheet) -> None:
-    parsed = Parsed(text_tables.html(sheet))
-    assert parsed.caption == sheet.caption
-    assert parsed.notes == list(sheet.notes)
-    upper = [[name for name, _ in sheet.groups()]] if sheet.grouped else []
-    assert parsed.lines == [*upper, [column.title for column in sheet.columns], *map(list, sheet.rows)]
+def test_html_keeps_every_text(table: TextTable) -> None:
+    parsed = Parsed(text_tables.html(table))
+    assert parsed.caption == table.caption
+    assert parsed.notes == list(table.notes)
+    upper = [[name for name, _ in table.groups()]] if table.grouped else []
+    assert parsed.lines == [*upper, [column.title for column in table.columns], *map(list, table.rows)]
 
 
 def test_html_says_what_a_head_is_for() -> None:
@@ -254,9 +254,9 @@ def test_csv_has_the_numbers_in_full() -> None:
     assert float(rows[0]["mean"]) == 0.1 + 0.2 and rows[1]["mean"] == ""
 
 
-def printed(sheet: Sheet, width: int) -> str:
+def printed(table: TextTable, width: int) -> str:
     console = Console(width=width, file=StringIO(), force_terminal=False)
-    text_tables.show(sheet, console)
+    text_tables.show(table, console)
     assert console.width == width
     assert isinstance(console.file, StringIO)
     return console.file.getvalue()
@@ -277,7 +277,7 @@ def test_a_narrow_terminal_shows_groups_of_columns_one_below_the_other() -> None
     assert text.count("Accuracy, 50 %") == text.count("epochs differ") == 1
 
 
-def test_a_console_still_follows_its_terminal_after_a_sheet(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_console_still_follows_its_terminal_after_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
     console = Console(file=StringIO(), force_terminal=False)
     for columns in (30, 200, 60):
         monkeypatch.setenv("COLUMNS", str(columns))
@@ -287,9 +287,9 @@ def test_a_console_still_follows_its_terminal_after_a_sheet(monkeypatch: pytest.
 
 @settings(deadline=None)
 @given(tables(), st.integers(20, 120))
-def test_every_number_is_on_a_terminal_of_any_width(sheet: Sheet, width: int) -> None:
-    numbers = [[f"{r}0{c}" for c in range(len(sheet.columns))] for r in range(len(sheet.rows))]
-    text = printed(replace(sheet, rows=tuple(map(tuple, numbers))), width)
+def test_every_number_is_on_a_terminal_of_any_width(table: TextTable, width: int) -> None:
+    numbers = [[f"{r}0{c}" for c in range(len(table.columns))] for r in range(len(table.rows))]
+    text = printed(replace(table, rows=tuple(map(tuple, numbers))), width)
     assert {number for row in numbers for number in row} <= set(re.findall(r"\d+", text))
 
 

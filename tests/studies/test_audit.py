@@ -19,7 +19,7 @@ from cl_bench import streams
 from cl_bench.cli import audit_view as audit_console
 from cl_bench.contract import registry
 from cl_bench.contract.method import Method, Task
-from cl_bench.experiment import Limits
+from cl_bench.experiment import LEAKY_OPTION, Limits
 from cl_bench.studies import audit as audits
 from cl_bench.studies.audit import CHECKS, Ceiling, Finding, Report, Row, Slice
 from cl_bench.studies.audit.observation import Counted
@@ -103,10 +103,10 @@ def test_shipped_methods_pass(row: str) -> None:
     assert set(statuses.values()) == {"pass"}, "a shipped method declares what it stores"
 
 
-@pytest.mark.parametrize("row", [name for name in NAMES if audits.LEAKY in registry.find(name).defaults])
+@pytest.mark.parametrize("row", [name for name in NAMES if LEAKY_OPTION in registry.find(name).defaults])
 def test_leaks_of_released_code_are_caught(row: str) -> None:
     # Many prompts, little trained: otherwise all images of a random backbone want the same ones, as the batch does.
-    method = small(f"{row}[{audits.LEAKY}=true]", lr=1e-4, pool=40)
+    method = small(f"{row}[{LEAKY_OPTION}=true]", lr=1e-4, pool=40)
     assert set(audit(method).failed) == {"batch size", "batch company"}
 
 
@@ -313,7 +313,7 @@ def found_as_told(monkeypatch: pytest.MonkeyPatch) -> list[Method]:
 
     def findings(method: Method, where: Slice, best: Ceiling | None) -> tuple[Finding, ...]:
         audited.append(method)
-        leaks = bool(method.values().get(audits.LEAKY))
+        leaks = bool(method.values().get(LEAKY_OPTION))
         return tuple(Finding.judge(check, not leaks, "0 of 9", "it leaks") for check in CHECKS)
 
     monkeypatch.setattr(audits, "findings", findings)
@@ -326,7 +326,7 @@ def test_all_means_every_method_and_every_leak(
 ) -> None:
     outcome = cl_bench("audit", "--all", "--out", "new.md")
     assert outcome.code == 0, outcome
-    leaks = [name for name in NAMES if audits.LEAKY in registry.find(name).defaults]
+    leaks = [name for name in NAMES if LEAKY_OPTION in registry.find(name).defaults]
     assert len(found_as_told) == len(NAMES) + len(leaks)
     tuned = [method for method in found_as_told if type(method) is registry.find("sdlora").cls]
     assert tuned[0].values()["epochs"] == 4, "not at the recipe of the stream"
@@ -345,7 +345,7 @@ def test_all_means_every_method_and_every_leak(
 
 
 def test_a_named_leak_fails_like_any_other(cl_bench: Cli, found_as_told: list[Method]) -> None:
-    leaks = [name for name in NAMES if audits.LEAKY in registry.find(name).defaults]
+    leaks = [name for name in NAMES if LEAKY_OPTION in registry.find(name).defaults]
     outcome = cl_bench("audit", *(f"{leak}[as_published_leaky=true|false]" for leak in leaks))
     assert outcome.code == 1 and outcome.out.count(": no check fails") == outcome.out.count(": fails ") == len(leaks)
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from cl_bench.experiment import value_text
 from cl_bench.reporting.paper.layouts import Paper
 from cl_bench.reporting.protocol import Protocol
 from cl_bench.reporting.runs import Run
@@ -142,9 +143,5 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def _value(value: object) -> str:
-    if isinstance(value, tuple | list):
-        return f"({', '.join(map(_value, value))})"
-    if isinstance(value, bool) or value is None:
-        return str(value).lower()
-    # Of a hash the start says enough.
-    return f"{value:.4g}" if isinstance(value, float) else re.sub(r"^([0-9a-f]{8})[0-9a-f]{24,}$", r"\1", str(value))
+    """A value with 4 digits; of a hash (weights, split) the first 8, which say enough."""
+    return re.sub(r"^([0-9a-f]{8})[0-9a-f]{24,}$", r"\1", value_text(value, digits=4))

@@ -24,7 +24,7 @@ from cl_bench.reporting.paper.filling import Filled, Group, Stream, fill
 from cl_bench.reporting.paper.layouts import TableLayout, TablesLayout, published_numbers, table_layouts, table_names
 from cl_bench.reporting.protocol import Protocol
 from cl_bench.reporting.runs import Run, choose_backbone
-from cl_bench.reporting.text_tables import Column, Sheet, by_row
+from cl_bench.reporting.text_tables import Column, TextTable, by_row
 from cl_bench.running import suites
 from cl_bench.stats import Summary, summarise
 
@@ -61,7 +61,7 @@ class PaperTable:
         commands: make the runs that are missing.
     """
 
-    sheet: Sheet
+    text_table: TextTable
     filled: int
     cells: int
     commands: tuple[str, ...]
@@ -109,7 +109,7 @@ def build(name: str, runs: Sequence[Run], benchmark: str | None = None, backbone
             lines.append(tuple(cells))
 
     missing = [(stream, label) for label in table.rows for stream in streams if label not in filled[stream].rows]
-    sheet = Sheet(
+    text_table = TextTable(
         re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(part for part in (name, benchmark, backbone) if part)),
         _caption(table, streams, own),
         _columns(table, streams, own),
@@ -120,7 +120,7 @@ def build(name: str, runs: Sequence[Run], benchmark: str | None = None, backbone
     chosen = (("benchmark", benchmark), ("backbone", None if own else vit))
     asked = {key: value for key, value in chosen if value is not None}
     total = len(table.rows) * len(streams)
-    return PaperTable(sheet, total - len(missing), total, _commands(name, missing, total, asked))
+    return PaperTable(text_table, total - len(missing), total, _commands(name, missing, total, asked))
 
 
 def _commands(

@@ -49,7 +49,7 @@ function writeState() {
 // --- leaderboards ---------------------------------------------------------------------------------------------------
 
 function columns() {
-  const rest = ["acc", "aaa", "forgetting"].filter((name) => name !== state.metric);
+  const rest = DATA.columns.filter((name) => name !== state.metric);
   return [state.metric, ...rest];
 }
 

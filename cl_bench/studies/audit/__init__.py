@@ -26,10 +26,7 @@ from cl_bench.studies.audit.checks import (
 )
 from cl_bench.studies.audit.trials import Slice, trial
 
-__all__ = ["CHECKS", "LEAKY", "Ceiling", "Finding", "Report", "Row", "Slice", "audit", "ceiling", "findings"]
-
-LEAKY = "as_published_leaky"
-"""The option under which methods show a leak of their released code; `cl-bench audit --all` expects it to be caught."""
+__all__ = ["CHECKS", "Ceiling", "Finding", "Report", "Row", "Slice", "audit", "ceiling", "findings"]
 
 
 @dataclass(frozen=True)
