@@ -76,13 +76,14 @@ def main() -> None:
             gc.collect()
             torch.cuda.empty_cache()
         method, options, task = OURS[name]
-        (run,) = plan.plan(
-            [(registry.find(method), {**options, "batch_size": chosen.batch})],
-            [0],
+        spec = plan.RunSpec(
+            method=registry.find(method),
+            options={**options, "batch_size": chosen.batch},
             backbone="vit_base_patch16_224",
             pretrained=False,
             precision=precision,
         )
+        (run,) = plan.plan([spec])
         speed = bench.measure(run, device, Settings(), task=task, ceiling=top)
         row[f"ours {precision}, ms"], row[f"ours {precision}, GiB"] = 1000 * speed.step, speed.memory / 2**30
         row["x fp32"] = row["reference fp32, ms"] / row[f"ours {precision}, ms"]

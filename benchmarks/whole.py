@@ -62,14 +62,15 @@ def main() -> None:
         wall = time.perf_counter() - began
         (record,) = Store(results).records(sys.exit)
         device = pick_device("auto")
-        (run,) = plan.plan(
-            [(registry.find(chosen.method), {"batch_size": chosen.batch})],
-            [0],
+        spec = plan.RunSpec(
+            method=registry.find(chosen.method),
+            options={"batch_size": chosen.batch},
             benchmark="cifar100",
             backbone="vit_base_patch16_224",
             pretrained=False,
             precision=resolve_precision("auto", device),
         )
+        (run,) = plan.plan([spec])
         speed = bench.measure(run, device, Settings())
     steps = sum(-(-samples // (chosen.batch * chosen.epochs)) * chosen.epochs for samples in record.train_samples)
     seconds = {

@@ -16,10 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cl_bench.contract import registry
 from cl_bench.data.samples import Concatenated, samples_of
-from cl_bench.experiment import parse_methods, parse_seeds
 from cl_bench.models.vit import Execution
+from cl_bench.options import RunOptions
 from cl_bench.running import plan, runner
 
 
@@ -44,16 +43,10 @@ def main() -> None:
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--seeds", default="100-102")
     args = parser.parse_args()
-    specs = [(registry.find(spec.name), spec.options) for spec in parse_methods(args.methods)]
-    for run in plan.plan(
-        specs,
-        parse_seeds(args.seeds),
-        benchmark=args.benchmark,
-        backbone=args.backbone,
-        precision=args.precision,
-    ):
+    asked = {name: value for name, value in vars(args).items() if value is not None}
+    for run in plan.plan_options([RunOptions.of(asked)], lambda precision: precision):
         e = run.experiment
-        stream = runner.stream_of(e)
+        stream = runner.stream_of(run)
         strategy = runner.strategy_of(run, stream, torch.device("cpu"), Execution(e.precision))
         for experience in stream.train:
             strategy.train(experience, eval_streams=[])

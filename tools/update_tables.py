@@ -14,7 +14,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from cl_bench.experiment import MethodSpec
+from cl_bench.grammar import MethodSpec
 from cl_bench.reporting import comparison, report, result_table, text_tables
 from cl_bench.reporting.runs import Section
 from cl_bench.running import suites

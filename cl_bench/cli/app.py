@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-from typing import Annotated, Any
+from collections.abc import Iterable
+from typing import Any
 
 import typer
 from rich.markup import escape
 from typer.core import TyperGroup
 
 from cl_bench import __version__
-from cl_bench.cli import data, ls, study
-from cl_bench.cli import report as report_cli
-from cl_bench.cli import results as results_cli
-from cl_bench.cli import run as run_cli
-from cl_bench.cli.results import RESULTS
-from cl_bench.cli.shared import MethodFiles, err, out, quiet_imports
-from cl_bench.errors import UserError
+from cl_bench.cli import data, ls, results
+from cl_bench.cli.audit import audit
+from cl_bench.cli.bench import bench
+from cl_bench.cli.compare import compare
+from cl_bench.cli.figure import figure
+from cl_bench.cli.new_method import new_method
+from cl_bench.cli.repeat import repeat
+from cl_bench.cli.report import report
+from cl_bench.cli.run import run
+from cl_bench.cli.shared import err, out
+from cl_bench.cli.show import show
+from cl_bench.cli.table import table
+from cl_bench.cli.tune import tune
+from cl_bench.errors import UserError, unknown_name
 
 
 class _Interrupted(Exception):
@@ -42,67 +49,18 @@ app = typer.Typer(
 )
 app.add_typer(ls.app, name="ls")
 app.add_typer(data.app, name="data")
-app.add_typer(results_cli.app, name="results")
-report_cli.add_to(app)
-run_cli.add_to(app)
-study.add_to(app)
-
-
-def main() -> None:
-    """Entry point: bad input ends in one sentence and exit code 2."""
-    try:
-        app()
-    except UserError as error:
-        err.print(f"[bold red]error:[/] {escape(str(error))}")
-        sys.exit(2)
-    except (KeyboardInterrupt, _Interrupted):
-        err.print("interrupted; what was finished is stored, and the same command goes on from there")
-        sys.exit(130)
-
-
-@app.command()
-def show(
-    name: Annotated[str, typer.Argument(help="A method, benchmark, backbone, or the (start of the) key of a run.")],
-    benchmark: Annotated[str, typer.Option(help="Benchmark whose recipe a method is shown with.")] = "icons-100",
-    backbone: Annotated[str | None, typer.Option(help="And backbone.", show_default="the benchmark's")] = None,
-    results: Annotated[Path, typer.Option(help="Results folder in which runs are looked up.")] = RESULTS,
-    method_file: MethodFiles = None,
-) -> None:
-    """Show one method, benchmark, backbone or stored run in full."""
-    if results_cli.show_run(name, [results]):
-        return
-    with quiet_imports():
-        from cl_bench.cli.console import show_thing
-
-    show_thing(name, benchmark, backbone, method_file or [], out)
-
-
-@app.command("new-method")
-def new_method(
-    name: Annotated[str, typer.Argument(help="Name of the method, a Python identifier.")],
-    folder: Annotated[Path, typer.Option(help="Where to write NAME.py.")] = Path(),
-) -> None:
-    """Write a small working method to start from."""
-    import re
-    from importlib.resources import files
-    from string import Template
-
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-        raise UserError(
-            f"'{name}' cannot name a method; expected a letter, then letters, digits and _, all lower-case ASCII, "
-            "such as my_method"
-        )
-    path = folder / f"{name}.py"
-    template = Template((files("cl_bench") / "assets" / "new_method.py.txt").read_text())
-    class_name = "".join(part.capitalize() for part in name.split("_"))
-    try:
-        with path.open("x") as file:
-            file.write(template.substitute(name=name, class_name=class_name))
-    except FileExistsError as error:
-        raise UserError(f"'{path}' exists already; remove it or choose another name") from error
-    except OSError as error:
-        raise UserError(f"'{path}' cannot be written ({error.strerror})") from error
-    out.print(f"wrote {path}\ntry it: cl-bench run --method-file {path} --methods {name}", highlight=False)
+app.add_typer(results.app, name="results")
+app.command(epilog="Example: cl-bench report --results results/reference --pictures png,pdf")(report)
+app.command(epilog="Example: cl-bench table sdlora-table2 --benchmark icons-100 --format tex")(table)
+app.command(epilog="Example: cl-bench figure sdlora-fig2 --benchmark icons-100 --format pdf")(figure)
+app.command(epilog=r"Example: cl-bench compare sdlora inflora 'coda\[align=true]' --margin 1")(compare)
+app.command(epilog=r"Example: cl-bench run --methods 'sdlora\[rank=4|8],coda' --seeds 0-4")(run)
+app.command(epilog="Example: cl-bench bench --methods sdlora,coda --device cpu")(bench)
+app.command(epilog=r"Example: cl-bench tune --methods 'sdlora,finetune\[loss=masked]' --budget 16")(tune)
+app.command(epilog=r"Example: cl-bench audit sdlora 'l2p\[as_published_leaky=true]'")(audit)
+app.command(epilog="Example: cl-bench repeat 08f4ef8b --results results/reference")(repeat)
+app.command()(show)
+app.command("new-method")(new_method)
 
 
 @app.command()
@@ -111,5 +69,40 @@ def version() -> None:
     out.print(__version__, highlight=False)
 
 
-if __name__ == "__main__":
-    main()
+def main() -> None:
+    """Entry point: bad input ends in one sentence and exit code 2."""
+    try:
+        sys.exit(app(standalone_mode=False) or 0)
+    except UserError as error:
+        _refuse(str(error))
+    except _ClickException as error:
+        _refuse(_sentence(error))
+    except (KeyboardInterrupt, _Interrupted):
+        err.print("interrupted; what was finished is stored, and the same command goes on from there")
+        sys.exit(130)
+
+
+_UsageError: Any = typer.BadParameter.__base__
+_ClickException: Any = _UsageError.__base__
+
+
+def _refuse(sentence: str) -> None:
+    err.print(f"[bold red]error:[/] {escape(sentence)}")
+    sys.exit(2)
+
+
+def _sentence(error: Any) -> str:
+    """What the parser of the command line has to say, in one sentence."""
+    ctx = getattr(error, "ctx", None)
+    if (name := getattr(error, "option_name", None)) and ctx is not None:
+        flags = [flag for parameter in ctx.command.params for flag in parameter.opts if flag.startswith("--")]
+        (asked,) = _field_names([name])
+        return str(unknown_name("option", asked, _field_names(flags)))
+    message = str(error.format_message()).strip().rstrip(".")
+    link = " See" if message.endswith("?") else "; see"
+    return f"{message[:1].lower()}{message[1:]}{link} '{ctx.command_path if ctx else 'cl-bench'} --help'"
+
+
+def _field_names(flags: Iterable[str]) -> list[str]:
+    """Options as suite files and Python name them, so that the sentences are the same."""
+    return [flag.lstrip("-").replace("-", "_") for flag in flags]

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group
+from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from cl_bench.cli.shared import err, out
 from cl_bench.errors import UserError
 from cl_bench.files import write_atomically
 
@@ -28,9 +29,7 @@ _WORDS = {"pass": "pass", "fail": "FAIL", "declared": "decl.", "skipped": "-"}
 _STYLES = {"pass": "green", "fail": "bold red", "declared": "yellow", "skipped": "dim"}
 
 
-def audit_all(
-    rows: Sequence[Row], joint: Sequence[PlannedRun], where: Slice, out: Console, err: Console
-) -> tuple[list[Report], str]:
+def audit_all(rows: Sequence[Row], joint: Sequence[PlannedRun], where: Slice) -> tuple[list[Report], str]:
     """Audit every row, print its findings as soon as they are there, and one table over all rows at the end.
 
     Returns:

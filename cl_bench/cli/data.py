@@ -21,7 +21,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from cl_bench.cli.shared import DataRoot, err, out
+from cl_bench.cli.shared import err, out
 from cl_bench.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Data sets of your own: list, get and check them.")
 
+DataRoot = Annotated[
+    Path | None,
+    typer.Option("--root", help="Folder with the data sets.", show_default="CL_BENCH_DATA, else data/"),
+]
 Name = Annotated[str, typer.Argument(help="A data set of 'cl-bench data list', or folder:PATH.")]
 SplitList = Annotated[
     Path | None,
@@ -58,9 +62,10 @@ _SHOWN = 20
 def list_(root: DataRoot = None) -> None:
     """Data sets: sizes, licence, whether they are there, on what our reader was checked."""
     from cl_bench.streams import catalogue
+    from cl_bench.streams.config import existing_root
     from cl_bench.streams.verify import presence
 
-    top = catalogue.existing_root(root)
+    top = existing_root(root)
     table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
     table.add_column("data set", no_wrap=True)
     table.add_column("classes", justify="right")
@@ -90,12 +95,13 @@ def list_(root: DataRoot = None) -> None:
 def prepare(name: Name, root: DataRoot = None) -> None:
     """Download and unpack a data set, or say what to download and where to put it; exit code 1 if it is not whole."""
     from cl_bench.streams import catalogue
+    from cl_bench.streams.config import data_root
     from cl_bench.streams.verify import presence, verify
 
     dataset = catalogue.find(name)
     if not dataset.page:
         raise UserError(f"'{name}' is data of your own, so there is nothing to get; 'cl-bench data verify' checks it")
-    top = catalogue.data_root(root)
+    top = data_root(root)
     if presence(dataset, top).state == "yes":
         err.print(f"{name} is there already")
     else:

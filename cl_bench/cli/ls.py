@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
-from cl_bench.cli.shared import DataRoot, MethodFiles, err, out, quiet_imports, use_data
+from cl_bench.cli.shared import err, out, quiet_imports, takes
 from cl_bench.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, help="List what there is.")
 
 
 @app.command("methods")
-def ls_methods(method_file: MethodFiles = None) -> None:
+@takes("method_file")
+def ls_methods(given: Mapping[str, Any]) -> None:
     """Methods with their papers and facts."""
     with quiet_imports():
         from cl_bench.contract import registry
 
     table = Table("method", "paper", "passes", "stores", "needs T", box=None, header_style="bold")
-    found = [registry.load_file(path) for path in method_file or []]
+    found = [registry.load_file(Path(path)) for path in given.get("method_file", ())]
     for name in registry.names():
         try:
             found.append(registry.find(name))
@@ -32,13 +37,15 @@ def ls_methods(method_file: MethodFiles = None) -> None:
 
 
 @app.command("benchmarks")
-def ls_benchmarks(root: DataRoot = None) -> None:
+@takes("root")
+def ls_benchmarks(given: Mapping[str, Any]) -> None:
     """Benchmarks: tasks, classes, images, whether the data is there, and on what our reader was checked."""
-    use_data(root)
     with quiet_imports():
         from cl_bench import streams
+        from cl_bench.streams import DataConfig
         from cl_bench.streams.verify import presence
 
+    data = DataConfig.of(Path(given["root"]) if given else None)
     facts, titles = (Table(box=None, header_style="bold") for _ in range(2))
     facts.add_column("benchmark", no_wrap=True)
     facts.add_column("tasks", no_wrap=True)
@@ -50,13 +57,13 @@ def ls_benchmarks(root: DataRoot = None) -> None:
     titles.add_column("what it is")
     with err.status("looking ..."):
         for name in streams.names():
-            item = streams.find(name)
+            item = streams.find(name, data)
             if item.dataset is None:
                 source = item.source()
                 sizes, here, checked = (len(source.train), len(source.test)), "embedded", "files"
             else:
                 sizes = item.dataset.train, item.dataset.test
-                here, checked = presence(item.dataset).state, item.dataset.checked
+                here, checked = presence(item.dataset, data.root).state, item.dataset.checked
             tasks = f"{item.tasks} domains" if item.scenario == "domain-incremental" else str(item.tasks)
             images = "/".join(f"{size:,}" for size in sizes)
             facts.add_row(name, tasks, str(item.num_classes), images, here, checked)

@@ -14,14 +14,13 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from cl_bench.cli.shared import err, out
+from cl_bench.cli.shared import REFERENCE, RESULTS, err, out
 from cl_bench.errors import UserError
 
 # pandas and pyarrow are imported by the commands that need them.
 
 app = typer.Typer(no_args_is_help=True, help="Stored results: list, show, merge, verify, export and prune them.")
 
-RESULTS, REFERENCE = Path("results/runs"), Path("results/reference")
 Folders = Annotated[
     list[Path] | None,
     typer.Option(
@@ -272,7 +271,7 @@ class _Filter:
         label: list[str] | None,
         seed: str | None,
     ) -> _Filter:
-        from cl_bench.experiment import parse_seeds
+        from cl_bench.grammar import parse_seeds
 
         seeds = frozenset(parse_seeds(seed, "--seed") if seed is not None else ())
         return cls(tuple(method or ()), tuple(benchmark or ()), tuple(backbone or ()), tuple(label or ()), seeds)

@@ -3,229 +3,104 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
+from rich.table import Table
 
-from cl_bench.cli.results import REFERENCE, RESULTS
-from cl_bench.cli.shared import Compiled, DataRoot, Device, MethodFiles, PrecisionName, err, loading, out, use_data
+from cl_bench.cli.progress import progress_bars, run_progress
+from cl_bench.cli.shared import OPTIONS, REFERENCE, err, loading, out, split_given, takes
 from cl_bench.errors import UserError
+from cl_bench.options import ExecutionOptions, RunOptions
+from cl_bench.store import DamagedRecord, RunRecord, Store
 
 if TYPE_CHECKING:
-    from cl_bench.experiment import Experiment
+    import torch
+
+    from cl_bench.running.executors import Executor, Outcome
+    from cl_bench.running.plan import PlannedRun
     from cl_bench.running.ray_executor import OnRay
+    from cl_bench.running.runner import Settings
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command(epilog=r"Example: cl-bench run --methods 'sdlora\[rank=4|8],coda' --seeds 0-4")(run)
-
-
+@takes(*OPTIONS)
 def run(
-    methods: Annotated[
-        str | None, typer.Option(help=r"Names, with options: 'sdlora\[rank=4|8],coda'.", show_default=False)
-    ] = None,
+    given: Mapping[str, Any],
     suite: Annotated[
         str | None,
-        typer.Option(help="Instead: a suite of 'cl-bench ls suites', or a YAML file.", show_default=False),
-    ] = None,
-    benchmark: Annotated[
-        str | None, typer.Option(help="See 'cl-bench ls benchmarks'.", show_default="icons-100")
-    ] = None,
-    backbone: Annotated[
-        str | None, typer.Option(help="See 'cl-bench ls backbones'.", show_default="the benchmark's")
-    ] = None,
-    root: DataRoot = None,
-    split_list: Annotated[
-        Path | None,
-        typer.Option(help="Which images train and which test: text or YAML.", show_default="the data set's"),
-    ] = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out images that cannot be decoded.")] = False,
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option(help="File with its weights: safetensors, torch state dict, Google npz.", show_default=False),
-    ] = None,
-    pretrained: Annotated[str | None, typer.Option(help="yes, or no: random weights.", show_default="yes")] = None,
-    normalise: Annotated[
-        str | None,
         typer.Option(
-            help="Input: checkpoint (mean and std of its training) or none (in [0, 1]).", show_default="checkpoint"
-        ),
-    ] = None,
-    size: Annotated[
-        int | None, typer.Option(min=1, help="Side of the input in pixels.", show_default="the backbone's")
-    ] = None,
-    images: Annotated[
-        str | None,
-        typer.Option(
-            help="Files: decoded once (auto, resized) or whenever they are read (files).", show_default="auto"
-        ),
-    ] = None,
-    seeds: Annotated[
-        str | None, typer.Option(help="Each sets class order and training seed: 0-4 or 0,2.", show_default="0")
-    ] = None,
-    order: Annotated[
-        str | None,
-        typer.Option(
-            help="Pin the order of classes (or domains): natural, permutation:K, a file.", show_default="by seed"
-        ),
-    ] = None,
-    scenario: Annotated[
-        str | None,
-        typer.Option(help="class-incremental or domain-incremental.", show_default="the benchmark's"),
-    ] = None,
-    tasks: Annotated[
-        str | None,
-        typer.Option(help="How many, or the classes of each: 10 or 40,30,30 or 50,5x10.", show_default="by benchmark"),
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            help="Hyper-parameter: lr=0.1 for all methods, sdlora.rank=8 for one.",
+            help="Instead of methods: a suite of 'cl-bench ls suites', or a YAML file.",
             show_default=False,
+            rich_help_panel="What to run",
         ),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Same as --set epochs=N.", show_default=False)] = None,
-    recipe: Annotated[
-        str | None,
-        typer.Option(
-            help="Hyper-parameters: auto, tuned, published, published:imagenet-r, unified.", show_default="auto"
-        ),
-    ] = None,
-    recipe_file: Annotated[
-        Path | None, typer.Option("--recipes", help="Tuned recipes of your own.", show_default=False)
-    ] = None,
-    probe: Annotated[
-        str | None,
-        typer.Option(
-            help="Measure besides: interpolation, accuracy between the weights of consecutive tasks (LoRA methods).",
-            show_default="none",
-        ),
-    ] = None,
-    results: Annotated[Path, typer.Option(help="Folder of the results store.")] = RESULTS,
-    device: Device = "auto",
-    precision: PrecisionName = None,
-    compiled: Compiled = None,
-    deterministic: Annotated[
-        bool, typer.Option("--deterministic", help="The same numbers twice on one GPU; slower. A CPU always does.")
-    ] = False,
-    method_file: MethodFiles = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would run, what is there, and how long the rest may take.")
-    ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Run again what is already there.")] = False,
-    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first run that fails.")] = False,
-    checkpoint_every: Annotated[
-        float, typer.Option(min=0, help="Minutes between checkpoints inside a task; after each task there is one.")
-    ] = 10.0,
-    jobs: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Runs at a time on this host, which share its cores or GPUs.",
-            show_default="1 on a GPU; on a CPU as many as fit",
-        ),
-    ] = None,
-    executor: Annotated[str, typer.Option(help="Where runs execute: here, or ray: all GPUs, or a cluster.")] = "here",
-    address: Annotated[
-        str | None,
-        typer.Option(help="With ray: a running cluster, auto or HOST:PORT.", show_default="this host alone"),
-    ] = None,
-    gpus_per_run: Annotated[
-        float | None, typer.Option(help="With ray: 0.5 puts two runs on a GPU.", show_default="1; on a CPU 0")
-    ] = None,
-    cpus_per_run: Annotated[
-        int | None, typer.Option(min=1, help="With ray: also the threads of a run.", show_default="1")
-    ] = None,
-    collect: Annotated[
-        bool, typer.Option("--collect", help="With ray: hosts share no disk; results come back through Ray.")
-    ] = False,
-    limit_tasks: Annotated[int | None, typer.Option(min=1, help="Trial: only the first tasks.")] = None,
-    limit_train: Annotated[int | None, typer.Option(min=1, help="Trial: training images per class.")] = None,
-    limit_test: Annotated[int | None, typer.Option(min=1, help="Trial: test images per class.")] = None,
 ) -> None:
     """Run methods on a benchmark; what is already in the results folder is not run again."""
-    from cl_bench.running.suites import Grid, find
-    from cl_bench.store import Store
-
-    if (methods is None) == (suite is None):
-        raise UserError("say what to run: --methods 'sdlora,coda', or --suite NAME or FILE, and not both")
-    asked: dict[str, Any] = {
-        "methods": methods,
-        "benchmark": benchmark,
-        "backbone": backbone,
-        "pretrained": pretrained,
-        "normalise": normalise,
-        "size": size,
-        "images": images,
-        "seeds": seeds,
-        "order": order,
-        "scenario": scenario,
-        "tasks": tasks,
-        "set": [*(settings or []), *([f"epochs={epochs}"] if epochs else [])] or None,
-        "recipe": recipe,
-        "precision": precision,
-        "limit_tasks": limit_tasks,
-        "limit_train": limit_train,
-        "limit_test": limit_test,
-        "probe": probe,
-    }
-    on_ray = _on_ray(executor, device, address, gpus_per_run, cpus_per_run, collect)
-    if on_ray and jobs:
-        raise UserError("--jobs is for this host alone; with --executor ray, see --cpus-per-run and --gpus-per-run")
-    given = {name: value for name, value in asked.items() if value is not None}
-    grids = [grid.changed(given) for grid in find(suite).runs] if suite else [Grid.model_validate(given)]
-    if suite and checkpoint is not None:
-        raise UserError("--checkpoint is for one backbone; name that and the methods instead of a suite")
-    cells = [cell for grid in grids for cell in grid.cells()]
-    for cell in cells:
-        cell.check()
-    use_data(root, skip_bad, split_list)
-    store = Store(results)
-    if not dry_run:
+    asked, execution = split_given(given)
+    wanted, how = _wanted(asked, suite), ExecutionOptions.of(execution)
+    on_ray = _on_ray(how)
+    store = Store(how.results)
+    if not how.dry_run:
         store.check_writable()
     with loading():
-        from cl_bench.running import plan, recipes
+        from cl_bench.running import plan
+        from cl_bench.running.executors import side_by_side
         from cl_bench.running.runner import Settings, pick_device, resolve_precision
 
-    tuned = recipes.read(recipe_file) if recipe_file else ()
-    where = on_ray.guess() if on_ray else pick_device(device)
-    precision_of = partial(resolve_precision, device=where)
-    planned = plan.plan_cells(cells, precision_of, method_file or [], checkpoint=checkpoint, tuned=tuned)
-    from cl_bench.cli.console import preview, run_all
-    from cl_bench.running.executors import side_by_side
-
-    if dry_run:
-        preview(planned, store, [REFERENCE], where, out, err, force)
+    where = on_ray.guess() if on_ray else pick_device(how.device)
+    planned = plan.plan_options(wanted, partial(resolve_precision, device=where))
+    if how.dry_run:
+        for options in wanted:
+            out.print(options.command(), soft_wrap=True, highlight=False, markup=False)
+        preview(planned, store, [REFERENCE], where, how.force)
         return
-    settings_ = Settings(checkpoint_every, force, compiled, deterministic)
+    settings = Settings(how.checkpoint_every, how.force, how.compile, how.deterministic)
     if on_ray is None:
-        _decode_images([run.experiment for run in planned if force or not store.json_path(run.experiment).is_file()])
-    sys.exit(run_all(planned, store, on_ray or side_by_side(planned, where, jobs), settings_, out, err, fail_fast))
+        _decode_images([run for run in planned if how.force or not store.json_path(run.experiment).is_file()])
+    executor = on_ray or side_by_side(planned, where, how.jobs)
+    sys.exit(run_all(planned, store, executor, settings, how.fail_fast))
 
 
-def _on_ray(
-    executor: str, device: str, address: str | None, gpus: float | None, cpus: int | None, collect: bool
-) -> OnRay | None:
+def _wanted(asked: Mapping[str, Any], suite: str | None) -> list[RunOptions]:
+    """The options of every set of runs.
+
+    Raises:
+        UserError: neither methods nor a suite, or both; no such suite; an option that cannot be read.
+    """
+    if ("methods" in asked) == (suite is not None):
+        raise UserError("say what to run: --methods 'sdlora,coda', or --suite NAME or FILE, and not both")
+    if suite is None:
+        return [RunOptions.of(asked)]
+    from cl_bench.running.suites import find
+
+    if "checkpoint" in asked:
+        raise UserError("--checkpoint is for one backbone; name that and the methods instead of a suite")
+    return [options.changed(asked) for options in find(suite).runs]
+
+
+def _on_ray(how: ExecutionOptions) -> OnRay | None:
     """The Ray executor, if it is asked for."""
-    if executor == "ray":
+    if how.executor == "ray":
         from cl_bench.running.ray_executor import OnRay
 
-        return OnRay(device, address, gpus, cpus or 1, collect)
-    if executor != "here":
-        raise UserError(f"--executor '{executor}' is unknown; expected here or ray")
-    asked = {"--address": address, "--gpus-per-run": gpus, "--cpus-per-run": cpus, "--collect": collect or None}
-    for name, value in asked.items():
-        if value is not None:
-            raise UserError(f"{name} is for --executor ray")
+        if how.jobs:
+            raise UserError("--jobs is for this host alone; with --executor ray, see --cpus-per-run and --gpus-per-run")
+        return OnRay(how.device, how.address, how.gpus_per_run, how.cpus_per_run or 1, how.collect)
+    if how.executor != "here":
+        raise UserError(f"--executor '{how.executor}' is unknown; expected here or ray")
+    for name in ("address", "gpus_per_run", "cpus_per_run", "collect"):
+        if name in how.given():
+            raise UserError(f"{OPTIONS[name].flag} is for --executor ray")
     return None
 
 
-def _decode_images(experiments: Sequence[Experiment]) -> None:
+def _decode_images(runs: Sequence[PlannedRun]) -> None:
     """Decode what these runs keep decoded, unless that was done before, and show how far it is."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -234,7 +109,109 @@ def _decode_images(experiments: Sequence[Experiment]) -> None:
     columns = (TextColumn("decoding images once"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as bar:
         task = bar.add_task("", visible=False)
-        for benchmark, storage in dict.fromkeys((one.benchmark, one.storage) for one in experiments):
-            streams.find(benchmark).source(
+        for name, storage, data in dict.fromkeys((r.experiment.benchmark, r.experiment.storage, r.data) for r in runs):
+            streams.find(name, data).source(
                 storage, lambda done, total: bar.update(task, completed=done, total=total, visible=True)
             )
+
+
+def run_all(
+    planned: Sequence[PlannedRun],
+    store: Store,
+    executor: Executor,
+    settings: Settings,
+    fail_fast: bool = False,
+) -> int:
+    """Carry out what is missing and print one table over all of it.
+
+    Returns:
+        The exit code: 0, 2 if a run failed for its input, 1 if one failed for another reason.
+    """
+    from cl_bench.reporting import report, result_table, text_tables
+
+    missing = [run for run in planned if settings.fresh or not _stored(run, store)]
+    failed: list[Outcome] = []
+    done = 0
+    began = time.perf_counter()
+    with (
+        progress_bars("{task.fields[note]}") as bars,
+        closing(executor(missing, store, settings, run_progress(bars, len(missing)))) as outcomes,
+    ):
+        for outcome in outcomes:
+            if outcome.failure:
+                failed.append(outcome)
+                if fail_fast:
+                    break
+            else:
+                done += 1
+    code = max((outcome.code for outcome in failed), default=0)
+    records = [record for run in planned if (record := _find(run, store)) is not None]
+    if records:
+        for table in report.tables_of(records, origin=str(store.root)):
+            text_tables.show(result_table.text_table(table), out)
+    there = len(planned) - len(missing)
+    computed = f"{done} run(s) computed in {(time.perf_counter() - began) / 60:.1f} min"
+    left = len(missing) - done - len(failed)
+    not_begun = f", {left} not begun (--fail-fast)" if left else ""
+    err.print(escape(f"{computed}, {there} already there{not_begun}; results: {store.root}"))
+    for outcome in failed:
+        name = f"{outcome.run.label} seed {outcome.run.experiment.seed}"
+        err.print(f"[bold red]error:[/] {escape(f'{name} failed: {outcome.failure}')}")
+    return code
+
+
+def preview(
+    planned: Sequence[PlannedRun],
+    store: Store,
+    others: Sequence[Path],
+    device: torch.device,
+    force: bool = False,
+) -> None:
+    """Show what would run, what is there, and how long the rest may take, by stored times.
+
+    Args:
+        others: results folders whose times count as well.
+    """
+    from cl_bench.running.estimate import Times
+
+    stores = [store, *(Store(folder) for folder in others if folder.is_dir())]
+    times = Times.of([record for each in stores for record in each.records(lambda damaged: None)], device)
+    table = Table("run", "benchmark", "tasks", "backbone", box=None, header_style="bold")
+    table.add_column("seed", justify="right")
+    table.add_column("state")
+    table.add_column("minutes", justify="right")
+    minutes: list[float | None] = []
+    for run in planned:
+        experiment = run.experiment
+        there = not force and _stored(run, store)
+        begun = store.checkpoint_path(experiment).exists() and not force
+        state = "stored" if there else "begun" if begun else "missing"
+        estimate = None if there else times.minutes(experiment)
+        if not there:
+            minutes.append(estimate)
+        shown = "" if there else "?" if estimate is None else f"{estimate:.1f}"
+        tasks = str(experiment.num_tasks)
+        cells = (run.label, experiment.benchmark, tasks, experiment.backbone, str(experiment.seed), state, shown)
+        table.add_row(*map(escape, cells))
+    out.print(table)
+    known = [each for each in minutes if each is not None]
+    unknown = len(minutes) - len(known)
+    about = f", about {sum(known):.1f} min one after the other on {device.type}" if known else ""
+    rest = f"; no times are stored for {unknown} of them" if unknown else ""
+    stored = len(planned) - len(minutes)
+    out.print(f"{len(planned)} run(s): {stored} stored, {len(minutes)} to do{about}{rest}", highlight=False)
+
+
+def _stored(run: PlannedRun, store: Store) -> bool:
+    try:
+        return store.find(run.experiment) is not None
+    except DamagedRecord as error:
+        err.print(f"[yellow]warning:[/] computing again, the stored result is damaged: {escape(str(error))}")
+        return False
+
+
+def _find(run: PlannedRun, store: Store) -> RunRecord | None:
+    try:
+        return store.find(run.experiment)
+    except DamagedRecord:
+        return None

@@ -1,57 +1,81 @@
-"""What the commands share: where they write to, options, and how they import what takes seconds."""
+"""What the commands share: where they write to, their options, and how they import what takes seconds."""
 
 from __future__ import annotations
 
+import functools
 import gc
+import inspect
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
-from cl_bench.errors import UserError
+from cl_bench.options import ExecutionOptions, Option, RunOptions, options_of
 
 out = Console()
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
-MethodFiles = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "--method-file",
-        help="A file with a method of your own; its name is the method's.",
-        show_default=False,
-    ),
-]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
-PrecisionName = Annotated[
-    str | None,
-    typer.Option(
-        "--precision", help="Of the backbone: fp32, bf16, or auto: bf16 where it is fast.", show_default="auto"
-    ),
-]
-Compiled = Annotated[
-    bool | None, typer.Option("--compile/--no-compile", help="Compile the backbone.", show_default="on a GPU")
-]
-DataRoot = Annotated[
-    Path | None,
-    typer.Option("--root", help="Folder with the data sets.", show_default="CL_BENCH_DATA, else data/"),
-]
+RESULTS, REFERENCE = Path("results/runs"), Path("results/reference")
+OPTIONS = options_of(RunOptions) | options_of(ExecutionOptions)
+"""Every option of `cl-bench run`, by field name."""
 
 
-def use_data(root: Path | None, skip_bad: bool = False, split_list: Path | None = None) -> None:
-    """Make `--root` the data folder and pass on how to read it, here and to worker processes."""
-    if skip_bad:
-        os.environ["CL_BENCH_SKIP_BAD"] = "1"
-    if split_list is not None:
-        os.environ["CL_BENCH_SPLIT_LIST"] = str(split_list.absolute())
-    if root is not None:
-        if not root.is_dir():
-            raise UserError(f"--root '{root}' is no folder; name the one that holds the data sets")
-        os.environ["CL_BENCH_DATA"] = str(root.absolute())
+def takes(*names: str, **defaults: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command these options of the list, beside the parameters that it has itself.
+
+    The command gets, as its first argument, what the user gave, by name and as text (see `RunOptions.of`).
+
+    Args:
+        names: of fields of `RunOptions` and `ExecutionOptions`.
+        defaults: of this command, by name, where they are not those of the list.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        _, *parameters = inspect.signature(command, eval_str=True).parameters.values()
+        own = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in parameters]
+        listed = [_parameter(name, OPTIONS[name], defaults.get(name)) for name in names]
+
+        @functools.wraps(command)
+        def call(**arguments: Any) -> None:
+            given = {name: arguments.pop(name) for name in names}
+            command({name: value for name, value in given.items() if value not in (None, [])}, **arguments)
+
+        # What typer reads: the parameters, with their types.
+        call.__dict__.pop("__wrapped__")
+        call.__signature__ = inspect.Signature([*own, *listed])  # type: ignore[attr-defined]
+        call.__annotations__ = {one.name: one.annotation for one in (*own, *listed)}
+        return call
+
+    return decorate
+
+
+def _parameter(name: str, option: Option, default: str | None) -> inspect.Parameter:
+    flags = [option.flag] if option.kind != "flag" or not option.no else [f"{option.flag}/{option.no}"]
+    details: dict[str, Any] = {
+        "help": escape(option.help),
+        "rich_help_panel": option.panel,
+        "show_default": escape(default or option.default) or False,
+    }
+    if option.kind == "flag":
+        kind: Any = bool | None
+    else:
+        kind = str | None if option.kind == "text" else list[str] | None
+        details["metavar"] = option.metavar
+    value: Any = default if default is None or option.kind == "text" else [default]
+    annotation = Annotated[kind, typer.Option(*flags, **details)]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value, annotation=annotation)
+
+
+def split_given(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the user gave, as fields of `RunOptions` and of `ExecutionOptions`."""
+    run, execution = options_of(RunOptions), options_of(ExecutionOptions)
+    return {n: v for n, v in given.items() if n in run}, {n: v for n, v in given.items() if n in execution}
 
 
 @contextmanager

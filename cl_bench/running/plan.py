@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from cl_bench.experiment import (
     Experiment,
     ImagesName,
     Limits,
-    MethodSpec,
     Precision,
     ProbeName,
     Scenario,
@@ -25,22 +24,51 @@ from cl_bench.experiment import (
     Transforms,
     Value,
     number_of,
-    parse_images,
-    parse_order,
-    parse_probe,
-    parse_scenario,
-    parse_seeds,
-    parse_settings,
-    parse_tasks,
-    read_order,
     value_text,
 )
+from cl_bench.grammar import is_order_file, parse_order, parse_settings, read_order
+from cl_bench.options import RunOptions
 from cl_bench.running import recipes
 from cl_bench.running.recipes import Recipe, Tuned
-from cl_bench.running.suites import Grid
-from cl_bench.streams import Benchmark, Source
+from cl_bench.streams import Benchmark, DataConfig, Source
 from cl_bench.streams.scenarios import sizes_of, split_hash
 from cl_bench.training.probes import PROBES
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """One run as it is asked for; what is left open is filled in by `plan`.
+
+    Attributes:
+        method: the method, with `options`, the hyper-parameters that the user sets; texts are accepted.
+        seed: of training and, unless `order` pins it, of the class order `permutation:seed`.
+        benchmark, data: the stream, and where its files are and how they are read; None: as the environment says.
+        scenario, tasks: None: the benchmark's own.
+        order: of the classes (or domains): named, or the path of a file.
+        images: how those of files are kept (see `Benchmark.storage`).
+        backbone: None: the benchmark's own.
+        checkpoint, pretrained, normalise, size: its weights and input (see `backbones.find`).
+        recipe: where hyper-parameters come from that the user does not set (see `recipes.choose`).
+    """
+
+    method: Found
+    options: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    benchmark: str = "icons-100"
+    data: DataConfig | None = None
+    scenario: Scenario | None = None
+    tasks: Tasks | None = None
+    order: str | None = None
+    images: ImagesName = "auto"
+    backbone: str | None = None
+    checkpoint: Path | None = None
+    pretrained: bool = True
+    normalise: str = "checkpoint"
+    size: int | None = None
+    precision: Precision = "fp32"
+    recipe: str = "auto"
+    limits: Limits = Limits()
+    probe: ProbeName = "none"
 
 
 @dataclass(frozen=True)
@@ -49,6 +77,7 @@ class PlannedRun:
 
     Attributes:
         backbone: pinned to the weights that the experiment names.
+        data: where the images are and how they are read.
     """
 
     experiment: Experiment
@@ -56,146 +85,173 @@ class PlannedRun:
     label: str
     recipe: Recipe
     backbone: Backbone
+    data: DataConfig
 
 
-def plan(
-    specs: Sequence[tuple[Found, Mapping[str, Any]]],
-    seeds: Sequence[int],
-    *,
-    benchmark: str = "icons-100",
-    backbone: str | None = None,
-    checkpoint: Path | None = None,
-    pretrained: bool = True,
-    normalise: str = "checkpoint",
-    size: int | None = None,
-    scenario: Scenario | None = None,
-    tasks: Tasks | None = None,
-    order: str | None = None,
-    precision: Precision = "fp32",
-    images: ImagesName = "auto",
-    limits: Limits | None = None,
-    probe: ProbeName = "none",
-    recipe: str = "auto",
-    tuned: Sequence[Tuned] = (),
-) -> list[PlannedRun]:
-    """Resolve every method (with its options) for every seed; what comes out the same is planned once.
+@dataclass(frozen=True)
+class _Ground:
+    """What the methods of a comparison share: the stream and the backbone."""
+
+    benchmark: Benchmark
+    backbone: Backbone
+    scenario: Scenario
+    tasks: Tasks
+    order: str | None
+    split: str
+    transforms: Transforms
+    storage: str
+
+
+def plan(specs: Iterable[RunSpec], tuned: Sequence[Tuned] = ()) -> list[PlannedRun]:
+    """Resolve every run; what comes out the same is planned once.
 
     Args:
-        specs: methods with the options that the user set; strings are accepted.
-        seeds: each sets the training seed and, unless `order` pins it, the class order `permutation:seed`.
-        backbone: None: the benchmark's own.
-        checkpoint, pretrained, normalise, size: its weights and input (see `backbones.find`).
-        scenario, tasks: None: the benchmark's own.
-        images: how those of files are kept (see `Benchmark.storage`).
-        recipe, tuned: which recipe, and recipes of the user's own (see `recipes.choose`).
+        tuned: recipes of the user's own, which come before the shipped ones.
 
     Raises:
         UserError: anything unknown, ill-typed or impossible.
     """
-    data = streams.find(benchmark)
-    vit = backbones.find(
-        backbone or data.backbone, checkpoint=checkpoint, pretrained=pretrained, normalise=normalise, size=size
-    )
-    scenario = scenario or data.scenario
-    limits = limits or Limits()
-    if scenario == "class-incremental":
-        tasks = class_incremental(data, tasks, limits)
-    own_order = order is not None and Path(order).is_file()
-    if order is not None and not own_order:
-        parse_order(order)
-    source = data.source()
-    if scenario == "domain-incremental":
-        tasks = domain_incremental(benchmark, source, tasks, limits)
-        if order is not None and own_order:
-            order = read_order(Path(order), source.domains, "domain")
-    elif order is not None and own_order:
-        order = read_order(Path(order), source.classes)
-    assert tasks is not None
-    split = split_hash(source)
-    vit = backbones.verify(vit)
-    transforms = Transforms(
-        size=vit.size,
-        crop=data.crop,
-        crop_scale=data.crop_scale,
-        mean=vit.mean,
-        std=vit.std,
-        resize=data.resize,
-    )
-    storage = data.storage(images, transforms.short)
+    grounds: dict[tuple[object, ...], _Ground] = {}
+    methods: dict[tuple[object, ...], tuple[Method, Recipe, str]] = {}
     runs: dict[str, PlannedRun] = {}
-    for found, options in specs:
-        method, chosen = resolve(found, data, options, recipe, tuned, vit)
-        if scenario not in method.scenarios:
-            raise UserError(f"'{found.name}' is for {' and '.join(method.scenarios)} streams, this one is {scenario}")
-        method.check(number_of(tasks))
-        PROBES[probe].check(method.create(backbones.skeleton(vit), data.num_classes), found.name)
-        shown = {name: method.values()[name] for name in options}
-        listed = ",".join(f"{name}={_label_text(value)}" for name, value in sorted(shown.items()))
-        for seed in seeds:
-            experiment = Experiment(
-                method=found.name,
-                revision=found.revision,
-                hyperparameters=method.values(),
-                defaults=found.defaults,
-                benchmark=benchmark,
-                scenario=scenario,
-                tasks=tasks,
-                class_order=f"permutation:{seed}" if order is None else order,
-                split=split,
-                transforms=transforms,
-                storage=storage,
-                backbone=vit.name,
-                weights=vit.weights,
-                precision=precision,
-                limits=limits,
-                probe=probe,
-                seed=seed,
-            )
-            label = f"{found.name}[{listed}]" if listed else found.name
-            runs.setdefault(experiment.key, PlannedRun(experiment, method, label, chosen, vit))
+    for spec in specs:
+        shared = tuple(getattr(spec, name) for name in _GROUND)
+        if shared not in grounds:
+            grounds[shared] = _ground(spec)
+        ground = grounds[shared]
+        row = (shared, spec.method.name, repr(sorted(spec.options.items())), spec.recipe, spec.probe)
+        if row not in methods:
+            methods[row] = _method(spec, ground, tuned)
+        method, recipe, label = methods[row]
+        experiment = Experiment(
+            method=spec.method.name,
+            revision=spec.method.revision,
+            hyperparameters=method.values(),
+            defaults=spec.method.defaults,
+            benchmark=spec.benchmark,
+            scenario=ground.scenario,
+            tasks=ground.tasks,
+            class_order=f"permutation:{spec.seed}" if ground.order is None else ground.order,
+            split=ground.split,
+            transforms=ground.transforms,
+            storage=ground.storage,
+            backbone=ground.backbone.name,
+            weights=ground.backbone.weights,
+            precision=spec.precision,
+            limits=spec.limits,
+            probe=spec.probe,
+            seed=spec.seed,
+        )
+        run = PlannedRun(experiment, method, label, recipe, ground.backbone, ground.benchmark.data)
+        runs.setdefault(experiment.key, run)
     return list(runs.values())
 
 
-def plan_cells(
-    cells: Sequence[Grid],
-    precision_of: Callable[[str], Precision],
-    method_files: Sequence[Path] = (),
-    checkpoint: Path | None = None,
-    tuned: Sequence[Tuned] = (),
-) -> list[PlannedRun]:
-    """All runs of these cells (see `Grid.cells`), each once.
+_GROUND = (
+    "benchmark", "data", "scenario", "tasks", "order", "images", "backbone", "checkpoint", "pretrained", "normalise",
+    "size", "limits",
+)  # fmt: skip
+"""The fields of a spec that its `_Ground` depends on."""
+
+
+def _ground(spec: RunSpec) -> _Ground:
+    benchmark = streams.find(spec.benchmark, spec.data)
+    backbone = backbones.find(
+        spec.backbone or benchmark.backbone,
+        checkpoint=spec.checkpoint,
+        pretrained=spec.pretrained,
+        normalise=spec.normalise,
+        size=spec.size,
+    )
+    scenario, tasks, order = spec.scenario or benchmark.scenario, spec.tasks, spec.order
+    if scenario == "class-incremental":
+        tasks = class_incremental(benchmark, tasks, spec.limits)
+    from_file = order is not None and is_order_file(order)
+    if order is not None and not from_file:
+        parse_order(order)
+    source = benchmark.source()
+    if scenario == "domain-incremental":
+        tasks = domain_incremental(spec.benchmark, source, tasks, spec.limits)
+    if order is not None and from_file:
+        domains = scenario == "domain-incremental"
+        order = read_order(Path(order), source.domains if domains else source.classes, "domain" if domains else "class")
+    assert tasks is not None
+    backbone = backbones.verify(backbone)
+    transforms = Transforms(
+        size=backbone.size,
+        crop=benchmark.crop,
+        crop_scale=benchmark.crop_scale,
+        mean=backbone.mean,
+        std=backbone.std,
+        resize=benchmark.resize,
+    )
+    storage = benchmark.storage(spec.images, transforms.short)
+    return _Ground(benchmark, backbone, scenario, tasks, order, split_hash(source), transforms, storage)
+
+
+def _method(spec: RunSpec, ground: _Ground, tuned: Sequence[Tuned]) -> tuple[Method, Recipe, str]:
+    """The method that carries a run out, where its hyper-parameters come from, and the name of its row."""
+    name = spec.method.name
+    method, recipe = resolve(spec.method, ground.benchmark, spec.options, spec.recipe, tuned, ground.backbone)
+    if ground.scenario not in method.scenarios:
+        raise UserError(f"'{name}' is for {' and '.join(method.scenarios)} streams, this one is {ground.scenario}")
+    method.check(number_of(ground.tasks))
+    PROBES[spec.probe].check(method.create(backbones.skeleton(ground.backbone), ground.benchmark.num_classes), name)
+    shown = {option: method.values()[option] for option in spec.options}
+    listed = ",".join(f"{option}={_label_text(value)}" for option, value in sorted(shown.items()))
+    return method, recipe, f"{name}[{listed}]" if listed else name
+
+
+def specs_of(
+    options: RunOptions, methods: Mapping[str, Found], precision_of: Callable[[str], Precision]
+) -> list[RunSpec]:
+    """All runs that these options ask for, in the order of benchmarks, backbones, tasks, methods, seeds.
 
     Args:
-        precision_of: resolves what a cell asks for, which depends on the device.
+        methods: by name, at least all that are asked for.
+        precision_of: resolves what is asked for, which depends on the device.
 
     Raises:
-        UserError: as `plan`.
+        UserError: the data folder is not there; a hyper-parameter is set for all methods, but one of them lacks it.
     """
-    known = registry.lookup([spec.name for cell in cells for spec in cell.specs()], method_files)
-    runs: dict[str, PlannedRun] = {}
-    for cell in cells:
-        specs = cell.specs()
-        here = {spec.name: known[spec.name] for spec in specs}
-        options = merge_options(specs, settings_for(here, cell.set))
-        for run in plan(
-            [(known[spec.name], chosen) for spec, chosen in zip(specs, options, strict=True)],
-            parse_seeds(cell.seeds),
+    data = DataConfig.of(options.root, options.skip_bad, options.split_list)
+    listed = {spec.name: methods[spec.name] for spec in options.methods}
+    settings = settings_for(listed, options.settings)
+    return [
+        RunSpec(
+            method=methods[method.name],
+            options={**settings[method.name], **method.options},
+            seed=seed,
             benchmark=cell.benchmark[0],
+            data=data,
+            scenario=cell.scenario,
+            tasks=cell.tasks[0] if cell.tasks else None,
+            order=cell.order,
+            images=cell.images,
             backbone=cell.backbone[0] if cell.backbone else None,
-            checkpoint=checkpoint,
-            pretrained=cell.pretrained == "yes",
+            checkpoint=cell.checkpoint,
+            pretrained=cell.pretrained,
             normalise=cell.normalise,
             size=cell.size,
-            scenario=parse_scenario(cell.scenario) if cell.scenario else None,
-            tasks=parse_tasks(cell.tasks[0]) if cell.tasks else None,
-            order=cell.order,
             precision=precision_of(cell.precision),
-            images=parse_images(cell.images),
-            limits=Limits(tasks=cell.limit_tasks, train_per_class=cell.limit_train, test_per_class=cell.limit_test),
-            probe=parse_probe(cell.probe),
             recipe=cell.recipe,
-            tuned=tuned,
-        ):
+            limits=cell.limits,
+            probe=cell.probe,
+        )
+        for cell in options.cells()
+        for method in cell.methods
+        for seed in cell.seeds
+    ]
+
+
+def plan_options(wanted: Sequence[RunOptions], precision_of: Callable[[str], Precision]) -> list[PlannedRun]:
+    """All runs that any of these options asks for, each once (see `specs_of` and `plan`)."""
+    runs: dict[str, PlannedRun] = {}
+    files = dict.fromkeys(file for options in wanted for file in options.method_file)
+    methods = registry.lookup([spec.name for options in wanted for spec in options.methods], files)
+    for options in wanted:
+        tuned = recipes.read(options.recipes) if options.recipes else ()
+        for run in plan(specs_of(options, methods, precision_of), tuned):
             runs.setdefault(run.experiment.key, run)
     return list(runs.values())
 
@@ -258,11 +314,6 @@ def domain_incremental(name: str, source: Source, tasks: Tasks | None, limits: L
 def _check_length(length: int, limits: Limits) -> None:
     if limits.tasks and limits.tasks > length:
         raise UserError(f"--limit-tasks {limits.tasks} is more than the {length} tasks there are; leave it out for all")
-
-
-def merge_options(specs: Sequence[MethodSpec], settings: Mapping[str, Mapping[str, str]]) -> list[dict[str, str]]:
-    """Options of each spec: `--set` first, then its own brackets."""
-    return [{**settings[spec.name], **spec.options} for spec in specs]
 
 
 def settings_for(methods: Mapping[str, Found], texts: Sequence[str]) -> dict[str, dict[str, str]]:

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
 import torch
@@ -19,8 +19,8 @@ from avalanche.core import SupervisedPlugin
 from numpy.typing import NDArray
 
 from cl_bench import __version__, backbones, streams
-from cl_bench.errors import UserError
-from cl_bench.experiment import Experiment, Precision, Scalar, parse_precision
+from cl_bench.errors import UserError, unknown_name
+from cl_bench.experiment import Experiment, Precision, Scalar
 from cl_bench.models import vit
 from cl_bench.models.vit import Execution
 from cl_bench.running.plan import PlannedRun
@@ -250,7 +250,7 @@ def execute(
     experiment, method = planned.experiment, planned.method
     settings = settings or Settings()
     execution = set_up(experiment, device, settings)
-    stream = stream_of(experiment)
+    stream = stream_of(planned)
     joint = method.trains_on == "stream"
     experiences = list(stream.joint if joint else stream.train)
     stages = [list(range(len(stream.tasks)))] if joint else [[task] for task in range(len(stream.tasks))]
@@ -360,8 +360,10 @@ def strategy_of(
     )
 
 
-def stream_of(experiment: Experiment) -> TaskStream:
-    source = streams.find(experiment.benchmark).source(experiment.storage)
+def stream_of(planned: PlannedRun) -> TaskStream:
+    """The stream that a run learns."""
+    experiment = planned.experiment
+    source = streams.find(experiment.benchmark, planned.data).source(experiment.storage)
     return build(
         source,
         experiment.tasks,
@@ -382,7 +384,9 @@ def resolve_precision(asked: str, device: torch.device) -> Precision:
         if device.type == "cuda":
             return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
         return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
-    return parse_precision(asked)
+    if asked not in get_args(Precision):
+        raise unknown_name("precision", asked, ["auto", *get_args(Precision)])
+    return cast(Precision, asked)
 
 
 def set_up(experiment: Experiment, device: torch.device, settings: Settings) -> Execution:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Literal
@@ -19,6 +18,7 @@ from cl_bench.data.images import ImageFiles, ImageStore
 from cl_bench.errors import UserError, unknown_name
 from cl_bench.experiment import ImagesName, Scenario, Storage
 from cl_bench.streams import catalogue, icons
+from cl_bench.streams.config import DataConfig
 from cl_bench.streams.overlaps import shared_classes
 from cl_bench.streams.readers import for_each_image
 from cl_bench.streams.types import DataSet, Entry, Listing
@@ -46,7 +46,8 @@ class Benchmark:
         crop, crop_scale, resize: of the training crop and the test view (see `Transforms`): part of the protocol, the
             same for every method.
         backbone: used when the user names none.
-        load: reads the data.
+        load: reads the data, from where and as its argument says.
+        data: where they are and how they are read.
         tuned_on: the stream on which hyper-parameters for it are searched, so that it is not itself.
         dataset: facts about it, if it is not embedded.
         scenario: the default one.
@@ -58,12 +59,13 @@ class Benchmark:
     tasks: int
     crop_scale: tuple[float, float]
     backbone: str
-    load: Callable[[], Source]
+    load: Callable[[DataConfig], Source]
     tuned_on: str | None = None
     resize: float = 1.0
     crop: Literal["continuous", "pixels"] = "continuous"
     dataset: DataSet | None = None
     scenario: Scenario = "class-incremental"
+    data: DataConfig = field(default_factory=DataConfig.of)
 
     def source(self, storage: Storage = "files", told: Told = lambda done, total: None) -> Source:
         """The data, read and checked once per process.
@@ -77,10 +79,10 @@ class Benchmark:
             UserError: the data are not there or damaged; the cache cannot be written; in `memory`, images of files that
                 do not have one size.
         """
-        source = _source(self.name, _place())
+        source = _source(self.name, self.data)
         if storage == "files" or not isinstance(source.train.images, ImageFiles):
             return source
-        return _kept(self.name, storage, _place(), told)
+        return _kept(self.name, storage, self.data, told)
 
     def storage(self, images: ImagesName, short: int) -> Storage:
         """How the images are kept for a run, as `Experiment` has it.
@@ -100,7 +102,7 @@ class Benchmark:
             return "memory"
         if images == "files":
             return "files"
-        if images == "auto" and _small_and_alike(self.name, _place(), short):
+        if images == "auto" and _small_and_alike(self.name, self.data, decoded.folder(), short):
             return "memory"
         return f"resized:{short}"
 
@@ -118,7 +120,7 @@ _BENCHMARKS = {
             10,
             _ICON_CROP,
             _ICONS,
-            lambda: Source(*icons.load("stream")),
+            lambda data: Source(*icons.load("stream")),
             tuned_on="icons-tune",
         ),
         Benchmark(
@@ -128,7 +130,7 @@ _BENCHMARKS = {
             10,
             _ICON_CROP,
             _ICONS,
-            lambda: Source(*icons.load_designers()),
+            lambda data: Source(*icons.load_designers()),
             tuned_on="icons-tune",
             scenario="domain-incremental",
         ),
@@ -139,7 +141,7 @@ _BENCHMARKS = {
             10,
             _ICON_CROP,
             _ICONS,
-            lambda: Source(*icons.load("tune")),
+            lambda data: Source(*icons.load("tune")),
         ),
     )
 }
@@ -198,8 +200,6 @@ _PARTS = {
 }
 _TUNED_ON = {"cifar100": "tiny-imagenet-44"}
 
-Place = tuple[str | None, ...]
-SKIP_BAD, SPLIT_LIST = "CL_BENCH_SKIP_BAD", "CL_BENCH_SPLIT_LIST"
 _PHOTOGRAPHS = "vit_base_patch16_224.augreg2_in21k_ft_in1k"
 """The weights of SD-LoRA's logs."""
 
@@ -215,18 +215,22 @@ def has_domains(name: str) -> bool:
     return benchmark.scenario == "domain-incremental" or bool(benchmark.dataset and benchmark.dataset.domains)
 
 
-def find(name: str) -> Benchmark:
+def find(name: str, data: DataConfig | None = None) -> Benchmark:
     """The benchmark with this name: an embedded one, a data set, or `folder:PATH`.
+
+    Args:
+        data: where data sets are and how they are read; None: as `DataConfig.of` finds without being told.
 
     Raises:
         UserError: there is none; the closest name is suggested. A folder is not there or has another layout.
     """
+    data = data or DataConfig.of()
     if name in _BENCHMARKS:
-        return _BENCHMARKS[name]
+        return replace(_BENCHMARKS[name], data=data)
     if name not in names() and not name.startswith(catalogue.FOLDER):
         raise unknown_name("benchmark", name, [*names(), "folder:PATH"], "'cl-bench ls benchmarks' describes them.")
     dataset = _dataset(name)
-    classes = dataset.classes or len(_listing(name, _place()).classes)
+    classes = dataset.classes or len(_listing(name, data).classes)
     domains = dataset.scenario == "domain-incremental"
     return Benchmark(
         name=name,
@@ -242,6 +246,7 @@ def find(name: str) -> Benchmark:
         load=partial(_load, name),
         tuned_on=_TUNED_ON.get(name),
         dataset=dataset,
+        data=data,
     )
 
 
@@ -251,28 +256,22 @@ def default_tasks(num_classes: int) -> int:
 
 
 @cache
-def _source(name: str, place: Place) -> Source:
-    return find(name).load()
-
-
-def _place() -> Place:
-    """Where data sets are and how they are read: environment variables, which worker processes inherit."""
-    return tuple(os.environ.get(name) for name in (catalogue.ROOT_VARIABLE, SKIP_BAD, SPLIT_LIST, decoded.VARIABLE))
+def _source(name: str, data: DataConfig) -> Source:
+    return find(name, data).load(data)
 
 
 @cache
-def _listing(name: str, place: Place) -> Listing:
-    _, skip_bad, split_list, _ = place
-    return catalogue.load(_dataset(name), skip_bad=bool(skip_bad), split_list=Path(split_list) if split_list else None)
+def _listing(name: str, data: DataConfig) -> Listing:
+    return catalogue.load(_dataset(name), data.root, data.skip_bad, data.split_list)
 
 
 def _dataset(name: str) -> DataSet:
     return _PARTS[name].dataset() if name in _PARTS else catalogue.find(name)
 
 
-def _load(name: str) -> Source:
+def _load(name: str, data: DataConfig) -> Source:
     """A data set below the user's data folder, as image stores."""
-    listing = _listing(name, _place())
+    listing = _listing(name, data)
     index = {name: number for number, name in enumerate(listing.classes)}
 
     def store(part: int) -> ImageStore:
@@ -286,14 +285,14 @@ def _load(name: str) -> Source:
     return Source(store(0), store(1), listing.classes, known)
 
 
-_stored: dict[tuple[str, Storage, Place], Source] = {}
+_stored: dict[tuple[str, Storage, DataConfig, Path], Source] = {}
 
 
-def _kept(name: str, storage: Storage, place: Place, told: Told) -> Source:
+def _kept(name: str, storage: Storage, data: DataConfig, told: Told) -> Source:
     """A data set of files with its images decoded, from the cache."""
-    key = (name, storage, place)
+    key = (name, storage, data, decoded.folder())
     if key not in _stored:
-        source, listing = _source(name, place), _listing(name, place)
+        source, listing = _source(name, data), _listing(name, data)
         first, total = len(source.train), len(source.train) + len(source.test)
         train = _kept_part(name, "train", storage, source.train, listing.train, lambda n: told(n, total))
         test = _kept_part(name, "test", storage, source.test, listing.test, lambda n: told(first + n, total))
@@ -330,9 +329,9 @@ def _cached(name: str, part: str, storage: Storage, store: ImageStore) -> Path:
 
 
 @cache
-def _small_and_alike(name: str, place: Place, short: int) -> bool:
+def _small_and_alike(name: str, data: DataConfig, cache_folder: Path, short: int) -> bool:
     """Whether all images of files have one size, and one that would be kept."""
-    source = _source(name, place)
+    source = _source(name, data)
     parts = {"train": source.train, "test": source.test}
     paths = [path for store in parts.values() if isinstance(store.images, ImageFiles) for path in store.images.paths]
     size = size_of(paths[0])

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 from cl_bench.data.decoding import BadImage
 from cl_bench.errors import UserError, unknown_name
+from cl_bench.streams.config import ROOT_VARIABLE, existing_root
 from cl_bench.streams.readers import (
     UnknownLayout,
     cifar_pickles,
@@ -26,8 +26,6 @@ from cl_bench.streams.readers import (
 )
 from cl_bench.streams.types import Archive, DataSet, Listing
 
-ROOT_VARIABLE = "CL_BENCH_DATA"
-DEFAULT_ROOT = Path("data")
 FOLDER = "folder:"
 OWN = "own split"
 
@@ -443,25 +441,6 @@ def find(name: str) -> DataSet:
     return _DATA_SETS[name]
 
 
-def data_root(root: Path | None = None) -> Path:
-    """The folder with the data sets: as given, else `CL_BENCH_DATA`, else `data/` in the current folder."""
-    variable = os.environ.get(ROOT_VARIABLE)
-    return root or (Path(variable).expanduser() if variable else DEFAULT_ROOT)
-
-
-def existing_root(root: Path | None = None) -> Path:
-    """The same, if it is there; the default one need not be.
-
-    Raises:
-        UserError: one was named and is not there.
-    """
-    top = data_root(root)
-    if not top.is_dir() and top != DEFAULT_ROOT:
-        whence = "--root" if root else ROOT_VARIABLE
-        raise UserError(f"the data folder '{top}' ({whence}) is not there; make it, or name the right one")
-    return top
-
-
 def locate(dataset: DataSet, root: Path | None = None) -> Path:
     """The folder of a data set: the first of its names that is there.
 
@@ -515,7 +494,7 @@ def load(dataset: DataSet, root: Path | None = None, skip_bad: bool = False, spl
     """The images of a data set, checked for what can be seen without decoding them.
 
     Args:
-        root: folder with the data sets, see `data_root`.
+        root: folder with the data sets, see `config.data_root`.
         skip_bad: leave out images that cannot be decoded, for which all of them are.
         split_list: see `readers.read_split`.
 

@@ -111,7 +111,7 @@ def measure(
         ceiling: FLOP/s that `share` is of.
     """
     execution = set_up(planned.experiment, device, settings)
-    stream = stream_of(planned.experiment)
+    stream = stream_of(planned)
     method = planned.method
     strategy = strategy_of(planned, stream, device, execution)
     experiences = list(stream.joint if method.trains_on == "stream" else stream.train)[: task + 1]

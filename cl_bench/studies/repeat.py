@@ -16,6 +16,7 @@ from cl_bench.running.plan import PlannedRun
 from cl_bench.running.recipes import Recipe
 from cl_bench.running.runner import Progress, execute
 from cl_bench.store import Arrays, RunRecord, matching
+from cl_bench.streams import DataConfig
 from cl_bench.streams.scenarios import split_hash
 
 
@@ -65,7 +66,12 @@ def find(key: str, folders: Iterable[Path]) -> tuple[RunRecord, Arrays]:
     return record, store.arrays(record)
 
 
-def planned(record: RunRecord, checkpoint: Path | None = None, method_files: Sequence[Path] = ()) -> PlannedRun:
+def planned(
+    record: RunRecord,
+    checkpoint: Path | None = None,
+    method_files: Sequence[Path] = (),
+    data: DataConfig | None = None,
+) -> PlannedRun:
     """The stored experiment, ready to run.
 
     Raises:
@@ -78,7 +84,8 @@ def planned(record: RunRecord, checkpoint: Path | None = None, method_files: Seq
             f"'{found.name}' was at revision {experiment.revision} when this was run and is at {found.revision} now, "
             "so its results are not comparable; take the version of cl-bench in the record's environment"
         )
-    split = split_hash(streams.find(experiment.benchmark).source())
+    benchmark = streams.find(experiment.benchmark, data)
+    split = split_hash(benchmark.source())
     if split != experiment.split:
         raise UserError(
             f"the data of {experiment.benchmark} here has the split {split[:8]}, the stored run had "
@@ -91,7 +98,8 @@ def planned(record: RunRecord, checkpoint: Path | None = None, method_files: Seq
     vit = backbones.find(name, checkpoint=checkpoint, pretrained=tagged, normalise="none", size=size)
     vit = replace(vit, weights=experiment.weights)
     recipe = Recipe(record.recipe, experiment.hyperparameters, record.tuning_trials, record.tuning_minutes)
-    return PlannedRun(experiment, found.create(experiment.hyperparameters), record.label, recipe, backbones.verify(vit))
+    method = found.create(experiment.hyperparameters)
+    return PlannedRun(experiment, method, record.label, recipe, backbones.verify(vit), benchmark.data)
 
 
 def repeat(

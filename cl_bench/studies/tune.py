@@ -26,6 +26,7 @@ from cl_bench.running import recipes
 from cl_bench.running.recipes import Tuned
 from cl_bench.running.workers import own, pool
 from cl_bench.store import DamagedRecord, Store
+from cl_bench.streams import DataConfig
 
 if TYPE_CHECKING:
     import optuna
@@ -84,6 +85,7 @@ class Search:
     """How the search is done.
 
     Attributes:
+        data: where its images are and how they are read.
         stream: benchmark whose training images are split into a training and a validation part.
         budget: settings per row.
         seeds: each setting is run once with each.
@@ -97,6 +99,7 @@ class Search:
     """
 
     stream: str
+    data: DataConfig
     budget: int
     seeds: Sequence[int]
     validation: float
@@ -241,14 +244,17 @@ def _run(name: str, options: Mapping[str, Value], seed: int, how: Search) -> _Ou
 
     found = registry.lookup([name], how.method_files)[name]
     limits = Limits(validation=how.validation)
-    (planned,) = plan.plan(
-        [(found, options)],
-        [seed],
+    spec = plan.RunSpec(
+        method=found,
+        options=options,
+        seed=seed,
         benchmark=how.stream,
+        data=how.data,
         backbone=how.backbone,
         precision=how.precision,
         limits=limits,
     )
+    (planned,) = plan.plan([spec])
     store = Store(how.store)
     try:
         record = store.find(planned.experiment)

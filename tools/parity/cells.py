@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from cl_bench.data.samples import samples_of
 from cl_bench.errors import UserError
 from cl_bench.experiment import Experiment, Transforms
 from cl_bench.running import suites
-from cl_bench.running.plan import PlannedRun, plan_cells
+from cl_bench.running.plan import PlannedRun, plan_options
 from cl_bench.streams.scenarios import build
 
 
@@ -27,15 +27,13 @@ def runs_of(suite: str, checkpoint: Path | None = None, **given: Any) -> list[Pl
 
     Args:
         checkpoint: of the backbone, if its weights are not embedded.
-        given: fields of its grids to change (limits, backbone, ...).
+        given: options to change in all of them (limits, backbone, ...).
 
     Raises:
         UserError: there is no such suite, or it cannot be planned.
     """
-    cells = [cell for grid in suites.find(suite).runs for cell in grid.changed(given).cells()]
-    for cell in cells:
-        cell.check()
-    return plan_cells(cells, lambda precision: "fp32", checkpoint=checkpoint)
+    wanted = [replace(options.changed(given), checkpoint=checkpoint) for options in suites.find(suite).runs]
+    return plan_options(wanted, lambda precision: "fp32")
 
 
 @dataclass(frozen=True)

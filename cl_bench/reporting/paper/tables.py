@@ -19,7 +19,7 @@ import pandas as pd
 
 from cl_bench import metrics
 from cl_bench.errors import unknown_name
-from cl_bench.experiment import Value, parse_methods
+from cl_bench.grammar import parse_methods
 from cl_bench.reporting.paper.filling import Filled, Group, Stream, fill
 from cl_bench.reporting.paper.layouts import TableLayout, TablesLayout, published_numbers, table_layouts, table_names
 from cl_bench.reporting.protocol import Protocol
@@ -133,24 +133,16 @@ def _commands(
     wanted: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
     for grid in suites.find(name).runs:
         for cell in grid.changed(dict(asked)).cells():
-            specs = cell.specs()
             for stream, label in missing:
-                if (stream.benchmark, str(stream.tasks)) == (cell.benchmark[0], (cell.tasks or ("",))[0]):
-                    wanted[_options(cell)] += [label for spec in parse_methods(label) if spec in specs]
+                if stream.benchmark == cell.benchmark[0] and (stream.tasks,) == cell.tasks:
+                    wanted[cell.flags(without=["methods"])] += [
+                        label for spec in parse_methods(label) if spec in cell.methods
+                    ]
     return tuple(
         shlex.join(["cl-bench", "run", "--methods", ",".join(dict.fromkeys(labels)), *options])
         for options, labels in wanted.items()
         if labels
     )
-
-
-def _options(cell: suites.Grid) -> tuple[str, ...]:
-    """A cell of a suite as options of `cl-bench run`, without its methods."""
-    fields: dict[str, Value | tuple[str, ...]] = cell.model_dump(exclude_defaults=True, exclude={"methods"})
-    pairs = (
-        (name, each) for name, value in fields.items() for each in (value if isinstance(value, tuple) else [value])
-    )
-    return tuple(part for name, value in pairs for part in (f"--{name.replace('_', '-')}", str(value)))
 
 
 # --- texts -------------------------------------------------------------------------------------------------------

@@ -1,0 +1,92 @@
+"""The command `cl-bench audit`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cl_bench.cli.shared import err, loading, takes
+from cl_bench.errors import UserError
+from cl_bench.experiment import LEAKY_OPTION
+from cl_bench.grammar import MethodSpec, parse_methods
+from cl_bench.options import RunOptions
+
+_TRIAL = {"limit_tasks": 3, "limit_train": 8, "limit_test": 5}
+"""The cuts of an audit that is not asked to run on the whole benchmark."""
+
+
+@takes(
+    "method_file", "benchmark", "root", "backbone", "limit_tasks", "limit_train", "limit_test",
+)  # fmt: skip
+def audit(
+    given: Mapping[str, Any],
+    methods: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="METHOD", help=r"Names, with options: sdlora 'coda\[length=4]'.", show_default=False),
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="All methods, and the leaks of released code, which must be caught.")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Sets class order and training seed.")] = 0,
+    ceiling: Annotated[
+        str, typer.Option(help="Joint training; no method may be better than the best.")
+    ] = "joint,joint[train=lora]",
+    whole: Annotated[
+        bool,
+        typer.Option(
+            "--whole",
+            help="The whole benchmark, but for limits that you set; else 3 tasks, 8 and 5 images per class.",
+        ),
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="Markdown file whose table between the audit markers is replaced.", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Check that methods leak, move and hide nothing; exit code 1 if one does."""
+    if everything == bool(methods):
+        raise UserError("name the methods to audit, e.g. 'cl-bench audit sdlora coda', or give --all, not both")
+    asked = given if whole else {**_TRIAL, **given}
+    options = RunOptions.of({**asked, "methods": methods or "joint", "scenario": "class-incremental"})
+    joint = parse_methods(ceiling, "--ceiling")
+    with loading():
+        from cl_bench.cli.audit_view import audit_all, check_audit_file, write_audit
+        from cl_bench.contract import registry
+        from cl_bench.running import plan
+        from cl_bench.studies import audit as audits
+
+    if output is not None:
+        check_audit_file(output)
+    specs = list(options.methods)
+    if everything:
+        own = (path.stem for path in options.method_file)
+        specs = [MethodSpec(name, {}) for name in dict.fromkeys([*registry.names(), *own])]
+    known = registry.lookup([spec.name for spec in (*specs, *joint)], options.method_file)
+
+    def planned(chosen: Sequence[MethodSpec]) -> list[plan.PlannedRun]:
+        rows = replace(options, methods=tuple(chosen), seeds=(seed,))
+        return plan.plan(plan.specs_of(rows, known, lambda precision: "fp32"))
+
+    runs = planned(specs)
+    rows = [audits.Row(run.label, run.method) for run in runs]
+    if everything:
+        leaks = [
+            MethodSpec(name, {LEAKY_OPTION: "true"}) for name, entry in known.items() if LEAKY_OPTION in entry.defaults
+        ]
+        rows += [audits.Row(run.label, run.method, leaky=True) for run in planned(leaks)]
+    best = planned(joint)
+    for run in best:
+        if run.method.trains_on != "stream":
+            raise UserError(f"--ceiling: '{run.label}' does not train on all tasks at once; take e.g. joint")
+    reports, title = audit_all(rows, best, audits.Slice.of(runs[0]))
+    if output is not None:
+        write_audit(output, title, reports)
+        err.print(f"table: {output}")
+    sys.exit(0 if all(report.good for report in reports) else 1)

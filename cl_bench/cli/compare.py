@@ -1,0 +1,83 @@
+"""The command `cl-bench compare`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cl_bench.cli.reports import (
+    Backbone,
+    Benchmark,
+    Form,
+    OutFile,
+    Results,
+    print_table,
+    report_folders,
+    stored_sections,
+)
+from cl_bench.errors import UserError, unknown_name
+
+
+def compare(
+    rows: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="ROW", help="Names as in tables; all rows if none.", show_default=False),
+    ] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="What the others are compared with.", show_default="the first row named")
+    ] = None,
+    metric: Annotated[str, typer.Option(help="acc, aaa, forgetting, ...")] = "acc",
+    margin: Annotated[
+        float | None,
+        typer.Option(help="Also test equivalence within so many points.", show_default=False),
+    ] = None,
+    samples: Annotated[
+        bool, typer.Option("--samples", help="Also compare inside each seed, by the stored predictions.")
+    ] = False,
+    benchmark: Benchmark = None,
+    backbone: Backbone = None,
+    results: Results = None,
+    form: Form = "terminal",
+    output: OutFile = None,
+) -> None:
+    """Paired tests between rows on the same seeds and class orders: difference, p, effect size, equivalence."""
+    from cl_bench import metrics
+    from cl_bench.reporting import comparison
+
+    named = rows or []
+    against = baseline or (named[0] if named else None)
+    if against is None:
+        raise UserError("say what to compare: rows, e.g. 'cl-bench compare sdlora inflora', or --baseline ROW for all")
+    if metric not in metrics.METRICS:
+        raise unknown_name("metric", metric, metrics.METRICS)
+    if margin is not None and not 0 < margin < 100:
+        raise UserError(f"--margin {margin:g}: expected percentage points above 0 and below 100, e.g. --margin 1")
+    found = stored_sections(results, benchmark, backbone)
+    known = {label for section in found for label in section.rows}
+    for label in [*named, against]:
+        if label not in known:
+            raise unknown_name("row", label, known, "See 'cl-bench results ls'.")
+    if named and all(label == against for label in named):
+        raise UserError(
+            f"'{against}' cannot be compared with itself: name a second row, or all others with --baseline '{against}' "
+            "and no row"
+        )
+    stores = report_folders(results) if samples else ()
+    fitting = [section for section in found if against in section.rows]
+    made = [
+        sheet
+        for section in fitting
+        if (table := comparison.text_table(section, against, named, metric, margin, stores))
+    ]
+    if not made:
+        needs = f", and {metric} needs tasks learned one after the other" if metrics.METRICS[metric].sequential else ""
+        raise UserError(
+            f"no other row can be compared with '{against}' in any protocol: run them on the same seeds and class "
+            f"orders{needs}"
+        )
+    for number, table in enumerate(made):
+        if output is not None and len(made) > 1:
+            print_table(table, form, output.with_name(f"{output.stem}-{number + 1}{output.suffix}"))
+        else:
+            print_table(table, form, output)

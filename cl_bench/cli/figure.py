@@ -1,0 +1,70 @@
+"""The command `cl-bench figure`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cl_bench.cli.reports import (
+    Backbone,
+    Benchmark,
+    Results,
+    check_known,
+    picture_formats,
+    stored_runs,
+    stored_sections,
+)
+from cl_bench.cli.shared import err, out
+from cl_bench.errors import UserError
+
+if TYPE_CHECKING:
+    from cl_bench.reporting.charts import Chart
+
+
+def figure(
+    name: Annotated[str, typer.Argument(help="See 'cl-bench ls figures'.")],
+    benchmark: Benchmark = None,
+    backbone: Backbone = None,
+    results: Results = None,
+    form: Annotated[str, typer.Option("--format", help="png, pdf, svg, several with commas, or csv alone.")] = "png",
+    output: Annotated[Path, typer.Option("--out", help="Folder to write to.")] = Path("reports/figures"),
+) -> None:
+    """A figure of the paper, or one that every protocol has, with the numbers behind it as CSV."""
+    from cl_bench.reporting import comparison, plots
+    from cl_bench.reporting.paper import figures as paper_figures
+    from cl_bench.reporting.paper.layouts import figure_layouts
+    from cl_bench.reporting.render import drawing
+
+    kinds = () if form == "csv" else picture_formats(form, "--format")
+    check_known(name, "figure", [*figure_layouts(), *plots.NAMES, "ranks"])
+    charts: list[tuple[Chart, str, tuple[str, ...]]] = []
+    if name == "ranks":
+        ranks = comparison.ranks(stored_sections(results, benchmark, backbone))
+        if ranks is None:
+            raise UserError("average ranks need three rows with runs on the same ten streams and seeds; run more seeds")
+        charts.append((ranks, ranks.name, ()))
+    elif name in plots.NAMES:
+        for section in stored_sections(results, benchmark, backbone):
+            found = plots.standard(section)
+            if name in found:
+                charts.append((found[name], f"{section.slug}-{name}", section.ceilings))
+        if not charts:
+            raise UserError(f"no stored run can fill the figure '{name}'; see 'cl-bench results ls' for what there is")
+    else:
+        made = paper_figures.build(name, stored_runs(results), benchmark, backbone)
+        for note in made.notes:
+            err.print(note)
+        if made.command:
+            err.print(f"this makes what is missing:\n{made.command}")
+        if made.chart is None:
+            raise UserError(f"no stored run can fill a panel of '{name}'; run the command above, or see --benchmark")
+        charts.append((made.chart, made.chart.name, ()))
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        for chart, stem, ceilings in charts:
+            for path in drawing.save(chart, output / stem, kinds, ceilings):
+                out.print(str(path), soft_wrap=True, highlight=False)
+    except OSError as error:
+        raise UserError(f"folder '{output}' cannot be written ({error.strerror}); name another one") from error

@@ -1,0 +1,104 @@
+"""What the commands share that are made of stored results alone: options, the stored runs, tables on the screen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cl_bench.cli.results import folders_of, warn_damaged
+from cl_bench.cli.shared import REFERENCE, RESULTS, out
+from cl_bench.errors import UserError, unknown_name
+
+if TYPE_CHECKING:
+    from cl_bench.reporting.runs import Run, Section
+    from cl_bench.reporting.text_tables import TextTable
+
+# pandas, matplotlib and the like are imported by the commands that need them.
+
+PICTURES = ("png", "pdf", "svg")
+
+Results = Annotated[
+    list[Path] | None,
+    typer.Option(help="Folders to read; may be given several times.", show_default="results/runs, results/reference"),
+]
+Benchmark = Annotated[str | None, typer.Option(help="Only, or instead of the paper's.", show_default=False)]
+Backbone = Annotated[str | None, typer.Option(help="Only, or instead of the paper's.", show_default=False)]
+Form = Annotated[str, typer.Option("--format", help="terminal, md, csv, tex (LaTeX, booktabs) or html.")]
+OutFile = Annotated[Path | None, typer.Option("--out", help="File to write to.", show_default="the screen")]
+
+
+def report_folders(results: Sequence[Path] | None) -> list[Path]:
+    return list(results or [folder for folder in (RESULTS, REFERENCE) if folder.is_dir()] or [RESULTS])
+
+
+def stored_sections(results: Sequence[Path] | None, benchmark: str | None, backbone: str | None) -> list[Section]:
+    """The stored runs by protocol.
+
+    Raises:
+        UserError: there are none, or none of this benchmark or backbone.
+    """
+    from cl_bench.reporting import report as reports
+
+    found, damaged = reports.load([(folder, folder.name) for folder in report_folders(results)])
+    for sentence in damaged:
+        warn_damaged(sentence)
+    for option, value in (("benchmark", benchmark), ("backbone", backbone)):
+        if value is not None:
+            there = {getattr(section.protocol, option) for section in found}
+            if value not in there:
+                raise unknown_name(f"--{option}", value, there, "Only these have stored runs.")
+            found = [section for section in found if getattr(section.protocol, option) == value]
+    return found
+
+
+def stored_runs(results: Sequence[Path] | None) -> list[Run]:
+    """All stored runs; none where there is nothing yet."""
+    from cl_bench.reporting.runs import collect
+
+    return collect([(folder, folder.name) for folder in folders_of(results)], warn_damaged)
+
+
+def check_known(name: str, what: str, names: Sequence[str] | dict[str, str]) -> None:
+    if name not in names:
+        raise unknown_name(what, name, list(names), f"See 'cl-bench ls {what}s'.")
+
+
+def picture_formats(text: str, option: str) -> tuple[str, ...]:
+    """Formats of pictures, as typed.
+
+    Raises:
+        UserError: one of them is none.
+    """
+    kinds = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    for kind in kinds:
+        if kind not in PICTURES:
+            raise unknown_name(option, kind, PICTURES)
+    return kinds
+
+
+def print_table(table: TextTable, form: str, output: Path | None) -> None:
+    """Show a table, or write it to a file, whose ending says how unless `form` does.
+
+    Raises:
+        UserError: no such format, or the file cannot be written.
+    """
+    from cl_bench.reporting import text_tables
+
+    if output is not None and form == "terminal":
+        form = output.suffix.removeprefix(".")
+    if form == "terminal":
+        text_tables.show(table, out)
+        return
+    text = text_tables.write(table, form)
+    if output is None:
+        print(text, end="")
+        return
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--out '{output}' cannot be written ({error.strerror}); name another file") from error
+    out.print(f"wrote {output}", soft_wrap=True, highlight=False)

@@ -1,0 +1,92 @@
+"""The command `cl-bench show`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from cl_bench.cli.results import show_run
+from cl_bench.cli.shared import RESULTS, out, quiet_imports, takes
+
+
+@takes("method_file")
+def show(
+    given: Mapping[str, Any],
+    name: Annotated[str, typer.Argument(help="A method, benchmark, backbone, or the (start of the) key of a run.")],
+    benchmark: Annotated[str, typer.Option(help="Benchmark whose recipe a method is shown with.")] = "icons-100",
+    backbone: Annotated[str | None, typer.Option(help="And backbone.", show_default="the benchmark's")] = None,
+    results: Annotated[Path, typer.Option(help="Results folder in which runs are looked up.")] = RESULTS,
+) -> None:
+    """Show one method, benchmark, backbone or stored run in full."""
+    if show_run(name, [results]):
+        return
+    with quiet_imports():
+        show_thing(name, benchmark, backbone, [Path(file) for file in given.get("method_file", ())])
+
+
+def show_thing(name: str, benchmark: str, backbone: str | None, method_files: Sequence[Path]) -> None:
+    """Show a method (with its recipe), a benchmark or a backbone.
+
+    Raises:
+        UserError: nothing has this name.
+    """
+    import dataclasses
+
+    from cl_bench import backbones, streams
+    from cl_bench.contract import registry
+    from cl_bench.errors import unknown_name
+    from cl_bench.running import plan
+
+    own = {found.name: found for found in map(registry.load_file, method_files)}
+    if name in own or name in registry.names():
+        found = own.get(name) or registry.find(name)
+        vit = backbones.find(backbone) if backbone else None
+        resolved, recipe = plan.resolve(found, streams.find(benchmark), {}, backbone=vit)
+        out.print(f"[bold]{name}[/] (revision {found.revision}): {escape(found.cls.paper)}")
+        out.print(escape((found.cls.__doc__ or "").strip()))
+        title = f"{recipe.name} on {benchmark}" + (f" and {backbone}" if backbone else "")
+        table = Table("hyper-parameter", "default", title, box=None, header_style="bold")
+        for field in dataclasses.fields(found.cls):
+            table.add_row(field.name, *(escape(str(v[field.name])) for v in (found.defaults, resolved.values())))
+        out.print(table)
+        for paper, values in found.cls.published.items():
+            listed = ", ".join(f"{key}={value}" for key, value in values.items())
+            out.print(f"[bold]published:{paper}[/]  {escape(listed)}", highlight=False)
+    elif name in streams.names():
+        item = streams.find(name)
+        out.print(f"[bold]{name}[/]: {item.description}")
+        kind = "domains" if item.scenario == "domain-incremental" else "tasks"
+        out.print(f"{item.num_classes} classes in {item.tasks} {kind}, {item.scenario}", highlight=False)
+        if item.dataset is None:
+            source = item.source()
+            out.print(f"{len(source.train)} training images, {len(source.test)} test images")
+            out.print(", ".join(source.classes))
+        else:
+            facts = item.dataset
+            splits = ", ".join(f"{tasks}x{each}" for tasks, each in facts.splits)
+            out.print(f"{facts.train:,} training images, {facts.test:,} test images; licence: {facts.licence}")
+            out.print(f"{facts.page}\npublished tasks x classes: {splits or 'none'}", highlight=False)
+            for layout, tree in facts.layouts.items():
+                out.print(escape(f"\nread as '{layout}':\n{tree}"), highlight=False)
+    elif "." in name:
+        vit = backbones.find(name)
+        out.print(f"[bold]{name}[/]: {vit.description}")
+        out.print(f"timm {vit.architecture} {dict(vit.options)}, mean {vit.mean}, std {vit.std}")
+        out.print(f"weights {vit.weights or 'of timm, hashed when they are read'}", soft_wrap=True)
+        if card := backbones.card(name):
+            data, probes = card["data"], card["probes"]
+            out.print(
+                f"pre-trained on {data['train_images']:,} images of {data['classes']} classes "
+                f"({card['recipe']['data']['licence']}); {card['accuracy']['heldout']:.1f} % of "
+                f"{data['heldout_images']:,} held-out images right; frozen, on {probes['name']}: nearest mean "
+                f"{probes['trained']['nearest_mean']:.1f} %, linear probe {probes['trained']['linear']:.1f} %",
+                highlight=False,
+            )
+    else:
+        everything = [*registry.names(), *streams.names(), *backbones.names()]
+        raise unknown_name("method, benchmark, backbone or run", name, everything)

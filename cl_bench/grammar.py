@@ -1,0 +1,198 @@
+"""The texts in which options are written: methods with their alternatives, seeds, tasks, orders, hyper-parameters.
+
+Every function takes the text and raises `UserError` with one sentence that names the option; what comes out is typed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from cl_bench.errors import UserError, unknown_name
+from cl_bench.experiment import MAX_SEED, NAMED_ORDER, Tasks
+
+_SPEC = re.compile(r"\s*([A-Za-z_][\w-]*)\s*(?:\[([^\[\]]*)\])?\s*(?:,|$)")
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """One method as the user asked for it, e.g. `sdlora[rank=8]`; values are still strings."""
+
+    name: str
+    options: dict[str, str]
+
+    def __str__(self) -> str:
+        options = ",".join(f"{name}={value}" for name, value in self.options.items())
+        return f"{self.name}[{options}]" if options else self.name
+
+
+def parse_methods(text: str, what: str = "--methods") -> list[MethodSpec]:
+    """Parse `sdlora[rank=4|8,lr=0.1],coda`: alternatives separated by `|` multiply into a grid.
+
+    Args:
+        what: the name of this input, for messages.
+
+    Raises:
+        UserError: the text does not follow the grammar, or names no method.
+    """
+    specs: list[MethodSpec] = []
+    position = 0
+    while position < len(text):
+        match = _SPEC.match(text, position)
+        if match is None:
+            raise UserError(
+                f"{what} '{text}' cannot be read from '{text[position:]}' on; "
+                "expected NAME or NAME[key=value,key=a|b], separated by commas, e.g. 'sdlora[rank=4|8],coda'"
+            )
+        position = match.end()
+        pairs = [parse_pair(pair, f"{what} '{text}'") for pair in (match[2] or "").split(",") if pair.strip()]
+        alternatives = [[(name, value.strip()) for value in values.split("|")] for name, values in pairs]
+        if len({name for name, _ in pairs}) < len(pairs) or not all(v for values in alternatives for _, v in values):
+            raise UserError(f"{what} '{text}': '{match[2]}' sets an option twice or to nothing; write key=a|b,other=c")
+        specs += [MethodSpec(match[1], dict(choice)) for choice in itertools.product(*alternatives)]
+    if not specs:
+        raise UserError(f"{what} is empty; expected e.g. 'sdlora,coda'")
+    return specs
+
+
+def parse_settings(settings: Sequence[str], methods: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Parse `--set` values into options per method.
+
+    `sdlora.rank=8` is for one method, `lr=0.1` for all of them; the first kind wins, wherever it stands.
+
+    Raises:
+        UserError: not `key=value`, or a qualified key of a method that is not listed.
+    """
+    options: dict[str, dict[str, str]] = {name: {} for name in methods}
+    pairs = [parse_pair(setting, f"--set '{setting}'") for setting in settings]
+    for key, value in sorted(pairs, key=lambda pair: "." in pair[0]):
+        method, dot, field = key.rpartition(".")
+        if dot and method not in options:
+            raise unknown_name("method in --set", method, methods, "It must be one of --methods.")
+        for name in [method] if dot else methods:
+            options[name][field] = value
+    return options
+
+
+def parse_seeds(text: str, what: str = "--seeds") -> list[int]:
+    """Parse `0-4` or `0,2,5` into seeds.
+
+    Args:
+        what: the name of this input, for messages.
+
+    Raises:
+        UserError: anything else, or an empty range.
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        if match is None or int(match[2] or match[1]) < int(match[1]):
+            raise UserError(f"{what} '{text}' cannot be read; expected numbers and rising ranges, e.g. 0-4 or 0,2,5")
+        if int(match[2] or match[1]) > MAX_SEED:
+            raise UserError(f"{what} '{text}' is out of range; seeds are at most {MAX_SEED}")
+        if len(seeds) + int(match[2] or match[1]) - int(match[1]) >= 10_000:
+            raise UserError(f"{what} '{text}' asks for more than 10,000 seeds; name fewer")
+        seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
+    return list(dict.fromkeys(seeds))
+
+
+def format_seeds(seeds: Sequence[int]) -> str:
+    """The shortest text that `parse_seeds` reads as these: rising runs as ranges, `0-4,7`."""
+    runs: list[list[int]] = []
+    for seed in seeds:
+        if runs and seed == runs[-1][-1] + 1:
+            runs[-1].append(seed)
+        else:
+            runs.append([seed])
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def parse_tasks(text: str) -> Tasks:
+    """Parse `10` (tasks of the same size) or the classes of each task: `40,30,30`, `50,5x10` (50, then 5 times 10).
+
+    Raises:
+        UserError: anything else.
+    """
+    parts = [re.fullmatch(r"\s*(?:([0-9]{1,6})\s*x\s*)?([0-9]{1,6})\s*", part) for part in text.split(",")]
+    pairs = [(int(part[1] or 1), int(part[2])) for part in parts if part is not None]
+    if len(pairs) < len(parts) or not all(count and size for count, size in pairs):
+        raise UserError(
+            f"--tasks '{text}' cannot be read; expected a number of tasks, e.g. 10, or the number of classes of each, "
+            "e.g. 40,30,30 or 50,5x10 (50, then 5 tasks of 10)"
+        )
+    if "," not in text and "x" not in text:
+        return pairs[0][1]
+    if sum(count for count, _ in pairs) > 10_000:
+        raise UserError(f"--tasks '{text}' asks for more than 10,000 tasks; name fewer")
+    return _shortest([size for count, size in pairs for _ in range(count)])
+
+
+def format_tasks(tasks: Tasks) -> str:
+    """The text that `parse_tasks` reads as these."""
+    return str(tasks) if isinstance(tasks, int) else ",".join(map(str, tasks))
+
+
+def _shortest(sizes: Sequence[int]) -> Tasks:
+    """Sizes of tasks, or their number where all have the same: two ways to say one thing would be two keys."""
+    return len(sizes) if len(set(sizes)) == 1 else tuple(sizes)
+
+
+def parse_order(text: str) -> str:
+    """Check a class order: `natural` or `permutation:K`.
+
+    Raises:
+        UserError: anything else.
+    """
+    if not re.fullmatch(NAMED_ORDER, text) or int(text.partition(":")[2] or 0) > MAX_SEED:
+        raise UserError(
+            f"--order '{text}' is no class order; expected natural, permutation:K with K at most {MAX_SEED}, or a file "
+            "with one class per line"
+        )
+    return text
+
+
+def is_order_file(text: str) -> bool:
+    """Whether this names a file rather than an order."""
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):
+        # Too long for a path, or with characters that none has.
+        return False
+
+
+def read_order(path: Path, classes: Sequence[str], what: Literal["class", "domain"] = "class") -> str:
+    """The class order in a file: one class per line, by name or by index in the data set's own order.
+
+    Args:
+        what: a class or a domain, for messages.
+
+    Raises:
+        UserError: unreadable, or not every class once.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--order file '{path}' cannot be read ({error})") from error
+    plural = {"class": "classes", "domain": "domains"}[what]
+    index = {name: number for number, name in enumerate(classes)}
+    if not set(lines) & index.keys():
+        index = {str(number): number for number in range(len(classes))}
+    for number, line in enumerate(lines, start=1):
+        if line not in index:
+            raise UserError(f"--order file '{path}', line {number}: there is no {what} '{line}'; expected one per line")
+        if line in lines[: number - 1]:
+            raise UserError(f"--order file '{path}', line {number}: {what} '{line}' comes twice; name each one once")
+    if missing := [name for name in index if name not in lines]:
+        raise UserError(f"--order file '{path}' lacks {len(missing)} of {len(classes)} {plural}, e.g. '{missing[0]}'")
+    return "order:" + ",".join(str(index[line]) for line in lines)
+
+
+def parse_pair(text: str, where: str) -> tuple[str, str]:
+    key, equals, value = (part.strip() for part in text.partition("="))
+    if not equals or not key or not value:
+        raise UserError(f"{where}: '{text}' is not of the form key=value")
+    return key, value
