@@ -66,7 +66,7 @@ def compare(
     stores = report_folders(results) if samples else ()
     fitting = [section for section in found if against in section.rows]
     made = [
-        sheet
+        table
         for section in fitting
         if (table := comparison.text_table(section, against, named, metric, margin, stores))
     ]
