@@ -15,8 +15,9 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from cl_bench.contract.search import Choice, LogUniform, Range
-from cl_bench.methods.inclora import IncLoRA
 from cl_bench.models.lora import LoRABank
+
+from .inclora import IncLoRA
 
 
 def absolute_sum(bank: LoRABank, product: Literal["AB", "BA"]) -> Tensor:

@@ -21,8 +21,9 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from cl_bench.contract.method import Task, Traces
 from cl_bench.data.samples import TaskImages
 from cl_bench.experiment import Scalar
-from cl_bench.methods.finetune import Finetune
 from cl_bench.models.heads import Classifier
+
+from .finetune import Finetune
 
 
 class OptimaModel(Classifier):

@@ -34,7 +34,8 @@ from torch import Tensor, nn
 from cl_bench.contract.method import Task, Traces
 from cl_bench.data.samples import TaskImages
 from cl_bench.experiment import Scalar
-from cl_bench.methods.sdlora import SDLoRA, SDLoRAModel
+
+from .sdlora import SDLoRA, SDLoRAModel
 
 Residual = Literal["frobenius", "rms", "relative"]
 _TRACED: tuple[Residual, ...] = ("frobenius", "relative")

@@ -15,7 +15,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from cl_bench.errors import UserError
-from cl_bench.methods.sdlora import SDLoRA
+
+from .sdlora import SDLoRA
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

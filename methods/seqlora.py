@@ -14,7 +14,8 @@ from timm.models.vision_transformer import VisionTransformer
 
 from cl_bench.contract.method import Task
 from cl_bench.data.samples import TaskImages
-from cl_bench.methods.inclora import IncLoRA
+
+from .inclora import IncLoRA
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

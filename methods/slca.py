@@ -15,7 +15,8 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 from cl_bench.contract.method import Schedule
 from cl_bench.experiment import Value
-from cl_bench.methods.finetune import Finetune
+
+from .finetune import Finetune
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import cl_bench.methods
 from cl_bench.contract.method import Method, validated, validators
 from cl_bench.errors import UserError, unknown_name
 from cl_bench.experiment import Value
@@ -67,8 +68,7 @@ def names() -> list[str]:
 
 
 def _names(points: EntryPoints) -> list[str]:
-    folder = Path(__file__).parents[1] / "methods"
-    shipped = {module.name.replace("_", "-") for module in pkgutil.iter_modules([str(folder)])}
+    shipped = {module.name.replace("_", "-") for module in pkgutil.iter_modules(cl_bench.methods.__path__)}
     return sorted(shipped | {point.name for point in points})
 
 
@@ -99,7 +99,7 @@ def find(name: str) -> Found:
                 )
             return Found(name, cls, cls.revision)
     stem = name.replace("-", "_")
-    cls = _only_method(importlib.import_module(f"cl_bench.methods.{stem}"), f"cl_bench/methods/{stem}.py")
+    cls = _only_method(importlib.import_module(f"cl_bench.methods.{stem}"), f"methods/{stem}.py")
     return Found(name, cls, cls.revision)
 
 
