@@ -5,4 +5,8 @@ This package imports neither torch nor avalanche by itself: reading results and 
 
 from __future__ import annotations
 
+from cl_bench import _aliases
+
 __version__ = "0.1.0"
+
+_aliases.install()

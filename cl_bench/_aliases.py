@@ -1,0 +1,110 @@
+"""Import paths of version 0.1.0, for method files and Avalanche scripts that were written for it.
+
+A method file's key is the hash of its text, so that its imports cannot be edited without another key.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+MOVED = {
+    "adapters": ("models",),
+    "adapters.growing": ("models.growing",),
+    "adapters.heads": ("models.heads",),
+    "adapters.lora": ("models.lora",),
+    "adapters.network": ("models.vit",),
+    "adapters.peft": ("models.bottleneck",),
+    "adapters.prompts": ("models.prompts",),
+    "adapters.statistics": ("models.statistics",),
+    "audit": ("studies.audit",),
+    "audit.checks": ("studies.audit.checks",),
+    "audit.numbers": ("studies.audit.numbers",),
+    "audit.observation": ("studies.audit.observation",),
+    "audit.predictions": ("studies.audit.predictions",),
+    "audit.trials": ("studies.audit.trials",),
+    "bench": ("studies.bench",),
+    "checkpoint": ("training.checkpoint",),
+    "estimate": ("running.estimate",),
+    "executors": ("running.executors",),
+    "index": ("store.index",),
+    "method": ("contract.method", "contract.search", "models.heads", "models.statistics"),
+    "parcels": ("running.transport",),
+    "plan": ("running.plan",),
+    "predictions": ("store.predictions",),
+    "probes": ("training.probes",),
+    "ray_executor": ("running.ray_executor",),
+    "recipes": ("running.recipes",),
+    "record": ("store.record",),
+    "registry": ("contract.registry",),
+    "repeat": ("studies.repeat",),
+    "report": ("reporting.report",),
+    "report.charts": ("reporting.charts",),
+    "report.comparison": ("reporting.comparison",),
+    "report.page": ("reporting.page",),
+    "report.plots": ("reporting.plots",),
+    "runner": ("running.runner",),
+    "space": ("contract.search",),
+    "strategy": ("training.strategy",),
+    "streams.build": ("streams.scenarios",),
+    "streams.fetch": ("streams.download",),
+    "suites": ("running.suites",),
+    "tune": ("studies.tune",),
+    "upkeep": ("store.upkeep",),
+    "workers": ("running.workers",),
+}
+"""Old module -> the modules that hold its names now, both without `cl_bench.`."""
+
+
+class _Loader(Loader):
+    """Fills the module of an old path with a `__getattr__` that looks names up in the new ones."""
+
+    warned = False
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return None
+
+    def exec_module(self, module: ModuleType) -> None:
+        targets = [import_module(f"cl_bench.{path}") for path in MOVED[module.__name__.removeprefix("cl_bench.")]]
+        if not _Loader.warned:
+            _Loader.warned = True
+            warnings.warn(
+                f"{module.__name__} is now {targets[0].__name__}; old import paths of cl-bench 0.1.0 still work",
+                FutureWarning,
+                stacklevel=2,
+            )
+
+        def look_up(name: str) -> Any:
+            # The import system asks for names such as __path__ itself.
+            if not name.startswith("__"):
+                for target in targets:
+                    if hasattr(target, name):
+                        return getattr(target, name)
+            raise AttributeError(f"module '{module.__name__}' (now {targets[0].__name__}) has no attribute '{name}'")
+
+        module.__getattr__ = look_up  # type: ignore[method-assign]
+
+
+class _Finder(MetaPathFinder):
+    """Asked last, for what no other finder knows."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        old = fullname.removeprefix("cl_bench.")
+        if old == fullname or old not in MOVED:
+            return None
+        has_parts = any(name.startswith(f"{old}.") for name in MOVED)
+        return ModuleSpec(fullname, _Loader(), is_package=has_parts)
+
+
+def install() -> None:
+    """Make the old paths importable, once in a process."""
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.append(_Finder())
