@@ -50,9 +50,7 @@ def cl_bench(
     """`cl_bench("run", "--methods", "sdlora")` in an empty folder, through the entry point, without a new process."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
-    # Options about data are passed on to workers as variables; set here, they are restored after the test.
-    for name in ("CL_BENCH_DATA", "CL_BENCH_SKIP_BAD", "CL_BENCH_SPLIT_LIST"):
-        monkeypatch.setenv(name, "")
+    monkeypatch.delenv("CL_BENCH_DATA", raising=False)
     monkeypatch.setenv("CL_BENCH_CACHE", str(tmp_path / "cache"))
 
     def call(*arguments: str) -> Outcome:

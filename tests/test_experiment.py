@@ -15,17 +15,8 @@ from pydantic import ValidationError
 
 from cl_bench.contract import registry
 from cl_bench.errors import UserError
-from cl_bench.experiment import (
-    Experiment,
-    Limits,
-    MethodSpec,
-    Transforms,
-    parse_methods,
-    parse_order,
-    parse_seeds,
-    parse_settings,
-    value_text,
-)
+from cl_bench.experiment import Experiment, Limits, Transforms, value_text
+from cl_bench.grammar import MethodSpec, parse_methods, parse_order, parse_seeds, parse_settings
 from cl_bench.running import plan
 
 DEFAULTS: dict[str, Any] = {"rank": 10, "lr": 0.01, "clip_norm": None, "blocks": [0, 1]}

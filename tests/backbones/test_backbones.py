@@ -640,16 +640,16 @@ def test_plans_record_name_weights_and_normalisation(tmp_path: Path) -> None:
     path = tmp_path / "mine.safetensors"
     vit = backbones.create(NAME)
     save_file(vit.state_dict(), path)
-    specs = [(registry.find("simplecil"), {})]
-    (embedded,) = plan.plan(specs, [0])
+    spec = plan.RunSpec(method=registry.find("simplecil"))
+    (embedded,) = plan.plan([spec])
     assert (embedded.experiment.backbone, embedded.experiment.weights) == (NAME, backbones.find(NAME).weights)
-    (own,) = plan.plan(specs, [0], checkpoint=path, normalise="none")
+    (own,) = plan.plan([replace(spec, checkpoint=path, normalise="none")])
     assert own.experiment.backbone == f"{NAME}:mine.safetensors"
     assert own.experiment.weights == embedded.experiment.weights
     assert own.experiment.transforms.mean == (0,) and own.experiment.transforms.std == (1,)
     assert own.experiment.key != embedded.experiment.key
     assert backbones.weights_hash(backbones.create(own.backbone).state_dict()) == own.experiment.weights
-    (random,) = plan.plan(specs, [0], backbone=TINY, pretrained=False)
+    (random,) = plan.plan([replace(spec, backbone=TINY, pretrained=False)])
     assert random.experiment.backbone == TINY and random.backbone.weights == random.experiment.weights != ""
     assert random.experiment.transforms.size == 224
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["cl_bench.cli.console", "cl_bench.running.runner", "cl_bench.reporting.report", "cl_bench.streams"]
+    ["cl_bench.cli.run", "cl_bench.running.runner", "cl_bench.reporting.report", "cl_bench.streams"]
 )
 
 

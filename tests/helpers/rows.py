@@ -10,7 +10,7 @@ from torch import nn
 from cl_bench.contract import registry
 from cl_bench.contract.method import GradientMethod, Method
 from cl_bench.contract.registry import Found
-from cl_bench.experiment import parse_methods
+from cl_bench.grammar import parse_methods
 from cl_bench.models.lora import LoRAModel
 from cl_bench.randomness import seeded
 from tests.helpers.tiny import CLASSES, tiny_vit

@@ -49,7 +49,7 @@ def test_every_figure_is_whole_on_the_embedded_stream(name: str, reference: list
 def test_every_row_of_a_figure_is_in_its_suite(name: str) -> None:
     grids = suites.find(name).runs
     asked = {
-        (m, b, t, g.limit_tasks, (g.backbone or ("",))[0])
+        (str(m), b, t, g.limit_tasks, (g.backbone or ("",))[0])
         for g in grids
         for m in g.methods
         for b in g.benchmark
@@ -59,7 +59,7 @@ def test_every_row_of_a_figure_is_in_its_suite(name: str) -> None:
     for panel in layout.panels:
         for row in panel.rows:
             vit = panel.backbone or layout.backbone
-            assert (row, panel.benchmark, str(panel.tasks), panel.limit_tasks, vit) in asked
+            assert (row, panel.benchmark, panel.tasks, panel.limit_tasks, vit) in asked
 
 
 def test_another_stream_is_shown_on_one_backbone(tmp_path: Path) -> None:

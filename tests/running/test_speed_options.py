@@ -57,7 +57,7 @@ def test_bf16_predicts_what_fp32_predicts() -> None:
     predicted = []
     for precision in ("fp32", "bf16"):
         limits = Limits(tasks=2, train_per_class=5, test_per_class=10)
-        (run,) = plan.plan([(registry.find("simplecil"), {})], [0], precision=precision, limits=limits)
+        (run,) = plan.plan([plan.RunSpec(method=registry.find("simplecil"), precision=precision, limits=limits)])
         predicted.append(runner.execute(run, CPU, runner.Progress())[1]["predicted"])
     assert np.mean(predicted[0] == predicted[1]) > 0.98
 
@@ -103,16 +103,20 @@ def test_the_same_command_takes_the_same_threads(monkeypatch: pytest.MonkeyPatch
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        runs = plan.plan([(registry.find("simplecil"), {})], [0, 1, 2])
+        runs = plan.plan([plan.RunSpec(method=registry.find("simplecil"), seed=seed) for seed in range(3)])
         found = executors.side_by_side(runs, CPU, None)
         assert isinstance(found, executors.SideBySide) and found.jobs == 2
         assert executors.side_by_side(runs[:1], CPU, None) == executors.Here(CPU)
         assert executors.side_by_side(runs, torch.device("cuda"), None) == executors.Here(torch.device("cuda"))
         large = plan.plan(
-            [(registry.find("finetune"), {"batch_size": 100_000})],
-            [0, 1],
-            backbone="vit_base_patch16_224",
-            pretrained=False,
+            plan.RunSpec(
+                method=registry.find("finetune"),
+                options={"batch_size": 100_000},
+                seed=seed,
+                backbone="vit_base_patch16_224",
+                pretrained=False,
+            )
+            for seed in (0, 1)
         )
         assert executors.side_by_side(large, CPU, None) == executors.Here(CPU)
     finally:
@@ -157,7 +161,7 @@ def test_bench_refuses_a_task_that_is_not_there(cl_bench: Cli) -> None:
 def test_counts_are_the_same_twice_on_one_gpu() -> None:
     if not torch.cuda.is_available():
         pytest.skip("needs a GPU")
-    (run,) = plan.plan([(registry.find("l2p"), {"epochs": 1})], [0], precision="bf16")
+    (run,) = plan.plan([plan.RunSpec(method=registry.find("l2p"), options={"epochs": 1}, precision="bf16")])
     first, second = (
         runner.execute(run, torch.device("cuda"), runner.Progress(), settings=Settings(deterministic=True))[1]
         for _ in range(2)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from cl_bench.experiment import parse_seeds
 from cl_bench.running import suites
 from tests.helpers.command import RUNS, TRIAL, Cli, assert_refused
 
@@ -29,18 +28,16 @@ def test_shipped_suites_are_whole(name: str) -> None:
     suite = suites.find(name)
     assert suite.title
     for grid in suite.runs:
-        for cell in grid.cells():
-            cell.check()
-            assert parse_seeds(cell.seeds) == ([0] if name == "quickstart" else [0, 1, 2, 3, 4])
+        assert grid.seeds == ((0,) if name == "quickstart" else (0, 1, 2, 3, 4))
 
 
 def test_the_papers_tables_are_there() -> None:
     assert {f"sdlora-table{number}" for number in (2, 3, 4, 5, 6)} <= set(suites.names())
     cells = [cell for grid in suites.find("sdlora-table2").runs for cell in grid.cells()]
     assert {cell.benchmark for cell in cells} == {("imagenet-r",)}
-    assert {cell.tasks for cell in cells} == {("5",), ("10",), ("20",)}
+    assert {cell.tasks for cell in cells} == {(5,), (10,), (20,)}
     assert {cell.backbone for cell in cells} == {("vit_base_patch16_224.augreg2_in21k_ft_in1k",)}
-    methods = {spec.name for cell in cells for spec in cell.specs()}
+    methods = {spec.name for cell in cells for spec in cell.methods}
     assert methods == {"finetune", "l2p", "dualprompt", "coda", "hide", "inflora", "sdlora", "sdlora-rr", "sdlora-kd"}
 
 
@@ -95,15 +92,18 @@ def test_a_dry_run_tells_what_is_there_and_how_long_the_rest_takes(cl_bench: Cli
 @pytest.mark.parametrize(
     ("content", "parts"),
     [
-        ("title: x\nruns: []", ["mine.yaml", "runs: "]),
-        ("title: x\nruns:\n  - methods: sdlora\n    seed: 3", ["mine.yaml", "runs.0.seed"]),
-        ("title: x\nruns:\n  - benchmark: icons-100", ["mine.yaml", "runs.0.methods"]),
+        ("title: x\nruns: []", ["mine.yaml", "no list 'runs'"]),
+        (
+            "title: x\nruns:\n  - methods: sdlora\n    seed: 3",
+            ["mine.yaml", "run 1", "unknown option 'seed'", "Did you mean 'seeds'"],
+        ),
+        ("title: x\nruns:\n  - benchmark: icons-100", ["mine.yaml", "run 1", "option 'methods' is missing"]),
         ("title: x\nruns: sdlora", ["no list 'runs'"]),
         ("title: x\nruns: [sdlora]", ["must be fields"]),
         ("{", ["is no YAML"]),
         ("title: x\nruns:\n  - methods: sdlroa", ["unknown method 'sdlroa'", "Did you mean 'sdlora'"]),
         ("title: x\nruns:\n  - methods: sdlora\n    tasks: many", ["--tasks 'many' cannot be read"]),
-        ("title: x\nruns:\n  - methods: sdlora\n    size: -1", ["runs.0.size"]),
+        ("title: x\nruns:\n  - methods: sdlora\n    size: -1", ["mine.yaml", "--size '-1' is not valid", "at least 1"]),
     ],
 )
 def test_files_that_are_no_suites(cl_bench: Cli, content: str, parts: list[str]) -> None:

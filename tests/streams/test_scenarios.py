@@ -19,7 +19,8 @@ from PIL import Image
 from cl_bench import streams
 from cl_bench.data.samples import StoreSamples, samples_of
 from cl_bench.errors import UserError
-from cl_bench.experiment import Limits, Tasks, Transforms, parse_tasks
+from cl_bench.experiment import Limits, Tasks, Transforms
+from cl_bench.grammar import parse_tasks
 from cl_bench.streams.scenarios import TaskStream, build, order_classes
 from tests.helpers import trees
 from tests.helpers.command import RUNS, Cli, assert_refused
