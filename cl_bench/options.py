@@ -85,7 +85,7 @@ def _path(text: str, flag: str) -> Path:
 def _one_of(what: str, *names: str) -> Parse:
     def parse(text: str, flag: str) -> str:
         if text not in names:
-            raise unknown_name(f"{what} ({flag})", text, names)
+            raise unknown_name(what, text, names)
         return text
 
     return parse
@@ -287,7 +287,7 @@ class RunOptions(_Options):
     images: ImagesName = _option(
         "Data",
         "Files: decoded once (auto, resized) or whenever they are read (files).",
-        _one_of("way to keep images", *get_args(ImagesName)),
+        _one_of("way to keep images (--images)", *get_args(ImagesName)),
         "auto",
     )
     backbone: tuple[str, ...] = _option(

@@ -355,5 +355,5 @@ def test_a_value_is_spelled_as_on_the_command_line(value: object, digits: int | 
     ],
 )
 def test_labels_are_written_as_those_that_are_stored(option: dict[str, str], label: str) -> None:
-    (run,) = plan.plan([(registry.find("sdlora"), option)], [0])
+    (run,) = plan.plan([plan.RunSpec(method=registry.find("sdlora"), options=option)])
     assert run.label == label

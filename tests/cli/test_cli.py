@@ -234,7 +234,7 @@ def test_bad_input_ends_in_one_sentence(furnished: Cli, case: str) -> None:
         ([*SDLORA, "--epochs", "0"], "--epochs"),
         ([*SDLORA, "--limit-train", "0"], "--limit-train"),
         (["train"], "train"),
-        (["run", "--method", "sdlora"], "--method"),
+        (["run", "--method", "sdlora"], "unknown option 'method'"),
     ],
 )
 def test_wrong_usage_is_explained(furnished: Cli, arguments: list[str], fragment: str) -> None:

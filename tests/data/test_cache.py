@@ -19,7 +19,7 @@ from cl_bench.data import cache, loading, views
 from cl_bench.data.images import RaggedImages
 from cl_bench.errors import UserError
 from cl_bench.experiment import Transforms
-from cl_bench.streams import Source, catalogue
+from cl_bench.streams import Source, benchmarks, catalogue
 from tests.helpers import trees
 
 CPU = torch.device("cpu")
@@ -49,9 +49,9 @@ def pets(tmp_path: Path) -> Path:
 
 def read(folder: Path, storage: str) -> tuple[Source, int]:
     """The data as a new process would have it, and how many images were decoded for that."""
-    for once in (streams._source, streams._listing, streams._small_and_alike):
+    for once in (benchmarks._source, benchmarks._listing, benchmarks._small_and_alike):
         once.cache_clear()
-    streams._stored.clear()
+    benchmarks._stored.clear()
     decoded = 0
 
     def told(done: int, total: int) -> None:

@@ -68,10 +68,10 @@ def test_a_run_reads_what_was_decoded_before(cl_bench: Cli, tree: Path) -> None:
         status = path.stat()
         path.write_bytes(bytes(status.st_size))
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    from cl_bench import streams
+    from cl_bench.streams import benchmarks
 
-    streams._source.cache_clear()
-    streams._stored.clear()
+    benchmarks._source.cache_clear()
+    benchmarks._stored.clear()
     outcome = cl_bench(*command, "simplecil", "--force")
     assert outcome.code == 0, outcome
     assert cl_bench(*command, "simplecil", "--images", "files").code == 2

@@ -1006,8 +1006,8 @@ def test_a_download_that_is_not_all_ends_with_what_is_left_to_do(
 
 def test_help_needs_no_torch() -> None:
     code = (
-        "import sys; from cl_bench import data_cli; from typer.testing import CliRunner; "
-        "assert CliRunner().invoke(data_cli.app, ['--help']).exit_code == 0; print('torch' in sys.modules)"
+        "import sys; from cl_bench.cli import data; from typer.testing import CliRunner; "
+        "assert CliRunner().invoke(data.app, ['--help']).exit_code == 0; print('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
 
@@ -1015,8 +1015,8 @@ def test_help_needs_no_torch() -> None:
 def test_list_and_verify_need_no_torch(tmp_path: Path) -> None:
     trees.pre_split(tmp_path, "mine")
     code = (
-        "import sys; from cl_bench import data_cli; from typer.testing import CliRunner; "
-        "[CliRunner().invoke(data_cli.app, args) for args in (['list'], ['verify', 'folder:mine'])]; "
+        "import sys; from cl_bench.cli import data; from typer.testing import CliRunner; "
+        "[CliRunner().invoke(data.app, args) for args in (['list'], ['verify', 'folder:mine'])]; "
         "print('torch' in sys.modules)"
     )
     found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)

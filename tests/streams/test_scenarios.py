@@ -21,6 +21,7 @@ from cl_bench.data.samples import StoreSamples, samples_of
 from cl_bench.errors import UserError
 from cl_bench.experiment import Limits, Tasks, Transforms
 from cl_bench.grammar import parse_tasks
+from cl_bench.streams import catalogue
 from cl_bench.streams.scenarios import TaskStream, build, order_classes
 from tests.helpers import trees
 from tests.helpers.command import RUNS, Cli, assert_refused
@@ -298,11 +299,11 @@ def _domains(root: Path, domains: Sequence[str], classes: int, lists: tuple[str,
 
 
 def pacs(root: Path) -> None:
-    _domains(root / "pacs", streams.datasets.PACS.domains, 7, ("train_kfold", "crossval_kfold"), 1)
+    _domains(root / "pacs", catalogue.PACS.domains, 7, ("train_kfold", "crossval_kfold"), 1)
 
 
 def domainnet(root: Path) -> None:
-    _domains(root / "domainnet", streams.datasets.DOMAINNET.domains, 345, ("train", "test"), 0)
+    _domains(root / "domainnet", catalogue.DOMAINNET.domains, 345, ("train", "test"), 0)
 
 
 def fashion_mnist(root: Path) -> None:
