@@ -11,7 +11,6 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from cl_bench.cli.shared import err, out, quiet_imports, takes
-from cl_bench.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, help="List what there is.")
 
@@ -20,19 +19,17 @@ app = typer.Typer(no_args_is_help=True, help="List what there is.")
 @takes("method_file")
 def ls_methods(given: Mapping[str, Any]) -> None:
     """Methods with their papers and facts."""
-    with quiet_imports():
-        from cl_bench.contract import registry
+    from cl_bench.contract import listing
 
     table = Table("method", "paper", "passes", "stores", "needs T", box=None, header_style="bold")
-    found = [registry.load_file(Path(path)) for path in given.get("method_file", ())]
-    for name in registry.names():
-        try:
-            found.append(registry.find(name))
-        except UserError as error:
-            err.print(f"[yellow]warning:[/] {escape(str(error))}")
-    for item in found:
-        cls = item.cls
-        table.add_row(item.name, cls.paper, str(cls.forward_passes), cls.stores, "yes" if cls.needs_num_tasks else "no")
+    with quiet_imports():
+        own = [listing.of_file(Path(path)) for path in given.get("method_file", ())]
+        found, errors = listing.installed()
+    for error in errors:
+        err.print(f"[yellow]warning:[/] {escape(str(error))}")
+    for item in (*own, *found):
+        needs = "yes" if item.needs_num_tasks else "no"
+        table.add_row(item.name, item.paper, str(item.forward_passes), item.stores, needs)
     out.print(table)
 
 

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import importlib
 import importlib.util
-import pkgutil
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,12 +14,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import cl_bench.methods
 from cl_bench.contract.method import Method, validated, validators
+from cl_bench.contract.sources import ENTRY_POINTS, shipped
 from cl_bench.errors import UserError, unknown_name
 from cl_bench.experiment import Value
 
-ENTRY_POINTS = "cl_bench.methods"
 FILE_MODULE = "cl_bench_method_file_"
 """How the names of modules begin that are files of the user's."""
 
@@ -68,8 +66,7 @@ def names() -> list[str]:
 
 
 def _names(points: EntryPoints) -> list[str]:
-    shipped = {module.name.replace("_", "-") for module in pkgutil.iter_modules(cl_bench.methods.__path__)}
-    return sorted(shipped | {point.name for point in points})
+    return sorted({*shipped(), *(point.name for point in points)})
 
 
 def find(name: str) -> Found:

@@ -1,0 +1,179 @@
+"""Facts about methods for listings, read from their source: importing all methods takes seconds, for torch and timm."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+from functools import cache
+from importlib.machinery import PathFinder
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+
+import cl_bench.methods
+from cl_bench._aliases import MOVED
+from cl_bench.contract.sources import ENTRY_POINTS, shipped
+from cl_bench.errors import UserError
+
+_BASE = ("cl_bench.contract.method", "Method")
+
+
+@dataclass(frozen=True)
+class MethodFacts:
+    """What `cl-bench ls methods` shows of a method; see `cl_bench.contract.method.Method`."""
+
+    name: str
+    paper: str
+    forward_passes: int
+    stores: str
+    needs_num_tasks: bool
+
+
+FACTS = ("paper", "forward_passes", "stores", "needs_num_tasks")
+
+
+def of_file(path: Path) -> MethodFacts:
+    """Facts of a user's method file. It is imported only if its source does not show them.
+
+    Raises:
+        UserError: see `registry.load_file`.
+    """
+    facts = _only_method(path, None, path.stem) if path.stem.isidentifier() else None
+    if facts is not None:
+        return facts
+    from cl_bench.contract import registry
+
+    entry = registry.load_file(path)
+    return MethodFacts(entry.name, *(getattr(entry.cls, fact) for fact in FACTS))
+
+
+def installed() -> tuple[list[MethodFacts], list[UserError]]:
+    """Facts of all installed methods by name, and one error for each that cannot be used."""
+    points = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    found, errors = [], []
+    for name in sorted({*shipped(), *points}):
+        facts = _of_entry_point(points[name]) if name in points else _of_shipped(name)
+        if facts is None:
+            from cl_bench.contract import registry
+
+            try:
+                cls = registry.find(name).cls
+            except UserError as error:
+                errors.append(error)
+                continue
+            facts = MethodFacts(name, *(getattr(cls, fact) for fact in FACTS))
+        found.append(facts)
+    return found, errors
+
+
+def _of_shipped(name: str) -> MethodFacts | None:
+    module = f"cl_bench.methods.{name.replace('-', '_')}"
+    path = _path(module)
+    return _only_method(path, module, name) if path else None
+
+
+def _of_entry_point(point: EntryPoint) -> MethodFacts | None:
+    path = _path(point.module)
+    return _facts_of(path, point.module, point.attr, point.name) if path else None
+
+
+def _only_method(path: Path, module: str | None, name: str) -> MethodFacts | None:
+    tree = _parsed(path)
+    classes = [node.name for node in tree.body if isinstance(node, ast.ClassDef)] if tree else []
+    found = [facts for each in classes if (facts := _facts_of(path, module, each, name))]
+    return found[0] if len(found) == 1 else None
+
+
+def _facts_of(path: Path, module: str | None, cls: str, name: str) -> MethodFacts | None:
+    """None: not a method, or one that only an import can tell about."""
+    tree = _parsed(path)
+    values = _values(path, module, cls) if tree and _imports_exist(tree) else None
+    if values is None or not set(FACTS) <= set(values):
+        return None
+    return MethodFacts(name, *(values[fact] for fact in FACTS))  # type: ignore[arg-type]
+
+
+def _values(path: Path, module: str | None, name: str) -> dict[str, object] | None:
+    """The literals that a class and its bases assign to `FACTS`; None if it does not descend from `Method`."""
+    tree = _parsed(path)
+    for node in tree.body if tree else ():
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            inherited: dict[str, object] | None = {}
+            if (module, name) != _BASE:
+                if len(node.bases) != 1 or not isinstance(node.bases[0], ast.Name):
+                    return None
+                inherited = _values(path, module, node.bases[0].id)
+            own = _literals(node)
+            return None if inherited is None or own is None else inherited | own
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                source = _source(node, module)
+                if (alias.asname or alias.name) == name and source and (where := _path(source)):
+                    return _values(where, source, alias.name)
+    return None
+
+
+def _source(node: ast.ImportFrom, module: str | None) -> str | None:
+    """The module that a line imports from, if a method's base class can lie there."""
+    if node.level:
+        if module is None:
+            return None
+        return ".".join([*module.split(".")[: -node.level], *([node.module] if node.module else [])])
+    source = node.module or ""
+    moved = MOVED.get(source.removeprefix("cl_bench.")) if source.startswith("cl_bench.") else None
+    source = f"cl_bench.{moved[0]}" if moved else source
+    near = module is not None and source.partition(".")[0] == module.partition(".")[0] != "cl_bench"
+    return source if near or source.startswith(("cl_bench.contract.", "cl_bench.methods.")) else None
+
+
+def _literals(node: ast.ClassDef) -> dict[str, object] | None:
+    """The facts in a class body; None if one of them is computed."""
+    found: dict[str, object] = {}
+    for line in node.body:
+        if not isinstance(line, (ast.Assign, ast.AnnAssign)) or line.value is None:
+            continue
+        for target in line.targets if isinstance(line, ast.Assign) else [line.target]:
+            if isinstance(target, ast.Name) and target.id in FACTS:
+                try:
+                    found[target.id] = ast.literal_eval(line.value)
+                except (ValueError, TypeError):
+                    return None
+    return found
+
+
+def _imports_exist(tree: ast.Module) -> bool:
+    """Whether the packages that a file imports at its top are installed."""
+    tops = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
+    tops |= {node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom) and not node.level}
+    return all(_exists(name.partition(".")[0]) for name in tops)
+
+
+@cache
+def _exists(package: str) -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec(package) is not None
+
+
+@cache
+def _path(module: str) -> Path | None:
+    """The file of a module; no package on the way is executed, except `cl_bench.methods`, which is empty."""
+    where: list[str] | None = None
+    parts = module.split(".")
+    for number in range(1, len(parts) + 1):
+        name = ".".join(parts[:number])
+        if name == cl_bench.methods.__name__:
+            where = list(cl_bench.methods.__path__)
+            continue
+        spec = PathFinder.find_spec(name, where)
+        if spec is None:
+            return None
+        where = list(spec.submodule_search_locations or ())
+    return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
+
+
+@cache
+def _parsed(path: Path) -> ast.Module | None:
+    try:
+        return ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return None

@@ -1,0 +1,51 @@
+"""What `ls methods` reads from source is what the imported classes say, and no torch is imported for it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from cl_bench.contract import listing, registry
+from tests.helpers import ROOT
+
+
+def test_facts_read_from_source_are_those_of_the_classes() -> None:
+    found, errors = listing.installed()
+    assert errors == [] and [facts.name for facts in found] == registry.names()
+    for facts in found:
+        cls = registry.find(facts.name).cls
+        for fact in listing.FACTS:
+            assert getattr(facts, fact) == getattr(cls, fact), (facts.name, fact)
+
+
+def test_listing_imports_no_torch(tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    info = site / "pointed-1.0.dist-info"
+    (site / "loud").mkdir(parents=True)
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: pointed\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[cl_bench.methods]\npointed = loud.mine:MyProbe\n")
+    (site / "loud" / "__init__.py").write_text("raise RuntimeError('listing executes nothing')\n")
+    source = (ROOT / "tests" / "data" / "my_probe.py.txt").read_text()
+    (site / "loud" / "mine.py").write_text(source)
+    (tmp_path / "my_probe.py").write_text(source)
+    script = (
+        "import sys\nfrom cl_bench.cli import main\n"
+        "sys.argv = ['cl-bench', 'ls', 'methods', '--method-file', 'my_probe.py']\n"
+        "try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code\n"
+        "print(sorted({'torch', 'timm', 'avalanche'} & set(sys.modules)))\n"
+    )
+    env = os.environ | {"PYTHONPATH": str(site), "COLUMNS": "200"}
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr
+    names = {line.split()[0] for line in done.stdout.splitlines() if line.strip()}
+    assert names >= {"my_probe", "pointed", *registry.names()}
+
+
+def test_what_the_source_does_not_show_is_imported(tmp_path: Path) -> None:
+    path = tmp_path / "computed.py"
+    source = (ROOT / "tests" / "data" / "my_probe.py.txt").read_text()
+    path.write_text(source.replace('= "what it is, where it was published"', '= "-".join(["made", "here"])'))
+    assert listing.of_file(path).paper == "made-here"
