@@ -51,15 +51,15 @@ def section(sections: list[Section], suite: str, tasks: int) -> tuple[Section, l
     Raises:
         ValueError: the suite has no such stream, or no run of it is stored.
     """
-    cells = [cell for grid in suites.find(suite).runs for cell in grid.cells() if cell.tasks == (str(tasks),)]
+    cells = [cell for asked in suites.find(suite).runs for cell in asked.cells() if cell.tasks == (tasks,)]
     if len({(cell.benchmark, cell.backbone) for cell in cells}) != 1:
         raise ValueError(f"suite '{suite}' has no stream in {tasks} tasks, or several")
-    named = [_label(spec) for cell in cells for spec in cell.specs()]
+    named = [_label(spec) for cell in cells for spec in cell.methods]
     stored = [
         one
         for one in sections
         if (one.protocol.benchmark, one.protocol.num_tasks) == (cells[0].benchmark[0], tasks)
-        and cells[0].backbone in (None, (one.protocol.backbone,))
+        and cells[0].backbone in ((), (one.protocol.backbone,))
         and one.protocol.precision == cells[0].precision
         and not one.protocol.limits_text()
     ]
