@@ -194,7 +194,7 @@ def export(
         raise UserError(f"cannot tell the format of '{output}'; expected --format csv or --format parquet")
     wanted = _Filter.of(method, benchmark, backbone, label, seed)
     from cl_bench.files import write_atomically
-    from cl_bench.reporting.frames import exported, long
+    from cl_bench.reporting.frames import export_frame, long_frame
     from cl_bench.reporting.runs import collect
 
     folders = folders_of(results)
@@ -212,7 +212,7 @@ def export(
     if not runs:
         where = ", ".join(f"'{folder}'" for folder in folders) or f"'{RESULTS}'"
         raise UserError(f"no such runs in {where}; 'cl-bench results ls' lists what is there")
-    table = long(runs) if counts else exported(runs)
+    table = long_frame(runs) if counts else export_frame(runs)
     if chosen == "csv":
         content = table.to_csv(index=False).encode()
     else:

@@ -59,11 +59,11 @@ def against(
 ) -> list[Pair]:
     """Each of the rows (all others if none are named) against the baseline, with Holm's correction over them."""
     table = values(section, metric)
-    chosen = [row for row in _others(section, baseline, rows) if row in table]
+    chosen = [row for row in _rows_to_compare(section, baseline, rows) if row in table]
     return _compared(table, [(row, baseline) for row in chosen], metric, margin)
 
 
-def _others(section: Section, baseline: str, rows: Sequence[str]) -> list[str]:
+def _rows_to_compare(section: Section, baseline: str, rows: Sequence[str]) -> list[str]:
     """What is to be compared with the baseline, each once: a second time would count as a test in the correction."""
     return [row for row in dict.fromkeys(rows or section.rows) if row != baseline]
 
@@ -121,7 +121,7 @@ def text_table(
     lines, data, unseen = [], [], 0
     for pair in pairs:
         result = pair.result
-        inside = _inside(section, pair, names, folders) if folders else []
+        inside = _on_same_images(section, pair, names, folders) if folders else []
         unseen += len(pair.blocks) - len(inside)
         cells = [
             pair.row,
@@ -228,13 +228,13 @@ def _about_samples(unseen: int, blocks: int) -> list[str]:
 def _left_out(section: Section, baseline: str, rows: Sequence[str], pairs: Sequence[Pair]) -> list[str]:
     """A note on the rows that were asked for but share no run with the baseline for which the metric is defined."""
     compared = {pair.row for pair in pairs}
-    missing = [row for row in _others(section, baseline, rows) if row not in compared]
+    missing = [row for row in _rows_to_compare(section, baseline, rows) if row not in compared]
     if not missing:
         return []
     return [f"No run of the same seed and class order with this metric, so not compared: {', '.join(missing)}."]
 
 
-def _inside(
+def _on_same_images(
     section: Section, pair: Pair, names: Mapping[Block, str], folders: Sequence[Path]
 ) -> list[tuple[dict[str, float], str]]:
     """The comparison on the same test images of each shared block, after the last task: numbers, and a text."""
@@ -285,13 +285,14 @@ def _arrays(run: Run, folders: Sequence[Path]) -> Arrays | None:
 def ranks(sections: Sequence[Section], metric: str = "acc") -> Chart | None:
     """Average ranks over all blocks of all whole protocols; None unless three rows are complete on ten blocks.
 
-    Rows that do not learn in turn (joint training) are left out.
+    Rows that learn all tasks at once (joint training) are left out.
     """
     tables = {}
     for section in sections:
-        learning = [label for label in section.rows if label not in section.ceilings]
-        if learning and not section.protocol.limits_text():
-            tables[section.protocol.digest] = values(section, metric)[learning]
+        at_once = section.ceilings
+        sequential = [label for label in section.rows if label not in at_once]
+        if sequential and not section.protocol.limits_text():
+            tables[section.protocol.digest] = values(section, metric)[sequential]
     table = pd.concat(tables) if tables else pd.DataFrame()
     best: pd.DataFrame | None = None
     # Rows with few runs must not cost the others their blocks: take the largest complete part, row by row.

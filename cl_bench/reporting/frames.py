@@ -35,7 +35,7 @@ def tidy(runs: Sequence[Run]) -> pd.DataFrame:
     return pd.DataFrame([_flat(run, known) for run in runs])
 
 
-def exported(runs: Sequence[Run]) -> pd.DataFrame:
+def export_frame(runs: Sequence[Run]) -> pd.DataFrame:
     """`tidy`, with columns of one type each: also `hyperparameters` (JSON) and `finished` (UTC, NaT if not known)."""
     frame = tidy(runs).astype({"revision": str})
     options = (json.dumps(run.record.experiment.hyperparameters, sort_keys=True) for run in runs)
@@ -43,7 +43,7 @@ def exported(runs: Sequence[Run]) -> pd.DataFrame:
     return frame.assign(hyperparameters=list(options), finished=finished)
 
 
-def long(runs: Sequence[Run]) -> pd.DataFrame:
+def long_frame(runs: Sequence[Run]) -> pd.DataFrame:
     """One row per run, stage and task, the last two from 0.
 
     Columns: `key`, `label`, `origin`, `benchmark`, `seed`, `class_order`, `stage`, `task`; test images in `total`, hits

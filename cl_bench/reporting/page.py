@@ -168,7 +168,7 @@ def _row(row: Row, runs: Sequence[Run], numbers: pd.DataFrame) -> dict[str, Any]
         values = column[np.isfinite(column)]
         if len(values):
             summary = summarise(100 * values)
-            found[name] = [_short(summary.mean), _short(summary.half_width), summary.n]
+            found[name] = [_rounded(summary.mean), _rounded(summary.half_width), summary.n]
     return {
         "label": row.label,
         "name": row.name,
@@ -179,7 +179,7 @@ def _row(row: Row, runs: Sequence[Run], numbers: pd.DataFrame) -> dict[str, Any]
         "ceiling": not row.sequential,
         "metrics": found,
         "cells": list(cells(row)[-len(COST_COLUMNS) :]),
-        "sort": [len(set(row.seeds)), _short(row.minutes.mean), row.trainable, _short(row.tuning_minutes)],
+        "sort": [len(set(row.seeds)), _rounded(row.minutes.mean), row.trainable, _rounded(row.tuning_minutes)],
         "runs": [run.record.key for run in runs],
     }
 
@@ -193,8 +193,8 @@ def _pairs(section: Section, labels: Sequence[str]) -> list[list[float | int | s
         return None
     place = {label: number for number, label in enumerate(labels)}
     return [
-        [place[pair.row], place[pair.other], _short(pair.result.difference.mean),
-         _short(pair.result.difference.half_width), _short(pair.result.p), _short(pair.holm), pair.result.wins,
+        [place[pair.row], place[pair.other], _rounded(pair.result.difference.mean),
+         _rounded(pair.result.difference.half_width), _rounded(pair.result.p), _rounded(pair.holm), pair.result.wins,
          pair.result.ties, pair.result.losses]
         for pair in comparison.pairwise(section)
     ]  # fmt: skip
@@ -221,8 +221,8 @@ def _runs(sections: Sequence[Section], places: Mapping[str, str]) -> dict[str, A
                 "label": run.label,
                 "seed": experiment.seed,
                 "order": experiment.class_order if len(experiment.class_order) < 60 else "a list of its own",
-                "acc": _short(100 * metrics.acc(record.correct, record.total)),
-                "minutes": _short(record.seconds / 60),
+                "acc": _rounded(100 * metrics.acc(record.correct, record.total)),
+                "minutes": _rounded(record.seconds / 60),
                 "finished": f"{record.finished:%Y-%m-%d %H:%M} UTC" if record.finished else "",
                 "correct": record.correct,
                 "total": record.total,
@@ -285,5 +285,5 @@ def settings(row: Row) -> str:
     return ", ".join(f"{name}={value_text(value)}" for name, value in sorted(row.hyperparameters.items()))
 
 
-def _short(value: float | None) -> float | None:
+def _rounded(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else float(f"{value:.6g}")

@@ -33,29 +33,30 @@ Rows = Mapping[str, Sequence[Run]]
 def standard(section: Section) -> dict[str, Chart]:
     """All charts by name that the runs of a protocol allow.
 
-    They are some of `NAMES`; where nothing learns task by task there is none.
+    Their names are among those in `NAMES`; there is no chart where nothing learns task by task.
     """
     best = sorted(section.rows, key=lambda label: (-_final(section.rows[label]), label))
-    turn = {label: section.rows[label] for label in best if label not in section.ceilings}
-    rest = {label: section.rows[label] for label in best if label in section.ceilings}
-    if not turn:
+    at_once = section.ceilings
+    sequential = {label: section.rows[label] for label in best if label not in at_once}
+    ceilings = {label: section.rows[label] for label in best if label in at_once}
+    if not sequential:
         return {}
     made = [
-        _accuracy(turn, rest),
+        _accuracy(sequential, ceilings),
         _curves_chart(
             "forgetting",
             "Forgetting along the stream",
             "Best minus current accuracy, averaged over the tasks learned before.",
             "forgetting, points",
-            turn,
+            sequential,
             metrics.forgetting_curve,
         ),
-        _retention(turn),
-        _tasks(turn),
-        _matrix(turn),
-        _stability(turn),
-        _loss(turn),
-        _cost({**turn, **rest}),
+        _retention(sequential),
+        _tasks(sequential),
+        _matrix(sequential),
+        _stability(sequential),
+        _loss(sequential),
+        _cost({**sequential, **ceilings}),
     ]
     return {chart.name: chart for chart in made if chart is not None}
 
@@ -77,11 +78,11 @@ def _note(rows: Rows) -> str:
 # --- curves ----------------------------------------------------------------------------------------------------
 
 
-def _accuracy(turn: Rows, rest: Rows) -> Chart:
-    levels = tuple((label, summarise([_acc(run) for run in runs])) for label, runs in rest.items())
-    panel = Lines("", "tasks learned", "top-1 accuracy, %", _lines(turn, metrics.accuracy_curve), levels)
+def _accuracy(sequential: Rows, ceilings: Rows) -> Chart:
+    levels = tuple((label, summarise([_acc(run) for run in runs])) for label, runs in ceilings.items())
+    panel = Lines("", "tasks learned", "top-1 accuracy, %", _lines(sequential, metrics.accuracy_curve), levels)
     ceiling = " Dashed without markers: training on all tasks at once." if levels else ""
-    caption = f"Accuracy over the classes seen so far.{ceiling} {_BANDS}{_note(turn)}"
+    caption = f"Accuracy over the classes seen so far.{ceiling} {_BANDS}{_note(sequential)}"
     return Chart("accuracy", "Accuracy so far", caption, (panel,), SHOWN)
 
 

@@ -35,12 +35,13 @@ class Protocol:
 
     @classmethod
     def of(cls, record: RunRecord) -> Protocol:
+        """The protocol of a stored run."""
         shared = {name: getattr(record.experiment, name) for name in PROTOCOL_FIELDS}
         return cls(**shared, classes=len(record.classes))
 
     @property
     def digest(self) -> str:
-        """First 8 hex digits of the SHA-256 of all compared fields; a later one with a default changes nothing."""
+        """First 8 hex digits of the SHA-256 of all compared fields; a field added later keeps it at its default."""
         fields = {name: getattr(self, name) for name in PROTOCOL_FIELDS}
         for name in ("transforms", "limits"):
             fields[name] = fields[name].model_dump(mode="json", exclude_defaults=True)
@@ -87,5 +88,5 @@ class Protocol:
 
 
 def _runs(sizes: Sequence[int]) -> list[tuple[int, int]]:
-    """Sizes of tasks as pairs of how many in a row and which."""
+    """Sizes of tasks as pairs: how many tasks in a row have the same size, and that size."""
     return [(len(list(group)), size) for size, group in groupby(sizes)]

@@ -16,11 +16,9 @@ from cl_bench.reporting.intransigence import is_reference
 from cl_bench.reporting.paper import figures as paper_figures
 from cl_bench.reporting.paper import tables as paper_tables
 from cl_bench.reporting.paper.layouts import figure_layouts, table_benchmarks, table_names
-from cl_bench.reporting.runs import Folder, Run, Section, collect, labelled, sections
+from cl_bench.reporting.runs import Run, Section, collect, labelled, sections
 from cl_bench.reporting.text_tables import TextTable
 from cl_bench.store import RunRecord
-
-__all__ = ["Folder", "Report", "load", "render", "tables_of"]
 
 _FEW = 8
 """So many pictures are drawn by this process itself: others would have to import everything first."""

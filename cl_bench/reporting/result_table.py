@@ -21,7 +21,7 @@ TABLE_METRICS = ("acc", "aaa", "forgetting")
 """The metrics (see `cl_bench.metrics.METRICS`) that have a column, after the method's and before `COST_COLUMNS`."""
 COST_COLUMNS = ("seeds", "minutes", "trainable", "tuning")
 HEADER = ("method", *(metrics.METRICS[name].title for name in TABLE_METRICS), *COST_COLUMNS)
-LEAKY = DAGGER
+LEAKY_MARK = DAGGER
 """Marks rows whose samples see their batch."""
 
 
@@ -69,7 +69,7 @@ class Row:
     @property
     def name(self) -> str:
         """The label, marked if the row leaks."""
-        return f"{self.label} {LEAKY}" if self.leaky else self.label
+        return f"{self.label} {LEAKY_MARK}" if self.leaky else self.label
 
     @property
     def varied(self) -> str:
@@ -110,7 +110,7 @@ def text_table(table: Table) -> TextTable:
     """The table as texts; its CSV has fractions in full precision, one column per statistic, empty where undefined."""
     columns = tuple(Column(title, numeric=number > 0) for number, title in enumerate(HEADER))
     rows = tuple(cells(row) for row in table.rows)
-    return TextTable(table.slug, table.caption, columns, rows, table.notes, data=_wide(table))
+    return TextTable(table.slug, table.caption, columns, rows, table.notes, data=_csv_data(table))
 
 
 def cells(row: Row) -> tuple[str, ...]:
@@ -177,7 +177,7 @@ def _row(label: str, runs: Sequence[Run]) -> Row:
     )
 
 
-def _wide(table: Table) -> pd.DataFrame:
+def _csv_data(table: Table) -> pd.DataFrame:
     protocol = table.protocol
     rows = []
     for row in table.rows:
@@ -242,8 +242,8 @@ def _notes(rows: Sequence[Row]) -> list[str]:
         notes.append(f"{', '.join(joint)}: trained on all tasks at once, so {_and(undefined)} are not defined.")
     if any(row.leaky for row in rows):
         notes.append(
-            f"{LEAKY}: samples of a batch see each other, in training or at test, as in released code that is known to "
-            "be wrong; not comparable with the other rows."
+            f"{LEAKY_MARK}: samples of a batch see each other, in training or at test, as in released code that is "
+            "known to be wrong; not comparable with the other rows."
         )
     notes.append(
         "minutes: wall time of training and evaluation of one run, comparable on the same hardware only; "

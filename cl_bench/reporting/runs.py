@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from cl_bench import metrics
 from cl_bench.experiment import Value
@@ -23,13 +22,6 @@ from cl_bench.store import RunRecord, Store
 
 _REPEAT_FIELDS = ("seed", "class_order")
 _Identity = frozenset[tuple[str, str]]
-
-
-class Folder(NamedTuple):
-    """A results folder and the name under which its runs are reported (`runs`, `reference`)."""
-
-    path: Path
-    origin: str
 
 
 @dataclass(frozen=True)
@@ -70,6 +62,7 @@ class Section:
 
     @property
     def runs(self) -> list[Run]:
+        """The runs of all rows."""
         return [run for runs in self.rows.values() for run in runs]
 
     @property
@@ -84,8 +77,8 @@ def collect(folders: Iterable[tuple[Path, str]], on_damaged: Callable[[str], Non
     A run stored in two folders (same row, seed and class order) is taken from the first of them.
 
     Args:
-        folders: pairs of path and origin name; a folder that does not exist holds no runs.
-        on_damaged: told of each file that had to be skipped, with the reason.
+        folders: pairs of path and the name under which its runs are reported; one that does not exist holds no runs.
+        on_damaged: called for each file that is skipped, with a sentence that names it and the reason.
     """
     with _without_collector():
         return labelled((record, origin) for path, origin in folders for record in Store(path).records(on_damaged))

@@ -70,27 +70,26 @@ rows = st.builds(lambda name, option: f"{name}[{option}]" if option else name, n
 
 @given(st.lists(rows, max_size=40), st.sampled_from(METHODS))
 def test_a_listed_method_looks_the_same_whatever_else_is_drawn(others: list[str], method: str) -> None:
-    assert styles.of([*others, method], ["joint"])[method] == styles.of([method])[method]
+    assert styles.by_label([*others, method], ["joint"])[method] == styles.by_label([method])[method]
 
 
 @given(st.lists(rows, min_size=1, max_size=40, unique=True))
 def test_a_style_depends_on_the_rows_and_not_on_their_order(labels: list[str]) -> None:
-    look = styles.of(labels)
-    assert look == styles.of(labels[::-1]) and set(look) == set(labels)
+    look = styles.by_label(labels)
+    assert look == styles.by_label(labels[::-1]) and set(look) == set(labels)
     for label in labels:
-        assert (
-            look[label].colour == styles.of([label.partition("[")[0] or label])[label.partition("[")[0] or label].colour
-        )
+        method = label.partition("[")[0] or label
+        assert look[label].colour == styles.by_label([method])[method].colour
 
 
 @given(st.lists(rows, min_size=1, max_size=12, unique=True))
 def test_so_many_rows_as_a_chart_shows_are_told_apart_in_grey(labels: list[str]) -> None:
-    look = styles.of(labels)
+    look = styles.by_label(labels)
     assert len({(style.marker, style.dash) for style in look.values()}) == len(labels)
 
 
 def test_all_methods_are_told_apart_in_colour_and_in_grey() -> None:
-    look = styles.of(METHODS)
+    look = styles.by_label(METHODS)
     assert len({(style.colour, style.marker) for style in look.values()}) == len(METHODS) >= 16
     assert len({(style.marker, style.dash) for style in look.values()}) == len(METHODS)
     # WCAG asks three to one of what has to be seen; markers and a direct name make up for the two lightest colours.
@@ -109,13 +108,13 @@ def contrast(colour: str | Sequence[float], other: str | Sequence[float] = "whit
 
 
 def test_rows_of_one_method_have_markers_of_their_own() -> None:
-    look = styles.of([f"sdlora[rank={rank}]" for rank in range(8)] + ["sdlora"])
+    look = styles.by_label([f"sdlora[rank={rank}]" for rank in range(8)] + ["sdlora"])
     assert len({style.marker for style in look.values()}) == 9
 
 
 def test_what_does_not_learn_in_turn_is_grey_and_dashed_without_marker() -> None:
     ceilings = ["joint", "joint[train=lora]", "joint[epochs=20]"]
-    look = styles.of([*ceilings, *METHODS], ceilings)
+    look = styles.by_label([*ceilings, *METHODS], ceilings)
     assert len({look[label] for label in ceilings}) == 3
     for label in ceilings:
         red, green, blue = to_rgb(look[label].colour)

@@ -18,7 +18,7 @@ from cl_bench import metrics, stats
 from cl_bench.experiment import Limits
 from cl_bench.reporting import comparison, text_tables
 from cl_bench.reporting.charts import Ranks
-from cl_bench.reporting.frames import exported, tidy
+from cl_bench.reporting.frames import export_frame, tidy
 from cl_bench.reporting.intransigence import intransigence, references
 from cl_bench.reporting.runs import Section, collect, sections
 from cl_bench.store import RunRecord
@@ -384,7 +384,7 @@ def test_intransigence_is_against_joint_training_on_every_prefix(tmp_path: Path)
     assert intransigence(mine, references(runs))["joint"] == pytest.approx(expected)
     frame = tidy(runs).set_index("label")
     assert frame.loc["alpha", "intransigence"] == pytest.approx(np.mean(expected))
-    assert exported(runs)["intransigence"].notna().sum() == 1
+    assert export_frame(runs)["intransigence"].notna().sum() == 1
     assert intransigence(mine, references([one for one in runs if one.protocol.limits.tasks != 2])) == {}
 
 

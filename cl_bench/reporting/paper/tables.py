@@ -20,7 +20,7 @@ import pandas as pd
 from cl_bench import metrics
 from cl_bench.errors import unknown_name
 from cl_bench.grammar import parse_methods
-from cl_bench.reporting.paper.filling import Filled, Group, Stream, fill
+from cl_bench.reporting.paper.cell_runs import RunGroup, Stream, StreamRuns, choose_runs
 from cl_bench.reporting.paper.layouts import TableLayout, TablesLayout, published_numbers, table_layouts, table_names
 from cl_bench.reporting.protocol import Protocol
 from cl_bench.reporting.runs import Run, choose_backbone
@@ -86,17 +86,17 @@ def build(name: str, runs: Sequence[Run], benchmark: str | None = None, backbone
     vit, others = choose_backbone(runs, benchmark, backbone or (None if benchmark else layout.paper.backbone))
     streams = list(dict.fromkeys(Stream(benchmark or stream, tasks, vit) for stream, tasks in table.streams))
     published = published_numbers(layout, table.number) if own else {}
-    filled = {stream: fill(stream, table.rows, runs, layout.paper if own else None) for stream in streams}
+    by_stream = {stream: choose_runs(stream, table.rows, runs, layout.paper if own else None) for stream in streams}
 
     letters: dict[str, str] = {}
     lines: list[tuple[str, ...]] = []
     data: list[dict[str, object]] = []
     for label in table.rows:
         # The first line has the main runs of each stream; others follow, a line per position.
-        for place in range(max([1, *(len(filled[stream].rows.get(label, ())) for stream in streams)])):
+        for place in range(max([1, *(len(by_stream[stream].rows.get(label, ())) for stream in streams)])):
             cells = [layout.rows[label].name]
             for stream in streams:
-                found = filled[stream].rows.get(label, ())
+                found = by_stream[stream].rows.get(label, ())
                 group = found[place] if place < len(found) else None
                 marks = (
                     f" [{','.join(_letter(mark, letters) for mark in group.marks)}]" if group and group.marks else ""
@@ -108,13 +108,13 @@ def build(name: str, runs: Sequence[Run], benchmark: str | None = None, backbone
                     data.append(_numbers(label, stream, metric, ours, theirs, group))
             lines.append(tuple(cells))
 
-    missing = [(stream, label) for label in table.rows for stream in streams if label not in filled[stream].rows]
+    missing = [(stream, label) for label in table.rows for stream in streams if label not in by_stream[stream].rows]
     text_table = TextTable(
         re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(part for part in (name, benchmark, backbone) if part)),
         _caption(table, streams, own),
         _columns(table, streams, own),
         tuple(lines),
-        (*_notes(layout, table, filled, letters, own), *others),
+        (*_notes(layout, table, by_stream, letters, own), *others),
         data=pd.DataFrame(data).astype({"n": "Int64"}),
     )
     chosen = (("benchmark", benchmark), ("backbone", None if own else vit))
@@ -160,7 +160,7 @@ def _columns(table: TableLayout, streams: Sequence[Stream], own: bool) -> tuple[
     return tuple(columns)
 
 
-def _summary(metric: str, group: Group | None) -> Summary | None:
+def _summary(metric: str, group: RunGroup | None) -> Summary | None:
     """Over the runs for which the metric is defined."""
     values = [METRICS[metric].value(run) for run in group.runs] if group else []
     defined = [value for value in values if not math.isnan(value)]
@@ -208,7 +208,7 @@ def _numbers(
     metric: str,
     ours: Summary | None,
     theirs: tuple[float, float | None] | None,
-    group: Group | None,
+    group: RunGroup | None,
 ) -> dict[str, object]:
     runs = group.runs if group else ()
     protocol = runs[0].protocol if runs else None
@@ -244,11 +244,15 @@ def _caption(table: TableLayout, streams: Sequence[Stream], own: bool) -> str:
 
 
 def _notes(
-    layout: TablesLayout, table: TableLayout, filled: Mapping[Stream, Filled], letters: Mapping[str, str], own: bool
+    layout: TablesLayout,
+    table: TableLayout,
+    by_stream: Mapping[Stream, StreamRuns],
+    letters: Mapping[str, str],
+    own: bool,
 ) -> Iterator[str]:
     places = [
         (f"{layout.rows[label].name} at {stream}", groups[0])
-        for stream, one in filled.items()
+        for stream, one in by_stream.items()
         for label, groups in one.rows.items()
     ]
     spread = any(METRICS[name].spread for name in table.metrics)
@@ -257,7 +261,7 @@ def _notes(
         yield by_row("Runs", [(place, _seeds(len(group.runs))) for place, group in places])
         recipes = [(place, ", ".join(sorted({run.record.recipe for run in group.runs}))) for place, group in places]
         yield by_row("Hyper-parameters", recipes)
-        protocols = [(stream, one.main) for stream, one in filled.items() if one.main]
+        protocols = [(stream, one.main) for stream, one in by_stream.items() if one.main]
         yield by_row("Protocol of ours", [(str(stream), _protocol(protocol)) for stream, protocol in protocols])
     if own and spread:
         yield (
@@ -266,7 +270,7 @@ def _notes(
         )
     elif own:
         yield "The paper counts the adapters of one task as trained, and as stored features and statistics of classes."
-    trials = sum(one.trials for one in filled.values())
+    trials = sum(one.trials for one in by_stream.values())
     if trials:
         yield f"Left out: {trials} run{'s' if trials > 1 else ''} of these rows on a part of the data only (trials)."
     for text, letter in letters.items():

@@ -61,7 +61,7 @@ def save(chart: Chart, stem: Path, formats: Sequence[str] = FORMATS, ceilings: I
     """Write the numbers of a chart as `stem`.csv, and its picture in each of the formats; returns the paths.
 
     Args:
-        ceilings: labels of rows that do not learn in turn.
+        ceilings: labels of rows that learn all tasks at once.
     """
     paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("csv", *formats)]
     paths[0].write_text(charts.to_csv(chart), encoding="utf-8")
@@ -76,8 +76,8 @@ def save(chart: Chart, stem: Path, formats: Sequence[str] = FORMATS, ceilings: I
 def draw(chart: Chart, ceilings: Iterable[str] = ()) -> Figure:
     """The picture of a chart: its panels, and below them one legend for the rows in all of them."""
     # Rows that are not drawn count too, so that a row looks the same in every chart of a protocol.
-    look = styles.of(_labels(chart), set(ceilings) | _levels(chart))
-    chart = _cut(chart)
+    look = styles.by_label(_labels(chart), set(ceilings) | _levels(chart))
+    chart = _part_on_paper(chart)
     panels = chart.panels
     heat = isinstance(panels[0], Heat)
     columns = _columns(len(panels))
@@ -85,8 +85,8 @@ def draw(chart: Chart, ceilings: Iterable[str] = ()) -> Figure:
     width = TEXT if len(panels) > 1 or _is_wide(panels[0]) else COLUMN
     shared = len(panels) >= _SMALL and len({_axes_of(panel) for panel in panels}) == 1
     height = lines * (max(_height(p, width / columns) for p in panels) - (0.3 if heat and shared else 0))
-    keys = _keys(chart, look, width / columns)
-    per_row = _keys_per_row([str(key.get_label()) for key in keys], width)
+    keys = _legend_entries(chart, look, width / columns)
+    per_row = _entries_per_row([str(key.get_label()) for key in keys], width)
     legend = 0.155 * math.ceil(len(keys) / per_row) + 0.12 if keys else 0.0
     with mpl.rc_context(_STYLE | {"axes.grid": not heat}):
         figure = Figure(figsize=(width, height + legend), layout="constrained")
@@ -100,13 +100,13 @@ def draw(chart: Chart, ceilings: Iterable[str] = ()) -> Figure:
             axes.tick_params(labelsize=7)
             DRAW[type(panel)](axes, panel, look)
             if isinstance(panel, Scatter):
-                scatter.name_far(axes, panel, width / columns)
+                scatter.list_far_points(axes, panel, width / columns)
             if getattr(panel, "title", ""):
                 axes.set_title(wrapped(panel.title, 0.85 * width / columns, 8), pad=4)
         for group in [drawn] if shared else [[one] for one in drawn]:
             place_lines([(axes, panel) for axes, panel in group if isinstance(panel, Lines)])
         if shared:
-            _share(figure, drawn, columns)
+            _share_axes(figure, drawn, columns)
         if heat:
             _colour_bar(figure, drawn, lines)
         if keys:
@@ -128,7 +128,7 @@ def draw(chart: Chart, ceilings: Iterable[str] = ()) -> Figure:
     return figure
 
 
-def _cut(chart: Chart) -> Chart:
+def _part_on_paper(chart: Chart) -> Chart:
     """What of a chart is drawn on paper."""
     panels = (
         replace(panel, lines=panel.lines[: chart.shown]) if isinstance(panel, Lines) else panel
@@ -180,7 +180,7 @@ def _height(panel: charts.Panel, width: float) -> float:
     return 2.35 if width > 2.6 else 1.9 if width > 2 else 1.6
 
 
-def _keys(chart: Chart, look: Mapping[str, Style], width: float) -> list[Line2D]:
+def _legend_entries(chart: Chart, look: Mapping[str, Style], width: float) -> list[Line2D]:
     """Entries of the legend for panels of this width.
 
     Rows of curves come best last value first, as the curves end; what stands in a sequence follows in its order.
@@ -215,7 +215,7 @@ def _keys(chart: Chart, look: Mapping[str, Style], width: float) -> list[Line2D]
     return rows + steps
 
 
-def _keys_per_row(labels: Sequence[str], width: float) -> int:
+def _entries_per_row(labels: Sequence[str], width: float) -> int:
     """Entries of the legend side by side: as many as fit, in columns as wide as their longest entry."""
     widths = [max((text_width(line, 7) for line in label.split("\n")), default=0) for label in labels]
     for columns in range(len(labels), 1, -1):
@@ -226,7 +226,7 @@ def _keys_per_row(labels: Sequence[str], width: float) -> int:
     return 1
 
 
-def _share(figure: Figure, drawn: Sequence[tuple[Axes, charts.Panel]], columns: int) -> None:
+def _share_axes(figure: Figure, drawn: Sequence[tuple[Axes, charts.Panel]], columns: int) -> None:
     """Names of axes once for all panels of small multiples, and ticks at the edge where they are the same."""
     first = drawn[0][1]
     _, x, y = _axes_of(first)

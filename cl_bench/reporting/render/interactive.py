@@ -31,11 +31,11 @@ def figure(chart: Chart, ceilings: Iterable[str] = ()) -> dict[str, Any]:
     Curves beyond `chart.shown` are there, but switched off in the legend.
 
     Args:
-        ceilings: labels of rows that do not learn in turn.
+        ceilings: labels of rows that learn all tasks at once.
     """
     panels = chart.panels[: chart.shown]
     # Also of panels that are not shown, so that a row looks the same in every chart of a protocol.
-    look = styles.of(_labels(chart.panels), set(ceilings) | {label for p in panels for label in _levels(p)})
+    look = styles.by_label(_labels(chart.panels), set(ceilings) | {label for p in panels for label in _levels(p)})
     columns = 1 if len(panels) == 1 else 2 if len(panels) in (2, 4) else 3
     lines = math.ceil(len(panels) / columns)
     data: list[dict[str, Any]] = []

@@ -50,6 +50,7 @@ def _draw_lines(axes: Axes, panel: Lines, look: Mapping[str, Style]) -> None:
 
 
 def dash(style: Style) -> Any:
+    """The line style in matplotlib's terms."""
     return (0, style.dash) if style.dash else "-"
 
 

@@ -41,7 +41,7 @@ def draw(axes: Axes, panel: Scatter, look: Mapping[str, Style]) -> None:
         _log_axis(axes, [point.x.mean for point in shown])
 
 
-def name_far(axes: Axes, panel: Scatter, width: float) -> None:
+def list_far_points(axes: Axes, panel: Scatter, width: float) -> None:
     """Write down the points that are too far below the others to be drawn, under them in a panel of this width."""
     shown = drawn(panel)
     # A name and its number stay on one line.

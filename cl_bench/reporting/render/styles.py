@@ -27,7 +27,7 @@ class Style(NamedTuple):
     dash: tuple[float, ...]
 
 
-def of(labels: Iterable[str], ceilings: Collection[str] = ()) -> dict[str, Style]:
+def by_label(labels: Iterable[str], ceilings: Collection[str] = ()) -> dict[str, Style]:
     """A style per row label, told apart by colour and marker, and in grey by marker and dash, as long as there are any.
 
     The method's name decides the colour, its options marker and dash, whatever else is in the plot; only where two rows
@@ -36,12 +36,12 @@ def of(labels: Iterable[str], ceilings: Collection[str] = ()) -> dict[str, Style
 
     Args:
         labels: of rows.
-        ceilings: those which do not learn the tasks in turn (joint training): grey, dashed, without markers.
+        ceilings: those which learn all tasks at once (joint training): grey, dashed, without markers.
     """
     found: dict[str, Style] = {}
     coloured: set[tuple[str, str]] = set()
     grey: set[tuple[str, tuple[float, ...]]] = set()
-    for label in sorted(set(labels), key=lambda name: (name not in _known(), "[" in name, name)):
+    for label in sorted(set(labels), key=lambda name: (name not in _listed_styles(), "[" in name, name)):
         # Points have no dashes, so the marker must differ among rows of one colour before it may repeat.
         found[label] = style = min(
             _choices(label, label in ceilings),
@@ -66,26 +66,28 @@ def _choices(label: str, ceiling: bool) -> list[Style]:
     method, _, options = label.partition("[")
     chosen = zlib.crc32(label.encode(errors="replace"))
     if ceiling:
-        colours = _from(_CEILINGS, int(bool(options)))
-        dashes = _from(_CEILING_DASHES, chosen if options else 0)
+        colours = _rotated(_CEILINGS, int(bool(options)))
+        dashes = _rotated(_CEILING_DASHES, chosen if options else 0)
         return [Style(colour, "", dash) for colour in colours for dash in dashes]
     # Names that are not listed have a style too, in every session the same.
     number = zlib.crc32(method.encode(errors="replace"))
-    own = _known().get(method, Style(_COLOURS[number % len(_COLOURS)], _MARKERS[number // 8 % len(_MARKERS)], ()))
+    own = _listed_styles().get(
+        method, Style(_COLOURS[number % len(_COLOURS)], _MARKERS[number // 8 % len(_MARKERS)], ())
+    )
     marker, dash = _MARKERS.index(own.marker), _DASHES.index(own.dash)
     if options:
         # Never the marker of the method without options, which is likely in the same plot.
         marker += 1 + chosen % (len(_MARKERS) - 1)
         dash += chosen // 16
-    return [Style(own.colour, m, d) for m in _from(_MARKERS, marker) for d in _from(_DASHES, dash)]
+    return [Style(own.colour, m, d) for m in _rotated(_MARKERS, marker) for d in _rotated(_DASHES, dash)]
 
 
-def _from(items: Sequence[Item], place: int) -> list[Item]:
+def _rotated(items: Sequence[Item], place: int) -> list[Item]:
     """All items in turn, from a place on."""
     return [items[(place + i) % len(items)] for i in range(len(items))]
 
 
 @cache
-def _known() -> dict[str, Style]:
+def _listed_styles() -> dict[str, Style]:
     table = tomllib.loads((files("cl_bench") / "assets" / "styles.toml").read_text(encoding="utf-8"))["methods"]
     return {name: Style(row["colour"], row["marker"], tuple(row.get("dash", ()))) for name, row in table.items()}

@@ -27,6 +27,7 @@ class Stream:
         return f"{self.benchmark}, N = {self.tasks}"
 
     def fits(self, protocol: Protocol) -> bool:
+        """Whether runs of this protocol belong into the column."""
         return (
             protocol.benchmark == self.benchmark
             and protocol.num_tasks == self.tasks
@@ -35,7 +36,7 @@ class Stream:
 
 
 @dataclass(frozen=True)
-class Group:
+class RunGroup:
     """Runs of one row on one stream, of one protocol and configuration; `marks` say what is different about them."""
 
     runs: tuple[Run, ...]
@@ -43,7 +44,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Filled:
+class StreamRuns:
     """A stream with its runs.
 
     Attributes:
@@ -53,12 +54,18 @@ class Filled:
     """
 
     main: Protocol | None = None
-    rows: Mapping[str, Sequence[Group]] = field(default_factory=dict)
+    rows: Mapping[str, Sequence[RunGroup]] = field(default_factory=dict)
     trials: int = 0
 
 
-def fill(stream: Stream, labels: Sequence[str], runs: Sequence[Run], paper: Paper | None) -> Filled:
-    """The runs of these rows on a stream."""
+def choose_runs(stream: Stream, labels: Sequence[str], runs: Sequence[Run], paper: Paper | None) -> StreamRuns:
+    """The runs of these rows on a stream.
+
+    Args:
+        labels: of the rows, as stored.
+        runs: also of other rows and streams.
+        paper: the protocol to compare with; None: runs are marked only where they differ from each other.
+    """
     fitting: defaultdict[str, defaultdict[tuple[Protocol, str], list[Run]]] = defaultdict(lambda: defaultdict(list))
     sizes: defaultdict[Protocol, int] = defaultdict(int)
     trials = 0
@@ -71,17 +78,17 @@ def fill(stream: Stream, labels: Sequence[str], runs: Sequence[Run], paper: Pape
         fitting[run.record.label][run.protocol, run.label].append(run)
         sizes[run.protocol] += 1
     if not sizes:
-        return Filled(trials=trials)
+        return StreamRuns(trials=trials)
     main = max(sizes, key=lambda protocol: (sizes[protocol], protocol.digest))
     rows = {}
     for label in (label for label in labels if label in fitting):
         kinds = sorted(fitting[label].items(), key=lambda item: (item[0][0] != main, -len(item[1]), item[0][1]))
         first = kinds[0][1][0]
         rows[label] = [
-            Group(tuple(found), (*_against_paper(found[0], paper), *_against_column(found[0], main, first)))
+            RunGroup(tuple(found), (*_against_paper(found[0], paper), *_against_column(found[0], main, first)))
             for _, found in kinds
         ]
-    return Filled(main, rows, trials)
+    return StreamRuns(main, rows, trials)
 
 
 def _against_paper(run: Run, paper: Paper | None) -> Iterator[str]:
@@ -129,7 +136,7 @@ def _against_column(run: Run, main: Protocol, first: Run) -> Iterator[str]:
 
 
 def _protocol_facts(protocol: Protocol) -> dict[str, object]:
-    """All that makes a protocol, flat and in words; of limits there are none here."""
+    """All fields of a protocol by name, in words; without limits, which no run here has."""
     names = ("benchmark", "scenario", "backbone", "precision", "weights", "split")
     facts: dict[str, object] = {name: getattr(protocol, name) for name in names}
     return facts | {"tasks": protocol.shape} | protocol.transforms.model_dump()
@@ -143,5 +150,5 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def _value(value: object) -> str:
-    """A value with 4 digits; of a hash (weights, split) the first 8, which say enough."""
+    """A value, floats with 4 digits; of a hash (weights, split) the first 8 digits, which tell it apart."""
     return re.sub(r"^([0-9a-f]{8})[0-9a-f]{24,}$", r"\1", value_text(value, digits=4))
