@@ -34,7 +34,7 @@ MOVED = {
     "estimate": ("running.estimate",),
     "executors": ("running.executors",),
     "index": ("store.index",),
-    "method": ("contract.method", "contract.search", "models.heads", "models.statistics"),
+    "method": ("contract.method", "contract.hyperparameters", "contract.search", "models.heads", "models.statistics"),
     "parcels": ("running.transport",),
     "plan": ("running.plan",),
     "predictions": ("store.predictions",),

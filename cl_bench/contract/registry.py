@@ -14,7 +14,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from cl_bench.contract.method import Method, validated, validators
+from cl_bench.contract.hyperparameters import validated, validators
+from cl_bench.contract.method import Method
 from cl_bench.contract.sources import ENTRY_POINTS, shipped
 from cl_bench.errors import UserError, unknown_name
 from cl_bench.experiment import Value
