@@ -79,7 +79,7 @@ def reduced(entries: Sequence[Entry]) -> NDArray[np.uint8]:
         UserError: an image that is damaged, or not square, or smaller.
     """
     from cl_bench.data.decoding import BadImage, shrunk
-    from cl_bench.streams.readers import for_each_image
+    from cl_bench.streams.image_files import for_each_image
 
     images = np.empty((len(entries), SIDE, SIDE, 3), np.uint8)
     found = for_each_image(entries, lambda entry, pixels: shrunk(pixels, SIDE))

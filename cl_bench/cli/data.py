@@ -168,7 +168,8 @@ class _Bar:
 
 
 def _get(dataset: DataSet, archive: Archive, folder: Path) -> None:
-    from cl_bench.streams.download import download, unpack
+    from cl_bench.streams.archives import unpack
+    from cl_bench.streams.download import download
 
     target = folder / archive.file
     with _bars() as bars:

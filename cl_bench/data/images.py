@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cl_bench.data.decoding import decode
-
-if TYPE_CHECKING:
-    from typing import TypeAlias
-
-    import torch
-
-    from cl_bench.data.packed import Packed
-
-    Images: TypeAlias = torch.Tensor | Packed | list[torch.Tensor]
-    """A batch, uint8: [n, C, H, W] where all images have one size, otherwise packed, or n times [C, H, W]."""
 
 
 class ImageFiles:
@@ -151,17 +140,3 @@ class ImageStore:
     def one_size(self) -> bool:
         """Whether all images have one size, and are gathered as one tensor."""
         return len(self.images.shape) == 4
-
-    def gather(self, ids: NDArray[np.int64]) -> Images:
-        """The images with these indices, in the memory of the host."""
-        # Looking data sets up and checking them needs no torch.
-        import torch
-
-        (batch,) = self.batches(ids, len(ids), torch.device("cpu"))
-        return batch
-
-    def batches(self, ids: NDArray[np.int64], batch_size: int, device: torch.device) -> Iterator[Images]:
-        """The images with these indices, so many at a time, on a device."""
-        from cl_bench.data.loading import batches
-
-        return batches(self, ids, batch_size, device)

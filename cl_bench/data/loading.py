@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -19,11 +19,8 @@ from PIL import Image
 from torch import Tensor
 
 from cl_bench.data.decoding import decode
-from cl_bench.data.images import ImageFiles, RaggedImages
-from cl_bench.data.packed import Packed
-
-if TYPE_CHECKING:
-    from cl_bench.data.images import Images, ImageStore
+from cl_bench.data.images import ImageFiles, ImageStore, RaggedImages
+from cl_bench.data.packed import Images, Packed
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -43,6 +40,12 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def gather(store: ImageStore, ids: NDArray[np.int64]) -> Images:
+    """The images with these indices, in the memory of the host."""
+    (batch,) = batches(store, ids, len(ids), torch.device("cpu"))
+    return batch
 
 
 def batches(store: ImageStore, ids: NDArray[np.int64], batch_size: int, device: torch.device) -> Iterator[Images]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -53,3 +54,7 @@ class Packed:
         channel = torch.arange(3, device=device)
         starts = (self.offsets + first)[:, None, None] + (channel * short + row) * long
         return self.flat.as_strided((len(self.flat) - columns + 1, columns), (1, 1))[starts]
+
+
+Images: TypeAlias = Tensor | Packed | list[Tensor]
+"""A batch, uint8: [n, C, H, W] where all images have one size, otherwise packed, or n times [C, H, W]."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cl_bench.data.images import ImageStore
-from cl_bench.data.loading import to_device
+from cl_bench.data.loading import batches, gather, to_device
 from cl_bench.data.views import draws, test_view, training_view
 from cl_bench.experiment import Transforms
 from cl_bench.randomness import Key, permutation, uniform
@@ -37,7 +37,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         return len(self.store)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return test_view(self.store.gather(np.array([index])), self.transforms)[0], self.targets[index]
+        return test_view(gather(self.store, np.array([index])), self.transforms)[0], self.targets[index]
 
 
 class Samples(ABC):
@@ -77,7 +77,7 @@ class StoreSamples(Samples):
         ids = self.ids[positions]
         store, transforms = self.dataset.store, self.dataset.transforms
         if key is None:
-            for images in store.batches(ids, batch_size, device):
+            for images in batches(store, ids, batch_size, device):
                 yield test_view(images, transforms)
             return
         # A graph is compiled for one shape: the last batch is filled up, and cut.
@@ -86,7 +86,7 @@ class StoreSamples(Samples):
         on_device = to_device(drawn, device).split(batch_size)
         on_host = drawn.split(batch_size)
         left = len(ids)
-        for images, u, u_host in zip(store.batches(whole, batch_size, device), on_device, on_host, strict=True):
+        for images, u, u_host in zip(batches(store, whole, batch_size, device), on_device, on_host, strict=True):
             yield training_view(images, u_host if isinstance(images, list) else u, transforms)[:left]
             left -= batch_size
 

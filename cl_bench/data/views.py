@@ -6,18 +6,15 @@ import math
 import warnings
 from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cl_bench.data.packed import Packed
+from cl_bench.data.packed import Images, Packed
 from cl_bench.experiment import Transforms
-
-if TYPE_CHECKING:
-    from cl_bench.data.images import Images
 
 _LUMINANCE = (0.299, 0.587, 0.114)
 """Weights of red, green and blue (ITU-R BT.601, as in PIL)."""

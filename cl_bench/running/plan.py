@@ -31,7 +31,7 @@ from cl_bench.options import RunOptions
 from cl_bench.running import recipes
 from cl_bench.running.recipes import Recipe, Tuned
 from cl_bench.streams import Benchmark, DataConfig, Source
-from cl_bench.streams.scenarios import sizes_of, split_hash
+from cl_bench.streams.scenarios import sizes_of
 from cl_bench.training.probes import PROBES
 
 
@@ -186,7 +186,7 @@ def _ground(spec: RunSpec) -> _Ground:
         resize=benchmark.resize,
     )
     storage = benchmark.storage(spec.images, transforms.short)
-    return _Ground(benchmark, backbone, scenario, tasks, order, split_hash(source), transforms, storage)
+    return _Ground(benchmark, backbone, scenario, tasks, order, source.split, transforms, storage)
 
 
 def _method(spec: RunSpec, ground: _Ground, tuned: Sequence[Tuned]) -> tuple[Method, Recipe, str]:

@@ -19,8 +19,9 @@ from cl_bench.errors import UserError, unknown_name
 from cl_bench.experiment import ImagesName, Scenario, Storage
 from cl_bench.streams import catalogue, icons
 from cl_bench.streams.config import DataConfig
+from cl_bench.streams.image_files import for_each_image
 from cl_bench.streams.overlaps import shared_classes
-from cl_bench.streams.readers import for_each_image
+from cl_bench.streams.split_hash import split_hash
 from cl_bench.streams.types import DataSet, Entry, Listing
 
 
@@ -32,6 +33,11 @@ class Source:
     test: ImageStore
     classes: tuple[str, ...]
     domains: tuple[str, ...] = ()
+
+    @property
+    def split(self) -> str:
+        """The hash of the split that is stored with every run."""
+        return split_hash(self.train.names, self.test.names)
 
 
 @dataclass(frozen=True)

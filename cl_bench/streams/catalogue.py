@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 from cl_bench.data.decoding import BadImage
 from cl_bench.errors import UserError, unknown_name
 from cl_bench.streams.config import ROOT_VARIABLE, existing_root
+from cl_bench.streams.image_files import for_each_image, look_at
 from cl_bench.streams.readers import (
     UnknownLayout,
     cifar_pickles,
@@ -18,12 +17,10 @@ from cl_bench.streams.readers import (
     cub_lists,
     domain_folders,
     first_of,
-    for_each_image,
     idx_files,
-    look_at,
-    split_names_hash,
     tiny_imagenet,
 )
+from cl_bench.streams.split_hash import names_hash, split_hash
 from cl_bench.streams.types import Archive, DataSet, Listing
 
 FOLDER = "folder:"
@@ -496,12 +493,12 @@ def load(dataset: DataSet, root: Path | None = None, skip_bad: bool = False, spl
     Args:
         root: folder with the data sets, see `config.data_root`.
         skip_bad: leave out images that cannot be decoded, for which all of them are.
-        split_list: see `readers.read_split`.
+        split_list: see `readers.splits.read_split`.
 
     Raises:
         UserError: the data set is not there or has another layout, a wrong number of classes, a class without images,
             or (without `skip_bad`) an image that is missing or empty. Images that are damaged inside are for
-            `readers.decode` to find.
+            `data.decoding.decode` to find.
     """
     folder = locate(dataset, root)
     listing = read(dataset, folder, split_list)
@@ -529,24 +526,12 @@ def without(listing: Listing, bad: set[Path]) -> Listing:
 
 def split_of(dataset: DataSet, listing: Listing) -> tuple[str, bool]:
     """The name of the split, and whether it is a published one; any other is called by its hash."""
-    found = tuple(split_names_hash(entry.name for entry in part) for part in (listing.train, listing.test))
+    names = [[entry.name for entry in part] for part in (listing.train, listing.test)]
+    found = tuple(map(names_hash, names))
     for name, known in dataset.split_hashes.items():
         if found == known:
             return name, True
-    return f"{OWN} {split_hash(listing)[:8]}", False
-
-
-def split_hash(listing: Listing) -> str:
-    """The hash of the split that is stored with every run."""
-    return parts_hash(*((entry.name for entry in part) for part in (listing.train, listing.test)))
-
-
-def parts_hash(train: Iterable[str], test: Iterable[str]) -> str:
-    """SHA-256 over the sorted `class/file` names of the training and the test part."""
-    digest = hashlib.sha256()
-    for part, names in (("train", train), ("test", test)):
-        digest.update("\n".join([part, *sorted(names)]).encode() + b"\n")
-    return digest.hexdigest()
+    return f"{OWN} {split_hash(*names)[:8]}", False
 
 
 def _few(names: list[str], shown: int = 5) -> str:

@@ -15,7 +15,6 @@ from cl_bench.data.samples import ImageDataset
 from cl_bench.experiment import Limits, Scenario, Tasks, Transforms
 from cl_bench.randomness import permutation
 from cl_bench.streams import Source
-from cl_bench.streams.catalogue import parts_hash
 
 
 @dataclass(frozen=True)
@@ -37,11 +36,6 @@ class TaskStream:
     classes: tuple[str, ...]
     tasks: tuple[tuple[int, ...], ...]
     domains: tuple[str, ...] = ()
-
-
-def split_hash(source: Source) -> str:
-    """SHA-256 over the sorted `class/file` names of the training and the test part."""
-    return parts_hash(source.train.names, source.test.names)
 
 
 def order_classes(class_order: str, num_classes: int) -> NDArray[np.int64]:

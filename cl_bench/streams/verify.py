@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from cl_bench.data.decoding import BadImage
 from cl_bench.errors import UserError
 from cl_bench.streams.catalogue import class_faults, locate, read, split_of, without
-from cl_bench.streams.readers import for_each_image, look_at
+from cl_bench.streams.image_files import for_each_image, look_at
 from cl_bench.streams.types import DataSet, Listing
 
 Progress = Callable[[int, int], None]

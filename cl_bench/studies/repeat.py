@@ -17,7 +17,6 @@ from cl_bench.running.recipes import Recipe
 from cl_bench.running.runner import Progress, execute
 from cl_bench.store import Arrays, RunRecord, matching
 from cl_bench.streams import DataConfig
-from cl_bench.streams.scenarios import split_hash
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ def planned(
             "so its results are not comparable; take the version of cl-bench in the record's environment"
         )
     benchmark = streams.find(experiment.benchmark, data)
-    split = split_hash(benchmark.source())
+    split = benchmark.source().split
     if split != experiment.split:
         raise UserError(
             f"the data of {experiment.benchmark} here has the split {split[:8]}, the stored run had "

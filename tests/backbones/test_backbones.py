@@ -29,6 +29,7 @@ from torch import Tensor
 from cl_bench import backbones, streams
 from cl_bench.backbones import Backbone
 from cl_bench.contract import registry
+from cl_bench.data.loading import gather
 from cl_bench.data.views import test_view as view
 from cl_bench.errors import UserError
 from cl_bench.experiment import Transforms
@@ -88,7 +89,7 @@ def test_frozen_nearest_mean_is_what_the_card_says(card: dict[str, Any]) -> None
     def features(store: icons.ImageStore) -> torch.Tensor:
         chunks = np.array_split(np.arange(len(store)), 20)
         with torch.no_grad():
-            return torch.cat([vit(view(store.gather(chunk), transforms)) for chunk in chunks])
+            return torch.cat([vit(view(gather(store, chunk), transforms)) for chunk in chunks])
 
     x, x_test = features(source.train), features(source.test)
     means = torch.stack([x[torch.from_numpy(source.train.targets == c)].mean(0) for c in range(100)])

@@ -17,6 +17,7 @@ from PIL import Image
 from cl_bench import streams
 from cl_bench.data import cache, loading, views
 from cl_bench.data.images import RaggedImages
+from cl_bench.data.loading import gather
 from cl_bench.errors import UserError
 from cl_bench.experiment import Transforms
 from cl_bench.streams import Source, benchmarks, catalogue
@@ -95,7 +96,7 @@ def test_the_test_view_of_resized_images_is_that_of_their_files_up_to_rounding(p
     transforms = Transforms(size=48, crop="pixels", crop_scale=(0.05, 1), resize=60 / 48, mean=(0,) * 3, std=(1,) * 3)
     assert transforms.short == 60
     found, exact = (
-        views.test_view(read(pets, storage)[0].train.gather(np.arange(12)), transforms)
+        views.test_view(gather(read(pets, storage)[0].train, np.arange(12)), transforms)
         for storage in ("resized:60", "files")
     )
     large = torch.tensor([min(image.shape[:2]) >= 60 for image in pixels(read(pets, "files")[0])[:12]])
@@ -137,7 +138,7 @@ def test_cifar_as_images_is_cifar_as_arrays(tmp_path: Path, monkeypatch: pytest.
     for one, other in ((found[0].train, found[1].train), (found[0].test, found[1].test)):
         assert one.names == other.names
         assert np.array_equal(np.asarray(one.images), np.asarray(other.images))
-        assert one.one_size and torch.equal(one.gather(np.array([3, 0])), other.gather(np.array([3, 0])))
+        assert one.one_size and torch.equal(gather(one, np.array([3, 0])), gather(other, np.array([3, 0])))
 
 
 # --- when it is made anew --------------------------------------------------------------------------------------
@@ -270,5 +271,5 @@ def test_images_that_are_sent_batch_by_batch_are_the_images(pets: Path) -> None:
     ids = np.array([11, 0, 3, 3, 7, 5, 11])
     chunks = [ids[:3], ids[3:6], ids[6:]]
     for batch, chunk in zip(loading._sent(images, ids, chunks, CPU), chunks, strict=True):
-        whole = store.gather(chunk)
+        whole = gather(store, chunk)
         assert torch.equal(views.test_view(batch, transforms), views.test_view(whole, transforms))

@@ -24,6 +24,7 @@ from torchvision.transforms import RandomResizedCrop, v2
 
 from cl_bench.data import loading, views
 from cl_bench.data.images import ImageFiles, ImageStore, RaggedImages
+from cl_bench.data.loading import gather
 from cl_bench.data.packed import Packed
 from cl_bench.data.samples import (
     Concatenated,
@@ -128,7 +129,7 @@ def test_training_crops_of_files_are_crops(tmp_path: Path) -> None:
     """Each is a resized box of its image within the ranges asked for, perhaps mirrored, and of its own image alone."""
     files, _ = photographs(tmp_path)
     store = ImageStore(files, np.zeros(6, dtype=np.int64), tuple(map(str, range(6))))
-    images = store.gather(np.arange(6))
+    images = gather(store, np.arange(6))
     assert isinstance(images, list)
     whole = training_view(images, np.arange(6), (0,), COLOUR)
     assert whole.shape == (6, 3, 32, 32) and float(whole.min()) >= 0 and float(whole.max()) <= 1.001
@@ -220,7 +221,7 @@ def test_batched_crops_are_torchvisions(size: int) -> None:
     transforms = COLOUR.model_copy(update={"size": size, "crop": "pixels"})
     whole, images = packed(RAGGED)
     square = random_images(N, channels=3)
-    for batch, each in ((whole.gather(np.arange(N)), images), (square, list(square))):
+    for batch, each in ((gather(whole, np.arange(N)), images), (square, list(square))):
         for key in range(5):
             u = uniform((key,), np.arange(N), 2 * views.TRIES + 3)
             found = views.training_view(batch, u, transforms) * 255
@@ -236,7 +237,7 @@ def test_batched_crops_are_torchvisions(size: int) -> None:
 def test_views_of_packed_images_are_those_of_single_ones(size: int) -> None:
     transforms = COLOUR.model_copy(update={"size": size})
     whole, images = packed(RAGGED)
-    batch = whole.gather(np.arange(N))
+    batch = gather(whole, np.arange(N))
     assert isinstance(batch, Packed)
     torch.testing.assert_close(
         views.test_view(batch, transforms), views.test_view(images, transforms), atol=1e-4, rtol=0
@@ -246,7 +247,7 @@ def test_views_of_packed_images_are_those_of_single_ones(size: int) -> None:
     torch.testing.assert_close(found, training_view(images, ids, key, transforms), atol=1e-4, rtol=0)
     # Whatever else is in the batch, and wherever in it an image is.
     some = np.array([7, 2, 2, *range(N), *range(N)])
-    part = training_view(whole.gather(some), some, key, transforms)
+    part = training_view(gather(whole, some), some, key, transforms)
     torch.testing.assert_close(part, found[torch.from_numpy(some)], atol=1e-5, rtol=0)
 
 
@@ -254,7 +255,7 @@ def test_crops_in_half_precision_are_exact_to_a_level() -> None:
     """What the GPU's matrix units are given: half precision, weights and pixels and what lies between the products."""
     transforms = COLOUR.model_copy(update={"size": 64, "crop": "pixels"})
     whole, _ = packed([(200, 300), (300, 200), (64, 64), (40, 30)])
-    u, batch = uniform((0,), np.arange(4), 2 * views.TRIES + 3), whole.gather(np.arange(4))
+    u, batch = uniform((0,), np.arange(4), 2 * views.TRIES + 3), gather(whole, np.arange(4))
     exact, half = (views.training_view(batch, u, transforms, precision) for precision in (torch.float32, torch.float16))
     assert 0 < float((exact - half).abs().max()) < 0.25 / 255
 
@@ -263,7 +264,7 @@ def test_crops_in_half_precision_are_exact_to_a_level() -> None:
 def test_the_compiled_training_view_is_the_training_view() -> None:
     """One graph, without a break: nothing in it is read back from the device."""
     whole, _ = packed(RAGGED)
-    batch = whole.gather(np.arange(N))
+    batch = gather(whole, np.arange(N))
     assert isinstance(batch, Packed)
     u = uniform((3,), np.arange(N), 2 * views.TRIES + 3)
     moments = views._moments(COLOUR, CPU)
@@ -437,7 +438,7 @@ def test_an_epochs_views_are_what_each_sample_draws_for_itself(kind: str, tmp_pa
     batches = [images[:valid] for images, _, valid in TrainingBatches(chosen, 2, key, CPU)]
     for view, i in zip(torch.cat(batches), order, strict=True):
         alone = np.array([i])
-        expected = training_view(whole.gather(alone), alone, (*key, "view"), transforms)[0]
+        expected = training_view(gather(whole, alone), alone, (*key, "view"), transforms)[0]
         torch.testing.assert_close(view, expected, atol=1e-5, rtol=0)
     resumed = [images[:valid] for images, _, valid in TrainingBatches(chosen, 2, key, CPU, skipped=1)]
     assert all(torch.equal(a, b) for a, b in zip(resumed, batches[1:], strict=True))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from cl_bench import streams
 from cl_bench.contract.method import Batch, GradientMethod, Phase, Task
 from cl_bench.data import views
+from cl_bench.data.loading import gather
 from cl_bench.data.samples import TaskImages
 from cl_bench.models.heads import Classifier
 from cl_bench.streams.scenarios import order_classes
@@ -489,7 +490,7 @@ def known_images() -> tuple[Tensor, Tensor]:
     """The test images of the whole stream and their labels, past the data layer."""
     source = streams.find("icons-tune").source()
     labels = np.argsort(order_classes("permutation:3", 40))[source.test.targets]
-    return views.test_view(source.test.gather(np.arange(len(labels))), TRANSFORMS).flatten(1), torch.from_numpy(labels)
+    return views.test_view(gather(source.test, np.arange(len(labels))), TRANSFORMS).flatten(1), torch.from_numpy(labels)
 
 
 class NearestImage(Probe):

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cl_bench.streams import catalogue
-from cl_bench.streams.readers import split_names_hash
+from cl_bench.streams.split_hash import names_hash
 from cl_bench.streams.types import DataSet
 
 WNIDS = ("n01443537", "n01484850", "n01494475")
@@ -254,7 +254,7 @@ def fashion(root: Path, inner: str = "fashion-mnist", packed: bool = True) -> Pa
 
 def hashes(train: Iterable[str], test: Iterable[str]) -> tuple[str, str]:
     """As a known split in a data set."""
-    return split_names_hash(train), split_names_hash(test)
+    return names_hash(train), names_hash(test)
 
 
 # Faults

@@ -31,9 +31,13 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, pil_loader
 from typer.testing import CliRunner
 
 from cl_bench.cli.data import app
+from cl_bench.data.decoding import BadImage, decode
 from cl_bench.errors import UserError
 from cl_bench.streams import catalogue
-from cl_bench.streams.readers import EXTENSIONS, BadImage, decode, for_each_image, read_split, split_names_hash
+from cl_bench.streams.image_files import for_each_image
+from cl_bench.streams.readers.layouts import EXTENSIONS
+from cl_bench.streams.readers.splits import read_split
+from cl_bench.streams.split_hash import names_hash
 from cl_bench.streams.types import Archive, DataSet, Listing
 from cl_bench.streams.verify import Report, content_hash, pixel_digest, presence, verify
 from tests.helpers import ROOT, trees
@@ -313,7 +317,6 @@ def test_coda_prompts_list_is_recognised_by_its_hash(tmp_path: Path) -> None:
 def test_an_own_split_is_called_as_in_the_tables(tmp_path: Path) -> None:
     from cl_bench.data.images import ImageStore
     from cl_bench.streams import Source
-    from cl_bench.streams.scenarios import split_hash
 
     trees.original(tmp_path)
     listing = catalogue.load(trees.IMAGENET_R, tmp_path)
@@ -321,8 +324,7 @@ def test_an_own_split_is_called_as_in_the_tables(tmp_path: Path) -> None:
         ImageStore(np.zeros((len(names), 1, 1, 1), np.uint8), np.zeros(len(names), np.int64), tuple(names))
         for names in names_of(listing)
     )
-    expected = split_hash(Source(train, test, listing.classes))
-    assert catalogue.split_hash(listing) == expected
+    expected = Source(train, test, listing.classes).split
     assert catalogue.split_of(trees.IMAGENET_R, listing) == (f"own split {expected[:8]}", False)
 
 
@@ -1033,6 +1035,6 @@ def test_the_page_on_data_sets_has_the_same_facts(dataset: DataSet) -> None:
 
 
 def test_names_are_hashed_without_their_order() -> None:
-    assert split_names_hash(["b/1", "a/2"]) == split_names_hash(["a/2", "b/1"])
-    assert split_names_hash(["a/2", "b/1"]) == hashlib.sha256(b"a/2\nb/1").hexdigest()
-    assert split_names_hash(json.loads('["a/2"]')) != split_names_hash(["a/2", "b/1"])
+    assert names_hash(["b/1", "a/2"]) == names_hash(["a/2", "b/1"])
+    assert names_hash(["a/2", "b/1"]) == hashlib.sha256(b"a/2\nb/1").hexdigest()
+    assert names_hash(json.loads('["a/2"]')) != names_hash(["a/2", "b/1"])

@@ -33,7 +33,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cl_bench.errors import UserError
-from cl_bench.streams import download
+from cl_bench.streams import archives, download
 
 CONTENT = random.Random(0).randbytes(300_000)
 SHA256 = f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"
@@ -678,7 +678,7 @@ def refused(archive: Path, folder: Path, match: str) -> str:
     """The sentence with which an archive is refused; all around it stays as it was."""
     before = tree_in(folder.parent)
     with pytest.raises(UserError, match=match) as caught:
-        download.unpack(archive, folder)
+        archives.unpack(archive, folder)
     assert f"'{archive}'" in str(caught.value)
     assert tree_in(folder.parent) == before
     return str(caught.value)
@@ -687,7 +687,7 @@ def refused(archive: Path, folder: Path, match: str) -> str:
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_archive_is_unpacked(tmp_path: Path, make: Make, kind: str) -> None:
     archive, told = make(kind, planted(SMALL)), Told()
-    download.unpack(archive, tmp_path / "new" / "out", progress=told)
+    archives.unpack(archive, tmp_path / "new" / "out", progress=told)
     assert tree_in(tmp_path / "new") == {f"out/{name}": data for name, data in SMALL.items()}
     assert (told.totals, told.done) == ([archive.stat().st_size], archive.stat().st_size)
     for path in (tmp_path / "new").rglob("*"):
@@ -702,7 +702,7 @@ def test_the_members_of_a_zip_in_any_order(tmp_path: Path) -> None:
         for name in "abc":
             file.writestr(name, name * 1000)
         file.filelist.reverse()
-    download.unpack(archive, tmp_path / "out", progress=told)
+    archives.unpack(archive, tmp_path / "out", progress=told)
     assert told.done == archive.stat().st_size
     assert tree_in(tmp_path / "out") == {name: name.encode() * 1000 for name in "abc"}
 
@@ -714,7 +714,7 @@ def test_a_hard_link_counts_from_the_top(tmp_path: Path, make: Make) -> None:
         Entry("a/hard", b"x", "hardlink"),
         Entry("a/soft", b"x", "symlink"),
     ]
-    download.unpack(make("tar", members), tmp_path / "out")
+    archives.unpack(make("tar", members), tmp_path / "out")
     assert tree_in(tmp_path / "out") == {"x": b"top", "a/x": b"deep", "a/hard": b"top", "a/soft": b"deep"}
 
 
@@ -748,7 +748,7 @@ def test_any_tree_comes_back_out(tree: Tree, kind: str) -> None:
     with TemporaryDirectory() as folder:
         archive = Path(folder, "archive")
         archive.write_bytes(packed(kind, planted(tree)))
-        download.unpack(archive, Path(folder, "out"))
+        archives.unpack(archive, Path(folder, "out"))
         assert tree_in(Path(folder, "out")) == tree
 
 
@@ -762,7 +762,7 @@ def test_archives_of_the_usual_tools(tmp_path: Path) -> None:
     (source / "two").write_bytes(b"2")
     os.link(source / "two", source / "hard")
     subprocess.run(["tar", "czf", tmp_path / "set.tgz", "-C", source, "."], check=True)
-    download.unpack(tmp_path / "set.tgz", tmp_path / "out")
+    archives.unpack(tmp_path / "set.tgz", tmp_path / "out")
     assert tree_in(tmp_path / "out") == {"a/one": b"1", "a/up": b"2", "chain": b"2", "hard": b"2", "two": b"2"}
 
 
@@ -785,7 +785,7 @@ def test_a_name_that_leads_elsewhere(tmp_path: Path, make: Make, kind: str, name
 def test_a_name_that_is_none(tmp_path: Path, make: Make, kind: str, name: str) -> None:
     archive = make(kind, [Entry("good", b"1"), Entry(name, b"2")])
     if kind == "zip" and name == "./":
-        download.unpack(archive, tmp_path / "out")
+        archives.unpack(archive, tmp_path / "out")
         assert tree_in(tmp_path / "out") == {"good": b"1"}
     else:
         refused(archive, tmp_path / "out", "is no name of a file|more than 64 folders")
@@ -849,7 +849,7 @@ def test_a_member_that_is_no_file(tmp_path: Path, make: Make, kind: str, what: A
 def test_a_member_that_comes_twice(tmp_path: Path, make: Make, kind: str, again: str) -> None:
     for data in (b"2", b"", b"12", b"1" * 70_000):
         refused(make(kind, [Entry("a/x", b"1"), Entry(again, data)]), tmp_path / "out", "twice with different content")
-    download.unpack(make(kind, [Entry("a/x", b"1"), Entry(again, b"1")]), tmp_path / "out")
+    archives.unpack(make(kind, [Entry("a/x", b"1"), Entry(again, b"1")]), tmp_path / "out")
     assert tree_in(tmp_path / "out") == {"a/x": b"1"}
 
 
@@ -859,7 +859,7 @@ def test_a_link_that_comes_twice(tmp_path: Path, make: Make, kind: str) -> None:
     files = [Entry("one", b"1"), Entry("two", b"2"), Entry("link", b"one", "symlink")]
     refused(make(kind, [*files, Entry("link", b"two", "symlink")]), tmp_path / "out", "links to different files")
     refused(make(kind, [*files, Entry("link", b"2")]), tmp_path / "out", "twice with different content")
-    download.unpack(make(kind, [*files, Entry("link", b"one", "symlink"), Entry("link", b"1")]), tmp_path / "out")
+    archives.unpack(make(kind, [*files, Entry("link", b"one", "symlink"), Entry("link", b"1")]), tmp_path / "out")
     assert tree_in(tmp_path / "out") == {"one": b"1", "two": b"2", "link": b"1"}
 
 
@@ -891,7 +891,7 @@ def test_what_is_there_and_the_same_does_not_matter(tmp_path: Path, make: Make, 
     (out / "own").write_bytes(b"own")
     kept = (out / "a" / "one.png").stat()
     for _ in range(2):
-        download.unpack(make(kind, planted(SMALL)), out)
+        archives.unpack(make(kind, planted(SMALL)), out)
         assert tree_in(out) == SMALL | {"own": b"own"}
     assert (out / "a" / "one.png").stat().st_ino == kept.st_ino
     assert files_in(tmp_path) == ["in", "out"]
@@ -917,7 +917,7 @@ def test_what_is_there_and_different_stays(tmp_path: Path, make: Make, kind: str
         os.mkfifo(out / "a" / "one.png")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UserError, match=f"'{out / 'a'}/(b|one.png)' is there"):
-        download.unpack(archive, out)
+        archives.unpack(archive, out)
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -925,20 +925,20 @@ def test_the_folder_is_a_file(tmp_path: Path, make: Make) -> None:
     archive = make("zip", planted(SMALL))
     (tmp_path / "out").write_bytes(b"mine")
     with pytest.raises(UserError, match="is there and is no folder"):
-        download.unpack(archive, tmp_path / "out")
+        archives.unpack(archive, tmp_path / "out")
     assert (tmp_path / "out").read_bytes() == b"mine"
     with pytest.raises(UserError, match=r"cannot be unpacked to .* \((Not a directory|File exists)\)"):
-        download.unpack(archive, tmp_path / "out" / "deeper")
+        archives.unpack(archive, tmp_path / "out" / "deeper")
 
 
 def test_a_link_to_the_folder_stays_one(tmp_path: Path, make: Make) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "out").symlink_to(tmp_path / "disk")
-    download.unpack(make("zip", planted(SMALL)), tmp_path / "out")
+    archives.unpack(make("zip", planted(SMALL)), tmp_path / "out")
     assert (tmp_path / "out").is_symlink()
     assert tree_in(tmp_path / "disk") == SMALL
     (tmp_path / "ahead").symlink_to(tmp_path / "disk" / "new")
-    download.unpack(make("zip", planted(SMALL)), tmp_path / "ahead")
+    archives.unpack(make("zip", planted(SMALL)), tmp_path / "ahead")
     assert tree_in(tmp_path / "disk" / "new") == SMALL
 
 
@@ -948,9 +948,9 @@ def test_only_the_folder_itself_may_be_written(tmp_path: Path, make: Make) -> No
     (tmp_path / "out").mkdir()
     tmp_path.chmod(0o500)
     try:
-        download.unpack(archive, tmp_path / "out")
+        archives.unpack(archive, tmp_path / "out")
         with pytest.raises(UserError, match="Permission denied"):
-            download.unpack(archive, tmp_path / "new")
+            archives.unpack(archive, tmp_path / "new")
     finally:
         tmp_path.chmod(0o700)
     assert tree_in(tmp_path / "out") == SMALL
@@ -962,7 +962,7 @@ def test_no_room_to_unpack(tmp_path: Path, make: Make) -> None:
     code = (
         "import resource, sys, pathlib\n"
         "from cl_bench.errors import UserError\n"
-        "from cl_bench.streams.download import unpack\n"
+        "from cl_bench.streams.archives import unpack\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "for archive in sys.argv[1:]:\n"
         "    try:\n        unpack(pathlib.Path(archive), pathlib.Path('out'))\n"
@@ -978,7 +978,7 @@ def test_what_a_killed_process_left_is_cleared_away(tmp_path: Path, make: Make) 
     archive = make("zip", planted(SMALL))
     (tmp_path / ".out.unpacking" / "a").mkdir(parents=True)
     (tmp_path / ".out.unpacking" / "left").write_bytes(b"half")
-    download.unpack(archive, tmp_path / "out")
+    archives.unpack(archive, tmp_path / "out")
     assert tree_in(tmp_path / "out") == SMALL
     assert files_in(tmp_path) == ["in", "out"]
 
@@ -986,7 +986,7 @@ def test_what_a_killed_process_left_is_cleared_away(tmp_path: Path, make: Make) 
 def test_two_processes_do_not_unpack_to_one_folder(tmp_path: Path, make: Make) -> None:
     archive = make("zip", planted(SMALL))
     with FileLock(tmp_path / ".out.unpacking.lock"), pytest.raises(UserError, match="another process"):
-        download.unpack(archive, tmp_path / "out")
+        archives.unpack(archive, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -1032,7 +1032,7 @@ def test_a_damaged_archive_ends_in_a_sentence(kind: str, data: st.DataObject) ->
         archive = Path(folder, "archive")
         archive.write_bytes(content)
         try:
-            download.unpack(archive, Path(folder, "out"))
+            archives.unpack(archive, Path(folder, "out"))
         except UserError as error:
             assert f"'{archive}'" in str(error)
             assert files_in(Path(folder)) == ["archive"]

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cl_bench import backbones, streams
+from cl_bench.data.loading import gather
 from cl_bench.data.samples import StoreSamples, samples_of
 from cl_bench.errors import UserError
 from cl_bench.experiment import Limits, Transforms
 from cl_bench.streams.overlaps import shared_classes
-from cl_bench.streams.scenarios import TaskStream, build, order_classes, split_hash
+from cl_bench.streams.scenarios import TaskStream, build, order_classes
 
 NAMES = ("icons-100", "icons-tune")
 TRANSFORMS = Transforms(size=32, crop_scale=(0.6, 1.0), mean=(0.5,), std=(0.5,))
@@ -172,14 +173,13 @@ def test_an_unknown_benchmark_is_refused_with_a_guess() -> None:
 
 def test_the_split_hash_reacts_to_files_and_not_to_their_order() -> None:
     source = streams.find("icons-tune").source()
-    known = split_hash(source)
+    known = source.split
 
     def changed(part: str, names: tuple[str, ...]) -> str:
-        return split_hash(
-            dataclasses.replace(source, **{part: dataclasses.replace(getattr(source, part), names=names)})
-        )
+        store = dataclasses.replace(getattr(source, part), names=names)
+        return dataclasses.replace(source, **{part: store}).split
 
-    hashes = {known, split_hash(streams.find("icons-100").source())}
+    hashes = {known, streams.find("icons-100").source().split}
     for part in ("train", "test"):
         names = getattr(source, part).names
         assert changed(part, names[::-1]) == known
@@ -194,7 +194,7 @@ def test_the_split_hash_reacts_to_files_and_not_to_their_order() -> None:
         train=dataclasses.replace(source.train, names=source.train.names[:-1]),
         test=dataclasses.replace(source.test, names=(source.train.names[-1], *source.test.names)),
     )
-    hashes |= {split_hash(swapped), split_hash(moved)}
+    hashes |= {swapped.split, moved.split}
     assert len(hashes) == 10
     assert all(len(value) == 64 for value in hashes)
 
@@ -215,4 +215,4 @@ def test_the_stream_to_tune_cifar100_on_has_the_classes_that_tiny_imagenet_share
     assert list(source.classes) == shared and len(shared) == benchmark.num_classes == 44
     assert len(source.train) == len(source.test) == 44
     assert benchmark.num_classes % benchmark.tasks == 0
-    assert int(source.test.gather(np.array([43]))[0].max()) == 43
+    assert int(gather(source.test, np.array([43]))[0].max()) == 43

@@ -1,0 +1,123 @@
+"""Data sets that come as arrays of images of one size: CIFAR pickles and idx files."""
+
+from __future__ import annotations
+
+import gzip
+import pickle
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cl_bench.errors import UserError
+from cl_bench.streams.readers.layouts import Layout, tree_tops
+from cl_bench.streams.readers.splits import SplitList
+from cl_bench.streams.types import Entry, Listing
+
+
+class _Unpickler(pickle.Unpickler):
+    """Makes arrays, and nothing that could run code."""
+
+    _ALLOWED = {
+        ("numpy.core.multiarray", "_reconstruct"),
+        ("numpy._core.multiarray", "_reconstruct"),
+        ("numpy", "ndarray"),
+        ("numpy", "dtype"),
+        ("_codecs", "encode"),
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self._ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+
+
+def _unpickle(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            content = _Unpickler(file, encoding="latin1").load()
+    except Exception as error:
+        # A damaged pickle can raise anything.
+        raise _no_cifar(path, str(error) or type(error).__name__) from error
+    if not isinstance(content, dict):
+        raise _no_cifar(path, "it holds no dict")
+    return content
+
+
+def _no_cifar(path: Path, reason: str) -> UserError:
+    return UserError(f"'{path}' is not as in cifar-100-python ({reason}); unpack the official archive again")
+
+
+def cifar_pickles(folder: Path, split: SplitList | None) -> Listing | None:
+    """`train`, `test` and `meta` of cifar-100-python, as torchvision unpacks it."""
+    for top in tree_tops(folder, ("cifar-100-python",)):
+        if all((top / name).is_file() for name in ("train", "test", "meta")):
+            classes = tuple(map(str, _unpickle(top / "meta").get("fine_label_names", ())))
+            (train, images), (test, others) = (_cifar_part(top / part, classes) for part in ("train", "test"))
+            return Listing(train, test, classes, "cifar-100-python", (images, others))
+    return None
+
+
+def _cifar_part(path: Path, classes: tuple[str, ...]) -> tuple[tuple[Entry, ...], NDArray[np.uint8]]:
+    content = _unpickle(path)
+    data, labels, files = (content.get(key) for key in ("data", "fine_labels", "filenames"))
+    if not (
+        isinstance(data, np.ndarray) and data.dtype == np.uint8 and data.ndim == 2 and data.shape[1] == 3 * 32 * 32
+    ):
+        raise _no_cifar(path, "no uint8 data of 3072 values per image")
+    if not (isinstance(labels, list) and isinstance(files, list) and len(labels) == len(files) == len(data)):
+        raise _no_cifar(path, "not one label and one file name per image")
+    if not all(isinstance(label, int) and 0 <= label < len(classes) for label in labels):
+        raise _no_cifar(path, f"labels that are not in the {len(classes)} class names of 'meta'")
+    order = sorted(range(len(data)), key=lambda i: (labels[i], str(files[i])))
+    entries = tuple(Entry(classes[labels[i]], f"{classes[labels[i]]}/{files[i]}") for i in order)
+    return entries, np.ascontiguousarray(data.reshape(-1, 3, 32, 32)[order].transpose(0, 2, 3, 1))
+
+
+def idx_files(classes: Sequence[str]) -> Layout:
+    """`train-images-idx3-ubyte` and its three companions, plain or as `.gz`."""
+
+    def read(folder: Path, split: SplitList | None) -> Listing | None:
+        for top in tree_tops(folder, ("FashionMNIST/raw", "raw")):
+            paths = {}
+            for part in ("train", "t10k"):
+                for kind in ("images-idx3", "labels-idx1"):
+                    plain = top / f"{part}-{kind}-ubyte"
+                    paths[part, kind] = plain if plain.is_file() else plain.with_name(f"{plain.name}.gz")
+            if not any(path.is_file() for path in paths.values()):
+                continue
+            parts = []
+            for part, prefix in (("train", "train"), ("t10k", "test")):
+                images, labels = _idx(paths[part, "images-idx3"], 3), _idx(paths[part, "labels-idx1"], 1)
+                if len(images) != len(labels) or labels.max(initial=0) >= len(classes):
+                    raise UserError(f"'{paths[part, 'labels-idx1']}' does not fit its images; get both files again")
+                order = np.argsort(labels, kind="stable")
+                # A class of Fashion-MNIST has a slash in its name.
+                folders = [name.replace("/", "-") for name in classes]
+                entries = tuple(
+                    Entry(classes[labels[i]], f"{folders[labels[i]]}/{prefix}-{i:05d}") for i in order.tolist()
+                )
+                parts.append((entries, images[order][..., None]))
+            return Listing(parts[0][0], parts[1][0], tuple(classes), "idx-ubyte", (parts[0][1], parts[1][1]))
+        return None
+
+    return read
+
+
+def _idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
+    """An array in the format of MNIST: magic number, sizes (big-endian), bytes."""
+    try:
+        raw = path.read_bytes()
+        raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
+    except FileNotFoundError as error:
+        raise UserError(f"'{path}' is missing; all four idx files are needed") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"'{path}' is damaged ({error}); get it again") from error
+    start = 4 + 4 * dimensions
+    header = np.frombuffer(raw[:start], ">u4") if len(raw) >= start else np.zeros(1)
+    if header[0] != 0x800 + dimensions or len(raw) - start != np.prod(header[1:], dtype=np.int64):
+        raise UserError(f"'{path}' is damaged or no idx{dimensions}-ubyte file; get it again")
+    return np.frombuffer(raw, np.uint8, offset=start).reshape(header[1:].astype(int))

@@ -1,0 +1,132 @@
+"""Trees of class folders, split by folders or by a list."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from cl_bench.errors import UserError
+from cl_bench.streams.readers.layouts import Files, Layout, image_files, listing_of, scan_classes, tree_tops
+from cl_bench.streams.readers.splits import SplitList, find_split, text_lines
+from cl_bench.streams.types import Listing
+
+
+def class_folders(layout: str, test: str = "test", inner: Sequence[str] = (), through: str | None = None) -> Layout:
+    """`train/CLASS/` and `test/CLASS/`, with nothing to choose."""
+
+    def read(folder: Path, split: SplitList | None) -> Listing | None:
+        for top in tree_tops(folder, inner):
+            if (top / "train").is_dir() and (top / test).is_dir():
+                return listing_of(layout, [scan_classes(top / "train", through), scan_classes(top / test, through)])
+        return None
+
+    return read
+
+
+def class_trees(
+    inner: Sequence[str] = (), tests: Sequence[str] = ("test",), own: Callable[[Path], SplitList | None] | None = None
+) -> Layout:
+    """One tree of class folders, split by a list, or `train/` and `test/`.
+
+    A list of the user's comes first, then one in the folder, then `train/` and `test/`, then the data set's own.
+    A list deals out all images that are there, those in `train/` and `test/` as well.
+
+    Args:
+        inner: folders in which the tree may lie.
+        tests: what the test folder may be called.
+        own: finds the list that an archive brings along.
+    """
+
+    def read(folder: Path, split: SplitList | None) -> Listing | None:
+        tops = list(tree_tops(folder, inner))
+        split = split or find_split([folder, folder / "splits", *tops])
+        for top in tops:
+            for test in tests:
+                if not ((top / "train").is_dir() and (top / test).is_dir()):
+                    continue
+                trees = [scan_classes(top / "train"), scan_classes(top / test)]
+                if split is None:
+                    return listing_of(f"train/ and {test}/ folders", trees)
+                return _deal(f"train/ and {test}/ folders, split by {split.path.name}", top, trees, split)
+        for top in tops:
+            files = {name: images for name, images in scan_classes(top).items() if images}
+            chosen = split or (own(folder) if own is not None else None)
+            if not files or (chosen is None and "train" in files):
+                continue
+            if chosen is None:
+                raise UserError(
+                    f"'{top}' has class folders, but neither train/ and test/ nor a split list; name a list with "
+                    "--split-list, or put one there: NAME_train.txt and NAME_test.txt with lines CLASS/FILE, or .yaml"
+                )
+            return _deal(f"class folders, split by {chosen.path.name}", top, [files], chosen)
+        return None
+
+    return read
+
+
+def _deal(layout: str, top: Path, trees: Sequence[Files], split: SplitList) -> Listing:
+    """The images of trees, as a list splits them."""
+    pool: dict[str, str] = {}
+    for files in trees:
+        for label, images in files.items():
+            for name, path in images:
+                if pool.setdefault(f"{label}/{name}", path) != path:
+                    raise UserError(
+                        f"'{path}' and '{pool[f'{label}/{name}']}' have the same name, so that {split.path.name} "
+                        "could mean either; rename or remove one"
+                    )
+    dealt, unlisted = split.deal(pool, top, 2)
+    parts: list[Files] = [{}, {}]
+    for part, entries in zip(parts, dealt, strict=True):
+        for key, path in entries:
+            label, _, name = key.partition("/")
+            part.setdefault(label, []).append((name, path))
+    return listing_of(layout, parts, unlisted=unlisted)
+
+
+def tiny_imagenet(inner: Sequence[str]) -> Layout:
+    """The original tree: `train/CLASS/images/`, and `val/images/` with `val/val_annotations.txt` as test part."""
+
+    def read(folder: Path, split: SplitList | None) -> Listing | None:
+        for top in tree_tops(folder, inner):
+            annotations, images = top / "val" / "val_annotations.txt", top / "val" / "images"
+            if not ((top / "train").is_dir() and annotations.is_file() and images.is_dir()):
+                continue
+            found = dict(image_files(str(images)))
+            test: Files = {}
+            for number, line in enumerate(text_lines(annotations), start=1):
+                fields = line.split("\t")
+                if len(fields) < 2:
+                    raise UserError(
+                        f"line {number} of '{annotations}' is '{line}', expected a file and a class; restore the file"
+                    )
+                path = found.pop(fields[0], str(images / fields[0]))
+                test.setdefault(fields[1], []).append((fields[0], path))
+            left = [Path(path) for path in sorted(found.values())]
+            return listing_of("original tree", [scan_classes(top / "train", "images"), test], unlisted=left)
+        return None
+
+    return read
+
+
+def cub_lists(folder: Path) -> SplitList | None:
+    """The official split that lies in the archive of CUB-200-2011: `images.txt` and `train_test_split.txt`."""
+    for top in tree_tops(folder, ("CUB_200_2011",)):
+        images, chosen = top / "images.txt", top / "train_test_split.txt"
+        if images.is_file() and chosen.is_file():
+            paths, in_train = _numbered(images), _numbered(chosen)
+            if paths.keys() != in_train.keys() or not {*in_train.values()} <= {"0", "1"}:
+                raise UserError(f"'{images}' and '{chosen}' do not fit each other; restore both from the archive")
+            parts = [[(paths[i], None) for i in paths if in_train[i] == flag] for flag in ("1", "0")]
+            return SplitList(chosen, *parts)
+    return None
+
+
+def _numbered(path: Path) -> dict[str, str]:
+    rows = {}
+    for line in text_lines(path):
+        number, _, value = line.partition(" ")
+        if not value:
+            raise UserError(f"'{path}' has the line '{line}', expected a number and a value; restore the file")
+        rows[number] = value
+    return rows
