@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from torch import Tensor
 from cl_bench.contract.method import Phase
 
 FOLDER = Path(__file__).parent
-_HINT = re.compile(r"/(gap|margin|cut_gap)$")
 
 
 def normal(name: str, shape: tuple[int, ...], scale: float = 1.0, shift: float = 0.0) -> Tensor:
@@ -105,7 +105,8 @@ def worst(checks: Iterable[Check]) -> list[Check]:
 
 
 def quantity(key: str) -> str:
-    """A key without block, projection, layer and fingerprint."""
+    """A key without block, projection, layer and fingerprint; of a metric, its name."""
+    key = re.sub(r"^cases/[^/]+/expected/", "", key)
     return re.sub(r"/(blocks\.|layer)\d+(\.[a-z]+)?|\.\d+$", "", key.partition("#")[0])
 
 
@@ -118,11 +119,16 @@ class Fixture:
 
     @classmethod
     def load(cls, path: Path) -> Fixture:
-        """All arrays of an .npz file.
+        """All arrays of an .npz file, or of a .json file, where `a/b` is the value of `b` in the object `a`.
 
         Raises:
             Unusable: not such a file.
         """
+        if path.suffix == ".json":
+            try:
+                return cls(dict(_leaves(json.loads(path.read_text(encoding="utf-8")))))
+            except (OSError, ValueError, RecursionError) as problem:
+                raise Unusable(f"{path} is not a readable .json file of arrays ({problem}).") from problem
         try:
             with np.load(path, allow_pickle=False) as file:
                 return cls({key: file[key] for key in file.files})
@@ -235,10 +241,6 @@ class Fixture:
         product = matrix @ probe if rows <= columns else matrix.T @ probe
         return {"#fro": np.asarray(np.linalg.norm(matrix)), "#corner": matrix[:8, :8], "#probe": product}
 
-    def unused(self) -> list[str]:
-        """Keys that nothing has used and that are not mere hints about conditioning."""
-        return [key for key in self.data if key not in self.used and not _HINT.search(key)]
-
 
 @dataclass(frozen=True)
 class Kind:
@@ -248,16 +250,33 @@ class Kind:
         keys: pattern that only its keys begin with.
         inputs: pattern found in keys of what is given and not compared.
         checks: all comparisons; checksums of inputs come first.
+        informative: pattern of whole keys that nothing needs to use -> why, in the words of the numbers' description.
     """
 
     keys: str
     inputs: str
     checks: Callable[[Fixture], Iterator[Check]]
+    informative: Mapping[str, str] = field(default_factory=dict)
 
     def quantities(self, fixture: Fixture) -> list[str]:
         """All quantities that a file can be compared in."""
-        compared = (key for key in fixture.data if not re.search(self.inputs, key) and not _HINT.search(key))
+        compared = (key for key in fixture.data if not re.search(self.inputs, key) and not self._informs(key))
         return list(dict.fromkeys(map(quantity, compared)))
+
+    def unused(self, fixture: Fixture) -> list[str]:
+        """Keys of arrays that should have been used, and were not."""
+        return [key for key in fixture.data if key not in fixture.used and not self._informs(key)]
+
+    def _informs(self, key: str) -> bool:
+        return any(re.fullmatch(pattern, key) for pattern in self.informative)
+
+
+def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, np.ndarray]]:
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _leaves(inner, f"{key}/{name}" if key else name)
+    else:
+        yield key, np.asarray(value)
 
 
 def _array(value: Any) -> np.ndarray:

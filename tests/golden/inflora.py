@@ -254,4 +254,13 @@ def schedules(fixture: Fixture) -> Iterator[Check]:
         yield from fixture.compare(key, np.array(rates), 1e-9)
 
 
-KIND = Kind(r"[^/]+/t\d+/(design|train|fwd|memory)/|gpm/step\d|sched/K\d", lora.INPUTS, checks)
+KIND = Kind(
+    r"[^/]+/t\d+/(design|train|fwd|memory)/|gpm/step\d|sched/K\d",
+    lora.INPUTS,
+    checks,
+    informative={
+        r"[^/]+/t\d+/design/blocks\.\d+/gap": "`gap` = (sv[r-1]-sv[r])/sv[0], a conditioning hint",
+        r"[^/]+/t\d+/memory/blocks\.\d+/margin": "distance of the energy share from the threshold",
+        r"[^/]+/t\d+/memory/blocks\.\d+/cut_gap": "gap of the singular values at the cut, beside `margin`",
+    },
+)

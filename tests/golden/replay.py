@@ -1,17 +1,20 @@
-"""Replay a golden file of any kind: python -m tests.golden.replay FILE.
+"""Replay a golden file of any kind: python -m tests.golden.replay FILE [--kind NAME].
 
-Exit status: 0 all quantities pass, 1 some fail, 2 the file cannot be replayed.
+Without --kind, the file's name up to its first dot is the kind: sdlora.seed7.npz holds numbers of SD-LoRA.
+
+Exit status: 0 all quantities pass, 1 some fail or an array is not used, 2 the file cannot be replayed.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
 import torch
 
 from cl_bench.errors import UserError
-from tests.golden import Fixture, Unusable, coda, dualprompt, inflora, l2p, prototypes, sdlora, worst
+from tests.golden import Fixture, Kind, Unusable, coda, dualprompt, inflora, l2p, metrics, prototypes, sdlora, worst
 
 KINDS = {
     "sdlora": sdlora.KIND,
@@ -20,19 +23,40 @@ KINDS = {
     "dualprompt": dualprompt.KIND,
     "l2p": l2p.KIND,
     "prototypes": prototypes.KIND,
+    "metrics": metrics.KIND,
 }
 
 
-def replay(path: Path) -> int:
-    """Print one line per quantity and a summary; returns the exit status.
+def kind_of(path: Path, fixture: Fixture, name: str | None) -> Kind:
+    """The kind that is asked for, or that the file is named after.
 
     Raises:
-        Unusable: unreadable, of an unknown kind, or from another random stream.
+        Unusable: no such kind, or the keys are not those of this kind.
+    """
+    wanted = name if name is not None else path.name.partition(".")[0]
+    known = ", ".join(KINDS)
+    if wanted not in KINDS:
+        source = "--kind" if name is not None else "The name of the file"
+        raise Unusable(f"{path}: {source} says '{wanted}', but known kinds are {known}; name one of them with --kind.")
+    if not fixture.any(KINDS[wanted].keys):
+        like = [other for other, kind in KINDS.items() if fixture.any(kind.keys)]
+        hint = f"they look like those of '{like[0]}'" if like else f"nor those of any other kind ({known})"
+        raise Unusable(f"{path} does not have the keys of a file of kind '{wanted}': {hint}.")
+    return KINDS[wanted]
+
+
+def replay(path: Path, name: str | None = None) -> int:
+    """Print one line per quantity and a summary; returns the exit status.
+
+    Args:
+        path: of the file.
+        name: of its kind; by default, the file's name up to its first dot.
+
+    Raises:
+        Unusable: unreadable, of an unknown or another kind, or from another random stream.
     """
     fixture = Fixture.load(path)
-    kind = next((kind for kind in KINDS.values() if fixture.any(kind.keys)), None)
-    if kind is None:
-        raise Unusable(f"{path} has the keys of no known kind of file ({', '.join(KINDS)}).")
+    kind = kind_of(path, fixture, name)
     try:
         checks = worst(kind.checks(fixture))
     except (
@@ -51,20 +75,23 @@ def replay(path: Path) -> int:
         verdict = "pass" if check.passed else f"FAIL at {check.key}"
         arrays = f"{check.count} array{'s' * (check.count > 1)}"
         print(f"{check.name:<50} {check.error:9.2e} <= {check.tolerance:7.0e}  {arrays:<10}  {verdict}")
-    for key in fixture.unused():
-        print(f"not used: {key}")
+    unused = kind.unused(fixture)
+    for key in unused:
+        print(f"FAIL: nothing uses the array {key}")
     failed = sum(not check.passed for check in checks)
-    print(f"{len(checks)} quantities, {failed} failed")
-    return 1 if failed else 0
+    spare = f", {len(unused)} unused array{'s' * (len(unused) > 1)}" if unused else ""
+    print(f"{len(checks)} quantities, {failed} failed{spare}")
+    return 1 if failed or unused else 0
 
 
 def main(arguments: list[str]) -> int:
     """The command."""
-    if len(arguments) != 1:
-        print("usage: python -m tests.golden.replay FILE", file=sys.stderr)
-        return 2
+    parser = argparse.ArgumentParser(prog="python -m tests.golden.replay", description="Replay a golden file.")
+    parser.add_argument("file", type=Path, help=".npz, or .json of metrics")
+    parser.add_argument("--kind", help=f"one of {', '.join(KINDS)}; by default, the file's name up to its first dot")
+    asked = parser.parse_args(arguments)
     try:
-        return replay(Path(arguments[0]))
+        return replay(asked.file, asked.kind)
     except Unusable as problem:
         print(problem, file=sys.stderr)
         return 2

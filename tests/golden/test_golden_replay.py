@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,10 +21,15 @@ Arrays = dict[str, np.ndarray]
 
 
 def part(name: str, pattern: str) -> Arrays:
-    """The arrays of a golden file whose keys match, and the parameters of its suite d64 or all that is about it."""
+    """The arrays of a golden file whose keys match, and what their recipe needs."""
     data = golden.Fixture.load(golden.FOLDER / f"{name}.npz").data
-    wanted = re.compile(rf"cfg/prefix|cfg/(d64|gpm)/|d64/checksum/|meta\.|{pattern}")
-    return {key: value for key, value in data.items() if wanted.match(key)}
+    suites = "|".join(suite for suite in ("d64", "gpm") if suite in pattern)
+    about = rf"cfg/(prefix$|({suites})/)|({suites})/checksum/|" if suites or not pattern else ""
+    wanted = re.compile(rf"{about}meta\.|{pattern}")
+    found = {key: value for key, value in data.items() if wanted.match(key)}
+    if not any(".perm." in key for key in found):
+        found.pop("meta.perm", None)
+    return found
 
 
 def run(path: Path, data: Arrays) -> int:
@@ -47,15 +55,15 @@ def test_a_faithful_file_passes(
     data = part(name, pattern)
     if name == "inflora":
         data["cfg/d64/run"] = np.array(1)
-    assert run(tmp_path / "some.npz", data) == 0
+    assert run(tmp_path / f"{name}.some.npz", data) == 0
     *lines, last = capsys.readouterr().out.splitlines()
     assert last == f"{len(lines)} quantities, 0 failed" and len(lines) > least
     assert all(line.endswith("  pass") for line in lines)
 
 
 def test_the_command(tmp_path: Path) -> None:
-    np.savez(tmp_path / "some.npz", **part("l2p", "a"))  # type: ignore[arg-type]
-    line = [sys.executable, "-W", "ignore", "-m", "tests.golden.replay", str(tmp_path / "some.npz")]
+    np.savez(tmp_path / "l2p.npz", **part("l2p", "a"))  # type: ignore[arg-type]
+    line = [sys.executable, "-W", "ignore", "-m", "tests.golden.replay", str(tmp_path / "l2p.npz")]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith(" quantities, 0 failed\n")
@@ -93,7 +101,7 @@ def test_any_wrong_number_fails(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, pattern: str, key: str, quantity: str, value: float
 ) -> None:
     """Exactly this quantity is marked and counted."""
-    assert run(tmp_path / "wrong.npz", corrupted(name, pattern, key, value)) == 1
+    assert run(tmp_path / f"{name}.wrong.npz", corrupted(name, pattern, key, value)) == 1
     lines = capsys.readouterr().out.splitlines()
     failed = [line for line in lines if "FAIL" in line]
     assert len(failed) == 1 and failed[0].startswith(f"{quantity} ") and failed[0].endswith(f"FAIL at {key}")
@@ -106,7 +114,7 @@ def test_any_wrong_number_fails(
 def test_indices_must_be_equal(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, key: str) -> None:
     data = part(name, key)
     data[key] = data[key] + 1
-    assert run(tmp_path / "wrong.npz", part(name, "") | data) == 1
+    assert run(tmp_path / f"{name}.wrong.npz", part(name, "") | data) == 1
     failed = [line for line in capsys.readouterr().out.splitlines() if "FAIL" in line]
     assert failed and all(line.endswith(f"FAIL at {key}") for line in failed)
 
@@ -120,12 +128,12 @@ def test_indices_must_be_equal(tmp_path: Path, capsys: pytest.CaptureFixture[str
         ("dualprompt", r"sharedkey\.tanh\.test"),
         ("l2p", r"a\.(labels|prompt_K|key_loss)"),
         ("l2p", r"b\.erf\.(logits|tokens_out|labels|grad\.key)$"),
-        ("prototypes", r"(feat|labels)\.t[01]$|ranpac\.(head\.t1|G_trace)|simplecil\.proto"),
+        ("prototypes", r"(feat|labels)\.t[01]$|ranpac\.(head\.t1|G_trace)|simplecil\.proto\.t[01]"),
         ("prototypes", r"slca\.(feat|ca\.(losses|final_head\.bias))"),
     ],
 )
 def test_what_is_missing_is_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, keep: str) -> None:
-    assert run(tmp_path / "less.npz", part(name, keep)) == 0
+    assert run(tmp_path / f"{name}.less.npz", part(name, keep)) == 0
     assert "FAIL" not in capsys.readouterr().out
 
 
@@ -143,24 +151,115 @@ def test_sizes_come_from_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[
     data = part(name, rf"(t\d\.|[ab]\.)?((erf|tanh)\.)?(train\.|test\.)?({each})$")
     data = sliced(data, rf"(?!t\d\.train\.e_prompt).*({each})", slice(3))
     data = sliced(data, r".*logits", slice(None), slice(8))
-    del data["meta.perm"]
-    assert run(tmp_path / "small.npz", data) == 0
+    assert run(tmp_path / f"{name}.small.npz", data) == 0
     out = capsys.readouterr().out
     assert "FAIL" not in out and "not used" not in out and len(out.splitlines()) > 10
 
 
-def test_a_key_that_nothing_uses_is_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run(tmp_path / "more.npz", part("inflora", "sched/") | {"sched/unheard_of": np.zeros(2)})
-    assert "not used: sched/unheard_of" in capsys.readouterr().out.splitlines()
-    run(tmp_path / "more.npz", part("l2p", "a") | {"a.unheard_of.3": np.zeros(2)})
-    assert "not used: a.unheard_of.3" in capsys.readouterr().out.splitlines()
+@pytest.mark.parametrize(
+    ("name", "pattern", "key"),
+    [
+        ("sdlora", "d64/t1/mid/", "d64/t1/mid/unheard_of"),
+        ("sdlora", "d64/t1/mid/", "d64/t1/design/blocks.0/gap"),
+        ("inflora", "sched/", "sched/unheard_of"),
+        ("coda", "t0", "t0.gap"),
+        ("dualprompt", "test", "test.unheard_of.3"),
+        ("l2p", "a", "a.unheard_of.3"),
+        ("prototypes", "slca", "margin"),
+    ],
+)
+def test_an_array_that_nothing_uses_fails(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, pattern: str, key: str
+) -> None:
+    assert run(tmp_path / f"{name}.npz", part(name, pattern) | {key: np.zeros(2)}) == 1
+    *_, line, last = capsys.readouterr().out.splitlines()
+    assert line == f"FAIL: nothing uses the array {key}" and last.endswith(" 0 failed, 1 unused array")
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern", "key"),
+    [
+        ("sdlora", "d64/t1/mid/", "d64/t1/mid/grad_B/blocks.1.v"),
+        ("inflora", "gpm/", "gpm/step3/layer2/projector"),
+        ("inflora", "sched/", "sched/K20"),
+        ("coda", "t", "t1.perm.ce"),
+        ("dualprompt", "test", "test.similarity.4"),
+        ("l2p", "a", "a.grad.head.bias"),
+        ("l2p", "a", "meta.crc_probe"),
+        ("prototypes", "slca", "slca.ca.losses"),
+    ],
+)
+def test_a_renamed_array_fails(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, pattern: str, key: str
+) -> None:
+    """Under its new name nothing compares it, and what is not compared must not pass."""
+    data = part(name, pattern)
+    data[f"{key}_renamed"] = data.pop(key)
+    assert run(tmp_path / f"{name}.npz", data) == 1
+    assert f"FAIL: nothing uses the array {key}_renamed" in capsys.readouterr().out.splitlines()
+
+
+def test_what_only_informs_need_not_be_used(tmp_path: Path) -> None:
+    """InfLoRA's hints about conditioning, where InfLoRA has them."""
+    informative = {"d64/t0/design/blocks.0/gap": np.zeros(()), "d64/t0/memory/blocks.1/margin": np.zeros(2)}
+    assert run(tmp_path / "inflora.npz", part("inflora", "sched/") | informative) == 0
+
+
+def one_sentence(capsys: pytest.CaptureFixture[str]) -> str:
+    """What the command says instead of any comparison."""
+    out, message = capsys.readouterr()
+    assert out == "" and len(message.splitlines()) == 1
+    return message
+
+
+def test_the_name_of_the_file_is_its_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = part("l2p", "a")
+    assert run(tmp_path / "l2p.seed7.tiny.npz", data) == 0
+    capsys.readouterr()
+    assert run(tmp_path / "numbers.npz", data) == 2
+    assert "numbers.npz" in (message := one_sentence(capsys)) and "--kind" in message and "l2p" in message
+    assert main([str(tmp_path / "numbers.npz"), "--kind", "l2p"]) == 0
+    capsys.readouterr()
+    assert main([str(tmp_path / "numbers.npz"), "--kind", "lora"]) == 2
+    assert "'lora'" in (message := one_sentence(capsys)) and "sdlora, inflora" in message
+
+
+def test_keys_of_another_kind_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = part("l2p", "a")
+    assert run(tmp_path / "sdlora.npz", data) == 2
+    assert "'sdlora'" in (message := one_sentence(capsys)) and "those of 'l2p'" in message
+    assert main([str(golden.FOLDER / "metrics.json"), "--kind", "coda"]) == 2
+    assert "'coda'" in (message := one_sentence(capsys)) and "those of 'metrics'" in message
+
+
+def test_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A wrong, a renamed and an extra value of a JSON file are noticed, too."""
+    assert main([str(golden.FOLDER / "metrics.json")]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "19 quantities, 0 failed"
+    text = (golden.FOLDER / "metrics.json").read_text()
+    path = tmp_path / "metrics.other.json"
+
+    def replayed(change: Callable[[dict[str, Any]], object]) -> tuple[int, list[str]]:
+        data = json.loads(text)
+        change(data["cases"]["three_equal"]["expected"])
+        path.write_text(json.dumps(data))
+        return main([str(path)]), capsys.readouterr().out.splitlines()
+
+    status, lines = replayed(lambda expected: expected.update(bwt=expected["bwt"] + 1e-9))
+    assert status == 1 and [line.split()[0] for line in lines if "FAIL" in line] == ["bwt"]
+    status, lines = replayed(lambda expected: expected.update(backward=expected.pop("bwt")))
+    assert status == 1 and "FAIL: nothing uses the array cases/three_equal/expected/backward" in lines
+    status, lines = replayed(lambda expected: expected.update(more=[1, 2]))
+    assert status == 1 and lines[-1] == "19 quantities, 0 failed, 1 unused array"
+    path.write_text("{")
+    assert main([str(path)]) == 2 and "metrics.other.json" in one_sentence(capsys)
 
 
 def test_another_random_stream_is_no_failure_of_the_algorithm(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data, key = part("sdlora", "d64/t1/"), "d64/t1/images_checksum"
-    assert run(tmp_path / "stream.npz", data | {key: data[key] * (1 + 1e-6)}) == 2
+    assert run(tmp_path / "sdlora.stream.npz", data | {key: data[key] * (1 + 1e-6)}) == 2
     out, message = capsys.readouterr()
     assert out == "" and "random stream" in message and key in message and len(message.splitlines()) == 1
 
@@ -175,13 +274,13 @@ def test_the_random_stream_is_verified_first(
 ) -> None:
     data = part(name, "")
     for wrong in ({key: data[key] * (1 + 1e-6)}, {"meta.prefix": np.array("other.")}):
-        assert run(tmp_path / "stream.npz", data | wrong) == 2
+        assert run(tmp_path / f"{name}.stream.npz", data | wrong) == 2
         out, message = capsys.readouterr()
         assert out == "" and "random stream" in message and len(message.splitlines()) == 1
 
 
 def test_a_file_that_is_no_fixture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(tmp_path / "other.npz", {"weights": np.zeros(3)}) == 2
+    assert run(tmp_path / "l2p.other.npz", {"weights": np.zeros(3)}) == 2
     out, message = capsys.readouterr()
     assert out == "" and "other.npz" in message and len(message.splitlines()) == 1
 
@@ -197,7 +296,7 @@ def test_a_file_that_is_no_fixture(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_a_file_whose_arrays_do_not_fit(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, pattern: str, bent: Arrays
 ) -> None:
-    assert run(tmp_path / "bent.npz", part(name, pattern) | bent) == 2
+    assert run(tmp_path / f"{name}.bent.npz", part(name, pattern) | bent) == 2
     message = capsys.readouterr().err
     assert "bent.npz" in message and len(message.splitlines()) == 1
 
