@@ -27,7 +27,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from cl_bench import backbones, streams
-from cl_bench.backbones import Backbone
+from cl_bench.backbones import Backbone, embedded, loading
 from cl_bench.contract import registry
 from cl_bench.data.loading import gather
 from cl_bench.data.views import test_view as view
@@ -124,8 +124,8 @@ def test_embedded_weights_are_checked_at_any_size(monkeypatch: pytest.MonkeyPatc
     larger = backbones.find(NAME, size=48)
     assert backbones.create(larger).pos_embed.shape[1] == 37 and larger.weights == ""
     assert backbones.verify(larger).weights not in ("", backbones.find(NAME).weights)
-    published = backbones._EMBEDDED[NAME]
-    monkeypatch.setitem(backbones._EMBEDDED, NAME, replace(published, weights="0" * 64))
+    published = embedded.EMBEDDED[NAME]
+    monkeypatch.setitem(embedded.EMBEDDED, NAME, replace(published, weights="0" * 64))
     with pytest.raises(UserError, match="damaged.*reinstall"):
         backbones.verify(backbones.find(NAME, size=64))
 
@@ -222,7 +222,7 @@ def test_random_weights_are_the_same_in_every_run() -> None:
     before = torch.get_rng_state()
     pinned = backbones.verify(backbone)
     assert torch.equal(torch.get_rng_state(), before)
-    backbones._read.cache_clear()
+    loading._read.cache_clear()
     torch.manual_seed(2)
     assert backbones.weights_hash(backbones.create(backbone).state_dict()) == pinned.weights
     small = backbones.verify(backbones.find(TINY, pretrained=False, size=32))
@@ -234,7 +234,7 @@ def test_a_random_vit_b_16() -> None:
     vit = backbones.create(backbone)
     assert sum(parameter.numel() for parameter in vit.parameters()) == 85_798_656
     assert backbones.weights_hash(vit.state_dict()) == backbone.weights
-    backbones._read.cache_clear()
+    loading._read.cache_clear()
 
 
 # --- files of weights ------------------------------------------------------------------------------------------
@@ -568,7 +568,7 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache of the hub, and no way out."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    backbones._read.cache_clear()
+    loading._read.cache_clear()
     folder = tmp_path / "hub" / f"models--timm--{TAGGED}"
     (folder / "refs").mkdir(parents=True)
     (folder / "refs" / "main").write_text("0" * 40)

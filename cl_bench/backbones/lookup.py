@@ -1,0 +1,150 @@
+"""From names to backbones: embedded ones, timm tags and files."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models import get_deprecated_models, get_pretrained_cfg
+from timm.models.vision_transformer import VisionTransformer
+
+from cl_bench.backbones.backbone import Backbone
+from cl_bench.backbones.checkpoints import check_file
+from cl_bench.backbones.embedded import EMBEDDED, names
+from cl_bench.backbones.networks import build
+from cl_bench.errors import UserError
+
+NORMALISE = ("checkpoint", "none")
+"""Input normalisation: what the weights were trained with, or pixels in [0, 1] as most published codes feed them."""
+
+
+def find(
+    name: str,
+    *,
+    checkpoint: Path | None = None,
+    pretrained: bool = True,
+    normalise: str = "checkpoint",
+    size: int | None = None,
+) -> Backbone:
+    """The backbone that the user asks for; weights are not read yet, unless they are embedded (see `verify`).
+
+    Args:
+        name: of an embedded backbone, or of a timm VisionTransformer with its tag; without tag only if the weights come
+            from elsewhere.
+        checkpoint: a file with the weights: safetensors, a torch state dict, or Google's npz.
+        pretrained: False: random weights, the same in every run.
+        normalise: one of `NORMALISE`.
+        size: side of the input in pixels, if not that of the weights.
+
+    Raises:
+        UserError: anything unknown, ambiguous or contradictory.
+    """
+    if normalise not in NORMALISE:
+        raise UserError(f"--normalise '{normalise}' is unknown; expected {' or '.join(NORMALISE)}")
+    if checkpoint is not None and not pretrained:
+        raise UserError("--checkpoint and --pretrained no ask for different weights; leave one of them out")
+    base, colon, file = name.partition(":")
+    if colon and (base in EMBEDDED or timm.is_model(base)):
+        raise UserError(
+            f"'{name}' is what records call weights from a file; write --backbone {base} --checkpoint .../{file}"
+        )
+    if name in EMBEDDED and not pretrained:
+        raise UserError(
+            f"--pretrained no: '{name}' names trained weights; name an architecture, "
+            f"e.g. --backbone {EMBEDDED[name].architecture}"
+        )
+    found = EMBEDDED[name] if name in EMBEDDED else _of_timm(name, checkpoint is not None, pretrained, normalise)
+    if checkpoint is not None:
+        check_file(checkpoint)
+        found = replace(
+            found,
+            name=f"{name}:{checkpoint.name}",
+            description=f"{found.architecture}, weights from {checkpoint}",
+            asset=None,
+            checkpoint=checkpoint.absolute(),
+            weights="",
+        )
+    if normalise == "none":
+        found = replace(found, mean=(0.0,) * found.channels, std=(1.0,) * found.channels)
+    if size is not None and size != found.size:
+        patch = build(found).patch_embed.patch_size[0]
+        if size < patch or size % patch:
+            raise UserError(
+                f"'{name}' sees patches of {patch} pixels; an input of {size} pixels is no multiple of that"
+            )
+        found = replace(found, size=size, weights="")
+    return found
+
+
+def _of_timm(name: str, own_file: bool, pretrained: bool, normalise: str) -> Backbone:
+    architecture, _, tag = name.partition(".")
+    current = get_deprecated_models().get(name)
+    if current:
+        raise UserError(f"'{name}' is timm's old name of '{current}'; write that")
+    if not timm.is_model(architecture):
+        raise _unknown(name)
+    with torch.device("meta"):
+        vit = timm.create_model(architecture, pretrained=False, num_classes=0)
+    if not isinstance(vit, VisionTransformer):
+        raise UserError(
+            f"backbone '{name}' is timm's {type(vit).__name__}, but methods adapt its VisionTransformer only; "
+            "name one, such as vit_base_patch16_224.augreg_in21k"
+        )
+    tags = timm.list_pretrained(f"{architecture}.*")
+    listed = ", ".join(tags)
+    if tag and name not in tags:
+        there = (
+            f"there are {listed}" if tags else "it has none of this architecture; give --checkpoint, or --pretrained no"
+        )
+        raise UserError(f"timm has no weights '{name}'; {there}")
+    if tag and not pretrained:
+        raise UserError(f"--pretrained no: '{name}' names trained weights; write --backbone {architecture}")
+    if not tag and pretrained and not own_file:
+        if not tags:
+            raise UserError(f"timm has no weights for '{name}'; give a file with --checkpoint, or --pretrained no")
+        raise UserError(
+            f"'{name}' is an architecture, not weights: papers mean different weights by one such name (four by "
+            f"ViT-B/16, see 'cl-bench ls backbones'), and results on them cannot be compared; name one of {listed}; "
+            "or start from random weights with --pretrained no"
+        )
+    if not tag and own_file and normalise == "checkpoint":
+        _check_normalisation(architecture, tags)
+    cfg = get_pretrained_cfg(name)
+    return Backbone(
+        name=name,
+        description=f"{architecture}, {f'weights {tag} of timm' if tag else 'random weights'}",
+        architecture=name,
+        size=cfg.input_size[-1],
+        channels=cfg.input_size[0],
+        mean=tuple(cfg.mean),
+        std=tuple(cfg.std),
+        pretrained=pretrained,
+    )
+
+
+def _unknown(name: str) -> UserError:
+    modules = ("vision_transformer", "deit")
+    vits = [vit for module in modules for vit in timm.list_models(module=module, pretrained=True, include_tags=True)]
+    close = difflib.get_close_matches(name, [*names(), *vits], n=3, cutoff=0.4)
+    guess = f" Did you mean '{close[0]}'?" if close else ""
+    guess += f" Close to it, too: {', '.join(close[1:])}." if close[1:] else ""
+    return UserError(f"unknown backbone '{name}'.{guess} 'cl-bench ls backbones' says how to name one.")
+
+
+def _check_normalisation(architecture: str, tags: Iterable[str]) -> None:
+    """A file does not say how its inputs were normalised: all weights that timm knows must agree."""
+    known: dict[Any, str] = {}
+    for tag in tags:
+        cfg = get_pretrained_cfg(tag)
+        known.setdefault((cfg.mean, cfg.std), f"{tag} (mean {', '.join(f'{value:.3g}' for value in cfg.mean)})")
+    if len(known) > 1:
+        raise UserError(
+            f"weights of '{architecture}' differ in the input normalisation that they expect, and a file does not say "
+            f"its own; give as --backbone a tag with the same, such as {' or '.join(known.values())}, or feed pixels "
+            "in [0, 1] with --normalise none"
+        )
