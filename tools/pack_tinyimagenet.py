@@ -125,7 +125,7 @@ def pack(root: Path | None, skip_bad: bool) -> Arrays:
     from cl_bench.streams import catalogue
     from cl_bench.streams.overlaps import OVERLAPS, read_overlaps
 
-    cifar, tiny = catalogue.CIFAR100, catalogue.TINY_IMAGENET
+    cifar, tiny = catalogue.find("cifar100"), catalogue.find("tiny-imagenet")
     probe, photographs = (catalogue.load(dataset, root, skip_bad) for dataset in (cifar, tiny))
     words, marks = read_words(catalogue.locate(tiny, root)), read_overlaps()
     if unknown := sorted((marks.keys() | set(photographs.classes)) - words.keys()):

@@ -127,7 +127,7 @@ def test_images_in_memory_must_have_one_size(pets: Path) -> None:
 
 
 def test_cifar_as_images_is_cifar_as_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(catalogue._DATA_SETS, "cifar100", trees.CIFAR100)
+    monkeypatch.setitem(catalogue.shipped(), "cifar100", trees.CIFAR100)
     found = []
     for name, build in (("a", trees.cifar_png), ("b", trees.cifar_pickles)):
         build(tmp_path / name)

@@ -36,14 +36,14 @@ def small(dataset: DataSet, classes: int, train: int, test: int, **changes: Any)
     return replace(dataset, classes=classes, train=train, test=test, **(plain | changes))
 
 
-CIFAR100 = small(catalogue.CIFAR100, 4, 20, 8)
-IMAGENET_R = small(catalogue.IMAGENET_R, 3, 12, 6)
-IMAGENET_A = small(catalogue.IMAGENET_A, 3, 12, 6)
-CUB200 = small(catalogue.CUB200, 3, 12, 6)
-DOMAINNET_SET = small(catalogue.DOMAINNET, 3, 36, 18)
-TINY_IMAGENET = small(catalogue.TINY_IMAGENET, 3, 12, 6)
-PACS_SET = small(catalogue.PACS, 3, 36, 12)
-FASHION_MNIST = small(catalogue.FASHION_MNIST, 10, 30, 20)
+CIFAR100 = small(catalogue.find("cifar100"), 4, 20, 8)
+IMAGENET_R = small(catalogue.find("imagenet-r"), 3, 12, 6)
+IMAGENET_A = small(catalogue.find("imagenet-a"), 3, 12, 6)
+CUB200 = small(catalogue.find("cub200"), 3, 12, 6)
+DOMAINNET_SET = small(catalogue.find("domainnet"), 3, 36, 18)
+TINY_IMAGENET = small(catalogue.find("tiny-imagenet"), 3, 12, 6)
+PACS_SET = small(catalogue.find("pacs"), 3, 36, 12)
+FASHION_MNIST = small(catalogue.find("fashion-mnist"), 10, 30, 20)
 
 
 def picture(name: str, size: tuple[int, int] = (32, 32)) -> NDArray[np.uint8]:
@@ -178,7 +178,7 @@ def domainnet(root: Path, lists: str = "") -> Path:
     """All domains; `lists` is the folder below the data set's in which the lists lie."""
     folder = root / "domainnet"
     (folder / lists).mkdir(parents=True, exist_ok=True)
-    for domain in catalogue.DOMAINNET.domains:
+    for domain in catalogue.find("domainnet").domains:
         for part, numbers in (("train", (1, 2)), ("test", (3,))):
             lines = []
             for label, name in enumerate(DOMAINNET):
@@ -192,7 +192,7 @@ def domainnet(root: Path, lists: str = "") -> Path:
 
 def pacs(root: Path, lists: bool = True) -> Path:
     folder = root / "pacs"
-    for domain in catalogue.PACS.domains:
+    for domain in catalogue.find("pacs").domains:
         for part, numbers in (("train", (1, 2, 3)), ("crossval", (4,))):
             lines = []
             for label, name in enumerate(PACS, 1):

@@ -104,7 +104,7 @@ def data(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
 @pytest.fixture
 def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[DataSet], None]:
     """Put a small data set in the place of the real one."""
-    return lambda dataset: monkeypatch.setitem(catalogue._DATA_SETS, dataset.name, dataset)
+    return lambda dataset: monkeypatch.setitem(catalogue.shipped(), dataset.name, dataset)
 
 
 # Facts
@@ -133,9 +133,9 @@ def test_the_facts_fit_each_other(dataset: DataSet) -> None:
 
 def test_checksums_are_torchvisions_where_it_has_them() -> None:
     cifar, fashion = torchvision.datasets.CIFAR100, torchvision.datasets.FashionMNIST
-    (archive,) = catalogue.CIFAR100.archives
+    (archive,) = catalogue.find("cifar100").archives
     assert (archive.url, archive.checksum) == (cifar.url, f"md5:{cifar.tgz_md5}")
-    assert [(a.file, a.checksum) for a in catalogue.FASHION_MNIST.archives] == [
+    assert [(a.file, a.checksum) for a in catalogue.find("fashion-mnist").archives] == [
         (name, f"md5:{digits}") for name, digits in fashion.resources
     ]
     assert EXTENSIONS == IMG_EXTENSIONS
@@ -407,7 +407,7 @@ def test_domainnets_classes_are_in_the_order_of_the_labels(tmp_path: Path) -> No
     folder = trees.domainnet(tmp_path)
     listing = catalogue.load(trees.DOMAINNET_SET, tmp_path)
     assert listing.classes == trees.DOMAINNET != tuple(sorted(trees.DOMAINNET))
-    assert {entry.domain for entry in listing.train} == {*catalogue.DOMAINNET.domains}
+    assert {entry.domain for entry in listing.train} == {*catalogue.find("domainnet").domains}
     path = folder / "clipart_test.txt"
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[1:], lines[0].replace(" 0", " 2")]))
@@ -455,7 +455,7 @@ def test_pacs_is_split_by_its_lists_or_by_name(tmp_path: Path) -> None:
     assert {Path(entry.name).stem for entry in listed.test} == {"pic_004"}
     assert sorted(sum(names_of(listed), [])) == sorted(sum(names_of(by_name), []))
     expected = set()
-    for domain in catalogue.PACS.domains:
+    for domain in catalogue.find("pacs").domains:
         for name in trees.PACS:
             end = "png" if domain == "sketch" else "jpg"
             keys = [f"{domain}/{name}/pic_{i:03d}.{end}" for i in range(1, 5)]
@@ -967,7 +967,7 @@ def test_domainnet_is_prepared_from_an_archive_per_domain_and_lists(
 ) -> None:
     source = trees.domainnet(tmp_path / "source")
     archives = []
-    for domain in catalogue.DOMAINNET.domains:
+    for domain in catalogue.find("domainnet").domains:
         with zipfile.ZipFile(server[0] / f"{domain}.zip", "w") as archive:
             for path in sorted((source / domain).rglob("*.jpg")):
                 archive.write(path, path.relative_to(source))
@@ -984,7 +984,7 @@ def test_what_cannot_be_downloaded_is_explained(data: Callable[..., Outcome], us
     result = data("prepare", "pacs", "--root", root)
     assert (
         result.code == 1
-        and catalogue.PACS.manual in result.err
+        and catalogue.find("pacs").manual in result.err
         and f"The folder is '{root / 'pacs'}':\npacs/\n" in result.err
     )
     use(trees.PACS_SET)
@@ -1003,7 +1003,7 @@ def test_a_download_that_is_not_all_ends_with_what_is_left_to_do(
     use(replace(trees.IMAGENET_A, archives=(served(*server, "imagenet-a.tar"),)))
     result = data("prepare", "imagenet-a", "--root", tmp_path / "data")
     assert result.code == 1 and "not ready yet: " in result.err and "nor a split list" in result.err
-    assert catalogue.IMAGENET_A.manual in result.err
+    assert catalogue.find("imagenet-a").manual in result.err
 
 
 def test_help_needs_no_torch() -> None:

@@ -299,11 +299,11 @@ def _domains(root: Path, domains: Sequence[str], classes: int, lists: tuple[str,
 
 
 def pacs(root: Path) -> None:
-    _domains(root / "pacs", catalogue.PACS.domains, 7, ("train_kfold", "crossval_kfold"), 1)
+    _domains(root / "pacs", catalogue.find("pacs").domains, 7, ("train_kfold", "crossval_kfold"), 1)
 
 
 def domainnet(root: Path) -> None:
-    _domains(root / "domainnet", catalogue.DOMAINNET.domains, 345, ("train", "test"), 0)
+    _domains(root / "domainnet", catalogue.find("domainnet").domains, 345, ("train", "test"), 0)
 
 
 def fashion_mnist(root: Path) -> None:

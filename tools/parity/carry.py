@@ -27,7 +27,7 @@ from cl_bench.streams import catalogue
 
 def names(root: Path | None) -> bytes:
     """File names of the training, then of the test images, one a line, compressed."""
-    listing = catalogue.load(catalogue.CIFAR100, root)
+    listing = catalogue.load(catalogue.find("cifar100"), root)
     return compressed("\n".join(entry.name.partition("/")[2] for entry in (*listing.train, *listing.test)))
 
 
@@ -50,7 +50,7 @@ def unpack(data: Path, listed: Path, root: Path) -> None:
         raise UserError(f"'{data}' or '{listed}' is not a file of these tools ({error})") from error
     if len(files) != len(images):
         raise UserError(f"'{listed}' names {len(files)} images, '{data}' has {len(images)}; write both anew")
-    folder = root / catalogue.CIFAR100.folders[0] / "cifar-100-python"
+    folder = root / catalogue.find("cifar100").folders[0] / "cifar-100-python"
     folder.mkdir(parents=True, exist_ok=True)
     for number, name in enumerate(("train", "test")):
         rows = np.flatnonzero(split == number)

@@ -19,6 +19,16 @@ Files = dict[str, list[tuple[str, str]]]
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """Those of torchvision's ImageFolder."""
 
+SPLIT_FOLDERS = """\
+{0}/
+  train/CLASS/*.jpg
+  test/CLASS/*.jpg"""
+LISTED_FOLDERS = """\
+{0}/
+  {1}/CLASS/*.jpg
+  NAME_train.yaml, NAME_test.yaml (or .txt, or --split-list FILE)"""
+"""How layouts that several data sets have are shown to the user; `{0}` is the data set's folder."""
+
 
 class UnknownLayout(Exception):
     """The folder has none of the layouts that are read."""
