@@ -42,7 +42,7 @@ def run_progress(bars: Progress, runs: int) -> runner.Progress:
             self.name = ""
             self.bar: TaskID | None = None
 
-        def beside(self) -> runner.Progress:
+        def for_concurrent_run(self) -> runner.Progress:
             return Display(self.bars, self.runs, self.numbers)
 
         def start(self, run: PlannedRun, images: int) -> None:

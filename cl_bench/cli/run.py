@@ -50,10 +50,10 @@ def run(
         store.check_writable()
     with loading():
         from cl_bench.running import plan
-        from cl_bench.running.executors import side_by_side
+        from cl_bench.running.executors import local_executor
         from cl_bench.running.runner import Settings, pick_device, resolve_precision
 
-    where = on_ray.guess() if on_ray else pick_device(how.device)
+    where = on_ray.likely_device() if on_ray else pick_device(how.device)
     planned = plan.plan_options(wanted, partial(resolve_precision, device=where))
     if how.dry_run:
         for options in wanted:
@@ -63,7 +63,7 @@ def run(
     settings = Settings(how.checkpoint_every, how.force, how.compile, how.deterministic)
     if on_ray is None:
         _decode_images([run for run in planned if how.force or not store.json_path(run.experiment).is_file()])
-    executor = on_ray or side_by_side(planned, where, how.jobs)
+    executor = on_ray or local_executor(planned, where, how.jobs)
     sys.exit(run_all(planned, store, executor, settings, how.fail_fast))
 
 

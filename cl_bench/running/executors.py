@@ -1,4 +1,7 @@
-"""Where runs execute. Nothing else knows which of these it was."""
+"""Executors on this host: one run after the other in this process, or several in worker processes.
+
+Records do not depend on the executor.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +20,14 @@ from cl_bench.errors import UserError
 from cl_bench.running import runner
 from cl_bench.running.plan import PlannedRun
 from cl_bench.running.runner import Settings
-from cl_bench.running.transport import Parcel, Show
-from cl_bench.running.workers import CONTEXT, own, pool
+from cl_bench.running.transport import PackedRun, ProgressReplay
+from cl_bench.running.workers import CONTEXT, pick_worker_gpu, pool
 from cl_bench.store import Store
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A run that is over.
+    """How a run ended.
 
     Attributes:
         failure: why it failed; empty if its record is in the store.
@@ -37,7 +40,7 @@ class Outcome:
 
 
 class Executor(Protocol):
-    """Carries runs out, in any order, and tells of each as soon as it is over; closing the generator ends the rest."""
+    """Executes runs in any order and yields each outcome as its run ends; closing the generator ends the others."""
 
     def __call__(
         self, runs: Sequence[PlannedRun], store: Store, settings: Settings, progress: runner.Progress
@@ -54,12 +57,12 @@ class Here:
         self, runs: Sequence[PlannedRun], store: Store, settings: Settings, progress: runner.Progress
     ) -> Generator[Outcome, None, None]:
         for run in runs:
-            yield attempt(run, store, self.device, settings, progress)
+            yield try_run(run, store, self.device, settings, progress)
 
 
 @dataclass(frozen=True)
 class SideBySide:
-    """Runs in processes of their own on this host, so many at a time, which share its cores and GPUs.
+    """Up to `jobs` concurrent runs in worker processes of this host, which share its cores and GPUs.
 
     Small matrices gain little from a second thread: on 2 cores, two runs side by side are done in two thirds of the
     time that they take one after the other.
@@ -73,90 +76,100 @@ class SideBySide:
     ) -> Generator[Outcome, None, None]:
         mailbox: Any = CONTEXT.Queue()
         threads = max(1, torch.get_num_threads() // self.jobs)
-        shows = [Show(run, progress) for run in runs]
-        with pool(self.jobs, threads, _keep, mailbox) as workers:
-            left: dict[Future[tuple[str, int]], int] = {
-                workers.submit(_attempt, number, Parcel.of(run), store, self.device, settings): number
-                for number, run in enumerate(runs)
+        replays = [ProgressReplay(run, progress) for run in runs]
+        with pool(self.jobs, threads, _set_mailbox, mailbox) as workers:
+            pending: dict[Future[tuple[str, int]], int] = {
+                workers.submit(_run_in_worker, index, PackedRun.pack(run), store, self.device, settings): index
+                for index, run in enumerate(runs)
             }
-            while left:
-                _tell(shows, mailbox)
-                for future in [future for future in left if future.done()]:
-                    number = left.pop(future)
-                    # What it has told before it was over.
-                    _tell(shows, mailbox)
+            while pending:
+                _replay_events(replays, mailbox)
+                for future in [future for future in pending if future.done()]:
+                    index = pending.pop(future)
+                    # Its last events come before its outcome.
+                    _replay_events(replays, mailbox)
                     try:
-                        yield Outcome(runs[number], *future.result())
+                        yield Outcome(runs[index], *future.result())
                     except BrokenProcessPool:
-                        yield Outcome(runs[number], "its process has died; was there too little memory?", 1)
+                        yield Outcome(runs[index], "its process has died; was there too little memory?", 1)
 
 
-def _tell(shows: Sequence[Show], mailbox: Any) -> None:
-    """Pass on what has arrived; wait a little where nothing has."""
+def _replay_events(replays: Sequence[ProgressReplay], mailbox: Any) -> None:
+    """Show the progress events that have arrived; wait a little where none has."""
     wait = True
     try:
         while True:
-            number, kind, values = mailbox.get(wait, 0.1)
-            shows[number].tell(0, kind, *values)
-            # Busy runs would always have something more to tell in that time.
+            index, event, values = mailbox.get(wait, 0.1)
+            replays[index].apply(0, event, *values)
+            # Busy runs would always send another event in that time.
             wait = False
     except queue.Empty:
         return
 
 
-class Teller(runner.Progress):
-    """Passes what a run tells on, to where it is shown."""
+class ProgressSender(runner.Progress):
+    """Sends the progress of a run to the process that shows it."""
 
-    def tell(self, kind: str, *values: Any) -> None:
-        """What `parcels.Show.tell` is to be told."""
+    def send(self, event: str, *values: Any) -> None:
+        """Send an event for `transport.ProgressReplay.apply`."""
         raise NotImplementedError
 
+    def close(self) -> None:
+        """Deliver what has not been delivered yet."""
+
     def start(self, run: PlannedRun, images: int) -> None:
-        self.tell("start", images)
+        self.send("start", images)
 
     def advance(self, images: int) -> None:
-        self.tell("advance", images)
+        self.send("advance", images)
 
     def resume(self, done: int, stages: int) -> None:
-        self.tell("resume", done, stages)
+        self.send("resume", done, stages)
 
     def warn(self, text: str) -> None:
-        self.tell("warn", text)
+        self.send("warn", text)
 
     def stage(self, index: int, stages: int, accuracy: float, seconds: float) -> None:
-        self.tell("stage", index, stages, accuracy, seconds)
+        self.send("stage", index, stages, accuracy, seconds)
 
 
-class _Sender(Teller):
-    """Into the mailbox of this process."""
+class _MailboxSender(ProgressSender):
+    """Puts events into the mailbox of this worker process."""
 
-    def __init__(self, number: int) -> None:
-        self.number = number
+    def __init__(self, index: int) -> None:
+        self.index = index
 
-    def tell(self, kind: str, *values: Any) -> None:
-        _mailbox.put((self.number, kind, values))
+    def send(self, event: str, *values: Any) -> None:
+        _mailbox.put((self.index, event, values))
 
 
 _mailbox: Any = None
-"""Of a worker process."""
+"""Queue for progress events; set in worker processes only."""
 
 
-def _keep(mailbox: Any) -> None:
+def _set_mailbox(mailbox: Any) -> None:
     global _mailbox
     _mailbox = mailbox
 
 
-def _attempt(number: int, parcel: Parcel, store: Store, device: torch.device, settings: Settings) -> tuple[str, int]:
+def _run_in_worker(
+    index: int, packed: PackedRun, store: Store, device: torch.device, settings: Settings
+) -> tuple[str, int]:
+    """Execute a run in a worker process.
+
+    Returns:
+        Failure and exit code (see `Outcome`).
+    """
     try:
-        run = parcel.unpack()
+        run = packed.unpack()
     except UserError as error:
         return str(error), 2
-    outcome = attempt(run, store, own(device), settings, _Sender(number))
+    outcome = try_run(run, store, pick_worker_gpu(device), settings, _MailboxSender(index))
     return outcome.failure, outcome.code
 
 
-def side_by_side(planned: Sequence[PlannedRun], device: torch.device, jobs: int | None) -> Here | SideBySide:
-    """The executor of this host.
+def local_executor(planned: Sequence[PlannedRun], device: torch.device, jobs: int | None) -> Here | SideBySide:
+    """The executor for runs on this host.
 
     Args:
         planned: all runs of the command, whether stored or not: the same command gives a run the same threads.
@@ -171,8 +184,8 @@ def side_by_side(planned: Sequence[PlannedRun], device: torch.device, jobs: int 
 
 
 def _bytes_of(run: PlannedRun) -> int:
-    """About what a run takes on a CPU: the libraries, the weights, and some 70 bytes per image, token, channel and
-    block, which training keeps of a ViT in fp32."""
+    """Approximate memory of a run on a CPU: libraries, weights, and about 70 bytes per image, token, channel and block
+    for the activations of a ViT in fp32."""
     vit = backbones.skeleton(run.backbone)
     weights = 4 * sum(parameter.numel() for parameter in vit.parameters())
     tokens = vit.patch_embed.num_patches + vit.num_prefix_tokens
@@ -180,10 +193,10 @@ def _bytes_of(run: PlannedRun) -> int:
     return 10**9 + 4 * weights + 70 * batch * tokens * int(vit.embed_dim) * len(vit.blocks)
 
 
-def attempt(
+def try_run(
     run: PlannedRun, store: Store, device: torch.device, settings: Settings, progress: runner.Progress
 ) -> Outcome:
-    """Carry out one run and store it; whatever goes wrong is its outcome and hinders no other run."""
+    """Execute one run and store its record; an error becomes its outcome, so that other runs go on."""
     try:
         runner.run(run, store, device, progress, settings)
     except UserError as error:

@@ -61,8 +61,8 @@ class Settings:
 class Progress:
     """What a run tells while it goes on; the base class is silent."""
 
-    def beside(self) -> Progress:
-        """The same for a run that goes on side by side with others."""
+    def for_concurrent_run(self) -> Progress:
+        """Progress view for a concurrently executing run."""
         return self
 
     def start(self, run: PlannedRun, images: int) -> None:

@@ -1,4 +1,4 @@
-"""What travels between this process and those that carry runs out: the runs, and what they tell."""
+"""What travels between the driver and worker processes: packed runs one way, progress events the other."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Parcel:
-    """A run, packed.
+class PackedRun:
+    """A run in a form that any process or host with cl-bench can unpack.
 
     Attributes:
-        content: the pickled run.
-        file: name and content of the user's method file, whose classes pickle only names.
+        pickled: the pickled run.
+        method_file: name and content of the user's method file, if there is one: pickle stores only names of classes.
     """
 
-    content: bytes
-    file: tuple[str, bytes] | None
+    pickled: bytes
+    method_file: tuple[str, bytes] | None
 
     @classmethod
-    def of(cls, run: PlannedRun) -> Parcel:
+    def pack(cls, run: PlannedRun) -> PackedRun:
         """Pack a run.
 
         Raises:
@@ -57,33 +57,40 @@ class Parcel:
         """
         from cl_bench.contract import registry
 
-        if self.file is not None:
-            name, source = self.file
+        if self.method_file is not None:
+            name, source = self.method_file
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / name
                 path.write_bytes(source)
                 registry.load_file(path)
-        run: PlannedRun = pickle.loads(self.content)
+        run: PlannedRun = pickle.loads(self.pickled)
         return run
 
 
-class Show:
-    """What is shown of one run, however often it begins."""
+class ProgressReplay:
+    """Applies the progress events of one run, with all its retries, to its progress view."""
 
     def __init__(self, run: PlannedRun, progress: runner.Progress) -> None:
-        self.run, self.progress = run, progress.beside()
-        self.started, self.images, self.attempt = False, 0, 0
+        self.run, self.progress = run, progress.for_concurrent_run()
+        self.started, self.images, self.retry = False, 0, 0
 
-    def tell(self, attempt: int, kind: str, *values: Any) -> None:
-        if attempt < self.attempt:
+    def apply(self, retry: int, event: str, *values: Any) -> None:
+        """Apply an event; the first one of a retry takes back the images of the attempt before it.
+
+        Args:
+            retry: how many attempts have died before; events of older attempts are dropped.
+            event: name of a method of `runner.Progress`.
+            values: its arguments; those of `start` without the run.
+        """
+        if retry < self.retry:
             return
-        if attempt > self.attempt:
+        if retry > self.retry:
             self.progress.advance(-self.images)
-            self.attempt, self.images = attempt, 0
-        if kind == "start":
+            self.retry, self.images = retry, 0
+        if event == "start":
             if not self.started:
                 self.progress.start(self.run, *values)
             self.started = True
         else:
-            self.images += values[0] if kind == "advance" else 0
-            getattr(self.progress, kind)(*values)
+            self.images += values[0] if event == "advance" else 0
+            getattr(self.progress, event)(*values)

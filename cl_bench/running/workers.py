@@ -1,4 +1,4 @@
-"""Processes of their own on this host, in which runs go on side by side."""
+"""Pool of worker processes on this host for concurrent runs."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 CONTEXT = multiprocessing.get_context("spawn")
 """Fresh processes: a fork would copy threads of torch that hold locks."""
 
-_number = 0
-"""Of a worker process in its pool."""
+_worker_index = 0
+"""Index of this worker process in its pool."""
 
 
 @contextmanager
 def pool(
     jobs: int, threads: int, prepare: Callable[..., None] | None = None, *arguments: Any
 ) -> Iterator[ProcessPoolExecutor]:
-    """So many processes; whoever leaves by an exception, Ctrl-C among them, ends those that still work.
+    """A pool of worker processes; an exception in the `with` block, Ctrl-C included, ends those that still work.
 
     Args:
-        jobs: how many.
-        threads: of torch, in each.
-        prepare: called once in each, with the arguments.
+        jobs: number of processes.
+        threads: torch threads of each process.
+        prepare: called once in each process, with the arguments.
     """
     others = set(multiprocessing.active_children())
     made = ProcessPoolExecutor(jobs, CONTEXT, _prepare, (CONTEXT.Value("i", 0), threads, prepare, arguments))
@@ -42,21 +42,21 @@ def pool(
         made.shutdown(cancel_futures=True)
 
 
-def own(device: torch.device) -> torch.device:
-    """What a worker takes for `device`: of several GPUs, where none is named, its own, so that a pool uses them all."""
+def pick_worker_gpu(device: torch.device) -> torch.device:
+    """The device of this worker: `cuda` without an index is spread over all GPUs, others stay as they are."""
     import torch
 
     if device.type != "cuda" or device.index is not None:
         return device
-    return torch.device("cuda", _number % torch.cuda.device_count())
+    return torch.device("cuda", _worker_index % torch.cuda.device_count())
 
 
 def _prepare(counter: Any, threads: int, prepare: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
     import torch
 
-    global _number
+    global _worker_index
     with counter.get_lock():
-        _number = counter.value
+        _worker_index = counter.value
         counter.value += 1
     torch.set_num_threads(threads)
     # Ctrl-C is the parent's business.

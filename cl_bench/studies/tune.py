@@ -24,7 +24,7 @@ from cl_bench.errors import UserError
 from cl_bench.experiment import Limits, Precision, Value
 from cl_bench.running import recipes
 from cl_bench.running.recipes import Tuned
-from cl_bench.running.workers import own, pool
+from cl_bench.running.workers import pick_worker_gpu, pool
 from cl_bench.store import DamagedRecord, Store
 from cl_bench.streams import DataConfig
 
@@ -261,7 +261,7 @@ def _run(name: str, options: Mapping[str, Value], seed: int, how: Search) -> _Ou
     except DamagedRecord:
         record = None
     try:
-        record = record or runner.run(planned, store, own(runner.pick_device(how.device)))
+        record = record or runner.run(planned, store, pick_worker_gpu(runner.pick_device(how.device)))
     except UserError:
         raise
     except Exception as error:

@@ -24,13 +24,14 @@ import torch
 
 from cl_bench import __version__
 from cl_bench.running.runner import Settings
-from cl_bench.running.transport import Parcel
-from tests.helpers import ROOT, gate
+from cl_bench.running.transport import PackedRun
+from cl_bench.streams import catalogue
+from tests.helpers import ROOT, gate, trees
 from tests.helpers.command import TRIAL, Outcome
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'cl-bench[ray]'")
 
-from cl_bench.running import ray_executor  # noqa: E402
+from cl_bench.running import ray_worker  # noqa: E402
 
 RUN = ["run", "--benchmark", "icons-tune", "--device", "cpu"]
 SWEEP = [*RUN, *TRIAL, "--checkpoint-every", "0", *gate.GATED, "gated[epochs=8],simplecil", "--seeds", "0-2"]
@@ -232,6 +233,26 @@ def test_results_come_back_through_ray_and_a_dead_worker_is_replaced(cluster: Cl
     ]
 
 
+def test_workers_read_data_below_the_root_and_keep_images_in_the_cache_of_the_driver(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """Both are relative paths, and nothing in the environment of the cluster names them."""
+    for domain in catalogue.PACS.domains:
+        for name in ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person"):
+            for number in range(5):
+                trees.save(tmp_path / "sets" / "pacs" / domain / name / f"{number}.jpg")
+    log = tmp_path / "log"
+    command = ["run", "--benchmark", "pacs", "--backbone", "vit_tiny_patch8_32.icons", "--device", "cpu"]
+    data = ["--root", "sets", *TRIAL, "--methods", "simplecil"]
+    ray = ["--executor", "ray", "--address", cluster.address]
+    python = ["/usr/bin/env", "CL_BENCH_CACHE=decoded", sys.executable]
+    driver = cluster.processes.start(tmp_path, log, *python, "-m", "cl_bench", *command, *data, *ray)
+    assert driver.wait() == 0, log.read_text()
+    ((record, _),) = records(tmp_path).values()
+    assert record["experiment"]["benchmark"] == "pacs"
+    assert list((tmp_path / "decoded").glob("pacs-train-*.images"))
+
+
 def test_interrupted_on_this_host_alone_nothing_goes_on(processes: Processes, short: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     gate.lay(tmp_path, 1)
@@ -251,9 +272,18 @@ def test_interrupted_on_this_host_alone_nothing_goes_on(processes: Processes, sh
 
 
 def test_a_host_that_does_not_see_the_store_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_executor, "SEES", 0)
-    order = ray_executor._Order(__version__, str(tmp_path), {}, str(tmp_path), ".shared-0", "cpu", 1, Settings())
-    result = ray_executor.work(order, Parcel(b"", None), (0, 0), None)
+    monkeypatch.setattr(ray_worker, "SHARED_FILE_TIMEOUT", 0)
+    config = ray_worker.SweepConfig(
+        version=__version__,
+        folder=str(tmp_path),
+        cache=None,
+        store=str(tmp_path),
+        marker=".shared-0",
+        device="cpu",
+        threads=1,
+        settings=Settings(),
+    )
+    result = ray_worker.run_task(config, PackedRun(b"", None), ray_worker.Attempt(0, 0), None)
     assert result.code == 2 and "add --collect" in result.failure
 
 

@@ -104,10 +104,10 @@ def test_the_same_command_takes_the_same_threads(monkeypatch: pytest.MonkeyPatch
     torch.set_num_threads(2)
     try:
         runs = plan.plan([plan.RunSpec(method=registry.find("simplecil"), seed=seed) for seed in range(3)])
-        found = executors.side_by_side(runs, CPU, None)
+        found = executors.local_executor(runs, CPU, None)
         assert isinstance(found, executors.SideBySide) and found.jobs == 2
-        assert executors.side_by_side(runs[:1], CPU, None) == executors.Here(CPU)
-        assert executors.side_by_side(runs, torch.device("cuda"), None) == executors.Here(torch.device("cuda"))
+        assert executors.local_executor(runs[:1], CPU, None) == executors.Here(CPU)
+        assert executors.local_executor(runs, torch.device("cuda"), None) == executors.Here(torch.device("cuda"))
         large = plan.plan(
             plan.RunSpec(
                 method=registry.find("finetune"),
@@ -118,7 +118,7 @@ def test_the_same_command_takes_the_same_threads(monkeypatch: pytest.MonkeyPatch
             )
             for seed in (0, 1)
         )
-        assert executors.side_by_side(large, CPU, None) == executors.Here(CPU)
+        assert executors.local_executor(large, CPU, None) == executors.Here(CPU)
     finally:
         torch.set_num_threads(threads)
 

@@ -1,0 +1,128 @@
+"""The Ray cluster of a sweep: start one on this host or connect to one, and say in a sentence why that fails."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import secrets
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cl_bench.errors import UserError
+
+CONNECT_TIMEOUT = 5
+"""Seconds to wait for a TCP connection to a cluster."""
+OBJECT_STORE_BYTES = 256 * 2**20
+"""Shared memory for objects that processes of this host exchange: records and predictions, no images."""
+CLEANUP_TIMEOUT = 60
+"""Seconds to wait until no process writes into Ray's temporary folder any more."""
+
+
+def parse_address(address: str) -> tuple[str, int]:
+    """Host and port of `HOST:PORT`.
+
+    Raises:
+        UserError: the address has another form.
+    """
+    match = re.fullmatch(r"([^:/\s]+):(\d{1,5})", address)
+    if not match or not 0 < int(match[2]) < 65536:
+        raise UserError(f"--address '{address}' is none; expected auto or HOST:PORT, as 'ray start --head' prints it")
+    return match[1], int(match[2])
+
+
+def has_resources(host: dict[str, float], cpus: int, gpus: float) -> bool:
+    """Whether a host with these resources (as Ray lists them) can execute a task that needs so many CPUs and GPUs."""
+    return host.get("CPU", 0) >= cpus and host.get("GPU", 0) >= gpus
+
+
+@contextlib.contextmanager
+def connect(address: str | None) -> Iterator[Any]:
+    """The module `ray`, connected to a cluster. A cluster that is started here is shut down on exit.
+
+    Args:
+        address: of a running cluster, `auto` or `HOST:PORT`; None: start a cluster on this host.
+
+    Raises:
+        UserError: the cluster cannot be reached.
+    """
+    if address is not None and address != "auto":
+        _check_port(address)
+    # Read when Ray is imported. By default it tries for many minutes to reach what listens there but is no cluster.
+    os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
+    folder: Path | None = None
+    if address is None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # A token of our own: Ray would write one into the home folder.
+        if "RAY_AUTH_MODE" not in os.environ:
+            os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    import ray
+
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
+    try:
+        try:
+            if address is None:
+                # Not in Ray's usual folder, where it would be found by --address auto. Paths of sockets must be short.
+                short = tempfile.gettempdir() if len(tempfile.gettempdir()) < 30 else "/tmp"
+                folder = Path(tempfile.mkdtemp(prefix="cl-bench-", dir=short))
+                local = {
+                    "include_dashboard": False,
+                    "object_store_memory": OBJECT_STORE_BYTES,
+                    "_temp_dir": str(folder),
+                }
+                ray.init(address="local", **local, **quiet)
+            else:
+                ray.init(address=address, **quiet)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise UserError(_connection_failure(address, error)) from error
+        yield ray
+    finally:
+        ray.shutdown()
+        if folder is not None:
+            _remove(folder)
+
+
+def _check_port(address: str) -> None:
+    """Check that something listens at `HOST:PORT`.
+
+    Raises:
+        UserError: nothing does.
+    """
+    host, port = parse_address(address)
+    try:
+        socket.create_connection((host, port), CONNECT_TIMEOUT).close()
+    except OSError as error:
+        raise UserError(
+            f"--address {address}: nothing answers there ({error.strerror or error}); start the cluster with "
+            "'ray start --head', or leave --address out to use this host alone"
+        ) from error
+
+
+def _remove(folder: Path) -> None:
+    """Delete Ray's logs and sockets; its processes may write for a moment after they were asked to end."""
+    until = time.monotonic() + CLEANUP_TIMEOUT
+    while folder.exists() and time.monotonic() < until:
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.1)
+
+
+def _connection_failure(address: str | None, error: BaseException) -> str:
+    """Sentence for the user that says why Ray cannot be used."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if address is None:
+        return f"Ray does not start on this host: {reason}"
+    cause: BaseException | None = error
+    while cause is not None:
+        if "uthentication" in str(cause):
+            return (
+                f"--address {address}: the cluster does not accept our token; set RAY_AUTH_MODE=token, and "
+                "RAY_AUTH_TOKEN or ~/.ray/auth_token as on its hosts"
+            )
+        cause = cause.__cause__ or cause.__context__
+    return f"--address {address}: no Ray cluster of which this host is a part ({reason}); see 'ray status'"

@@ -1,0 +1,199 @@
+"""The worker's side of a sweep on Ray: execute one run in a Ray task, report its progress, return its result.
+
+Ray imports this module in every worker, so torch and most of cl-bench are imported where they are used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import tempfile
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cl_bench import __version__
+from cl_bench.errors import UserError
+from cl_bench.running.transport import PackedRun
+
+if TYPE_CHECKING:
+    from cl_bench.running.executors import ProgressSender
+    from cl_bench.running.runner import Settings
+    from cl_bench.store import Arrays
+
+SHARED_FILE_TIMEOUT = 10
+"""Seconds after which a new file must be visible on all hosts of a shared folder."""
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """Settings that all tasks of a sweep share.
+
+    Where data sets are and how they are read is part of each run (`PlannedRun.data`). The one environment variable of
+    cl-bench that a worker still reads is `CL_BENCH_CACHE`, so the driver's value travels here.
+
+    Attributes:
+        version: the driver's version of cl-bench, which workers must have too.
+        folder: the driver's current folder, to which `folder:PATH` and paths in method files are relative.
+        cache: the driver's `CL_BENCH_CACHE` as an absolute path; None: not set.
+        store: path of the results folder that all hosts share; None: results return through Ray.
+        marker: name of a file in that folder by which a worker recognises it.
+        device: `cpu` or `cuda`.
+        threads: torch threads of a task.
+        settings: how runs are executed.
+    """
+
+    version: str
+    folder: str
+    cache: str | None
+    store: str | None
+    marker: str
+    device: str
+    threads: int
+    settings: Settings
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One execution of a run, which is repeated if its worker dies.
+
+    Attributes:
+        run: index of the run in the sweep.
+        retry: how many executions of the run have died before.
+    """
+
+    run: int
+    retry: int
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """How a task ended.
+
+    Attributes:
+        failure: why it failed; empty if it did not.
+        code: exit code of the failure (see `executors.Outcome`).
+        record, arrays: the result (record as JSON), if it returns through Ray; else empty.
+    """
+
+    failure: str = ""
+    code: int = 0
+    record: str = ""
+    arrays: Arrays = field(default_factory=dict)
+
+
+class Mailbox:
+    """Progress events of all workers, until the driver takes them; a Ray actor on the driver's host."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[Any, ...]] = []
+
+    def put(self, *event: Any) -> None:
+        """Append an event: attempt, name of a method of `runner.Progress`, its arguments."""
+        self.events.append(event)
+
+    def take(self) -> list[tuple[Any, ...]]:
+        """All events since the last call, oldest first."""
+        taken, self.events = self.events, []
+        return taken
+
+
+def run_task(config: SweepConfig, packed: PackedRun, attempt: Attempt, mailbox: Any) -> TaskResult:
+    """Execute one run in a Ray worker.
+
+    A retry first looks into the store: the dead worker may have stored the result before its reply was lost.
+    """
+    host = socket.gethostname()
+    if config.version != __version__:
+        return TaskResult(
+            f"host {host} has cl-bench {__version__}, and not {config.version}; install the same there", 2
+        )
+    if config.store is not None and not _becomes_visible(Path(config.store) / config.marker):
+        return TaskResult(f"host {host} does not see the results folder {config.store} of this one; add --collect", 2)
+    _adopt_environment(config)
+    import torch
+
+    from cl_bench.running.executors import try_run
+    from cl_bench.store import DamagedRecord, Store
+
+    torch.set_num_threads(config.threads)
+    try:
+        run = packed.unpack()
+    except UserError as error:
+        return TaskResult(f"host {host}: {error}", 2)
+    # A retry continues from the checkpoint of the attempt before it, also where `fresh` ignores older checkpoints.
+    settings = replace(config.settings, fresh=config.settings.fresh and attempt.retry == 0)
+    progress = _progress_sender(attempt, mailbox)
+    with contextlib.ExitStack() as stack:
+        folder = config.store or stack.enter_context(tempfile.TemporaryDirectory(prefix="cl-bench-"))
+        store = Store(folder)
+        if attempt.retry > 0 and not config.settings.fresh:
+            with contextlib.suppress(DamagedRecord):
+                if store.find(run.experiment) is not None:
+                    return TaskResult()
+        outcome = try_run(run, store, torch.device(config.device), settings, progress)
+        progress.close()
+        if outcome.failure or config.store is not None:
+            return TaskResult(outcome.failure, outcome.code)
+        record = store.load(store.json_path(run.experiment))
+        return TaskResult(record=record.model_dump_json(), arrays=store.arrays(record))
+
+
+def _adopt_environment(config: SweepConfig) -> None:
+    """Read and write where the driver would: its cache, and its current folder if this host has it."""
+    from cl_bench.data import cache
+
+    if config.cache is None:
+        os.environ.pop(cache.VARIABLE, None)
+    else:
+        os.environ[cache.VARIABLE] = config.cache
+    if Path(config.folder).is_dir():
+        os.chdir(config.folder)
+
+
+def _becomes_visible(path: Path) -> bool:
+    """Whether a file is visible within `SHARED_FILE_TIMEOUT`: network folders show new files late."""
+    until = time.monotonic() + SHARED_FILE_TIMEOUT
+    while not path.exists():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.5)
+    return True
+
+
+def _progress_sender(attempt: Attempt, mailbox: Any) -> ProgressSender:
+    import ray
+
+    from cl_bench.running.executors import ProgressSender
+
+    class MailboxSender(ProgressSender):
+        """Sends progress to the cluster's mailbox, image counts at most once a second."""
+
+        def __init__(self) -> None:
+            self.images = 0
+            self.flushed = time.monotonic()
+            self.last_call: Any = None
+
+        def send(self, event: str, *values: Any) -> None:
+            self._flush()
+            self.last_call = mailbox.put.remote(attempt, event, *values)
+
+        def advance(self, images: int) -> None:
+            self.images += images
+            if time.monotonic() - self.flushed > 1:
+                self._flush()
+
+        def close(self) -> None:
+            # Not for long: a lost event changes what is shown, and no result.
+            self._flush()
+            if self.last_call is not None:
+                ray.wait([self.last_call], timeout=2)
+
+        def _flush(self) -> None:
+            if self.images:
+                self.last_call = mailbox.put.remote(attempt, "advance", self.images)
+            self.images, self.flushed = 0, time.monotonic()
+
+    return MailboxSender()
