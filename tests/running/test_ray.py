@@ -237,7 +237,7 @@ def test_workers_read_data_below_the_root_and_keep_images_in_the_cache_of_the_dr
     cluster: Cluster, tmp_path: Path
 ) -> None:
     """Both are relative paths, and nothing in the environment of the cluster names them."""
-    for domain in catalogue.PACS.domains:
+    for domain in catalogue.find("pacs").domains:
         for name in ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person"):
             for number in range(5):
                 trees.save(tmp_path / "sets" / "pacs" / domain / name / f"{number}.jpg")
