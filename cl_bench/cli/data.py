@@ -21,7 +21,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from cl_bench.cli.shared import err, out
+from cl_bench.cli.shared import err, out, warn
 from cl_bench.errors import UserError
 
 if TYPE_CHECKING:
@@ -77,7 +77,11 @@ def list_(root: DataRoot = None) -> None:
     notes = []
     with err.status("looking ..."):
         for name in catalogue.names():
-            dataset = catalogue.find(name)
+            try:
+                dataset = catalogue.find(name)
+            except UserError as error:
+                warn(error)
+                continue
             found = presence(dataset, top)
             if found.fault:
                 notes.append(f"{name}: {found.fault}")

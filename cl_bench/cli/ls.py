@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from rich.markup import escape
 from rich.table import Column, Table
 
-from cl_bench.cli.shared import err, out, quiet_imports, takes
+from cl_bench.cli.shared import err, out, quiet_imports, takes, warn
+from cl_bench.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, help="List what there is.")
 
@@ -26,7 +26,7 @@ def ls_methods(given: Mapping[str, Any]) -> None:
         own = [listing.of_file(Path(path)) for path in given.get("method_file", ())]
         found, errors = listing.installed()
     for error in errors:
-        err.print(f"[yellow]warning:[/] {escape(str(error))}")
+        warn(error)
     for item in (*own, *found):
         needs = "yes" if item.needs_num_tasks else "no"
         table.add_row(item.name, item.paper, str(item.forward_passes), item.stores, needs)
@@ -54,7 +54,11 @@ def ls_benchmarks(given: Mapping[str, Any]) -> None:
     titles.add_column("what it is")
     with err.status("looking ..."):
         for name in streams.names():
-            item = streams.find(name, data)
+            try:
+                item = streams.find(name, data)
+            except UserError as error:
+                warn(error)
+                continue
             if item.dataset is None:
                 source = item.source()
                 sizes, here, checked = (len(source.train), len(source.test)), "embedded", "files"

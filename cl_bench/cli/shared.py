@@ -55,6 +55,11 @@ def takes(*names: str, **defaults: str) -> Callable[[Callable[..., None]], Calla
     return decorate
 
 
+def warn(error: Exception) -> None:
+    """One warning line on stderr."""
+    err.print(f"[yellow]warning:[/] {escape(' '.join(str(error).split()))}")
+
+
 def _parameter(name: str, option: Option, default: str | None) -> inspect.Parameter:
     flags = [option.flag] if option.kind != "flag" or not option.no else [f"{option.flag}/{option.no}"]
     details: dict[str, Any] = {

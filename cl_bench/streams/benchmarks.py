@@ -216,8 +216,11 @@ def names() -> list[str]:
 
 
 def has_domains(name: str) -> bool:
-    """Whether a benchmark can be domain-incremental."""
-    benchmark = find(name)
+    """Whether a benchmark can be domain-incremental; not if its data set cannot be used."""
+    try:
+        benchmark = find(name)
+    except UserError:
+        return False
     return benchmark.scenario == "domain-incremental" or bool(benchmark.dataset and benchmark.dataset.domains)
 
 

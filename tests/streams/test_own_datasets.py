@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from cl_bench.streams import catalogue, datasets
-from tests.helpers.command import Cli, assert_refused
+from tests.helpers.command import Cli, assert_refused, stored
 
 Process = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -106,3 +106,32 @@ def test_a_data_set_file_without_a_data_set_is_refused(
         assert_refused(cl_bench("data", "verify", "half-done"), "streams/datasets/half_done.py holds no")
     finally:
         catalogue.shipped.cache_clear()
+
+
+@pytest.mark.parametrize("command", [("data", "list"), ("ls", "benchmarks")])
+def test_a_broken_package_is_named_in_one_line_and_hides_no_other(
+    process: Process, tmp_path: Path, command: tuple[str, str]
+) -> None:
+    (tmp_path / "data").mkdir()
+    install(tmp_path / "site", "import nothing_of_that_name")
+    listed = process(*command, pythonpath=tmp_path / "site")
+    assert listed.returncode == 0, listed.stderr
+    assert "cifar100" in listed.stdout and "tiny-imagenet" in listed.stdout and "leaves" not in listed.stdout
+    (line,) = listed.stderr.splitlines()
+    assert line.startswith("warning: data set 'leaves' (entry point leaves_package:LEAVES) does not import")
+
+
+def test_the_data_set_of_an_installed_package_is_checked_and_run(
+    process: Process, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CL_BENCH_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("CL_BENCH_CACHE", str(tmp_path / "cache"))
+    install(tmp_path / "site", SOURCE)
+    draw(tmp_path / "data")
+    verified = process("data", "verify", "leaves", pythonpath=tmp_path / "site")
+    assert verified.returncode == 0 and "nothing wrong" in verified.stdout, verified.stdout + verified.stderr
+    command = ["run", "--benchmark", "leaves", "--backbone", "vit_tiny_patch8_32.icons", "--methods", "simplecil"]
+    done = process(*command, "--limit-train", "3", "--limit-test", "2", pythonpath=tmp_path / "site")
+    assert done.returncode == 0, done.stderr
+    (record,) = stored(tmp_path / "results" / "runs")
+    assert record["experiment"]["benchmark"] == "leaves"
