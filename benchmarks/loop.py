@@ -23,7 +23,7 @@ from cl_bench.data.images import ImageStore
 from cl_bench.data.samples import TrainingBatches, samples_of
 from cl_bench.experiment import Limits, Transforms
 from cl_bench.methods.linear import LinearProbe
-from cl_bench.running.runner import pick_device
+from cl_bench.running.device import pick_device
 from cl_bench.streams import Source
 from cl_bench.streams.scenarios import build
 from cl_bench.studies.bench import first_phase, training_step

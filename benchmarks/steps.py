@@ -21,7 +21,8 @@ from rich.table import Table
 from benchmarks import reference
 from cl_bench.contract import registry
 from cl_bench.running import plan
-from cl_bench.running.runner import Settings, pick_device, resolve_precision
+from cl_bench.running.device import pick_device, resolve_precision
+from cl_bench.running.runner import Settings
 from cl_bench.studies import bench
 
 OURS = {

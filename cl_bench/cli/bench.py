@@ -39,7 +39,8 @@ def bench(
     options, how = RunOptions.of(asked), ExecutionOptions.of(execution)
     with loading():
         from cl_bench.running import plan
-        from cl_bench.running.runner import Settings, pick_device, resolve_precision
+        from cl_bench.running.device import pick_device, resolve_precision
+        from cl_bench.running.runner import Settings
 
     where = pick_device(how.device)
     planned = plan.plan_options([options], partial(resolve_precision, device=where))

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from cl_bench.cli.shared import err
 
 if TYPE_CHECKING:
-    from cl_bench.running import runner
+    from cl_bench.running import progress
     from cl_bench.running.plan import PlannedRun
 
 
@@ -30,11 +30,11 @@ def progress_bars(note: str) -> Progress:
     )
 
 
-def run_progress(bars: Progress, runs: int) -> runner.Progress:
+def run_progress(bars: Progress, runs: int) -> progress.Progress:
     """Shows in these bars how so many runs get on."""
-    from cl_bench.running import runner
+    from cl_bench.running import progress
 
-    class Display(runner.Progress):
+    class Display(progress.Progress):
         """One run's bar, or its lines."""
 
         def __init__(self, bars: Progress, runs: int, numbers: Iterator[int]) -> None:
@@ -42,7 +42,7 @@ def run_progress(bars: Progress, runs: int) -> runner.Progress:
             self.name = ""
             self.bar: TaskID | None = None
 
-        def for_concurrent_run(self) -> runner.Progress:
+        def for_concurrent_run(self) -> progress.Progress:
             return Display(self.bars, self.runs, self.numbers)
 
         def start(self, run: PlannedRun, images: int) -> None:

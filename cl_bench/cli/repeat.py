@@ -33,7 +33,7 @@ def repeat(
     """Run a stored result again and print the difference; exit code 1 if a count or prediction differs."""
     options = RunOptions.read({name: value for name, value in given.items() if name != "device"})
     with loading():
-        from cl_bench.running.runner import pick_device
+        from cl_bench.running.device import pick_device
         from cl_bench.streams import DataConfig
         from cl_bench.studies import repeat as repeats
 

@@ -50,8 +50,9 @@ def run(
         store.check_writable()
     with loading():
         from cl_bench.running import plan
+        from cl_bench.running.device import pick_device, resolve_precision
         from cl_bench.running.executors import local_executor
-        from cl_bench.running.runner import Settings, pick_device, resolve_precision
+        from cl_bench.running.runner import Settings
 
     where = on_ray.likely_device() if on_ray else pick_device(how.device)
     planned = plan.plan_options(wanted, partial(resolve_precision, device=where))

@@ -48,7 +48,7 @@ def tune(
         from cl_bench import backbones, streams
         from cl_bench.contract import registry
         from cl_bench.running import plan, recipes
-        from cl_bench.running.runner import pick_device, resolve_precision
+        from cl_bench.running.device import pick_device, resolve_precision
         from cl_bench.streams import DataConfig
         from cl_bench.studies.tune import Row, Search
 

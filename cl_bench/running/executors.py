@@ -19,6 +19,7 @@ from cl_bench import backbones
 from cl_bench.errors import UserError
 from cl_bench.running import runner
 from cl_bench.running.plan import PlannedRun
+from cl_bench.running.progress import Progress
 from cl_bench.running.runner import Settings
 from cl_bench.running.transport import PackedRun, ProgressReplay
 from cl_bench.running.workers import CONTEXT, pick_worker_gpu, pool
@@ -43,7 +44,7 @@ class Executor(Protocol):
     """Executes runs in any order and yields each outcome as its run ends; closing the generator ends the others."""
 
     def __call__(
-        self, runs: Sequence[PlannedRun], store: Store, settings: Settings, progress: runner.Progress
+        self, runs: Sequence[PlannedRun], store: Store, settings: Settings, progress: Progress
     ) -> Generator[Outcome, None, None]: ...
 
 
@@ -54,7 +55,7 @@ class Here:
     device: torch.device
 
     def __call__(
-        self, runs: Sequence[PlannedRun], store: Store, settings: Settings, progress: runner.Progress
+        self, runs: Sequence[PlannedRun], store: Store, settings: Settings, progress: Progress
     ) -> Generator[Outcome, None, None]:
         for run in runs:
             yield try_run(run, store, self.device, settings, progress)
@@ -72,7 +73,7 @@ class SideBySide:
     jobs: int
 
     def __call__(
-        self, runs: Sequence[PlannedRun], store: Store, settings: Settings, progress: runner.Progress
+        self, runs: Sequence[PlannedRun], store: Store, settings: Settings, progress: Progress
     ) -> Generator[Outcome, None, None]:
         mailbox: Any = CONTEXT.Queue()
         threads = max(1, torch.get_num_threads() // self.jobs)
@@ -107,7 +108,7 @@ def _replay_events(replays: Sequence[ProgressReplay], mailbox: Any) -> None:
         return
 
 
-class ProgressSender(runner.Progress):
+class ProgressSender(Progress):
     """Sends the progress of a run to the process that shows it."""
 
     def send(self, event: str, *values: Any) -> None:
@@ -193,9 +194,7 @@ def _bytes_of(run: PlannedRun) -> int:
     return 10**9 + 4 * weights + 70 * batch * tokens * int(vit.embed_dim) * len(vit.blocks)
 
 
-def try_run(
-    run: PlannedRun, store: Store, device: torch.device, settings: Settings, progress: runner.Progress
-) -> Outcome:
+def try_run(run: PlannedRun, store: Store, device: torch.device, settings: Settings, progress: Progress) -> Outcome:
     """Execute one run and store its record; an error becomes its outcome, so that other runs go on."""
     try:
         runner.run(run, store, device, progress, settings)

@@ -22,9 +22,9 @@ from cl_bench.running.transport import PackedRun, ProgressReplay
 if TYPE_CHECKING:
     import torch
 
-    from cl_bench.running import runner
     from cl_bench.running.executors import Outcome
     from cl_bench.running.plan import PlannedRun
+    from cl_bench.running.progress import Progress
     from cl_bench.running.runner import Settings
     from cl_bench.store import Store
 
@@ -75,7 +75,7 @@ class OnRay:
             raise UserError("--gpus-per-run 0 and --device cuda contradict each other; leave one out")
 
     def __call__(
-        self, runs: Sequence[PlannedRun], store: Store, settings: Settings, progress: runner.Progress
+        self, runs: Sequence[PlannedRun], store: Store, settings: Settings, progress: Progress
     ) -> Generator[Outcome, None, None]:
         """Execute the runs, in any order, and yield the outcome of each.
 
@@ -146,9 +146,7 @@ def _marker_file(store: Store, collect: bool) -> Iterator[str]:
 class _Sweep:
     """The tasks of a sweep on a connected cluster."""
 
-    def __init__(
-        self, ray: Any, config: SweepConfig, cpus: int, gpus: float, store: Store, progress: runner.Progress
-    ) -> None:
+    def __init__(self, ray: Any, config: SweepConfig, cpus: int, gpus: float, store: Store, progress: Progress) -> None:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         self.ray, self.store, self.progress = ray, store, progress

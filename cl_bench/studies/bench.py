@@ -18,8 +18,9 @@ from cl_bench.data.samples import Samples, TrainingBatches, samples_of
 from cl_bench.experiment import Precision
 from cl_bench.models import vit
 from cl_bench.models.vit import Execution
+from cl_bench.running.device import set_up, wait
 from cl_bench.running.plan import PlannedRun
-from cl_bench.running.runner import Settings, set_up, strategy_of, stream_of, wait
+from cl_bench.running.runner import Settings, strategy_of, stream_of
 from cl_bench.training.strategy import ContinualStrategy
 
 GROUPS = 5

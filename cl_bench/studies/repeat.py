@@ -13,8 +13,9 @@ from cl_bench import backbones, metrics, streams
 from cl_bench.contract import registry
 from cl_bench.errors import UserError
 from cl_bench.running.plan import PlannedRun
+from cl_bench.running.progress import Progress
 from cl_bench.running.recipes import Recipe
-from cl_bench.running.runner import Progress, execute
+from cl_bench.running.runner import execute
 from cl_bench.store import Arrays, RunRecord, matching
 from cl_bench.streams import DataConfig
 

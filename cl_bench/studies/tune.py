@@ -241,6 +241,7 @@ def _workers(how: Search) -> Iterator[Callable[..., Future[_Outcome]]]:
 def _run(name: str, options: Mapping[str, Value], seed: int, how: Search) -> _Outcome:
     """One run, computed or from the store."""
     from cl_bench.running import plan, runner
+    from cl_bench.running.device import pick_device
 
     found = registry.lookup([name], how.method_files)[name]
     limits = Limits(validation=how.validation)
@@ -261,7 +262,7 @@ def _run(name: str, options: Mapping[str, Value], seed: int, how: Search) -> _Ou
     except DamagedRecord:
         record = None
     try:
-        record = record or runner.run(planned, store, pick_worker_gpu(runner.pick_device(how.device)))
+        record = record or runner.run(planned, store, pick_worker_gpu(pick_device(how.device)))
     except UserError:
         raise
     except Exception as error:

@@ -13,6 +13,8 @@ import torch
 from cl_bench.contract import registry
 from cl_bench.experiment import Limits
 from cl_bench.running import executors, plan, runner
+from cl_bench.running.device import resolve_precision
+from cl_bench.running.progress import Progress
 from cl_bench.running.runner import Settings
 from cl_bench.store import Store
 from tests.helpers.command import TRIAL, Cli
@@ -44,7 +46,7 @@ def test_precision_is_part_of_a_run_and_how_it_is_carried_out_is_not(cl_bench: C
 def test_auto_is_what_this_machine_is_fast_at(cl_bench: Cli) -> None:
     assert cl_bench("run", "--methods", "simplecil", "--device", "cpu", *TRIAL).code == 0
     (record,) = records(Path("results/runs"))
-    assert record.experiment.precision == runner.resolve_precision("auto", CPU)
+    assert record.experiment.precision == resolve_precision("auto", CPU)
 
 
 def test_an_unknown_precision_is_refused(cl_bench: Cli) -> None:
@@ -58,7 +60,7 @@ def test_bf16_predicts_what_fp32_predicts() -> None:
     for precision in ("fp32", "bf16"):
         limits = Limits(tasks=2, train_per_class=5, test_per_class=10)
         (run,) = plan.plan([plan.RunSpec(method=registry.find("simplecil"), precision=precision, limits=limits)])
-        predicted.append(runner.execute(run, CPU, runner.Progress())[1]["predicted"])
+        predicted.append(runner.execute(run, CPU, Progress())[1]["predicted"])
     assert np.mean(predicted[0] == predicted[1]) > 0.98
 
 
@@ -163,7 +165,7 @@ def test_counts_are_the_same_twice_on_one_gpu() -> None:
         pytest.skip("needs a GPU")
     (run,) = plan.plan([plan.RunSpec(method=registry.find("l2p"), options={"epochs": 1}, precision="bf16")])
     first, second = (
-        runner.execute(run, torch.device("cuda"), runner.Progress(), settings=Settings(deterministic=True))[1]
+        runner.execute(run, torch.device("cuda"), Progress(), settings=Settings(deterministic=True))[1]
         for _ in range(2)
     )
     np.testing.assert_array_equal(first["predicted"], second["predicted"])

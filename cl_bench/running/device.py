@@ -1,0 +1,104 @@
+"""The device of a run: which one, in which precision, and what it is in the record."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import resource
+import sys
+from importlib.metadata import version
+from typing import cast, get_args
+
+import numpy as np
+import torch
+
+from cl_bench import __version__
+from cl_bench.errors import UserError, unknown_name
+from cl_bench.experiment import Precision, Scalar
+from cl_bench.models.vit import Execution
+
+
+def pick_device(name: str) -> torch.device:
+    """The device for `auto`, `cpu`, `cuda` or `cuda:N`.
+
+    Raises:
+        UserError: not one of these, or not on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise UserError(f"--device '{name}' is unknown; expected auto, cpu, cuda or cuda:N")
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device '{name}' cannot be used here ({reason}); try auto or cpu") from error
+    return torch.device(name)
+
+
+def resolve_precision(asked: str, device: torch.device) -> Precision:
+    """The precision for `auto`, `fp32` or `bf16`: auto is bf16 where the device multiplies it faster than fp32.
+
+    Raises:
+        UserError: not one of these.
+    """
+    if asked == "auto":
+        if device.type == "cuda":
+            return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
+        return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
+    if asked not in get_args(Precision):
+        raise unknown_name("precision", asked, ["auto", *get_args(Precision)])
+    return cast(Precision, asked)
+
+
+def set_up(
+    precision: Precision, device: torch.device, *, compiled: bool | None = None, deterministic: bool = False
+) -> Execution:
+    """Prepare torch for a run: fp32 means fp32, without TF32 in matrix products or convolutions.
+
+    Args:
+        compiled: compile the backbone; None: on a GPU only.
+        deterministic: the same numbers twice on one device, for slower kernels.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.use_deterministic_algorithms(deterministic)
+    if deterministic:
+        # Read when cuBLAS is first used.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # Of two fastest kernels, another one may win next time.
+    torch.backends.cudnn.benchmark = False
+    return Execution(precision, device.type == "cuda" if compiled is None else compiled)
+
+
+def wait(device: torch.device) -> None:
+    """Wait until the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most memory that was taken, in bytes: of the GPU, or of this process."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def environment_of(device: torch.device) -> dict[str, Scalar]:
+    """What a record says of where a run was made: versions, device, threads."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "cl-bench": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "timm": version("timm"),
+        "avalanche-lib": version("avalanche-lib"),
+        "numpy": np.__version__,
+        "platform": platform.system(),
+        "device": device.type,
+        "device_name": name,
+        "threads": torch.get_num_threads(),
+        "cpus": os.cpu_count(),
+    }
