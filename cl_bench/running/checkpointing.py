@@ -16,8 +16,9 @@ from cl_bench.running.plan import PlannedRun
 from cl_bench.running.progress import Progress
 from cl_bench.store import Arrays
 from cl_bench.training.checkpoint import Checkpoint, Facts, Position, Stage, random_state, write
+from cl_bench.training.evaluation import Counts
 from cl_bench.training.probes import PROBES, Probe
-from cl_bench.training.strategy import ContinualStrategy, Counts
+from cl_bench.training.strategy import ContinualStrategy
 
 
 class StageLog:

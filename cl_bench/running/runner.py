@@ -19,7 +19,8 @@ from cl_bench.running.progress import Progress
 from cl_bench.store import Arrays, RunRecord, Store
 from cl_bench.streams.scenarios import TaskStream, build
 from cl_bench.training.checkpoint import Position, UnusableCheckpoint, read, restore_random_state
-from cl_bench.training.strategy import ContinualStrategy, Counts
+from cl_bench.training.evaluation import Counts
+from cl_bench.training.strategy import ContinualStrategy
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,9 @@ def measure(
         steps: per group.
         ceiling: FLOP/s that `share` is of.
     """
-    execution = set_up(planned.experiment, device, settings)
+    execution = set_up(
+        planned.experiment.precision, device, compiled=settings.compiled, deterministic=settings.deterministic
+    )
     stream = stream_of(planned)
     method = planned.method
     strategy = strategy_of(planned, stream, device, execution)

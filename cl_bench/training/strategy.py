@@ -3,50 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from avalanche.core import SupervisedPlugin
 from avalanche.logging import BaseLogger
 from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.templates import SupervisedTemplate
-from numpy.typing import NDArray
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from cl_bench import backbones
 from cl_bench.backbones import Backbone
 from cl_bench.contract.method import Method, Phase, Task, Traces
-from cl_bench.data.samples import Concatenated, EvaluationBatches, Samples, TaskImages, TrainingBatches, samples_of
+from cl_bench.data.samples import EvaluationBatches, Samples, TaskImages, TrainingBatches, samples_of
 from cl_bench.errors import UserError
 from cl_bench.experiment import Scalar
 from cl_bench.models.vit import Execution, configure
-from cl_bench.randomness import permutation, seeded
+from cl_bench.randomness import seeded
 from cl_bench.training.checkpoint import Facts, Position
-
-
-@dataclass(frozen=True)
-class Counts:
-    """Hits of one evaluation over T tasks and n test images.
-
-    Attributes:
-        correct: per task, argmax over all classes seen so far; None for tasks not learned yet.
-        correct_task_aware: per task, argmax over the task's own classes.
-        total: images per task.
-        label, task: int16 [n].
-        predicted, predicted_task_aware: int16 [n]; `predicted` is -1 where `correct` is None.
-    """
-
-    correct: list[int | None]
-    correct_task_aware: list[int]
-    total: list[int]
-    label: NDArray[np.int16]
-    task: NDArray[np.int16]
-    predicted: NDArray[np.int16]
-    predicted_task_aware: NDArray[np.int16]
-
+from cl_bench.training.evaluation import Counts, Evaluation, mask_of
 
 _STEPS_TRACED = 24
 """About so many optimiser steps of a phase are shown to the method's `step_traces`."""
@@ -140,8 +116,7 @@ class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
         self._outputs: tuple[Tensor, ...] = ()
         self.trained: set[str] = set()
         self._resumed: tuple[Position, dict[str, Tensor]] | None = None
-        self._queried: list[Any] = []
-        self._queries: dict[bytes, Tensor] = {}
+        self._evaluation = Evaluation(num_classes, self.device)
 
     # --- training ----------------------------------------------------------------------------------------------
 
@@ -332,7 +307,7 @@ class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
             self._outputs = outputs if isinstance(outputs, tuple) else (outputs,)
             return self._outputs[0]
         logits = self.model(self.mb_x)
-        return logits.masked_fill(~self._mask(self.seen), float("-inf"))
+        return logits.masked_fill(~mask_of(self.seen, self.num_classes, self.device), float("-inf"))
 
     def criterion(self) -> Tensor:
         if not self.is_training:
@@ -370,89 +345,36 @@ class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
         samples = samples_of(self.adapted_dataset)
         self.dataloader = EvaluationBatches(TaskImages(samples, (), self.device, self.eval_mb_size))
 
-    # Not inference mode, which would be one more graph to compile.
-    @torch.no_grad()
     def count_matrix(self, stream: Iterable[Any], learned: int | None = None, model: nn.Module | None = None) -> Counts:
-        """Evaluate on all tasks of a test stream, in one pass over the mixed images.
+        """Evaluate on all tasks of a test stream, in one pass over the mixed images (see `evaluation.count`).
 
         Args:
             learned: the first so many tasks count as learned; None: those whose classes have all been seen, which is
                 right where every task brings new ones.
             model: what predicts, in evaluation mode; None: the current model.
-
-        Images of all tasks are shuffled together (by a fixed key), so that no prediction could profit from
-        neighbours of its own task; the device is synchronised once, at the end.
         """
         self.model.eval()
-        datasets = [experience.dataset for experience in stream]
-        if [id(d) for d in datasets] != [id(d) for d in self._queried]:
-            self._queried, self._queries = datasets, {}
-        parts = [samples_of(dataset) for dataset in datasets]
-        images = Concatenated(parts)
-        total = [len(part.labels) for part in parts]
-        label = images.labels
-        task = torch.repeat_interleave(torch.arange(len(parts)), torch.tensor(total))
-        own = torch.zeros(len(parts), self.num_classes, dtype=torch.bool, device=self.device)
-        for index, part in enumerate(parts):
-            own[index, part.labels.unique().to(self.device)] = True
-        seen = self._mask(self.seen)
-        order = permutation(("evaluation",), len(label))
-        # All that the loop needs travels before it: a copy in between would make it wait.
-        tasks = task[torch.from_numpy(order)].to(self.device).split(self.eval_mb_size)
-        views = images.views(order, None, self.device, self.eval_mb_size)
-        predicted, task_aware = [], []
-        model = self.predictor() if model is None else model
-        for chunk, view, of in zip(_chunks(order, self.eval_mb_size), views, tasks, strict=True):
-            logits = self._predict(model, view, chunk.tobytes()).float()
-            predicted.append(logits.masked_fill(~seen, float("-inf")).argmax(1))
-            task_aware.append(logits.masked_fill(~own[of], float("-inf")).argmax(1))
-        self.model.train()
-        inverse = torch.from_numpy(np.argsort(order))
-        prediction = torch.cat(predicted).cpu()[inverse]
-        prediction_task_aware = torch.cat(task_aware).cpu()[inverse]
-        if learned is None:
-            known = [bool((own[index] <= seen).all()) for index in range(len(parts))]
-        else:
-            known = [index < learned for index in range(len(parts))]
-        prediction = torch.where(torch.tensor(known)[task], prediction, -1)
-        hits = (prediction == label).split(total)
-        hits_task_aware = (prediction_task_aware == label).split(total)
-        return Counts(
-            correct=[int(h.sum()) if k else None for h, k in zip(hits, known, strict=True)],
-            correct_task_aware=[int(h.sum()) for h in hits_task_aware],
-            total=total,
-            label=label.numpy().astype(np.int16),
-            task=task.numpy().astype(np.int16),
-            predicted=prediction.numpy().astype(np.int16),
-            predicted_task_aware=prediction_task_aware.numpy().astype(np.int16),
+        predicting = self.predictor() if model is None else model
+        counts = self._evaluation.count(
+            [experience.dataset for experience in stream],
+            lambda images, chunk: self._predict(predicting, images, chunk),
+            self.seen,
+            learned,
+            self.eval_mb_size,
         )
+        self.model.train()
+        return counts
+
+    def _predict(self, model: Any, images: Tensor, chunk: bytes) -> Tensor:
+        """Logits of a chunk of the test images: where the audit looks on."""
+        return self._evaluation.predict(model, images, chunk)
 
     def predictor(self) -> nn.Module:
         """What predicts for the current model: itself, or its cheaper equal if it can be merged."""
         model: Any = self.model
         return model.merged() if hasattr(model, "merged") else model.eval()
 
-    def _predict(self, model: Any, images: Tensor, chunk: bytes) -> Tensor:
-        """Logits of a chunk of the test images; frozen queries are remembered from the first pass on.
-
-        Exact: the test view is deterministic, the backbone frozen, and the chunks are the same in every pass.
-        """
-        if not hasattr(model, "query"):
-            return model(images)
-        if chunk not in self._queries:
-            self._queries[chunk] = model.query(images)
-        return model(images, self._queries[chunk])
-
     def stored_numbers(self) -> int:
         """Numbers kept beside the frozen backbone: everything in the model that is not an untouched weight of it."""
         frozen = {name for name, _ in self.model.named_parameters() if name.startswith("backbone.")} - self.trained
         return sum(t.numel() for name, t in self.model.state_dict().items() if name not in frozen)
-
-    def _mask(self, classes: Iterable[int]) -> Tensor:
-        mask = torch.zeros(self.num_classes, dtype=torch.bool, device=self.device)
-        mask[list(classes)] = True
-        return mask
-
-
-def _chunks(order: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
-    return [order[start : start + size] for start in range(0, len(order), size)]

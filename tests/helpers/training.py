@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from cl_bench.contract.method import Method
 from cl_bench.streams.scenarios import TaskStream
-from cl_bench.training.strategy import ContinualStrategy, Counts
+from cl_bench.training.evaluation import Counts
+from cl_bench.training.strategy import ContinualStrategy
 from tests.helpers.rows import small
 from tests.helpers.tiny import CLASSES, TASKS, cut, tiny_vit
 
