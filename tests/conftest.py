@@ -20,7 +20,9 @@ from cl_bench import cli  # noqa: E402
 from tests.helpers.command import Outcome  # noqa: E402
 
 LONGEST = (
-    "test_strategy.py", "test_audit.py", "test_resume.py", "test_ray.py", "test_tune.py", "test_scenarios.py",
+    "test_strategy.py", "test_avalanche.py", "test_leaks.py", "test_randomness.py", "test_frozen_weights.py",
+    "test_phases.py", "test_padding.py", "test_audit.py", "test_resume.py", "test_ray.py", "test_tune.py",
+    "test_scenarios.py",
     "test_cli.py", "test_page.py", "test_speed_options.py", "test_methods.py", "test_backbones.py", "test_charts.py",
 )  # fmt: skip
 """Files that take the longest, from the first on."""
@@ -102,3 +104,12 @@ def plain_and_single_threaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No data of whoever runs the tests."""
+    from cl_bench.streams import catalogue
+
+    monkeypatch.delenv(catalogue.ROOT_VARIABLE, raising=False)
+    monkeypatch.chdir(tmp_path)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any
 
 import numpy as np
 import torch
+from avalanche.benchmarks.utils import as_classification_dataset
 from avalanche.core import SupervisedPlugin
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 from cl_bench.contract.method import Method
 from cl_bench.streams.scenarios import TaskStream
@@ -73,3 +75,27 @@ class Spy(SupervisedPlugin):
     @staticmethod
     def _call(hook: Callable[[Any], None], strategy: Any, **kwargs: Any) -> None:
         hook(strategy)
+
+
+def foreign(labels: Sequence[int], generator: torch.Generator) -> Any:
+    """An Avalanche data set that knows nothing of our image store: one noisy image per label."""
+    target = torch.tensor(labels, dtype=torch.int64)
+    means = (target / 2.5 - 1).view(-1, 1, 1, 1)
+    data = TensorDataset(means + 0.3 * torch.randn(len(target), 1, 32, 32, generator=generator), target)
+    data.targets = target.tolist()  # type: ignore[attr-defined]
+    return as_classification_dataset(data)
+
+
+@torch.no_grad()
+def one_by_one(strategy: ContinualStrategy, stream: Any, classes: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
+    """Predictions of the bare model, one image at a time: the definition that counts are checked against."""
+    strategy.model.eval()
+    found: dict[str, list[int]] = {"predicted": [], "predicted_task_aware": []}
+    for experience, own in zip(stream, classes, strict=True):
+        for image in images_of(experience)[0]:
+            logits = strategy.model(image[None])[0]
+            seen = list(strategy.seen)
+            known = set(own) <= set(seen)
+            found["predicted"].append(seen[int(logits[seen].argmax())] if known else -1)
+            found["predicted_task_aware"].append(list(own)[int(logits[list(own)].argmax())])
+    return {name: np.array(values) for name, values in found.items()}

@@ -1,0 +1,156 @@
+"""A real server that misbehaves as a test wants, and what tests of downloads look at."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+import threading
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from cl_bench.errors import UserError
+from cl_bench.streams import download
+
+CONTENT = random.Random(0).randbytes(300_000)
+SHA256 = f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"
+MD5 = f"md5:{hashlib.md5(CONTENT).hexdigest()}"
+QUICK: dict[str, Any] = {"waits": (0.01, 0.01, 0.01), "timeout": 60.0}
+PAGE = "https://example.org/data"
+
+
+@dataclass
+class Site:
+    """One file on a server, and how the server behaves.
+
+    Attributes:
+        answers: of the coming requests, one each: a status to answer with, or after how many bytes of the body to hang
+            up; afterwards all goes well.
+        ranges: `If-Range` is kept, only `Range` is, neither, or another part is sent than the one asked for.
+        length: how the end is told: by `Content-Length`, by chunks, or by closing the connection.
+        hold: after so many bytes the body waits until `released`.
+        seen: the headers of all requests.
+    """
+
+    content: bytes = CONTENT
+    etag: str | None = '"one"'
+    modified: str | None = None
+    answers: list[tuple[Literal["status", "bytes"], int]] = field(default_factory=list)
+    ranges: Literal["if-range", "range", "none", "other"] = "if-range"
+    length: Literal["header", "chunks", "close"] = "header"
+    extra: dict[str, str] = field(default_factory=dict)
+    hold: int | None = None
+    released: threading.Event = field(default_factory=threading.Event)
+    seen: list[dict[str, str]] = field(default_factory=list)
+    url: str = ""
+
+    @property
+    def asked(self) -> list[str | None]:
+        """The `Range` of every request."""
+        return [headers.get("Range") for headers in self.seen]
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Serves `server.site`."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        site: Site = self.server.site  # type: ignore[attr-defined]
+        site.seen.append(dict(self.headers))
+        kind, number = site.answers.pop(0) if site.answers else ("bytes", len(site.content))
+        self.close_connection = True
+        if kind == "status":
+            self.send_response(number)
+            for name, value in site.extra.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", "5")
+            self.end_headers()
+            self.wfile.write(b"sorry")
+            return
+        span = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")) if site.ranges != "none" else None
+        first = int(span[1]) if span else 0
+        condition = self.headers.get("If-Range")
+        if site.ranges == "if-range" and condition not in (None, site.etag, site.modified):
+            first, span = 0, None
+        if span and site.ranges == "other":
+            first += 1000
+        if span and first >= len(site.content):
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(site.content)}")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        body = site.content[first:]
+        self.send_response(206 if span else 200)
+        if span:
+            self.send_header("Content-Range", f"bytes {first}-{len(site.content) - 1}/{len(site.content)}")
+        for name, text in {"ETag": site.etag, "Last-Modified": site.modified, **site.extra}.items():
+            if text is not None:
+                self.send_header(name, text)
+        if site.length == "header":
+            self.send_header("Content-Length", str(len(body)))
+        elif site.length == "chunks":
+            self.send_header("Transfer-Encoding", "chunked")
+        else:
+            self.send_header("Connection", "close")
+        self.end_headers()
+        sent = body[:number]
+        if site.hold is not None:
+            self.wfile.write(sent[: site.hold])
+            site.released.wait(20)
+            sent = sent[site.hold :]
+        if site.length == "chunks":
+            for start in range(0, len(sent), 50_000):
+                piece = sent[start : start + 50_000]
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+            if number >= len(body):
+                self.wfile.write(b"0\r\n\r\n")
+        else:
+            self.wfile.write(sent)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def handle(self) -> None:
+        # A client that was killed does not say good-bye.
+        try:
+            super().handle()
+        except ConnectionError:
+            self.close_connection = True
+
+
+class Told:
+    """A progress that adds up."""
+
+    def __init__(self) -> None:
+        self.totals: list[int | None] = []
+        self.done = 0
+
+    def total(self, units: int | None) -> None:
+        self.totals.append(units)
+        self.done = 0
+
+    def advance(self, units: int) -> None:
+        assert units >= 0
+        self.done += units
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def lay_part(target: Path, site: Site, length: int) -> None:
+    """What a download leaves behind that broke off after `length` bytes."""
+    site.answers = [("bytes", length)]
+    with pytest.raises(UserError, match="ended after|read"):
+        download.download(site.url, target, waits=())
+    assert target.with_name("set.bin.part").read_bytes() == site.content[:length]
+    site.seen.clear()
+
+
+OTHER = bytes(reversed(CONTENT))

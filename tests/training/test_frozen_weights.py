@@ -1,0 +1,87 @@
+"""What a method freezes stays bit-identical."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests.helpers.rows import FROZEN_BACKBONE, GRADIENT, GROWING, ONE_DIRECTION, ROWS, banks, small
+from tests.helpers.tiny import CLASSES, cut, tiny_vit
+from tests.helpers.training import (
+    Spy,
+    experiences,
+    same,
+    snapshot,
+    strategy_of,
+    train,
+)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.mark.parametrize("name", FROZEN_BACKBONE)
+def test_the_backbone_stays_bit_identical(name: str) -> None:
+    vit = tiny_vit()
+    before = snapshot(vit)
+    strategy = train(strategy_of(small(name, lr=0.1), backbone=vit), cut())
+    assert same(before, strategy.model.backbone.state_dict())
+    assert not any(parameter.requires_grad for parameter in strategy.model.backbone.parameters())
+
+
+def test_only_full_training_touches_the_backbone() -> None:
+    assert sorted(set(ROWS) - set(FROZEN_BACKBONE)) == ["finetune", "finetune[loss=masked]", "joint", "optima", "slca"]
+
+
+@pytest.mark.parametrize("name", [row for row in GROWING if row not in ONE_DIRECTION])
+def test_earlier_directions_and_components_stay_and_the_current_ones_move(name: str) -> None:
+    stream = cut()
+    started: dict[int, list[Tensor]] = {}
+
+    def start(strategy: Any) -> None:
+        started.setdefault(strategy.tasks_learned, [bank[-1].detach().clone() for bank in banks(strategy.model)])
+
+    spy = Spy(before_training_epoch=start)
+    strategy = strategy_of(small(name, lr=0.05, epochs=1), spy)
+    kept: list[list[Tensor]] = []
+    for task, experience in enumerate(stream.train):
+        strategy.train(experience, eval_streams=[])
+        for bank, old in zip(banks(strategy.model), zip(*kept, strict=True), strict=bool(kept)):
+            assert len(bank) == task + 1
+            assert all(torch.equal(a, b) for a, b in zip(list(bank)[:-1], old, strict=True))
+            assert not any(part.requires_grad for part in list(bank)[:-1])
+        kept.append([bank[-1].detach().clone() for bank in banks(strategy.model)])
+        moved = [not torch.equal(a, b) for a, b in zip(started[task], kept[task], strict=True)]
+        # InfLoRA designs A and trains B.
+        assert moved == [not name.startswith("inflora"), *[True] * (len(moved) - 1)]
+
+
+@pytest.mark.parametrize("name", ONE_DIRECTION)
+def test_some_rows_have_one_direction_in_all(name: str) -> None:
+    strategy = strategy_of(small(name, epochs=1))
+    for experience in experiences(strategy.method, cut()):
+        strategy.train(experience, eval_streams=[])
+        assert [len(bank) for bank in banks(strategy.model)] == [1, 1]
+
+
+def keeps_other_rows(values: dict[str, Any]) -> bool:
+    """Whether a method's head moves in the rows of the current task only."""
+    aligned = values["align"] and not values["align_restore"]
+    return values["loss"] == "masked" and not values["weight_decay"] and not aligned
+
+
+@pytest.mark.parametrize(
+    "name",
+    [row for row in GRADIENT if small(row).trains_on == "task" and keeps_other_rows(small(row).values())],
+)
+def test_head_rows_of_other_tasks_stay_bit_identical(name: str) -> None:
+    strategy = strategy_of(small(name, lr=0.05))
+    for experience, own in zip(cut().train, cut().tasks, strict=True):
+        before = snapshot(strategy.model.head)
+        strategy.train(experience, eval_streams=[])
+        for key, after in strategy.model.head.state_dict().items():
+            same_row = (before[key] == after).reshape(CLASSES, -1).all(dim=1)
+            assert set(np.flatnonzero(~same_row.numpy()).tolist()) == set(own), key
