@@ -6,15 +6,18 @@ Every function takes the text and raises `UserError` with one sentence that name
 from __future__ import annotations
 
 import itertools
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from cl_bench.errors import UserError, unknown_name
 from cl_bench.experiment import MAX_SEED, NAMED_ORDER, Tasks
 
+Parse = Callable[[str, str], Any]
+"""From (what the user wrote, the option as a flag) to a value; raises UserError."""
 _SPEC = re.compile(r"\s*([A-Za-z_][\w-]*)\s*(?:\[([^\[\]]*)\])?\s*(?:,|$)")
 
 
@@ -196,3 +199,60 @@ def parse_pair(text: str, where: str) -> tuple[str, str]:
     if not equals or not key or not value:
         raise UserError(f"{where}: '{text}' is not of the form key=value")
     return key, value
+
+
+# --- single values ----------------------------------------------------------------------------------------------
+
+
+def parse_text(text: str, flag: str) -> str:
+    """Any text that is not empty."""
+    if not text.strip():
+        raise UserError(f"{flag} is empty; give a value or leave it out")
+    return text
+
+
+def parse_path(text: str, flag: str) -> Path:
+    """A path."""
+    return Path(parse_text(text, flag))
+
+
+def one_of(what: str, *names: str) -> Parse:
+    """Parses one of these names."""
+
+    def parse(text: str, flag: str) -> str:
+        if text not in names:
+            raise unknown_name(what, text, names)
+        return text
+
+    return parse
+
+
+def parse_yes_or_no(text: str, flag: str) -> bool:
+    """`yes` or `no`, as truth."""
+    known = {"yes": True, "no": False, "true": True, "false": False}
+    if text.lower() not in known:
+        raise UserError(f"{flag} '{text}' is unknown; expected yes or no")
+    return known[text.lower()]
+
+
+def parse_whole_number(text: str, flag: str) -> int:
+    """A whole number of at least 1."""
+    if not text.strip().isascii() or not text.strip().isdigit() or len(text) > 9 or int(text) < 1:
+        raise UserError(f"{flag} '{text}' is not valid; expected a whole number of at least 1")
+    return int(text)
+
+
+def number_between(least: float = 0, most: float = math.inf, what: str = "") -> Parse:
+    """Parses a finite number in this range, which `what` says in words."""
+    expected = what or f"a number of at least {least:g}" + ("" if math.isinf(most) else f" and at most {most:g}")
+
+    def parse(text: str, flag: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not least <= value <= most or math.isinf(value):
+            raise UserError(f"{flag} '{text}' is not valid; expected {expected}")
+        return value
+
+    return parse

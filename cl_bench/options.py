@@ -7,22 +7,27 @@ end, `RunOptions` and `ExecutionOptions`: a field added there is an option every
 from __future__ import annotations
 
 import itertools
-import math
 import shlex
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 from cl_bench import grammar
 from cl_bench.errors import UserError, unknown_name
 from cl_bench.experiment import ImagesName, Limits, Precision, ProbeName, Scenario, Tasks
-from cl_bench.grammar import MethodSpec
+from cl_bench.grammar import (
+    MethodSpec,
+    number_between,
+    one_of,
+    parse_path,
+    parse_text,
+    parse_whole_number,
+    parse_yes_or_no,
+)
 
 Panel = Literal["What to run", "Data", "Backbone", "Hyper-parameters", "Trial", "Where and how"]
 """Headings under which `--help` and the docs list the options, in this order."""
-Parse = Callable[[str, str], Any]
-"""From (what the user wrote, the option as a flag) to a value; raises UserError."""
 
 
 @dataclass(frozen=True)
@@ -34,89 +39,45 @@ class Option:
         help: one sentence.
         parse: reads one text.
         default: in words, where the value says too little; empty: none is shown.
-        flag: on the command line, with its dashes.
         kind: `text`: takes one value. `list`: its values are joined into one list. `alternatives`: of several values,
             every one makes runs of its own. `flag`: on or off.
         metavar: what stands for the value in `--help`.
         no: the flag that sets it off, for flags that have one.
+        flag: on the command line, with its dashes.
     """
 
     panel: Panel
     help: str
-    parse: Parse
+    parse: grammar.Parse
     default: str
-    flag: str
     kind: Literal["text", "list", "alternatives", "flag"]
     metavar: str
-    no: str = ""
+    no: str
+    flag: str = ""
 
 
 def _option(
     panel: Panel,
     help_: str,
-    parse: Parse,
+    parse: grammar.Parse,
     default: Any = None,
     *,
     shown: str = "",
-    flag: str = "",
     kind: Literal["text", "list", "alternatives", "flag"] = "text",
     metavar: str = "TEXT",
     no: str = "",
 ) -> Any:
     if not shown and default not in (None, False, MISSING) and not isinstance(default, tuple):
         shown = f"{default:g}" if isinstance(default, float) else str(default)
-    option = Option(panel, help_, parse, shown, flag, kind, metavar, no)
+    option = Option(panel, help_, parse, shown, kind, metavar, no)
     return field(default=default, metadata={"option": option})
 
 
+def _flag(panel: Panel, help_: str) -> Any:
+    return _option(panel, help_, parse_yes_or_no, False, kind="flag")
+
+
 # --- reading one value -----------------------------------------------------------------------------------------
-
-
-def _any_text(text: str, flag: str) -> str:
-    if not text.strip():
-        raise UserError(f"{flag} is empty; give a value or leave it out")
-    return text
-
-
-def _path(text: str, flag: str) -> Path:
-    return Path(_any_text(text, flag))
-
-
-def _one_of(what: str, *names: str) -> Parse:
-    def parse(text: str, flag: str) -> str:
-        if text not in names:
-            raise unknown_name(what, text, names)
-        return text
-
-    return parse
-
-
-def _yes_or_no(text: str, flag: str) -> bool:
-    known = {"yes": True, "no": False, "true": True, "false": False}
-    if text.lower() not in known:
-        raise UserError(f"{flag} '{text}' is unknown; expected yes or no")
-    return known[text.lower()]
-
-
-def _whole_number(text: str, flag: str) -> int:
-    if not text.strip().isascii() or not text.strip().isdigit() or len(text) > 9 or int(text) < 1:
-        raise UserError(f"{flag} '{text}' is not valid; expected a whole number of at least 1")
-    return int(text)
-
-
-def _number(least: float = 0, most: float = math.inf, what: str = "") -> Parse:
-    expected = what or f"a number of at least {least:g}" + ("" if math.isinf(most) else f" and at most {most:g}")
-
-    def parse(text: str, flag: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not least <= value <= most or math.isinf(value):
-            raise UserError(f"{flag} '{text}' is not valid; expected {expected}")
-        return value
-
-    return parse
 
 
 def _methods(text: str, flag: str) -> tuple[MethodSpec, ...]:
@@ -199,7 +160,7 @@ def _read(option: Option, value: Any) -> Any:
     several = list(value) if isinstance(value, list | tuple) else [value]
     texts = [_text(one, option.flag) for one in several]
     if option.kind == "flag":
-        return _yes_or_no(texts[0] if len(texts) == 1 else "", option.flag)
+        return parse_yes_or_no(texts[0] if len(texts) == 1 else "", option.flag)
     if not texts:
         raise UserError(f"{option.flag} is an empty list; give a value or leave it out")
     if option.kind == "text":
@@ -242,7 +203,7 @@ class RunOptions(_Options):
     method_file: tuple[Path, ...] = _option(
         "What to run",
         "A file with a method of your own; its name is the method's.",
-        _path,
+        parse_path,
         (),
         kind="list",
         metavar="FILE",
@@ -250,16 +211,21 @@ class RunOptions(_Options):
     probe: ProbeName = _option(
         "What to run",
         "Measure besides: interpolation, accuracy between the weights of consecutive tasks (LoRA methods).",
-        _one_of("probe", *get_args(ProbeName)),
+        one_of("probe", *get_args(ProbeName)),
         "none",
     )
     benchmark: tuple[str, ...] = _option(
-        "Data", "See 'cl-bench ls benchmarks'.", _any_text, ("icons-100",), shown="icons-100", kind="alternatives"
+        "Data",
+        "See 'cl-bench ls benchmarks'.",
+        parse_text,
+        ("icons-100",),
+        shown="icons-100",
+        kind="alternatives",
     )
     scenario: Scenario | None = _option(
         "Data",
         "class-incremental or domain-incremental.",
-        _one_of("scenario", *get_args(Scenario)),
+        one_of("scenario", *get_args(Scenario)),
         shown="the benchmark's",
     )
     tasks: tuple[Tasks, ...] = _option(
@@ -274,55 +240,61 @@ class RunOptions(_Options):
         "Data", "Pin the order of classes (or domains): natural, permutation:K, a file.", _order, shown="by seed"
     )
     root: Path | None = _option(
-        "Data", "Folder with the data sets.", _path, shown="CL_BENCH_DATA, else data/", metavar="FOLDER"
+        "Data", "Folder with the data sets.", parse_path, shown="CL_BENCH_DATA, else data/", metavar="FOLDER"
     )
     split_list: Path | None = _option(
         "Data",
         "Which images train and which test: text or YAML.",
-        _path,
+        parse_path,
         shown="the data set's",
         metavar="FILE",
     )
-    skip_bad: bool = _option("Data", "Leave out images that cannot be decoded.", _yes_or_no, False, kind="flag")
+    skip_bad: bool = _flag("Data", "Leave out images that cannot be decoded.")
     images: ImagesName = _option(
         "Data",
         "Files: decoded once (auto, resized) or whenever they are read (files).",
-        _one_of("way to keep images (--images)", *get_args(ImagesName)),
+        one_of("way to keep images (--images)", *get_args(ImagesName)),
         "auto",
     )
     backbone: tuple[str, ...] = _option(
-        "Backbone", "See 'cl-bench ls backbones'.", _any_text, (), shown="the benchmark's", kind="alternatives"
+        "Backbone", "See 'cl-bench ls backbones'.", parse_text, (), shown="the benchmark's", kind="alternatives"
     )
     checkpoint: Path | None = _option(
-        "Backbone", "File with its weights: safetensors, torch state dict, Google npz.", _path, metavar="FILE"
+        "Backbone",
+        "File with its weights: safetensors, torch state dict, Google npz.",
+        parse_path,
+        metavar="FILE",
     )
-    pretrained: bool = _option("Backbone", "yes, or no: random weights.", _yes_or_no, True, shown="yes")
+    pretrained: bool = _option("Backbone", "yes, or no: random weights.", parse_yes_or_no, True, shown="yes")
     normalise: str = _option(
-        "Backbone", "Input: checkpoint (mean and std of its training) or none (in [0, 1]).", _any_text, "checkpoint"
+        "Backbone",
+        "Input: checkpoint (mean and std of its training) or none (in [0, 1]).",
+        parse_text,
+        "checkpoint",
     )
     size: int | None = _option(
-        "Backbone", "Side of the input in pixels.", _whole_number, shown="the backbone's", metavar="N"
+        "Backbone", "Side of the input in pixels.", parse_whole_number, shown="the backbone's", metavar="N"
     )
     precision: Literal["auto"] | Precision = _option(
         "Backbone",
         "Of the backbone: fp32, bf16, or auto: bf16 where it is fast.",
-        _one_of("precision", "auto", *get_args(Precision)),
+        one_of("precision", "auto", *get_args(Precision)),
         "auto",
     )
     recipe: str = _option(
         "Hyper-parameters",
         "Where they come from: auto, tuned, published, published:imagenet-r, unified.",
-        _any_text,
+        parse_text,
         "auto",
     )
-    recipes: Path | None = _option("Hyper-parameters", "Tuned recipes of your own.", _path, metavar="FILE")
+    recipes: Path | None = _option("Hyper-parameters", "Tuned recipes of your own.", parse_path, metavar="FILE")
     set: tuple[str, ...] = _option(
         "Hyper-parameters", "One of them: lr=0.1 for all methods, sdlora.rank=8 for one.", _setting, (), kind="list"
     )
-    epochs: int | None = _option("Hyper-parameters", "Same as --set epochs=N.", _whole_number, metavar="N")
-    limit_tasks: int | None = _option("Trial", "Only the first tasks.", _whole_number, metavar="N")
-    limit_train: int | None = _option("Trial", "Training images per class.", _whole_number, metavar="N")
-    limit_test: int | None = _option("Trial", "Test images per class.", _whole_number, metavar="N")
+    epochs: int | None = _option("Hyper-parameters", "Same as --set epochs=N.", parse_whole_number, metavar="N")
+    limit_tasks: int | None = _option("Trial", "Only the first tasks.", parse_whole_number, metavar="N")
+    limit_train: int | None = _option("Trial", "Training images per class.", parse_whole_number, metavar="N")
+    limit_test: int | None = _option("Trial", "Test images per class.", parse_whole_number, metavar="N")
 
     def __post_init__(self) -> None:
         grammar.parse_settings(self.settings, [spec.name for spec in self.methods])
@@ -370,64 +342,57 @@ class ExecutionOptions(_Options):
     """Where and how runs execute; none of it changes what a run is."""
 
     results: Path = _option(
-        "Where and how", "Folder of the results store.", _path, Path("results/runs"), metavar="FOLDER"
+        "Where and how", "Folder of the results store.", parse_path, Path("results/runs"), metavar="FOLDER"
     )
-    device: str = _option("Where and how", "auto, cpu, cuda or cuda:N.", _any_text, "auto")
+    device: str = _option("Where and how", "auto, cpu, cuda or cuda:N.", parse_text, "auto")
     compile: bool | None = _option(
-        "Where and how", "Compile the backbone.", _yes_or_no, shown="on a GPU", kind="flag", no="--no-compile"
+        "Where and how",
+        "Compile the backbone.",
+        parse_yes_or_no,
+        shown="on a GPU",
+        kind="flag",
+        no="--no-compile",
     )
-    deterministic: bool = _option(
-        "Where and how", "The same numbers twice on one GPU; slower. A CPU always does.", _yes_or_no, False, kind="flag"
-    )
+    deterministic: bool = _flag("Where and how", "The same numbers twice on one GPU; slower. A CPU always does.")
     jobs: int | None = _option(
         "Where and how",
         "Runs at a time on this host, which share its cores or GPUs.",
-        _whole_number,
+        parse_whole_number,
         shown="1 on a GPU; on a CPU as many as fit",
         metavar="N",
     )
     checkpoint_every: float = _option(
         "Where and how",
         "Minutes between checkpoints inside a task; after each task there is one.",
-        _number(),
+        number_between(),
         10.0,
         metavar="MINUTES",
     )
     executor: str = _option(
-        "Where and how", "Where runs execute: here, or ray: all GPUs, or a cluster.", _any_text, "here"
+        "Where and how", "Where runs execute: here, or ray: all GPUs, or a cluster.", parse_text, "here"
     )
     address: str | None = _option(
-        "Where and how", "With ray: a running cluster, auto or HOST:PORT.", _any_text, shown="this host alone"
+        "Where and how", "With ray: a running cluster, auto or HOST:PORT.", parse_text, shown="this host alone"
     )
     gpus_per_run: float | None = _option(
         "Where and how",
         "With ray: 0.5 puts two runs on a GPU.",
-        _number(0, 1, "0 to 1: a run uses one GPU or a share of it"),
+        number_between(0, 1, "0 to 1: a run uses one GPU or a share of it"),
         shown="1; on a CPU 0",
         metavar="X",
     )
     cpus_per_run: int | None = _option(
-        "Where and how", "With ray: also the threads of a run.", _whole_number, shown="1", metavar="N"
+        "Where and how", "With ray: also the threads of a run.", parse_whole_number, shown="1", metavar="N"
     )
-    collect: bool = _option(
-        "Where and how",
-        "With ray: hosts share no disk; results come back through Ray.",
-        _yes_or_no,
-        False,
-        kind="flag",
-    )
-    force: bool = _option("Where and how", "Run again what is already there.", _yes_or_no, False, kind="flag")
-    fail_fast: bool = _option("Where and how", "Stop at the first run that fails.", _yes_or_no, False, kind="flag")
-    dry_run: bool = _option(
-        "Trial", "Show what would run, what is there, and how long the rest may take.", _yes_or_no, False, kind="flag"
-    )
+    collect: bool = _flag("Where and how", "With ray: hosts share no disk; results come back through Ray.")
+    force: bool = _flag("Where and how", "Run again what is already there.")
+    fail_fast: bool = _flag("Where and how", "Stop at the first run that fails.")
+    dry_run: bool = _flag("Trial", "Show what would run, what is there, and how long the rest may take.")
 
 
 def options_of(cls: type[_Options]) -> dict[str, Option]:
     """The options by field name, in the order of the list, with their flags."""
-    return {one.name: _with_flag(one) for one in fields(cls)}  # type: ignore[arg-type]
-
-
-def _with_flag(one: Field[Any]) -> Option:
-    option: Option = one.metadata["option"]
-    return replace(option, flag=option.flag or f"--{one.name.replace('_', '-')}")
+    return {
+        one.name: replace(one.metadata["option"], flag=f"--{one.name.replace('_', '-')}")
+        for one in fields(cls)  # type: ignore[arg-type]
+    }

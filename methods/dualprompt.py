@@ -28,7 +28,8 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from cl_bench.contract.method import GradientMethod, Phase, Task
+from cl_bench.contract.gradient import GradientMethod
+from cl_bench.contract.method import Phase, Task
 from cl_bench.contract.search import Choice, LogUniform, Range
 from cl_bench.data.samples import TaskImages
 from cl_bench.errors import UserError

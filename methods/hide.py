@@ -28,7 +28,8 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from cl_bench.contract.method import GradientMethod, Phase, Schedule, Task
+from cl_bench.contract.gradient import GradientMethod, Schedule
+from cl_bench.contract.method import Phase, Task
 from cl_bench.contract.search import Choice, LogUniform, Range
 from cl_bench.data.samples import TaskImages
 from cl_bench.experiment import Scenario, Value

@@ -18,7 +18,8 @@ from pydantic import PositiveInt
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from cl_bench.contract.method import GradientMethod, Phase, Task
+from cl_bench.contract.gradient import GradientMethod
+from cl_bench.contract.method import Phase, Task
 from cl_bench.data.samples import TaskImages
 from cl_bench.models.lora import LoRABank, LoRAModel, Target
 

@@ -10,7 +10,8 @@ from pydantic import PositiveFloat, PositiveInt
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from cl_bench.contract.method import GradientMethod, Phase, Task
+from cl_bench.contract.gradient import GradientMethod
+from cl_bench.contract.method import Phase, Task
 from cl_bench.data.samples import TaskImages
 from cl_bench.experiment import Value
 from cl_bench.models.heads import Classifier

@@ -27,7 +27,8 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from cl_bench.contract.method import GradientMethod, Phase, Task
+from cl_bench.contract.gradient import GradientMethod
+from cl_bench.contract.method import Phase, Task
 from cl_bench.contract.search import Choice, LogUniform, Range
 from cl_bench.errors import UserError
 from cl_bench.experiment import Value

@@ -12,7 +12,8 @@ from typing import ClassVar
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from cl_bench.contract.method import GradientMethod, Phase, Task
+from cl_bench.contract.gradient import GradientMethod
+from cl_bench.contract.method import Phase, Task
 from cl_bench.contract.search import Choice, LogUniform, Range
 from cl_bench.models.heads import Classifier
 

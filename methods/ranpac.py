@@ -26,12 +26,14 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from cl_bench.contract.method import GradientMethod, Phase, Schedule, Task, Traces
+from cl_bench.contract.gradient import GradientMethod, Schedule
+from cl_bench.contract.method import Phase, Task, Traces
 from cl_bench.contract.search import Choice, LogUniform, Range
 from cl_bench.data.samples import TaskImages
 from cl_bench.experiment import Value
+from cl_bench.models.base import FeatureModel
 from cl_bench.models.bottleneck import Adapters, ScaleShift
-from cl_bench.models.heads import CosineHead, FeatureModel, cosine
+from cl_bench.models.heads import CosineHead, cosine
 from cl_bench.models.prompts import check_blocks
 
 RIDGES = tuple(10.0**power for power in range(-8, 9))

@@ -22,7 +22,8 @@ from pydantic import PositiveFloat, PositiveInt
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from cl_bench.contract.method import GradientMethod, Phase, Task, Traces
+from cl_bench.contract.gradient import GradientMethod
+from cl_bench.contract.method import Phase, Task, Traces
 from cl_bench.data.samples import TaskImages
 from cl_bench.experiment import Value
 from cl_bench.models.lora import LoRABank, LoRAModel, Norm, Target

@@ -15,7 +15,8 @@ from torch import nn
 
 from cl_bench.contract.method import Method, Task
 from cl_bench.data.samples import TaskImages
-from cl_bench.models.heads import CosinePrototypes, FeatureModel
+from cl_bench.models.base import FeatureModel
+from cl_bench.models.heads import CosinePrototypes
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

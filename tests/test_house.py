@@ -1,4 +1,4 @@
-"""The house itself: how modules of the package and of the tests hang together."""
+"""The house itself: how modules of the package and of the tests hang together, and how long they are."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import ROOT
+
+LINES = 400
 
 LOWEST = frozenset({"streams", "backbones", "data", "models", "contract"})
 MAY_IMPORT: dict[str, frozenset[str]] = {
@@ -95,6 +97,11 @@ def test_every_room_has_a_place() -> None:
     """A new room needs a line in the table above."""
     assert {room(name) for name in house()} == {*MAY_IMPORT, *BESIDE, "methods"}
     assert "cl_bench.models.lora" in imports()["methods.sdlora"]
+
+
+def test_no_module_is_too_long() -> None:
+    lengths = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in house().items()}
+    assert {name: length for name, length in lengths.items() if length > LINES} == {}
 
 
 def test_no_import_goes_in_a_circle() -> None:

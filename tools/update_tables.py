@@ -1,11 +1,12 @@
-"""Put tables and comparisons of `results/` between the markers of README.md, docs/results.md and docs/parity.md.
+"""Put tables and comparisons of `results/`, and the list of options, between the markers of README.md and docs/.
 
     python -m tools.update_tables
 
 A marker names a suite and a number of tasks: `<!-- table: SUITE, N tasks -->` to `<!-- /table -->` holds the suite's
 rows on that stream, `<!-- compare: SUITE, N tasks, against ROW -->` to `<!-- /compare -->` the differences of all rows
 from one of them, paired over seeds, with a margin of one point. Rows of the suite that were not run yet are named under
-its table. `<!-- parity -->` to `<!-- /parity -->` holds what `tools.parity.report` says.
+its table. `<!-- parity -->` to `<!-- /parity -->` holds what `tools.parity.report` says, `<!-- options -->` to
+`<!-- /options -->` what a suite or `cl-bench run` can be asked for.
 """
 
 from __future__ import annotations
@@ -14,18 +15,19 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from cl_bench.grammar import MethodSpec
+from cl_bench.options import ExecutionOptions, RunOptions, options_of
 from cl_bench.reporting import comparison, report, result_table, text_tables
 from cl_bench.reporting.runs import Section
 from cl_bench.running import suites
 from tools.parity import report as parity
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "parity.md")
+FILES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "parity.md", ROOT / "docs" / "sweeps.md")
 REFERENCE = ROOT / "results" / "reference"
 PARITY = ROOT / "results" / "authors", [ROOT / "results" / "parity"]
 MARGIN = 1.0
 _PARITY = re.compile(r"(?P<head><!-- parity -->\n).*?(?P<tail><!-- /parity -->)", re.DOTALL)
+_OPTIONS = re.compile(r"(?P<head><!-- options -->\n).*?(?P<tail><!-- /options -->)", re.DOTALL)
 _BLOCK = re.compile(
     r"(?P<head><!-- (?P<kind>table|compare): (?P<suite>\S+), (?P<tasks>\d+) tasks"
     r"(?:, against (?P<against>\S+))? -->\n).*?(?P<tail><!-- /(?P=kind) -->)",
@@ -54,7 +56,7 @@ def section(sections: list[Section], suite: str, tasks: int) -> tuple[Section, l
     cells = [cell for asked in suites.find(suite).runs for cell in asked.cells() if cell.tasks == (tasks,)]
     if len({(cell.benchmark, cell.backbone) for cell in cells}) != 1:
         raise ValueError(f"suite '{suite}' has no stream in {tasks} tasks, or several")
-    named = [_label(spec) for cell in cells for spec in cell.methods]
+    named = [str(spec) for cell in cells for spec in cell.methods]
     stored = [
         one
         for one in sections
@@ -70,9 +72,21 @@ def section(sections: list[Section], suite: str, tasks: int) -> tuple[Section, l
     return replace(stored[0], rows={label: rows[label] for label in named if label in rows}), missing
 
 
-def _label(spec: MethodSpec) -> str:
-    listed = ",".join(f"{name}={value}" for name, value in spec.options.items())
-    return f"{spec.name}[{listed}]" if listed else spec.name
+def options_table() -> str:
+    """The fields of a suite and the options that say where and how, as pipe tables."""
+    parts = []
+    for cls, title in (
+        (RunOptions, "field of a suite, `--option` of `run`"),
+        (ExecutionOptions, "`--option` of `run`"),
+    ):
+        lines = [f"| {title} | what it is | default |", "| --- | --- | --- |"]
+        for name, option in options_of(cls).items():
+            shown = f"`{name}`" if cls is RunOptions else f"`{option.flag}`"
+            several = " Several values: all of them run." if option.kind == "alternatives" else ""
+            cells = (shown, f"{option.help}{several}", option.default)
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
 
 
 def filled(text: str, sections: list[Section]) -> str:
@@ -91,6 +105,7 @@ def filled(text: str, sections: list[Section]) -> str:
         return match["head"] + text_tables.markdown(table) + match["tail"]
 
     text = _PARITY.sub(lambda match: match["head"] + parity.text(*PARITY) + match["tail"], text)
+    text = _OPTIONS.sub(lambda match: match["head"] + options_table() + match["tail"], text)
     return _BLOCK.sub(block, text)
 
 

@@ -106,23 +106,28 @@ def _values(path: Path, module: str | None, name: str) -> dict[str, object] | No
             return None if inherited is None or own is None else inherited | own
         if isinstance(node, ast.ImportFrom):
             for alias in node.names:
-                source = _source(node, module)
-                if (alias.asname or alias.name) == name and source and (where := _path(source)):
-                    return _values(where, source, alias.name)
+                if (alias.asname or alias.name) == name:
+                    found = (
+                        _values(where, source, alias.name)
+                        for source in _sources(node, module)
+                        if (where := _path(source))
+                    )
+                    return next((values for values in found if values is not None), None)
     return None
 
 
-def _source(node: ast.ImportFrom, module: str | None) -> str | None:
-    """The module that a line imports from, if a method's base class can lie there."""
+def _sources(node: ast.ImportFrom, module: str | None) -> list[str]:
+    """The modules that a line may import from, where a method's base class can lie: several for an old path."""
     if node.level:
         if module is None:
-            return None
-        return ".".join([*module.split(".")[: -node.level], *([node.module] if node.module else [])])
+            return []
+        return [".".join([*module.split(".")[: -node.level], *([node.module] if node.module else [])])]
     source = node.module or ""
+    if module is not None and source.partition(".")[0] == module.partition(".")[0] != "cl_bench":
+        return [source]
     moved = MOVED.get(source.removeprefix("cl_bench.")) if source.startswith("cl_bench.") else None
-    source = f"cl_bench.{moved[0]}" if moved else source
-    near = module is not None and source.partition(".")[0] == module.partition(".")[0] != "cl_bench"
-    return source if near or source.startswith(("cl_bench.contract.", "cl_bench.methods.")) else None
+    sources = [f"cl_bench.{path}" for path in moved] if moved else [source]
+    return [source for source in sources if source.startswith(("cl_bench.contract.", "cl_bench.methods."))]
 
 
 def _literals(node: ast.ClassDef) -> dict[str, object] | None:

@@ -25,7 +25,7 @@ FILE_MODULE = "cl_bench_method_file_"
 
 
 @dataclass(frozen=True)
-class Found:
+class MethodEntry:
     """A method class with the name and revision under which its results are stored."""
 
     name: str
@@ -70,7 +70,7 @@ def _names(points: EntryPoints) -> list[str]:
     return sorted({*shipped(), *(point.name for point in points)})
 
 
-def find(name: str) -> Found:
+def find(name: str) -> MethodEntry:
     """The installed method with this name.
 
     Raises:
@@ -95,13 +95,13 @@ def find(name: str) -> Found:
                     f"method '{name}' (entry point {point.value}) is not a subclass of "
                     "cl_bench.contract.method.Method; repair or uninstall its package"
                 )
-            return Found(name, cls, cls.revision)
+            return MethodEntry(name, cls, cls.revision)
     stem = name.replace("-", "_")
     cls = _only_method(importlib.import_module(f"cl_bench.methods.{stem}"), f"methods/{stem}.py")
-    return Found(name, cls, cls.revision)
+    return MethodEntry(name, cls, cls.revision)
 
 
-def lookup(wanted: Iterable[str], method_files: Iterable[Path] = ()) -> dict[str, Found]:
+def lookup(wanted: Iterable[str], method_files: Iterable[Path] = ()) -> dict[str, MethodEntry]:
     """Methods by name; those of the user's files come first.
 
     Raises:
@@ -111,7 +111,7 @@ def lookup(wanted: Iterable[str], method_files: Iterable[Path] = ()) -> dict[str
     return {name: own.get(name) or find(name) for name in wanted}
 
 
-def load_file(path: Path) -> Found:
+def load_file(path: Path) -> MethodEntry:
     """A method from a user's file; its name is the file's, its revision the hash of the content.
 
     Raises:
@@ -135,7 +135,7 @@ def load_file(path: Path) -> Found:
     except Exception as error:
         raise UserError(f"method file '{path}' does not import: {type(error).__name__}: {error}") from error
     cls = _only_method(module, str(path))
-    return Found(path.stem, cls, revision_of(source))
+    return MethodEntry(path.stem, cls, revision_of(source))
 
 
 def revision_of(source: bytes) -> str:

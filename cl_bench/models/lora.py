@@ -11,8 +11,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from cl_bench.errors import UserError
+from cl_bench.models.base import FeatureModel
 from cl_bench.models.growing import Growing
-from cl_bench.models.heads import FeatureModel, linear_head
+from cl_bench.models.heads import linear_head
 from cl_bench.models.vit import attention_inputs, cls_features
 
 Target = Literal["q", "k", "v", "proj"]

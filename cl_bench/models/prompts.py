@@ -10,7 +10,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from cl_bench.errors import UserError
-from cl_bench.models.heads import FeatureModel, linear_head
+from cl_bench.models.base import FeatureModel
+from cl_bench.models.heads import linear_head
 from cl_bench.models.vit import Prefix, cls_features
 
 

@@ -11,7 +11,7 @@ from cl_bench import backbones, streams
 from cl_bench.backbones import Backbone
 from cl_bench.contract import registry
 from cl_bench.contract.method import Method
-from cl_bench.contract.registry import Found
+from cl_bench.contract.registry import MethodEntry
 from cl_bench.errors import UserError, unknown_name
 from cl_bench.experiment import (
     Experiment,
@@ -51,7 +51,7 @@ class RunSpec:
         recipe: where hyper-parameters come from that the user does not set (see `recipes.choose`).
     """
 
-    method: Found
+    method: MethodEntry
     options: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     benchmark: str = "icons-100"
@@ -203,7 +203,7 @@ def _method(spec: RunSpec, ground: _Ground, tuned: Sequence[Tuned]) -> tuple[Met
 
 
 def specs_of(
-    options: RunOptions, methods: Mapping[str, Found], precision_of: Callable[[str], Precision]
+    options: RunOptions, methods: Mapping[str, MethodEntry], precision_of: Callable[[str], Precision]
 ) -> list[RunSpec]:
     """All runs that these options ask for, in the order of benchmarks, backbones, tasks, methods, seeds.
 
@@ -257,7 +257,7 @@ def plan_options(wanted: Sequence[RunOptions], precision_of: Callable[[str], Pre
 
 
 def resolve(
-    found: Found,
+    found: MethodEntry,
     benchmark: Benchmark,
     options: Mapping[str, Any],
     recipe: str = "auto",
@@ -316,7 +316,7 @@ def _check_length(length: int, limits: Limits) -> None:
         raise UserError(f"--limit-tasks {limits.tasks} is more than the {length} tasks there are; leave it out for all")
 
 
-def settings_for(methods: Mapping[str, Found], texts: Sequence[str]) -> dict[str, dict[str, str]]:
+def settings_for(methods: Mapping[str, MethodEntry], texts: Sequence[str]) -> dict[str, dict[str, str]]:
     """Options per method of `--set` values (see `parse_settings`).
 
     Raises:

@@ -17,7 +17,7 @@ from typing import Any
 import tomli_w
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cl_bench.contract.registry import Found
+from cl_bench.contract.registry import MethodEntry
 from cl_bench.errors import UserError, unknown_name
 from cl_bench.experiment import Scalar, Value
 from cl_bench.files import write_atomically
@@ -129,13 +129,13 @@ def write(path: Path, found: Sequence[Tuned]) -> None:
         raise UserError(f"recipes file '{path}' cannot be written ({error.strerror})") from error
 
 
-def budget(found: Found) -> dict[str, Value]:
+def budget(found: MethodEntry) -> dict[str, Value]:
     """The unified budget, as far as the method has such hyper-parameters."""
     return {name: value for name, value in _shipped().unified.items() if name in found.defaults}
 
 
 def choose(
-    found: Found,
+    found: MethodEntry,
     benchmark: Benchmark,
     options: Mapping[str, Value],
     asked: str = "auto",

@@ -55,7 +55,11 @@ def shipped() -> dict[str, DataSet]:
     for info in pkgutil.iter_modules(package.__path__):
         name = info.name.replace("_", "-")
         where = f"data set file streams/datasets/{info.name}.py"
-        found[name] = _only_data_set(importlib.import_module(f"{package.__name__}.{info.name}"), name, where)
+        try:
+            module = importlib.import_module(f"{package.__name__}.{info.name}")
+        except Exception as error:
+            raise UserError(f"{where} does not import: {type(error).__name__}: {error}; mend or remove it") from error
+        found[name] = _only_data_set(module, name, where)
     return found
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from cl_bench import metrics
 from cl_bench.contract import registry
-from cl_bench.contract.registry import Found
+from cl_bench.contract.registry import MethodEntry
 from cl_bench.contract.search import Choice, LogUniform, Range
 from cl_bench.errors import UserError
 from cl_bench.experiment import Limits, Precision, Value
@@ -44,12 +44,12 @@ class Row:
         fixed: go into the recipe instead.
     """
 
-    found: Found
+    found: MethodEntry
     options: Mapping[str, Value]
     fixed: Mapping[str, Value] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, found: Found, options: Mapping[str, Any], fixed: Mapping[str, Any] | None = None) -> Row:
+    def of(cls, found: MethodEntry, options: Mapping[str, Any], fixed: Mapping[str, Any] | None = None) -> Row:
         """A row from options as the user typed them.
 
         Raises:

@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-import cl_bench as package
 from cl_bench import backbones
 from cl_bench.store import CHECKPOINTS
+from tests.helpers import ROOT
 from tests.helpers.command import RUNS, TRIAL, Cli, Outcome, assert_refused, computed, rows, stored, tree
 from tests.helpers.factories import experiment, record, write
 
@@ -417,7 +417,8 @@ def test_a_store_with_damaged_results_only_is_no_report(cl_bench: Cli) -> None:
 
 def test_corrupt_assets_are_refused(tmp_path: Path) -> None:
     copied = tmp_path / "site" / "cl_bench"
-    shutil.copytree(Path(package.__file__).parent, copied, ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in ("cl_bench", "methods"):
+        shutil.copytree(ROOT / folder, copied.parent / folder, ignore=shutil.ignore_patterns("__pycache__"))
     names = ["icons.npz.xz", backbones.find("vit_tiny_patch8_32.icons").asset]
     for name in names:
         shutil.copy(copied / "assets" / name, tmp_path / name)

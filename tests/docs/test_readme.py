@@ -22,7 +22,7 @@ def sections() -> list[Section]:
 
 @pytest.mark.parametrize(
     ("path", "end"),
-    list(zip(update_tables.FILES, ("table", "table", "parity"), strict=True)),
+    list(zip(update_tables.FILES, ("table", "table", "parity", "options"), strict=True)),
     ids=lambda part: Path(part).name,
 )
 def test_tables_are_recomputed_from_the_stored_counts(path: Path, end: str, sections: list[Section]) -> None:

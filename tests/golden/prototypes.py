@@ -13,7 +13,8 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from cl_bench.contract.method import Loss, Phase, Task, masked_cross_entropy
+from cl_bench.contract.gradient import masked_cross_entropy
+from cl_bench.contract.method import Loss, Phase, Task
 from cl_bench.data.samples import Samples, TaskImages
 from cl_bench.methods.ranpac import RIDGES, RanPAC, validation_errors
 from cl_bench.methods.simplecil import SimpleCIL
@@ -259,7 +260,7 @@ def slca(fixture: Fixture, **options: Any) -> Iterator[Check]:
 
         return recording
 
-    with mock.patch("cl_bench.contract.method.masked_cross_entropy", cross_entropy):
+    with mock.patch("cl_bench.contract.gradient.masked_cross_entropy", cross_entropy):
         for t in range(aligned.heads):
             given = aligned.given(t)
             own = tuple(given.labels.unique().tolist())

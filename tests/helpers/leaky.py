@@ -14,7 +14,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from cl_bench import streams
-from cl_bench.contract.method import Batch, GradientMethod, Phase, Task
+from cl_bench.contract.gradient import GradientMethod
+from cl_bench.contract.method import Batch, Phase, Task
 from cl_bench.data import views
 from cl_bench.data.loading import gather
 from cl_bench.data.samples import TaskImages

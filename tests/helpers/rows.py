@@ -8,8 +8,9 @@ from typing import Any
 from torch import nn
 
 from cl_bench.contract import registry
-from cl_bench.contract.method import GradientMethod, Method
-from cl_bench.contract.registry import Found
+from cl_bench.contract.gradient import GradientMethod
+from cl_bench.contract.method import Method
+from cl_bench.contract.registry import MethodEntry
 from cl_bench.grammar import parse_methods
 from cl_bench.models.lora import LoRAModel
 from cl_bench.randomness import seeded
@@ -58,7 +59,7 @@ QUICK = {"epochs": 2, "batch_size": 16}
 
 
 @cache
-def installed(name: str) -> tuple[Found, frozenset[str]]:
+def installed(name: str) -> tuple[MethodEntry, frozenset[str]]:
     """A method and the names of its hyper-parameters; looking for it reads what is installed."""
     found = registry.find(name)
     return found, frozenset(found.defaults)

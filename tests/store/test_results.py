@@ -18,7 +18,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cl_bench import metrics, store
+from cl_bench import metrics
+from cl_bench.files import open_regular
 from cl_bench.reporting.frames import tidy
 from cl_bench.reporting.runs import collect
 from cl_bench.store import DamagedRecord, RunRecord, Store, index, record
@@ -403,14 +404,14 @@ def records(folder: Path) -> list[RunRecord]:
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the JSON files that are opened from here on."""
     names: list[str] = []
-    real = store.open_regular
+    real = open_regular
 
     def spied(path: Path, limit: int) -> Any:
         if path.suffix == ".json":
             names.append(path.name)
         return real(path, limit)
 
-    monkeypatch.setattr(store, "open_regular", spied)
+    monkeypatch.setattr("cl_bench.store.store.open_regular", spied)
     return names
 
 

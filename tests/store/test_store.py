@@ -569,7 +569,7 @@ def test_a_record_that_is_replaced_while_it_is_read_is_read_again(
             store.write(*factories.variant(left.pop()))
         return open_regular(file, limit)
 
-    monkeypatch.setattr("cl_bench.store.open_regular", replaced_first)
+    monkeypatch.setattr("cl_bench.store.store.open_regular", replaced_first)
     assert store.load(path).train_samples[0] == times and not left
 
 
@@ -584,7 +584,7 @@ def test_a_writer_never_removes_the_predictions_of_another_one(tmp_path: Path, m
         if target == path and queue:
             store.write(*queue.pop())
 
-    monkeypatch.setattr("cl_bench.store.write_atomically", write_and_be_overtaken)
+    monkeypatch.setattr("cl_bench.store.store.write_atomically", write_and_be_overtaken)
     store.write(*factories.variant(1))
     found = store.load(path)
     assert not queue and version(store, found) == 0 and found.train_seconds[0] == 2.0
@@ -600,7 +600,7 @@ def test_a_write_that_fails_leaves_the_record_as_it_was(tmp_path: Path, monkeypa
             raise OSError(28, "No space left on device")
         write_atomically(target, content, replace=replace)
 
-    monkeypatch.setattr("cl_bench.store.write_atomically", full)
+    monkeypatch.setattr("cl_bench.store.store.write_atomically", full)
     with pytest.raises(OSError, match="No space"):
         store.write(*factories.variant(1))
     assert store.load(path) == before and version(store, before) == 0
@@ -617,7 +617,7 @@ def test_predictions_that_are_wanted_again_are_put_back(tmp_path: Path, monkeypa
         if target == path and queue:
             store.write(first, queue.pop())
 
-    monkeypatch.setattr("cl_bench.store.write_atomically", overtaken)
+    monkeypatch.setattr("cl_bench.store.store.write_atomically", overtaken)
     store.write(*factories.variant(1))
     assert not queue and store.load(path) == first and version(store, first) == 0
     assert not [file for file in tmp_path.iterdir() if file.name.startswith(".")]
@@ -637,7 +637,7 @@ def test_predictions_that_another_writer_removes_are_written_again(
             store.write(*queue.pop())
             assert not target.exists()
 
-    monkeypatch.setattr("cl_bench.store.write_atomically", overtaken)
+    monkeypatch.setattr("cl_bench.store.store.write_atomically", overtaken)
     store.write(first, factories.variant(0)[1])
     assert not queue and store.load(path) == first and version(store, first) == 0
 

@@ -235,7 +235,7 @@ def test_which_recipe_wins() -> None:
     for entries, lr in (([on_another, its_own], 0.5), ([on_another, exact], 0.4)):
         assert recipes.choose(found, icons, {}, "auto", entries, names).values["lr"] == lr
     assert recipes.choose(found, icons, {}, "unified", [general]).name == "unified"
-    unknown = registry.Found("mine", found.cls, 1)
+    unknown = registry.MethodEntry("mine", found.cls, 1)
     assert recipes.choose(unknown, icons, {}).name == "unified"
     with pytest.raises(UserError, match="no tuned recipe for 'mine' on icons-100; 'cl-bench tune --methods mine"):
         recipes.choose(unknown, icons, {}, "tuned")

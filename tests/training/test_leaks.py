@@ -11,7 +11,8 @@ from avalanche.benchmarks import benchmark_from_datasets
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from cl_bench.contract.method import GradientMethod, Phase, Task, masked_cross_entropy
+from cl_bench.contract.gradient import GradientMethod, masked_cross_entropy
+from cl_bench.contract.method import Phase, Task
 from cl_bench.models.heads import Classifier
 from cl_bench.training.strategy import ContinualStrategy
 from tests.helpers.rows import NAMES, QUICK, ROWS, small

@@ -53,7 +53,7 @@ class Slice:
         """What a planned run is on."""
         experiment = run.experiment
         return cls(
-            source=streams.find(experiment.benchmark).source(experiment.storage),
+            source=streams.find(experiment.benchmark, run.data).source(experiment.storage),
             backbone=partial(backbones.create, run.backbone),
             tasks=experiment.num_tasks,
             order=experiment.class_order,

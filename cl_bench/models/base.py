@@ -1,0 +1,62 @@
+"""The model that every method with a head builds on: features of an image, and a head on them."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from cl_bench.models.growing import Growing
+from cl_bench.models.statistics import ClassStatistics, Covariance
+from cl_bench.models.vit import cls_features
+
+
+class FeatureModel(Growing):
+    """A backbone, features of each image made with it, and a head on them: [B, C, H, W] -> logits [B, num_classes].
+
+    With classifier alignment it also keeps statistics of each class's features. If the trained head is to go on from
+    where it was, there is a second one, `aligned`: it predicts, `head` is trained.
+    """
+
+    statistics: ClassStatistics | None
+    aligned: nn.Linear | None
+
+    def __init__(self, backbone: VisionTransformer, head: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.statistics = None
+        self.aligned = None
+
+    def keep_statistics(self, covariance: Covariance, aligned: bool) -> None:
+        """Make room for class statistics and, if `aligned`, for the second head."""
+        assert isinstance(self.head, nn.Linear)
+        self.statistics = ClassStatistics(self.head.in_features, covariance)
+        self.aligned = copy.deepcopy(self.head) if aligned else None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies."""
+        return next(self.head.parameters()).device
+
+    def features(self, images: Tensor) -> Tensor:
+        """What the head sees, [B, d]: here the CLS features of the backbone."""
+        return cls_features(self.backbone, images)
+
+    def own_features(self, images: Tensor) -> Tensor:
+        """The same for images that are known to be the current task's: what class statistics are made of."""
+        return self.features(images)
+
+    @property
+    def predicting_head(self) -> nn.Module:
+        """The aligned head, if there is one."""
+        return self.head if self.aligned is None else self.aligned
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Logits of features: by the trained head while it is trained, else by the predicting one."""
+        return (self.head if self.training else self.predicting_head)(features)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classify(self.features(images))
