@@ -1,4 +1,4 @@
-"""What a data set is: where it comes from, how large it is, how it lies on disk. Readers are in `readers.py`."""
+"""What a data set is: where it comes from, how large it is, how it lies on disk. Readers are in `readers/`."""
 
 from __future__ import annotations
 

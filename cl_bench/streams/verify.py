@@ -77,7 +77,7 @@ def verify(
     """Look at everything.
 
     Args:
-        root, split_list: as for `datasets.load`.
+        root, split_list: as for `catalogue.load`.
         skip_bad: images that cannot be read are no fault, as a run with `--skip-bad` leaves them out.
         quick: do not decode; images that are missing or empty are found nevertheless.
         progress: told how far the decoding is.
