@@ -18,9 +18,11 @@ from cl_bench.errors import UserError
 from cl_bench.experiment import Limits, Transforms
 from cl_bench.running import plan, recipes
 from cl_bench.streams.scenarios import build, held_out
+from tests.helpers import trees
 from tests.helpers.command import TRIAL, Outcome
 
 CLI = Callable[..., Outcome]
+SMALL_BACKBONE = "vit_tiny_patch8_32.icons"
 QUICK = "linear[epochs=1,batch_size=128]"
 TUNE = ["tune", "--methods", QUICK, "--budget", "2", "--seeds", "100", "--validation", "0.05", "--out", "found.toml"]
 
@@ -31,6 +33,17 @@ def records(folder: Path) -> list[dict[str, Any]]:
 
 def entries(path: Path) -> list[dict[str, Any]]:
     return list(tomllib.loads(path.read_text())["tuned"])
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that is a benchmark of ten classes of four images each."""
+    folder = tmp_path_factory.mktemp("small")
+    for part, count in (("train", 4), ("test", 1)):
+        for number in range(10):
+            for i in range(count):
+                trees.save(folder / part / f"class{number}" / f"{i}.jpg", f"{part} {number} {i}")
+    return folder
 
 
 # --- the search ------------------------------------------------------------------------------------------------
@@ -68,7 +81,7 @@ def test_a_search_is_stored_repeated_for_free_and_the_same_with_more_processes(c
 
 
 def test_trials_never_see_the_test_images(cl_bench: CLI, tmp_path: Path) -> None:
-    backbone = "vit_tiny_patch8_32.icons"
+    backbone = SMALL_BACKBONE
     assert cl_bench(*TUNE, "--budget", "1", "--validation", "0.1", "--backbone", backbone).code == 0
     (entry,) = entries(tmp_path / "found.toml")
     assert entry["backbone"] == backbone
@@ -117,15 +130,17 @@ def test_a_failing_setting_does_not_end_the_search(cl_bench: CLI, tmp_path: Path
     assert entries(tmp_path / "found.toml") == [entry]
 
 
-def test_what_is_set_goes_into_the_recipe_and_is_no_condition_of_it(cl_bench: CLI, tmp_path: Path) -> None:
+def test_what_is_set_goes_into_the_recipe_and_is_no_condition_of_it(
+    cl_bench: CLI, tmp_path: Path, small: Path
+) -> None:
     """The batch size of the row itself wins; nothing that is set is searched."""
-    rows = "linear[batch_size=256],finetune"
-    settings = ["--set", "epochs=1", "--set", "batch_size=128", "--set", "linear.schedule=cosine"]
-    cuts = ["--methods", rows, *settings, "--precision", "fp32"]
-    assert cl_bench("tune", *cuts, *TUNE[3:], "--budget", "1").code == 0
+    rows = "linear[batch_size=16],finetune"
+    settings = ["--set", "epochs=1", "--set", "batch_size=8", "--set", "linear.schedule=cosine"]
+    cuts = ["--methods", rows, *settings, "--precision", "fp32", "--stream", f"folder:{small}"]
+    assert cl_bench("tune", *cuts, "--backbone", SMALL_BACKBONE, *TUNE[3:], "--budget", "1").code == 0
     finetune, linear = entries(tmp_path / "found.toml")
-    assert "when" not in finetune and finetune["values"]["batch_size"] == 128 and finetune["values"]["epochs"] == 1
-    assert linear["when"] == {"batch_size": 256} and linear["values"].keys() == {"epochs", "lr", "schedule"}
+    assert "when" not in finetune and finetune["values"]["batch_size"] == 8 and finetune["values"]["epochs"] == 1
+    assert linear["when"] == {"batch_size": 16} and linear["values"].keys() == {"epochs", "lr", "schedule"}
     assert linear["values"]["epochs"] == 1 and linear["values"]["schedule"] == "cosine"
     assert {run["experiment"]["precision"] for run in records(tmp_path / "results" / "tuning")} == {"fp32"}
 
