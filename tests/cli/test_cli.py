@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from scipy import stats
 
 from cl_bench import backbones
 from cl_bench.store import CHECKPOINTS
-from tests.helpers import ROOT
+from tests.helpers import ROOT, gate, processes
 from tests.helpers.command import RUNS, TRIAL, Cli, Outcome, assert_refused, computed, rows, stored, tree
 from tests.helpers.factories import experiment, record, write
 
@@ -450,33 +451,27 @@ for name in {names!r}:
 
 
 def test_interrupt_keeps_finished_runs(cl_bench: Cli, tmp_path: Path) -> None:
-    command = ["run", "--methods", "sdlora", "--seeds", "0-2", "--set", "epochs=2", *TRIAL]
-    with subprocess.Popen(
-        [sys.executable, "-m", "cl_bench", *command],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A background job starts with SIGINT ignored, and Python leaves that as it is.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    ) as started:
-        assert started.stderr is not None
-        try:
-            lines = []
-            for line in started.stderr:
-                lines.append(line)
-                if line.startswith("[2/3]"):
-                    break
-            started.send_signal(signal.SIGINT)
-            out, rest = started.communicate()
-        finally:
-            started.kill()
-    assert started.returncode == 130, rest
-    assert out == "" and all(line.startswith("[") for line in lines)
-    *progress, last = rest.splitlines()
+    command = ["run", *gate.GATED, "gated", "--seeds", "0-2", "--set", "epochs=1", "--set", "batch_size=8", *TRIAL]
+    log = tmp_path / "log"
+    gate.lay(tmp_path, 0, 1)
+    started = processes.start(tmp_path, *command)
+    # Through both gates of the first run and the first one of the second; each is closed again behind it.
+    for task, following in ((0, 1), (1, 0), (0, 1)):
+        gate.wait(partial(gate.reached, tmp_path, task), started.is_alive, log)
+        gate.close(tmp_path, following)
+        (tmp_path / f"closed-{task}").unlink()
+    gate.wait(partial(gate.reached, tmp_path, 1), started.is_alive, log)
+    assert started.pid is not None
+    os.kill(started.pid, signal.SIGINT)
+    started.join()
+    gate.open_gates(tmp_path)
+    assert started.exitcode == 130, log.read_text()
+    # Nothing but progress, and no table.
+    *progress, last = log.read_text().splitlines()
     assert last.startswith("interrupted;") and all(line.startswith("[") for line in progress)
+    assert any(line.startswith("[2/3]") for line in progress)
     finished = stored()
-    assert 1 <= len(finished) < 3
+    assert len(finished) == 1
     # Besides these, only the checkpoint of the run that was interrupted.
     assert {path.suffix for path in RUNS.iterdir() if path.name != CHECKPOINTS} == {".json", ".npz"}
     assert not [path for path in RUNS.iterdir() if path.name.startswith(".") and path.name != CHECKPOINTS]

@@ -39,7 +39,13 @@ def lay(folder: Path, *closed: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "gated.py").write_text(METHOD)
     for task in closed:
-        (folder / f"closed-{task}").touch()
+        close(folder, task)
+
+
+def close(folder: Path, task: int) -> None:
+    """Close a gate, at which no run stands."""
+    (folder / f"closed-{task}").touch()
+    (folder / f"reached-{task}").unlink(missing_ok=True)
 
 
 def reached(folder: Path, task: int) -> bool:

@@ -130,9 +130,7 @@ def test_a_failing_setting_does_not_end_the_search(cl_bench: CLI, tmp_path: Path
     assert entries(tmp_path / "found.toml") == [entry]
 
 
-def test_what_is_set_goes_into_the_recipe_and_is_no_condition_of_it(
-    cl_bench: CLI, tmp_path: Path, small: Path
-) -> None:
+def test_what_is_set_goes_into_the_recipe_and_is_no_condition_of_it(cl_bench: CLI, tmp_path: Path, small: Path) -> None:
     """The batch size of the row itself wins; nothing that is set is searched."""
     rows = "linear[batch_size=16],finetune"
     settings = ["--set", "epochs=1", "--set", "batch_size=8", "--set", "linear.schedule=cosine"]
