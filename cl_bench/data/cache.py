@@ -24,7 +24,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from cl_bench.data.decoding import BadImage
-from cl_bench.data.images import RaggedImages, lying, window
+from cl_bench.data.images import RaggedImages, flat_pixels, window_bytes
 from cl_bench.errors import UserError
 from cl_bench.files import sync_folder
 
@@ -36,8 +36,8 @@ _CHUNK = 1 << 26
 _MAGIC = b"clbench\n"
 _END = struct.Struct(f"<QI{len(_MAGIC)}s")
 
-Told = Callable[[int, int], None]
-"""Told how many images of how many are decoded."""
+OnProgress = Callable[[int, int], None]
+"""Called with (images decoded, images in all) after each."""
 
 
 class _Damaged(Exception):
@@ -50,7 +50,7 @@ def folder() -> Path:
     return Path(given) if given else Path.home() / ".cache" / "cl-bench"
 
 
-def place(dataset: str, part: str, stored: str, names: Sequence[str], paths: Sequence[Path]) -> Path:
+def cache_path(dataset: str, part: str, stored: str, names: Sequence[str], paths: Sequence[Path]) -> Path:
     """The file for the images of a part of a data set: another one for other names, or files that have changed.
 
     Args:
@@ -73,7 +73,9 @@ def place(dataset: str, part: str, stored: str, names: Sequence[str], paths: Seq
     return folder() / f"{readable}-{part}-{stored.replace(':', '')}-{digest.hexdigest()[:16]}.images"
 
 
-def images(file: Path, count: int, decode: Callable[[], Iterator[NDArray[np.uint8]]], told: Told) -> RaggedImages:
+def images(
+    file: Path, count: int, decode: Callable[[], Iterator[NDArray[np.uint8]]], on_progress: OnProgress
+) -> RaggedImages:
     """Images in a file of the cache, which is made if it is not there or damaged.
 
     Processes that ask at the same time wait for the first, and read what it has made.
@@ -95,7 +97,7 @@ def images(file: Path, count: int, decode: Callable[[], Iterator[NDArray[np.uint
             for left in file.parent.glob(f".{file.name}-*"):
                 # Of a process that was killed: no other one is in here.
                 left.unlink(missing_ok=True)
-            _write(file, count, decode(), told)
+            _write(file, count, decode(), on_progress)
             return _read(file, count)
     except OSError as error:
         raise UserError(
@@ -114,7 +116,7 @@ def is_there(file: Path) -> bool:
     return file.is_file()
 
 
-def _write(file: Path, count: int, decoded: Iterator[NDArray[np.uint8]], told: Told) -> None:
+def _write(file: Path, count: int, decoded: Iterator[NDArray[np.uint8]], on_progress: OnProgress) -> None:
     """Write a temporary file beside, flush it to the disk, rename it into place."""
     handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}-")
     try:
@@ -123,10 +125,10 @@ def _write(file: Path, count: int, decoded: Iterator[NDArray[np.uint8]], told: T
             sizes = np.empty((count, 2), dtype="<i4")
             for i, image in enumerate(decoded):
                 sizes[i] = image.shape[:2]
-                pixels.write(lying(image).data)
-                told(i + 1, count)
+                pixels.write(flat_pixels(image).data)
+                on_progress(i + 1, count)
             # See `RaggedImages.flat`.
-            pixels.write(bytes(window(sizes.astype(np.int64))))
+            pixels.write(bytes(window_bytes(sizes.astype(np.int64))))
             facts = json.dumps({"count": count, "chunks": pixels.sums()}).encode()
             described = sizes.tobytes() + facts
             stream.write(described)

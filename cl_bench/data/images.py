@@ -45,13 +45,13 @@ class ImageFiles:
             return list(pool.map(lambda i: decode(self.paths[i]), ids.tolist()))
 
 
-def lying(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def flat_pixels(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The pixels of an image [H, W, 3] as `RaggedImages` has them: flat, on its longer side, channels first."""
     height, width, _ = image.shape
     return image.transpose(2, 1, 0).ravel() if height > width else image.transpose(2, 0, 1).ravel()
 
 
-def window(sizes: NDArray[np.int64]) -> int:
+def window_bytes(sizes: NDArray[np.int64]) -> int:
     """Bytes of the largest of RGB images of these sizes [N, 2], and a line more."""
     return int(3 * sizes.prod(axis=1).max() + sizes.max())
 
@@ -74,7 +74,7 @@ class RaggedImages:
     def of(cls, images: Sequence[NDArray[np.uint8]]) -> RaggedImages:
         """Images [H, W, 3] put together in memory."""
         sizes = np.array([image.shape[:2] for image in images], dtype=np.int64)
-        return cls(np.concatenate([*map(lying, images), np.zeros(window(sizes), dtype=np.uint8)]), sizes)
+        return cls(np.concatenate([*map(flat_pixels, images), np.zeros(window_bytes(sizes), dtype=np.uint8)]), sizes)
 
     @property
     def shape(self) -> tuple[int]:
@@ -91,7 +91,7 @@ class RaggedImages:
     @cached_property
     def window(self) -> int:
         """Bytes of the largest image, and a line more."""
-        return window(self.sizes)
+        return window_bytes(self.sizes)
 
     @cached_property
     def sides(self) -> tuple[int, int]:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cl_bench.data import cache as decoded
-from cl_bench.data.cache import Told
+from cl_bench.data.cache import OnProgress
 from cl_bench.data.decoding import BadImage, shrunk, size_of
 from cl_bench.data.images import ImageFiles, ImageStore
 from cl_bench.errors import UserError, unknown_name
@@ -73,13 +73,13 @@ class Benchmark:
     scenario: Scenario = "class-incremental"
     data: DataConfig = field(default_factory=DataConfig.of)
 
-    def source(self, storage: Storage = "files", told: Told = lambda done, total: None) -> Source:
+    def source(self, storage: Storage = "files", on_progress: OnProgress = lambda done, total: None) -> Source:
         """The data, read and checked once per process.
 
         Args:
             storage: how the images of files are kept (see `Experiment`); the icons, and data sets that come as arrays,
                 are in memory as they are.
-            told: how far the decoding is, for images that are kept and have not been decoded before.
+            on_progress: called while images are decoded that are kept and have not been decoded before.
 
         Raises:
             UserError: the data are not there or damaged; the cache cannot be written; in `memory`, images of files that
@@ -88,7 +88,7 @@ class Benchmark:
         source = _source(self.name, self.data)
         if storage == "files" or not isinstance(source.train.images, ImageFiles):
             return source
-        return _kept(self.name, storage, self.data, told)
+        return _kept(self.name, storage, self.data, on_progress)
 
     def storage(self, images: ImagesName, short: int) -> Storage:
         """How the images are kept for a run, as `Experiment` has it.
@@ -154,7 +154,7 @@ _BENCHMARKS = {
 
 
 @dataclass(frozen=True)
-class _Part:
+class _ClassSubset:
     """Some classes of a data set, as a benchmark of their own.
 
     Attributes:
@@ -195,8 +195,8 @@ class _Part:
         return replace(whole, train=train, test=test, classes=tuple(name for name in whole.classes if name in kept))
 
 
-_PARTS = {
-    "tiny-imagenet-44": _Part(
+_SUBSETS = {
+    "tiny-imagenet-44": _ClassSubset(
         "tiny-imagenet",
         "44 classes of Tiny ImageNet that CIFAR-100 has, too: the stream for choosing its hyper-parameters",
         44,
@@ -212,7 +212,7 @@ _PHOTOGRAPHS = "vit_base_patch16_224.augreg2_in21k_ft_in1k"
 
 def names() -> list[str]:
     """Names of all benchmarks; besides these there is `folder:PATH`."""
-    return sorted(_BENCHMARKS) + sorted([*catalogue.names(), *_PARTS])
+    return sorted(_BENCHMARKS) + sorted([*catalogue.names(), *_SUBSETS])
 
 
 def has_domains(name: str) -> bool:
@@ -228,7 +228,7 @@ def find(name: str, data: DataConfig | None = None) -> Benchmark:
     """The benchmark with this name: an embedded one, a data set, or `folder:PATH`.
 
     Args:
-        data: where data sets are and how they are read; None: as `DataConfig.of` finds without being told.
+        data: where data sets are and how they are read; None: as `DataConfig.of` finds them by itself.
 
     Raises:
         UserError: there is none; the closest name is suggested. A folder is not there or has another layout.
@@ -275,7 +275,7 @@ def _listing(name: str, data: DataConfig) -> Listing:
 
 
 def _dataset(name: str) -> DataSet:
-    return _PARTS[name].dataset() if name in _PARTS else catalogue.find(name)
+    return _SUBSETS[name].dataset() if name in _SUBSETS else catalogue.find(name)
 
 
 def _load(name: str, data: DataConfig) -> Source:
@@ -297,20 +297,25 @@ def _load(name: str, data: DataConfig) -> Source:
 _stored: dict[tuple[str, Storage, DataConfig, Path], Source] = {}
 
 
-def _kept(name: str, storage: Storage, data: DataConfig, told: Told) -> Source:
+def _kept(name: str, storage: Storage, data: DataConfig, on_progress: OnProgress) -> Source:
     """A data set of files with its images decoded, from the cache."""
     key = (name, storage, data, decoded.folder())
     if key not in _stored:
         source, listing = _source(name, data), _listing(name, data)
         first, total = len(source.train), len(source.train) + len(source.test)
-        train = _kept_part(name, "train", storage, source.train, listing.train, lambda n: told(n, total))
-        test = _kept_part(name, "test", storage, source.test, listing.test, lambda n: told(first + n, total))
+        train = _kept_part(name, "train", storage, source.train, listing.train, lambda n: on_progress(n, total))
+        test = _kept_part(name, "test", storage, source.test, listing.test, lambda n: on_progress(first + n, total))
         _stored[key] = replace(source, train=train, test=test)
     return _stored[key]
 
 
 def _kept_part(
-    name: str, part: str, storage: Storage, store: ImageStore, entries: Sequence[Entry], told: Callable[[int], None]
+    name: str,
+    part: str,
+    storage: Storage,
+    store: ImageStore,
+    entries: Sequence[Entry],
+    on_decoded: Callable[[int], None],
 ) -> ImageStore:
     kind, _, short = storage.partition(":")
 
@@ -324,7 +329,7 @@ def _kept_part(
             yield found
 
     file = _cached(name, part, storage, store)
-    images = decoded.images(file, len(store), decode, lambda done, total: told(done))
+    images = decoded.images(file, len(store), decode, lambda done, total: on_decoded(done))
     if kind != "memory":
         return replace(store, images=images)
     if (images.sizes != images.sizes[0]).any():
@@ -334,7 +339,7 @@ def _kept_part(
 
 def _cached(name: str, part: str, storage: Storage, store: ImageStore) -> Path:
     assert isinstance(store.images, ImageFiles)
-    return decoded.place(name, part, storage, store.names, store.images.paths)
+    return decoded.cache_path(name, part, storage, store.names, store.images.paths)
 
 
 @cache

@@ -69,13 +69,13 @@ def ceiling(rows: Sequence[Row], where: Slice) -> Ceiling:
 
 
 def audit(
-    rows: Sequence[Row], where: Slice, best: Ceiling | None, told: Callable[[Report], None] = lambda report: None
+    rows: Sequence[Row], where: Slice, best: Ceiling | None, on_report: Callable[[Report], None] = lambda report: None
 ) -> list[Report]:
     """Audit every row.
 
     Args:
         best: from `ceiling`, computed once and shared; None: that check is skipped.
-        told: gets each report as soon as it is there.
+        on_report: gets each report as soon as it is there.
     """
     reports = []
     for row in rows:
@@ -84,7 +84,7 @@ def audit(
         except Exception as error:
             report = Report(row, (), f"{type(error).__name__}: {error}")
         reports.append(report)
-        told(report)
+        on_report(report)
     return reports
 
 

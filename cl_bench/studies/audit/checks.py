@@ -228,7 +228,7 @@ def again(first: Trial, where: Slice) -> tuple[Finding, Finding]:
     needs, error = first.method.needs_num_tasks, ""
     second = None
     try:
-        second = trial(first.method, where, told=needs, state=1)
+        second = trial(first.method, where, knows_num_tasks=needs, state=1)
     except Exception as raised:
         if needs:
             raise
@@ -246,15 +246,15 @@ def repeatability(one: Trial, other: Trial) -> Finding:
     return Finding.judge("repeatability", same(one, other), differing(one, other), "the same seed gives another result")
 
 
-def number_of_tasks(told: Trial, untold: Trial | None, error: str = "") -> Finding:
+def number_of_tasks(knowing: Trial, unknowing: Trial | None, error: str = "") -> Finding:
     """A method that does not declare `needs_num_tasks` gives the same bits without it, on a stream that has another
     task which is not learned (if the benchmark has one)."""
-    if told.method.needs_num_tasks:
+    if knowing.method.needs_num_tasks:
         return Finding("number of tasks", "declared", "needs to be told")
-    if untold is None:
+    if unknowing is None:
         return Finding("number of tasks", "fail", "does not run without it", error)
-    figure = differing(told, untold)
-    return Finding.judge("number of tasks", same(told, untold), figure, "it is used and not declared")
+    figure = differing(knowing, unknowing)
+    return Finding.judge("number of tasks", same(knowing, unknowing), figure, "it is used and not declared")
 
 
 def under_ceiling(trial: Trial, best: Ceiling | None) -> Finding:

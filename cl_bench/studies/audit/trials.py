@@ -209,18 +209,18 @@ class Trial:
         return [model, self.strategy.predictor()] if hasattr(model, "merged") else [model]
 
 
-def trial(method: Method, where: Slice, *, told: bool = True, state: int = 0) -> Trial:
+def trial(method: Method, where: Slice, *, knows_num_tasks: bool = True, state: int = 0) -> Trial:
     """Train a method on the slice and evaluate it after each task.
 
     Args:
-        told: whether the strategy knows the number of tasks; if not, the stream also has one more than is learned.
+        knows_num_tasks: whether the strategy does; if not, the stream also has one task more than is learned.
         state: of the global generators, which nothing may depend on.
     """
     # A new instance: what a plugin keeps on itself must not reach another run.
     method = replace(method)
     reads = Reads()
     at_once = method.trains_on == "stream"
-    stream = where.stream(reads, where.length if told or at_once else min(where.length + 1, where.tasks))
+    stream = where.stream(reads, where.length if knows_num_tasks or at_once else min(where.length + 1, where.tasks))
     test = stream.test[: where.length]
     recorder = Recorder()
     stages: list[Stage] = []
@@ -232,7 +232,7 @@ def trial(method: Method, where: Slice, *, told: bool = True, state: int = 0) ->
             plugins=[method, recorder],
             backbone=where.backbone(),
             num_classes=len(stream.classes),
-            num_tasks=where.length if told else None,
+            num_tasks=where.length if knows_num_tasks else None,
             seed=where.seed,
         )
         hidden = hidden_numbers(strategy)
