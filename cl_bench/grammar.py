@@ -114,7 +114,7 @@ def format_seeds(seeds: Sequence[int]) -> str:
     return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
-def parse_tasks(text: str) -> Tasks:
+def parse_tasks(text: str, what: str = "--tasks") -> Tasks:
     """Parse `10` (tasks of the same size) or the classes of each task: `40,30,30`, `50,5x10` (50, then 5 times 10).
 
     Raises:
@@ -124,13 +124,13 @@ def parse_tasks(text: str) -> Tasks:
     pairs = [(int(part[1] or 1), int(part[2])) for part in parts if part is not None]
     if len(pairs) < len(parts) or not all(count and size for count, size in pairs):
         raise UserError(
-            f"--tasks '{text}' cannot be read; expected a number of tasks, e.g. 10, or the number of classes of each, "
+            f"{what} '{text}' cannot be read; expected a number of tasks, e.g. 10, or the number of classes of each, "
             "e.g. 40,30,30 or 50,5x10 (50, then 5 tasks of 10)"
         )
     if "," not in text and "x" not in text:
         return pairs[0][1]
     if sum(count for count, _ in pairs) > 10_000:
-        raise UserError(f"--tasks '{text}' asks for more than 10,000 tasks; name fewer")
+        raise UserError(f"{what} '{text}' asks for more than 10,000 tasks; name fewer")
     return _shortest([size for count, size in pairs for _ in range(count)])
 
 

@@ -84,10 +84,6 @@ def _methods(text: str, flag: str) -> tuple[MethodSpec, ...]:
     return tuple(grammar.parse_methods(text, flag))
 
 
-def _tasks(text: str, flag: str) -> Tasks:
-    return grammar.parse_tasks(text)
-
-
 def _seeds(text: str, flag: str) -> tuple[int, ...]:
     return tuple(grammar.parse_seeds(text, flag))
 
@@ -145,10 +141,14 @@ class _Options:
         """The options that differ from their defaults, as they are typed on the command line."""
         parts: list[str] = []
         for name, value in self.given().items():
-            if name not in without:
-                option = options_of(type(self))[name]
-                for text in _texts_of(name, value, option):
-                    parts += [option.flag] if option.kind == "flag" else [option.flag, text]
+            if name in without:
+                continue
+            option = options_of(type(self))[name]
+            if option.kind == "flag":
+                parts.append(option.flag if value else option.no)
+                continue
+            for text in _texts_of(name, value, option):
+                parts += [option.flag, text]
         return tuple(parts)
 
     def command(self) -> str:
@@ -231,7 +231,7 @@ class RunOptions(_Options):
     tasks: tuple[Tasks, ...] = _option(
         "Data",
         "How many, or the classes of each: 10 or 40,30,30 or 50,5x10.",
-        _tasks,
+        grammar.parse_tasks,
         (),
         shown="by benchmark",
         kind="alternatives",

@@ -98,3 +98,11 @@ def test_a_suites_options_give_way_to_the_command_lines() -> None:
     elsewhere = suite.changed({"benchmark": "icons-100"})
     assert (elsewhere.backbone, elsewhere.set, elsewhere.seeds) == ((), ("lr=1",), (3,))
     assert suite.changed({"epochs": 2}).settings == ("epochs=2",), "all hyper-parameters that were set are replaced"
+
+
+@pytest.mark.parametrize(
+    ("given", "flags"),
+    [({"compile": False}, ("--no-compile",)), ({"compile": True, "jobs": 2}, ("--compile", "--jobs", "2"))],
+)
+def test_a_flag_that_is_set_off_is_written_as_such(given: dict[str, Any], flags: tuple[str, ...]) -> None:
+    assert ExecutionOptions.of(given).flags() == flags
