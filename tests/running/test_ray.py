@@ -34,7 +34,16 @@ pytest.importorskip("ray", reason="Ray is not installed: pip install 'cl-bench[r
 from cl_bench.running import ray_worker  # noqa: E402
 
 RUN = ["run", "--benchmark", "icons-tune", "--device", "cpu"]
-SWEEP = [*RUN, *TRIAL, "--checkpoint-every", "0", *gate.GATED, "gated[epochs=8],simplecil", "--seeds", "0-2"]
+SWEEP = [
+    *RUN,
+    *TRIAL,
+    "--checkpoint-every",
+    "0",
+    *gate.GATED,
+    "gated[epochs=1,batch_size=8],simplecil",
+    "--seeds",
+    "0-2",
+]
 COUNTS = ("key", "stages", "correct", "correct_task_aware", "total", "trainable", "stored", "train_samples", "traces")
 METHOD = """
 from __future__ import annotations
@@ -256,7 +265,7 @@ def test_workers_read_data_below_the_root_and_keep_images_in_the_cache_of_the_dr
 def test_interrupted_on_this_host_alone_nothing_goes_on(processes: Processes, short: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     gate.lay(tmp_path, 1)
-    command = [*RUN, *TRIAL, *gate.GATED, "gated", "--seeds", "0-3", "--executor", "ray"]
+    command = [*RUN, *TRIAL, *gate.GATED, "gated[epochs=1,batch_size=8]", "--seeds", "0-3", "--executor", "ray"]
     before = set(short.glob("cl-bench-*"))
     driver = processes.start(tmp_path, log, sys.executable, "-m", "cl_bench", *command, "--checkpoint-every", "0")
     checkpoints = tmp_path / "results" / "runs" / ".checkpoints"

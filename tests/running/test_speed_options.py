@@ -86,13 +86,14 @@ def test_runs_side_by_side_give_the_same_and_failures_are_told_of(cl_bench: Cli,
     try:
         for jobs in ("1", "2"):
             command = ["run", "--method-file", broken, "--methods", "broken,sdlora,simplecil"]
-            outcome = cl_bench(*command, "--set", "sdlora.epochs=1", *TRIAL, "--jobs", jobs, "--results", f"r{jobs}")
+            settings = ["--set", "sdlora.epochs=1", "--set", "sdlora.batch_size=8"]
+            outcome = cl_bench(*command, *settings, *TRIAL, "--jobs", jobs, "--results", f"r{jobs}")
             assert outcome.code == 1 and "broken seed 0 failed: RuntimeError: no luck today" in outcome.err
             assert "task 2/2" in outcome.err and "2 run(s) computed" in outcome.err
     finally:
         torch.set_num_threads(threads)
     one, two = ({record.label: record for record in records(Path(f"r{jobs}"))} for jobs in "12")
-    assert set(one) == set(two) == {"sdlora[epochs=1]", "simplecil"}
+    assert set(one) == set(two) == {"sdlora[batch_size=8,epochs=1]", "simplecil"}
     for label, record in one.items():
         assert record.correct == two[label].correct
         stored = [Store(Path(f"r{jobs}")).arrays(each) for jobs, each in (("1", record), ("2", two[label]))]
