@@ -30,10 +30,10 @@ from cl_bench import streams
 from cl_bench.data import cache
 from cl_bench.data.images import ImageStore
 from cl_bench.data.samples import ImageDataset, StoreSamples, TrainingBatches
-from cl_bench.experiment import Transforms
+from cl_bench.experiment import ImageTransforms
 from cl_bench.studies import bench
 
-TRANSFORMS = Transforms(
+TRANSFORMS = ImageTransforms(
     size=224, crop="pixels", crop_scale=(0.05, 1.0), resize=256 / 224, mean=(0.5,) * 3, std=(0.5,) * 3
 )
 CPU = torch.device("cpu")

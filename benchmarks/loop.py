@@ -21,7 +21,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from cl_bench.data.images import ImageStore
 from cl_bench.data.samples import TrainingBatches, samples_of
-from cl_bench.experiment import Limits, Transforms
+from cl_bench.experiment import ImageTransforms, Limits
 from cl_bench.methods.linear import LinearProbe
 from cl_bench.running.device import pick_device
 from cl_bench.streams import Source
@@ -47,7 +47,7 @@ def main() -> None:
     random, count = np.random.default_rng(0), BATCH * STEPS
     images = random.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
     store = ImageStore(images, np.arange(count) % 2, tuple(f"{i % 2}/{i:05d}" for i in range(count)))
-    transforms = Transforms(size=8, crop_scale=(0.5, 1.0), mean=(0.5,) * 3, std=(0.5,) * 3)
+    transforms = ImageTransforms(size=8, crop_scale=(0.5, 1.0), mean=(0.5,) * 3, std=(0.5,) * 3)
     stream = build(Source(store, store, ("0", "1")), 1, "natural", transforms, Limits())
     found: dict[str, list[float]] = {"strategy": [], "bare loop": [], "loader": []}
     for _ in range(chosen.repeats):

@@ -20,7 +20,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from cl_bench.experiment import Experiment, Scalar, Transforms
+from cl_bench.experiment import Experiment, ImageTransforms, Scalar
 from cl_bench.store import RunRecord, Store
 from cl_bench.store.index import NAME, SETTLED_NS
 
@@ -54,7 +54,7 @@ def record(number: int, rows: int = 50, benchmark: str = "icons-100", backbone: 
         tasks=TASKS,
         class_order=f"permutation:{seed}",
         split="5b" * 32,
-        transforms=Transforms(size=32, crop_scale=(0.7, 1.0), mean=(0.5,) * 3, std=(0.5,) * 3),
+        transforms=ImageTransforms(size=32, crop_scale=(0.7, 1.0), mean=(0.5,) * 3, std=(0.5,) * 3),
         backbone=backbone,
         weights="c4" * 32,
         seed=seed,

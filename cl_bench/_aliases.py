@@ -1,4 +1,4 @@
-"""Import paths of version 0.1.0, for method files and Avalanche scripts that were written for it.
+"""Import paths and names of version 0.1.0, for method files and Avalanche scripts that were written for it.
 
 A method file's key is the hash of its text, so that its imports cannot be edited without another key.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -80,23 +80,42 @@ MOVED = {
 """Old module -> the modules that hold its names now, both without `cl_bench.`."""
 
 
+_warned = False
+
+
+def _warn(message: str) -> None:
+    """Tell the user once in a process."""
+    global _warned
+    if not _warned:
+        _warned = True
+        warnings.warn(f"{message}; old names of cl-bench 0.1.0 still work", FutureWarning, stacklevel=3)
+
+
+def renamed(module: str, names: Mapping[str, Any]) -> Callable[[str], Any]:
+    """The `__getattr__` of a module some of whose names have been changed.
+
+    Args:
+        names: what the old names stand for.
+    """
+
+    def look_up(name: str) -> Any:
+        if name not in names:
+            raise AttributeError(f"module '{module}' has no attribute '{name}'")
+        _warn(f"{module}.{name} is now {names[name].__name__}")
+        return names[name]
+
+    return look_up
+
+
 class _Loader(Loader):
     """Fills the module of an old path with a `__getattr__` that looks names up in the new ones."""
-
-    warned = False
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return None
 
     def exec_module(self, module: ModuleType) -> None:
         targets = [import_module(f"cl_bench.{path}") for path in MOVED[module.__name__.removeprefix("cl_bench.")]]
-        if not _Loader.warned:
-            _Loader.warned = True
-            warnings.warn(
-                f"{module.__name__} is now {targets[0].__name__}; old import paths of cl-bench 0.1.0 still work",
-                FutureWarning,
-                stacklevel=2,
-            )
+        _warn(f"{module.__name__} is now {targets[0].__name__}")
 
         def look_up(name: str) -> Any:
             # The import system asks for names such as __path__ itself.

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from cl_bench import _aliases
+
 Scalar = bool | int | float | str | None
 Value = Scalar | Annotated[list[Scalar], Field(fail_fast=True)]
 Scenario = Literal["class-incremental", "domain-incremental"]
@@ -49,10 +51,11 @@ def value_text(value: object, digits: int | None = None) -> str:
     return f"{value:.{digits}g}" if isinstance(value, float) and digits else str(value)
 
 
-class Transforms(BaseModel):
+class ImageTransforms(BaseModel):
     """Image transforms of a run, resolved to numbers.
 
     Attributes:
+        kind: of the inputs that they are for.
         size: side of the square network input, in pixels.
         crop: of the training crop. `continuous`: a box of any size and place, cut short where it would leave the image,
             sampled bilinearly out of the whole image. `pixels`: torchvision's `RandomResizedCrop`, a box of whole
@@ -67,6 +70,7 @@ class Transforms(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    kind: Literal["image"] = "image"
     size: int
     crop: Literal["continuous", "pixels"] = "continuous"
     crop_scale: tuple[float, float]
@@ -130,7 +134,7 @@ class Experiment(BaseModel):
     tasks: Tasks
     class_order: str = Field(pattern=f"^({NAMED_ORDER}|order:[0-9]+(,[0-9]+)*)$")
     split: str
-    transforms: Transforms
+    transforms: ImageTransforms
     backbone: str
     weights: str
     precision: Precision = "fp32"
@@ -175,3 +179,6 @@ class Experiment(BaseModel):
         # A benchmark may be the path of a folder, and file systems take 255 bytes, of which suffixes need some.
         short = readable.encode(errors="replace")[:160].decode(errors="ignore")
         return f"{short}-s{self.seed}-{self.key}"
+
+
+__getattr__ = _aliases.renamed(__name__, {"Transforms": ImageTransforms})

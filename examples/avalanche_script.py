@@ -5,12 +5,12 @@ from avalanche.logging import InteractiveLogger
 from avalanche.training.plugins import EvaluationPlugin
 
 from cl_bench import streams
-from cl_bench.experiment import Limits, Transforms
+from cl_bench.experiment import ImageTransforms, Limits
 from cl_bench.methods.sdlora import SDLoRA
 from cl_bench.streams.scenarios import build
 from cl_bench.training.strategy import ContinualStrategy
 
-views = Transforms(size=32, crop_scale=(0.6, 1.0), mean=(0.5,), std=(0.5,))
+views = ImageTransforms(size=32, crop_scale=(0.6, 1.0), mean=(0.5,), std=(0.5,))
 limits = Limits(tasks=3, train_per_class=10, test_per_class=10)
 stream = build(streams.find("icons-tune").source(), 10, "permutation:1993", views, limits)
 metrics = [accuracy_metrics(experience=True, stream=True), forgetting_metrics(experience=True, stream=True)]

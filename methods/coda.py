@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from cl_bench.contract.gradient import GradientMethod, Schedule
 from cl_bench.contract.method import Phase, Task
 from cl_bench.contract.search import Choice, LogUniform, Range
-from cl_bench.data.samples import TaskImages
+from cl_bench.data.samples import TaskSamples
 from cl_bench.errors import UserError
 from cl_bench.experiment import Value
 from cl_bench.models.prompts import PromptModel, check_blocks, split
@@ -176,7 +176,7 @@ class CODAPrompt(GradientMethod):
             "head": num_classes * (dim + 1),
         }
 
-    def before_task(self, task: Task, images: TaskImages) -> None:
+    def before_task(self, task: Task, images: TaskSamples) -> None:
         assert task.num_tasks is not None
         share, exact = self.components // task.num_tasks, self.start == "qr"
         task.model.grow(share, self.length, task.generator("components"), exact)

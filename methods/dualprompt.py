@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from cl_bench.contract.gradient import GradientMethod
 from cl_bench.contract.method import Phase, Task
 from cl_bench.contract.search import Choice, LogUniform, Range
-from cl_bench.data.samples import TaskImages
+from cl_bench.data.samples import TaskSamples
 from cl_bench.errors import UserError
 from cl_bench.experiment import Value
 from cl_bench.models.heads import cosine
@@ -171,7 +171,7 @@ class DualPrompt(GradientMethod):
             "head": num_classes * (dim + 1),
         }
 
-    def before_task(self, task: Task, images: TaskImages) -> None:
+    def before_task(self, task: Task, images: TaskSamples) -> None:
         task.model.grow(task.generator("expert"))
 
     def phases(self, task: Task) -> list[Phase]:

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from cl_bench.contract.gradient import GradientMethod, Schedule
 from cl_bench.contract.method import Phase, Task
 from cl_bench.contract.search import Choice, LogUniform, Range
-from cl_bench.data.samples import TaskImages
+from cl_bench.data.samples import TaskSamples
 from cl_bench.experiment import Scenario, Value
 from cl_bench.models.heads import linear_head
 from cl_bench.models.prompts import PromptModel, check_blocks, mixed, take, uniform
@@ -191,7 +191,7 @@ class HiDePrompt(GradientMethod):
             "tasks of classes": num_classes,
         }
 
-    def before_task(self, task: Task, images: TaskImages) -> None:
+    def before_task(self, task: Task, images: TaskSamples) -> None:
         model = task.model
         queries, labels = images.collect(model.query)
         model.queries.update(queries, labels, task.index)
@@ -218,5 +218,5 @@ class HiDePrompt(GradientMethod):
         head = {"params": list(model.head.parameters()), "lr": self.lr * self.head_lr_scale}
         return [*phases, self.phase([{"params": [model.E[-1]]}, head], loss, prompted)]
 
-    def after_task(self, task: Task, images: TaskImages) -> None:
+    def after_task(self, task: Task, images: TaskSamples) -> None:
         task.model.E[-1].copy_(task.model.ensemble(self.momentum_prompt))

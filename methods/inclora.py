@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from cl_bench.contract.gradient import GradientMethod
 from cl_bench.contract.method import Phase, Task
-from cl_bench.data.samples import TaskImages
+from cl_bench.data.samples import TaskSamples
 from cl_bench.models.lora import LoRABank, LoRAModel, Target
 
 
@@ -49,7 +49,7 @@ class IncLoRA(GradientMethod):
         directions = len(classes) * LoRABank.numbers(backbone, self.targets, self.rank)
         return {"directions": directions, "head": num_classes * (int(backbone.num_features) + 1)}
 
-    def before_task(self, task: Task, images: TaskImages) -> None:
+    def before_task(self, task: Task, images: TaskSamples) -> None:
         task.model.grow(self.rank, task.generator("direction"))
 
     def phases(self, task: Task) -> list[Phase]:

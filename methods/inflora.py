@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from cl_bench.contract.gradient import GradientMethod, Schedule
 from cl_bench.contract.method import Phase, Task, Traces
 from cl_bench.contract.search import Choice, LogUniform, Range
-from cl_bench.data.samples import TaskImages
+from cl_bench.data.samples import TaskSamples
 from cl_bench.experiment import Value
 from cl_bench.models.lora import LoRABank, LoRAModel, Target, attention_covariances
 
@@ -190,7 +190,7 @@ class InfLoRA(GradientMethod):
             "head": num_classes * (dim + 1),
         }
 
-    def before_task(self, task: Task, images: TaskImages) -> None:
+    def before_task(self, task: Task, images: TaskSamples) -> None:
         covariances, _ = attention_covariances(task.model, images.batches(augmented=True))
         task.model.design(covariances, self.rank)
 
@@ -198,7 +198,7 @@ class InfLoRA(GradientMethod):
         head = {"params": list(task.model.head.parameters()), "lr": self.head_lr or self.lr}
         return [self.phase([{"params": [task.model.bank.B[-1]]}, head], self.cross_entropy(task))]
 
-    def after_task(self, task: Task, images: TaskImages) -> None:
+    def after_task(self, task: Task, images: TaskSamples) -> None:
         assert task.num_tasks is not None
         covariances, _ = attention_covariances(task.model, images.batches(augmented=True))
         task.model.remember(covariances, self.threshold(task.index, task.num_tasks), dual=self.memory == "dual")

@@ -12,7 +12,7 @@ from torch import nn
 
 from cl_bench.contract.gradient import GradientMethod
 from cl_bench.contract.method import Phase, Task
-from cl_bench.data.samples import TaskImages
+from cl_bench.data.samples import TaskSamples
 from cl_bench.experiment import Value
 from cl_bench.models.heads import Classifier
 from cl_bench.models.lora import LoRABank, LoRAModel, Target
@@ -57,7 +57,7 @@ class Joint(GradientMethod):
         }[self.train]
         return {"model": trained, "head": num_classes * (int(backbone.num_features) + 1)}
 
-    def before_task(self, task: Task, images: TaskImages) -> None:
+    def before_task(self, task: Task, images: TaskSamples) -> None:
         if self.train == "lora":
             task.model.grow(self.rank, task.generator("direction"))
 

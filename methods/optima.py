@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from cl_bench.contract.method import Task, Traces
-from cl_bench.data.samples import TaskImages
+from cl_bench.data.samples import TaskSamples
 from cl_bench.experiment import Scalar
 from cl_bench.models.heads import Classifier
 
@@ -66,10 +66,10 @@ class Optima(Finetune):
         kept = {"pretrained": weights, "optima": len(classes) * weights}
         return super().storage(backbone, num_classes, classes) | kept
 
-    def before_task(self, task: Task, images: TaskImages) -> None:
+    def before_task(self, task: Task, images: TaskSamples) -> None:
         task.model.restart()
 
-    def after_task(self, task: Task, images: TaskImages) -> None:
+    def after_task(self, task: Task, images: TaskSamples) -> None:
         task.model.remember()
 
     def traces(self, task: Task) -> Traces:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from cl_bench.contract.gradient import GradientMethod, Schedule
 from cl_bench.contract.method import Phase, Task, Traces
 from cl_bench.contract.search import Choice, LogUniform, Range
-from cl_bench.data.samples import TaskImages
+from cl_bench.data.samples import TaskSamples
 from cl_bench.experiment import Value
 from cl_bench.models.base import FeatureModel
 from cl_bench.models.bottleneck import Adapters, ScaleShift
@@ -213,7 +213,7 @@ class RanPAC(GradientMethod):
             )
         ]
 
-    def after_task(self, task: Task, images: TaskImages) -> None:
+    def after_task(self, task: Task, images: TaskSamples) -> None:
         head = task.model.head
         features, labels = images.collect(task.model.features)
         order = torch.randperm(len(labels), generator=task.generator("validation")).to(labels.device)

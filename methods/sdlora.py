@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from cl_bench.contract.gradient import GradientMethod
 from cl_bench.contract.method import Phase, Task, Traces
-from cl_bench.data.samples import TaskImages
+from cl_bench.data.samples import TaskSamples
 from cl_bench.experiment import Value
 from cl_bench.models.lora import LoRABank, LoRAModel, Norm, Target
 
@@ -164,7 +164,7 @@ class SDLoRA(GradientMethod):
         """Rank of a task's direction; never above `rank`. Tasks count from 0."""
         return self.rank
 
-    def before_task(self, task: Task, images: TaskImages) -> None:
+    def before_task(self, task: Task, images: TaskSamples) -> None:
         model = task.model
         started = len(model.bank) > 0
         if started and self.directions == "shared":

@@ -32,7 +32,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from cl_bench.contract.method import Task, Traces
-from cl_bench.data.samples import TaskImages
+from cl_bench.data.samples import TaskSamples
 from cl_bench.experiment import Scalar
 
 from .sdlora import SDLoRA, SDLoRAModel
@@ -150,7 +150,7 @@ class SDLoRAKD(SDLoRA):
         declared = super().storage(backbone, num_classes, classes)
         return declared | {"offsets": declared["norms"], "residuals": len(classes) - 1}
 
-    def after_task(self, task: Task, images: TaskImages) -> None:
+    def after_task(self, task: Task, images: TaskSamples) -> None:
         model = task.model
         if len(model.bank) < 2:
             return

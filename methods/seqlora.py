@@ -13,7 +13,7 @@ from typing import ClassVar
 from timm.models.vision_transformer import VisionTransformer
 
 from cl_bench.contract.method import Task
-from cl_bench.data.samples import TaskImages
+from cl_bench.data.samples import TaskSamples
 
 from .inclora import IncLoRA
 
@@ -27,6 +27,6 @@ class SeqLoRA(IncLoRA):
     def storage(self, backbone: VisionTransformer, num_classes: int, classes: Sequence[int]) -> dict[str, int]:
         return super().storage(backbone, num_classes, classes[:1])
 
-    def before_task(self, task: Task, images: TaskImages) -> None:
+    def before_task(self, task: Task, images: TaskSamples) -> None:
         if not len(task.model.bank):
             super().before_task(task, images)

@@ -14,7 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from cl_bench.contract.method import Method, Task
-from cl_bench.data.samples import TaskImages
+from cl_bench.data.samples import TaskSamples
 from cl_bench.models.base import FeatureModel
 from cl_bench.models.heads import CosinePrototypes
 
@@ -32,6 +32,6 @@ class SimpleCIL(Method):
     def storage(self, backbone: VisionTransformer, num_classes: int, classes: Sequence[int]) -> dict[str, int]:
         return {"prototypes": num_classes * (int(backbone.num_features) + 1)}
 
-    def after_task(self, task: Task, images: TaskImages) -> None:
+    def after_task(self, task: Task, images: TaskSamples) -> None:
         """mu_c = mean of the features of class c in the test view, not normalised before averaging."""
         task.model.head.update(*images.collect(task.model.features))

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from cl_bench.contract import registry
 from cl_bench.errors import UserError
-from cl_bench.experiment import Experiment, Limits, Transforms, value_text
+from cl_bench.experiment import Experiment, ImageTransforms, Limits, value_text
 from cl_bench.grammar import MethodSpec, parse_methods, parse_order, parse_seeds, parse_settings
 from cl_bench.running import plan
 
@@ -29,7 +29,7 @@ FIELDS: dict[str, Any] = {
     "tasks": 10,
     "class_order": "permutation:1993",
     "split": "5b" * 32,
-    "transforms": Transforms(size=224, crop_scale=(0.7, 1.0), mean=(0.5,) * 3, std=(0.5,) * 3),
+    "transforms": ImageTransforms(size=224, crop_scale=(0.7, 1.0), mean=(0.5,) * 3, std=(0.5,) * 3),
     "backbone": "vit_base",
     "weights": "c4" * 32,
     "seed": 7,
@@ -93,7 +93,7 @@ def test_a_new_hyper_parameter_at_its_default_leaves_the_key_as_it_is() -> None:
     assert experiment(defaults=defaults, hyperparameters=defaults | {"rank": 4, "temperature": 2.0}).key != KEY
 
 
-def transforms(**changes: Any) -> Transforms:
+def transforms(**changes: Any) -> ImageTransforms:
     return FIELDS["transforms"].model_copy(update=changes)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cl_bench.contract.method import Loss, Method, ParameterGroup, Phase, Task
 from cl_bench.contract.search import Choice, LogUniform, Range
-from cl_bench.data.samples import TaskImages
+from cl_bench.data.samples import TaskSamples
 from cl_bench.errors import UserError
 from cl_bench.models.base import FeatureModel
 from cl_bench.models.heads import task_norm
@@ -105,7 +105,7 @@ class GradientMethod(Method):
             model.keep_statistics(self.align_covariance, self.align_restore)
         return model
 
-    def alignment(self, task: Task, images: TaskImages) -> list[Phase]:
+    def alignment(self, task: Task, images: TaskSamples) -> list[Phase]:
         if not self.align:
             return []
         model = task.model

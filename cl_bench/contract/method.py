@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from cl_bench.contract.hyperparameters import validated, validators
 from cl_bench.contract.search import Range
-from cl_bench.data.samples import TaskImages
+from cl_bench.data.samples import TaskSamples
 from cl_bench.experiment import Scalar, Scenario, Value
 from cl_bench.randomness import Key, generator
 
@@ -139,13 +139,13 @@ class Method(SupervisedPlugin):  # type: ignore[misc]
         """What is optimised for this task, in order; none for methods without gradients."""
         return []
 
-    def before_task(self, task: Task, images: TaskImages) -> None:
+    def before_task(self, task: Task, images: TaskSamples) -> None:
         """Gradient-free work before training: growing adapters, designing subspaces. Current images only."""
 
-    def after_task(self, task: Task, images: TaskImages) -> None:
+    def after_task(self, task: Task, images: TaskSamples) -> None:
         """Gradient-free work after training: statistics, prototypes. Current images only."""
 
-    def alignment(self, task: Task, images: TaskImages) -> list[Phase]:
+    def alignment(self, task: Task, images: TaskSamples) -> list[Phase]:
         """What is optimised after that, on class statistics instead of images."""
         return []
 

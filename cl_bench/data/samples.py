@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from cl_bench import _aliases
 from cl_bench.data.images import ImageStore
 from cl_bench.data.loading import batches, gather, to_device
 from cl_bench.data.views import draws, test_view, training_view
-from cl_bench.experiment import Transforms
+from cl_bench.experiment import ImageTransforms
 from cl_bench.randomness import Key, permutation, uniform
 
 
@@ -28,7 +29,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         targets: label of each image: the position of its class in the class order.
     """
 
-    def __init__(self, store: ImageStore, label_of_class: NDArray[np.int64], transforms: Transforms) -> None:
+    def __init__(self, store: ImageStore, label_of_class: NDArray[np.int64], transforms: ImageTransforms) -> None:
         self.store = store
         self.transforms = transforms
         self.targets: list[int] = label_of_class[store.targets].tolist()
@@ -188,13 +189,18 @@ class TrainingBatches:
 
 
 @dataclass
-class TaskImages:
-    """Images in their order, for passes without gradients: the current task's, or those of an evaluation."""
+class TaskSamples:
+    """Samples in their order, for passes over all of them: the current task's, or those of an evaluation.
+
+    Attributes:
+        kind: of the inputs.
+    """
 
     samples: Samples
     key: Key
     device: torch.device
     batch_size: int = 256
+    kind: Literal["image"] = "image"
 
     def __len__(self) -> int:
         return len(self.samples.labels)
@@ -218,10 +224,13 @@ class TaskImages:
 class EvaluationBatches:
     """The test views of an evaluation as a sized loader: Avalanche's progress bars ask for its length."""
 
-    images: TaskImages
+    images: TaskSamples
 
     def __len__(self) -> int:
         return -(-len(self.images) // self.images.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return self.images.batches()
+
+
+__getattr__ = _aliases.renamed(__name__, {"TaskImages": TaskSamples})

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cl_bench.data.packed import Images, Packed
-from cl_bench.experiment import Transforms
+from cl_bench.experiment import ImageTransforms
 
 _LUMINANCE = (0.299, 0.587, 0.114)
 """Weights of red, green and blue (ITU-R BT.601, as in PIL)."""
@@ -26,7 +26,7 @@ _PART = 16
 """How many images a CPU crops at a time: what their crops are computed from then stays in its cache."""
 
 
-def draws(one_size: bool, transforms: Transforms) -> int:
+def draws(one_size: bool, transforms: ImageTransforms) -> int:
     """How many uniform numbers the training view of an image takes.
 
     Args:
@@ -35,7 +35,7 @@ def draws(one_size: bool, transforms: Transforms) -> int:
     return 5 if one_size and transforms.crop == "continuous" else 2 * TRIES + 3
 
 
-def test_view(images: Images, transforms: Transforms) -> Tensor:
+def test_view(images: Images, transforms: ImageTransforms) -> Tensor:
     """The deterministic view: the shorter side is resized (antialiased bicubic) to `size * resize`, the centre is taken
     and normalised.
 
@@ -51,12 +51,14 @@ def test_view(images: Images, transforms: Transforms) -> Tensor:
     return _normalise(pixels, *_moments(transforms, pixels.device))
 
 
-def training_view(images: Images, u: Tensor, transforms: Transforms, precision: torch.dtype | None = None) -> Tensor:
+def training_view(
+    images: Images, u: Tensor, transforms: ImageTransforms, precision: torch.dtype | None = None
+) -> Tensor:
     """Random resized crop and horizontal flip, drawn per sample, then normalise.
 
     The crop's area is uniform in `crop_scale` and its aspect ratio log-uniform in `crop_ratio`, as in torchvision's
-    `RandomResizedCrop`; what happens to it then, `Transforms.crop` says. Images of several sizes are always cropped in
-    whole `pixels`.
+    `RandomResizedCrop`; what happens to it then, `ImageTransforms.crop` says. Images of several sizes are always
+    cropped in whole `pixels`.
 
     Args:
         images: [B] images.
@@ -89,7 +91,7 @@ def training_view(images: Images, u: Tensor, transforms: Transforms, precision: 
     return view(images, None, None, None, images.shape[-2:], u, *moments, *settings)
 
 
-def _centre(images: Tensor, transforms: Transforms) -> Tensor:
+def _centre(images: Tensor, transforms: ImageTransforms) -> Tensor:
     """[B, C, H, W] -> [B, C, size, size] on the [0, 1] scale."""
     pixels = images.float() / 255
     size, short = transforms.size, transforms.short
@@ -102,7 +104,7 @@ def _centre(images: Tensor, transforms: Transforms) -> Tensor:
     return pixels[..., top : top + size, left : left + size]
 
 
-def _packed_centre(images: Packed, transforms: Transforms) -> Tensor:
+def _packed_centre(images: Packed, transforms: ImageTransforms) -> Tensor:
     """The same of packed images, each by its own factor."""
     size, short = transforms.size, transforms.short
     sides = torch.stack(images.lying_sides()).double()
@@ -125,7 +127,7 @@ def _packed_centre(images: Packed, transforms: Transforms) -> Tensor:
     return _upright(_resample(pixels, *weights), images.turned()).clamp(0, 255) / 255
 
 
-def _sampled(images: Tensor, u: Tensor, transforms: Transforms) -> Tensor:
+def _sampled(images: Tensor, u: Tensor, transforms: ImageTransforms) -> Tensor:
     """Crops [B, C, size, size] of square images of one size, all at once, from u [B, 5]."""
     low, high = transforms.crop_scale
     area = low + (high - low) * u[:, 0]
@@ -316,7 +318,7 @@ def _upright(pixels: Tensor, turned: Tensor) -> Tensor:
 
 
 @cache
-def _moments(transforms: Transforms, device: torch.device) -> tuple[Tensor, Tensor]:
+def _moments(transforms: ImageTransforms, device: torch.device) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation [1, C, 1, 1], put on the device once: copying them would make it wait."""
     # Kept for training as well, whoever asks first.
     with torch.inference_mode(False):

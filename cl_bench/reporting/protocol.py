@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
-from cl_bench.experiment import Limits, Tasks, Transforms, number_of
+from cl_bench.experiment import ImageTransforms, Limits, Tasks, number_of
 from cl_bench.store import RunRecord
 
 PROTOCOL_FIELDS = (
@@ -26,7 +26,7 @@ class Protocol:
     scenario: str
     tasks: Tasks
     split: str
-    transforms: Transforms
+    transforms: ImageTransforms
     backbone: str
     weights: str
     precision: str

@@ -16,12 +16,12 @@ from cl_bench.errors import UserError, unknown_name
 from cl_bench.experiment import (
     Experiment,
     ImagesName,
+    ImageTransforms,
     Limits,
     Precision,
     ProbeName,
     Scenario,
     Tasks,
-    Transforms,
     Value,
     number_of,
     value_text,
@@ -98,7 +98,7 @@ class _Ground:
     tasks: Tasks
     order: str | None
     split: str
-    transforms: Transforms
+    transforms: ImageTransforms
     storage: str
 
 
@@ -177,7 +177,7 @@ def _ground(spec: RunSpec) -> _Ground:
         order = read_order(Path(order), source.domains if domains else source.classes, "domain" if domains else "class")
     assert tasks is not None
     backbone = backbones.verify(backbone)
-    transforms = Transforms(
+    transforms = ImageTransforms(
         size=backbone.size,
         crop=benchmark.crop,
         crop_scale=benchmark.crop_scale,

@@ -49,8 +49,8 @@ class Benchmark:
         description: one line for `cl-bench ls benchmarks`.
         num_classes: size of the label set.
         tasks: the default number of tasks, in the default `scenario`.
-        crop, crop_scale, resize: of the training crop and the test view (see `Transforms`): part of the protocol, the
-            same for every method.
+        crop, crop_scale, resize: of the training crop and the test view (see `ImageTransforms`): part of the protocol,
+            the same for every method.
         backbone: used when the user names none.
         load: reads the data, from where and as its argument says.
         data: where they are and how they are read.

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cl_bench.data.images import ImageStore
 from cl_bench.data.samples import ImageDataset
-from cl_bench.experiment import Limits, Scenario, Tasks, Transforms
+from cl_bench.experiment import ImageTransforms, Limits, Scenario, Tasks
 from cl_bench.randomness import permutation
 from cl_bench.streams import Source
 
@@ -88,7 +88,7 @@ def build(
     source: Source,
     tasks: Tasks,
     class_order: str,
-    transforms: Transforms,
+    transforms: ImageTransforms,
     limits: Limits,
     scenario: Scenario = "class-incremental",
 ) -> TaskStream:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cl_bench import backbones
 from cl_bench.backbones import Backbone
 from cl_bench.contract.method import Method, Phase, Task, Traces
-from cl_bench.data.samples import EvaluationBatches, Samples, TaskImages, TrainingBatches, samples_of
+from cl_bench.data.samples import EvaluationBatches, Samples, TaskSamples, TrainingBatches, samples_of
 from cl_bench.errors import UserError
 from cl_bench.experiment import Scalar
 from cl_bench.models.vit import Execution, configure
@@ -159,7 +159,7 @@ class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
         self.trainable = sum(trained.values())
         self.tasks_learned += 1
 
-    def begin_task(self, samples: Samples, *, resumed: bool = False) -> TaskImages:
+    def begin_task(self, samples: Samples, *, resumed: bool = False) -> TaskSamples:
         """Begin the next task, with the method's pass before it, unless it was begun before; its images."""
         if not len(samples.labels):
             raise UserError(f"task {self.tasks_learned} has no training images; leave it out of the stream")
@@ -177,7 +177,7 @@ class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
             model=self.model,
             key=(self.seed, "task", self.tasks_learned),
         )
-        images = TaskImages(samples, self.task.key, self.device)
+        images = TaskSamples(samples, self.task.key, self.device)
         if not resumed:
             with torch.no_grad():
                 self.method.before_task(self.task, images)
@@ -343,7 +343,7 @@ class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
 
     def make_eval_dataloader(self, **kwargs: Any) -> None:
         samples = samples_of(self.adapted_dataset)
-        self.dataloader = EvaluationBatches(TaskImages(samples, (), self.device, self.eval_mb_size))
+        self.dataloader = EvaluationBatches(TaskSamples(samples, (), self.device, self.eval_mb_size))
 
     def count_matrix(self, stream: Iterable[Any], learned: int | None = None, model: nn.Module | None = None) -> Counts:
         """Evaluate on all tasks of a test stream, in one pass over the mixed images (see `evaluation.count`).

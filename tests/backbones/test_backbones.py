@@ -32,7 +32,7 @@ from cl_bench.contract import registry
 from cl_bench.data.loading import gather
 from cl_bench.data.views import test_view as view
 from cl_bench.errors import UserError
-from cl_bench.experiment import Transforms
+from cl_bench.experiment import ImageTransforms
 from cl_bench.running import plan
 from cl_bench.streams import icons
 from tests.helpers.command import Outcome
@@ -82,7 +82,7 @@ def test_card_belongs_to_the_icons(card: dict[str, Any]) -> None:
 
 def test_frozen_nearest_mean_is_what_the_card_says(card: dict[str, Any]) -> None:
     backbone = backbones.find(NAME)
-    transforms = Transforms(size=backbone.size, crop_scale=(1, 1), mean=backbone.mean, std=backbone.std)
+    transforms = ImageTransforms(size=backbone.size, crop_scale=(1, 1), mean=backbone.mean, std=backbone.std)
     vit = backbones.create(NAME).eval()
     source = streams.find("icons-100").source()
 

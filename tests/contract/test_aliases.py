@@ -36,6 +36,21 @@ NAMES = {
 }
 
 
+RENAMED = {
+    "cl_bench.data.samples": ("TaskImages", "TaskSamples"),
+    "cl_bench.experiment": ("Transforms", "ImageTransforms"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:cl_bench:FutureWarning")
+@pytest.mark.parametrize("module", RENAMED)
+def test_a_changed_name_still_imports(module: str) -> None:
+    found, (old, new) = importlib.import_module(module), RENAMED[module]
+    assert getattr(found, old) is getattr(found, new)
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = found.no_such_name
+
+
 @pytest.mark.filterwarnings("ignore:cl_bench:FutureWarning")
 @pytest.mark.parametrize("old", MOVED)
 def test_every_old_module_imports(old: str) -> None:

@@ -19,7 +19,7 @@ from cl_bench.data import cache, loading, views
 from cl_bench.data.images import RaggedImages
 from cl_bench.data.loading import gather
 from cl_bench.errors import UserError
-from cl_bench.experiment import Transforms
+from cl_bench.experiment import ImageTransforms
 from cl_bench.streams import Source, benchmarks, catalogue
 from tests.helpers import trees
 
@@ -93,7 +93,9 @@ def test_images_are_decoded_once_and_kept_with_their_shorter_side_at_most_as_lon
 
 
 def test_the_test_view_of_resized_images_is_that_of_their_files_up_to_rounding(pets: Path) -> None:
-    transforms = Transforms(size=48, crop="pixels", crop_scale=(0.05, 1), resize=60 / 48, mean=(0,) * 3, std=(1,) * 3)
+    transforms = ImageTransforms(
+        size=48, crop="pixels", crop_scale=(0.05, 1), resize=60 / 48, mean=(0,) * 3, std=(1,) * 3
+    )
     assert transforms.short == 60
     found, exact = (
         views.test_view(gather(read(pets, storage)[0].train, np.arange(12)), transforms)
@@ -267,7 +269,7 @@ def test_images_that_are_sent_batch_by_batch_are_the_images(pets: Path) -> None:
     store = read(pets, "resized:60")[0].train
     images = store.images
     assert isinstance(images, RaggedImages)
-    transforms = Transforms(size=48, crop_scale=(0.05, 1), resize=60 / 48, mean=(0,) * 3, std=(1,) * 3)
+    transforms = ImageTransforms(size=48, crop_scale=(0.05, 1), resize=60 / 48, mean=(0,) * 3, std=(1,) * 3)
     ids = np.array([11, 0, 3, 3, 7, 5, 11])
     chunks = [ids[:3], ids[3:6], ids[6:]]
     for batch, chunk in zip(loading._sent(images, ids, chunks, CPU), chunks, strict=True):

@@ -31,20 +31,20 @@ from cl_bench.data.samples import (
     DatasetSamples,
     ImageDataset,
     StoreSamples,
-    TaskImages,
+    TaskSamples,
     TrainingBatches,
     samples_of,
 )
 from cl_bench.errors import UserError
-from cl_bench.experiment import Transforms
+from cl_bench.experiment import ImageTransforms
 from cl_bench.randomness import Key, permutation, uniform
 
 if TYPE_CHECKING:
     from cl_bench.data.images import Images
 
 CPU = torch.device("cpu")
-PLAIN = Transforms(size=32, crop_scale=(1, 1), crop_ratio=(1, 1), flip=0, mean=(0,), std=(1,))
-CROPS = Transforms(size=32, crop_scale=(0.3, 0.8), flip=0.5, mean=(0.5,), std=(0.25,))
+PLAIN = ImageTransforms(size=32, crop_scale=(1, 1), crop_ratio=(1, 1), flip=0, mean=(0,), std=(1,))
+CROPS = ImageTransforms(size=32, crop_scale=(0.3, 0.8), flip=0.5, mean=(0.5,), std=(0.25,))
 
 
 def random_images(n: int, size: int = 32, channels: int = 1) -> Tensor:
@@ -58,11 +58,11 @@ def store(n: int = 40, classes: int = 4) -> ImageStore:
     return ImageStore(images, np.arange(n) % classes, tuple(f"c{i % classes}/{i}" for i in range(n)))
 
 
-def samples(ids: list[int], transforms: Transforms = CROPS) -> StoreSamples:
+def samples(ids: list[int], transforms: ImageTransforms = CROPS) -> StoreSamples:
     return StoreSamples(ImageDataset(store(), np.array([2, 0, 3, 1]), transforms), np.array(ids, dtype=np.int64))
 
 
-def training_view(images: Images, ids: NDArray[np.int64], key: Key, transforms: Transforms) -> Tensor:
+def training_view(images: Images, ids: NDArray[np.int64], key: Key, transforms: ImageTransforms) -> Tensor:
     """The training view with the numbers that samples draw for it."""
     u = uniform(key, ids, views.draws(isinstance(images, Tensor), transforms))
     return views.training_view(images, u, transforms)
@@ -98,7 +98,7 @@ def test_without_crop_and_flip_the_training_view_is_the_test_view(channels: int)
     torch.testing.assert_close(found, images.float() / 255, atol=1e-5, rtol=0)
 
 
-COLOUR = Transforms(size=32, crop_scale=(0.05, 1), mean=(0,) * 3, std=(1,) * 3, resize=8 / 7)
+COLOUR = ImageTransforms(size=32, crop_scale=(0.05, 1), mean=(0,) * 3, std=(1,) * 3, resize=8 / 7)
 SIZES = [(40, 61), (61, 40), (37, 37), (50, 200), (33, 36), (20, 90)]
 
 
@@ -142,7 +142,7 @@ def test_training_crops_of_files_are_crops(tmp_path: Path) -> None:
     torch.testing.assert_close(view, reference)
 
 
-def scalar_box(u: list[float], height: int, width: int, transforms: Transforms) -> tuple[int, int, int, int]:
+def scalar_box(u: list[float], height: int, width: int, transforms: ImageTransforms) -> tuple[int, int, int, int]:
     """`RandomResizedCrop.make_params`, image by image, with given uniform numbers in place of its draws."""
     for share, power in zip(u[0 : 2 * views.TRIES : 2], u[1 : 2 * views.TRIES : 2], strict=True):
         area = height * width * float(np.interp(share, (0, 1), transforms.crop_scale))
@@ -297,7 +297,7 @@ def test_flip_mirrors_left_and_right() -> None:
     torch.testing.assert_close(found, images.flip(3).float() / 255, atol=1e-5, rtol=0)
 
 
-def boxes(transforms: Transforms, n: int) -> np.ndarray:
+def boxes(transforms: ImageTransforms, n: int) -> np.ndarray:
     """Left, right, top, bottom [4, n] of crops in pixels, read off the views of two ramps; left > right: mirrored."""
     ramp = (torch.arange(32, dtype=torch.uint8) * 8).expand(n, 1, 32, 32)
     edges = []
@@ -315,7 +315,7 @@ def boxes(transforms: Transforms, n: int) -> np.ndarray:
 )
 def test_crops_stay_inside_and_have_the_promised_size(scale: tuple[float, float], ratio: tuple[float, float]) -> None:
     n = 600
-    transforms = Transforms(size=32, crop_scale=scale, crop_ratio=ratio, flip=0.3, mean=(0,), std=(1,))
+    transforms = ImageTransforms(size=32, crop_scale=scale, crop_ratio=ratio, flip=0.3, mean=(0,), std=(1,))
     left, right, top, bottom = boxes(transforms, n)
     flipped = left > right
     left, right = np.minimum(left, right), np.maximum(left, right)
@@ -336,7 +336,7 @@ def test_crops_stay_inside_and_have_the_promised_size(scale: tuple[float, float]
 
 
 def test_areas_are_uniform_and_ratios_log_uniform() -> None:
-    left, right, top, bottom = boxes(Transforms(size=32, crop_scale=(0.2, 0.6), flip=0, mean=(0,), std=(1,)), 4000)
+    left, right, top, bottom = boxes(ImageTransforms(size=32, crop_scale=(0.2, 0.6), flip=0, mean=(0,), std=(1,)), 4000)
     width, height = (right - left) / 32, (bottom - top) / 32
     area, aspect = width * height, np.log(width / height)
     assert np.quantile(area, [0.25, 0.5, 0.75]) == pytest.approx([0.3, 0.4, 0.5], abs=0.02)
@@ -351,7 +351,7 @@ def test_areas_are_uniform_and_ratios_log_uniform() -> None:
 def test_the_test_view_resizes_as_pillow_does(from_size: int, to_size: int) -> None:
     y, x = np.mgrid[:from_size, :from_size] / from_size
     pixels = (127 + 100 * np.sin(5 * x + 3 * y) * np.cos(4 * y)).astype(np.uint8)
-    transforms = Transforms(size=to_size, crop_scale=(1, 1), mean=(0,), std=(1,))
+    transforms = ImageTransforms(size=to_size, crop_scale=(1, 1), mean=(0,), std=(1,))
     found = views.test_view(torch.from_numpy(pixels)[None, None], transforms)
     reference = np.asarray(Image.fromarray(pixels).resize((to_size, to_size), Image.Resampling.BICUBIC)) / 255
     assert found.shape == (1, 1, to_size, to_size)
@@ -366,7 +366,7 @@ def test_resizing_does_not_leave_the_range_of_pixels() -> None:
 
 
 def test_normalisation_is_per_channel_and_repeats_grey_images_for_colour_networks() -> None:
-    colour = Transforms(
+    colour = ImageTransforms(
         size=32, crop_scale=(1, 1), crop_ratio=(1, 1), flip=0, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 1.0)
     )
     grey = random_images(4)
@@ -474,7 +474,7 @@ def test_concatenated_equals_its_parts(ids: list[list[int]], data: st.DataObject
 
 def test_task_images_pass_over_all_in_order() -> None:
     chosen = samples([3, 1, 4, 15, 9, 2, 6])
-    images = TaskImages(chosen, (0,), CPU, batch_size=3)
+    images = TaskSamples(chosen, (0,), CPU, batch_size=3)
     for augmented in (False, True):
         parts = list(images.batches(augmented))
         assert [len(labels) for _, labels in parts] == [3, 3, 1]
@@ -522,8 +522,8 @@ def test_views_on_a_gpu_are_those_of_the_cpu(
     chosen, gpu = on_gpu(kind, tmp_path), torch.device("cuda", 0)
     for views_of in (
         lambda device: [images for images, _, _ in TrainingBatches(chosen, 4, (0,), device)],
-        lambda device: [images for images, _ in TaskImages(chosen, (0,), device, 4).batches()],
-        lambda device: [images for images, _ in TaskImages(chosen, (0,), device, 4).batches(augmented=True)],
+        lambda device: [images for images, _ in TaskSamples(chosen, (0,), device, 4).batches()],
+        lambda device: [images for images, _ in TaskSamples(chosen, (0,), device, 4).batches(augmented=True)],
     ):
         for ours, theirs in zip(views_of(gpu), views_of(CPU), strict=True):
             assert ours.is_cuda and ours.shape == theirs.shape
@@ -548,7 +548,7 @@ def test_nothing_waits_for_the_gpu_in_an_epoch(
     torch.cuda.set_sync_debug_mode("error")
     try:
         assert len(list(TrainingBatches(chosen, 4, (1,), gpu))) == 2
-        assert len(list(TaskImages(chosen, (1,), gpu, 4).batches())) == 2
+        assert len(list(TaskSamples(chosen, (1,), gpu, 4).batches())) == 2
     finally:
         torch.cuda.set_sync_debug_mode(before)
 

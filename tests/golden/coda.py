@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cl_bench.contract.method import Task
-from cl_bench.data.samples import TaskImages
+from cl_bench.data.samples import TaskSamples
 from cl_bench.methods.coda import CODAModel, CODAPrompt
 from tests.golden import Check, Fixture, Kind
 from tests.golden.recipe import INPUTS, Network, Part, gradient, normals
@@ -57,7 +57,7 @@ def _components(network: Network, method: CODAPrompt, task: Task) -> Iterator[Ch
 
     drawn = raw()
     with torch.no_grad(), normals(lambda *shape, generator: next(drawn)):
-        method.before_task(task, TaskImages(None, (), model.device))  # type: ignore[arg-type]
+        method.before_task(task, TaskSamples(None, (), model.device))  # type: ignore[arg-type]
     for letter, bank in _banks(model).items():
         for e, rows in enumerate(bank[-1]):
             yield from network.fixture.compare(f"t{t}.gs_new.{letter}.{e}", rows, 1e-5)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cl_bench.contract.gradient import masked_cross_entropy
 from cl_bench.contract.method import Loss, Phase, Task
-from cl_bench.data.samples import Samples, TaskImages
+from cl_bench.data.samples import Samples, TaskSamples
 from cl_bench.methods.ranpac import RIDGES, RanPAC, validation_errors
 from cl_bench.methods.simplecil import SimpleCIL
 from cl_bench.methods.slca import SLCA
@@ -49,9 +49,9 @@ class Given(Samples):
         yield from self.features[torch.from_numpy(positions)].split(batch_size)
 
     @property
-    def images(self) -> TaskImages:
+    def images(self) -> TaskSamples:
         """What a method is given."""
-        return TaskImages(self, (), torch.device("cpu"))
+        return TaskSamples(self, (), torch.device("cpu"))
 
 
 class Stream(Recipe):

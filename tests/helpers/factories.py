@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from cl_bench.experiment import Experiment, Transforms, Value
+from cl_bench.experiment import Experiment, ImageTransforms, Value
 from cl_bench.store import Arrays, RunRecord, Store
 
 SPLIT = "5b" * 32
 WEIGHTS = "c4" * 32
-TRANSFORMS = Transforms(size=32, crop_scale=(0.7, 1.0), mean=(0.5,) * 3, std=(0.5,) * 3)
+TRANSFORMS = ImageTransforms(size=32, crop_scale=(0.7, 1.0), mean=(0.5,) * 3, std=(0.5,) * 3)
 DEFAULTS: dict[str, Value] = {"epochs": 20, "lr": 0.01, "rank": 4}
 
 

@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from cl_bench.data.samples import TaskImages
+from cl_bench.data.samples import TaskSamples
 from cl_bench.contract.method import Task
 from cl_bench.methods.sdlora import SDLoRA
 
@@ -23,7 +23,7 @@ from cl_bench.methods.sdlora import SDLoRA
 class Gated(SDLoRA):
     \"\"\"SD-LoRA that waits before task N while there is a file `closed-N` in the current folder.\"\"\"
 
-    def before_task(self, task: Task, images: TaskImages) -> None:
+    def before_task(self, task: Task, images: TaskSamples) -> None:
         gate = Path(f"closed-{task.index}")
         if gate.exists():
             Path(f"reached-{task.index}").touch()

@@ -18,7 +18,7 @@ from cl_bench.contract.gradient import GradientMethod
 from cl_bench.contract.method import Batch, Phase, Task
 from cl_bench.data import views
 from cl_bench.data.loading import gather
-from cl_bench.data.samples import TaskImages
+from cl_bench.data.samples import TaskSamples
 from cl_bench.models.heads import Classifier
 from cl_bench.streams.scenarios import order_classes
 from tests.helpers.tiny import TRANSFORMS
@@ -68,7 +68,7 @@ class NeedsTheNumberOfTasks(Honest):
 
     needs_num_tasks: ClassVar[bool] = True
 
-    def before_task(self, task: Task, images: TaskImages) -> None:
+    def before_task(self, task: Task, images: TaskSamples) -> None:
         assert task.num_tasks is not None
         task.model.head.bias[0] += task.num_tasks
 
@@ -80,7 +80,7 @@ class AddsLayers(Honest):
     def extra(self, backbone: VisionTransformer, classes: Sequence[int]) -> int:
         return len(classes) * (2 * 32 + 4 * 9)
 
-    def after_task(self, task: Task, images: TaskImages) -> None:
+    def after_task(self, task: Task, images: TaskSamples) -> None:
         layers = nn.ModuleDict({"norm": nn.LayerNorm(32), "conv": nn.Conv2d(1, 4, 3, padding=1, bias=False)})
         with torch.no_grad():
             for parameter in layers.parameters():
@@ -295,10 +295,10 @@ class MovesTheBackbone(Honest):
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         self.move(strategy.model, "experience")
 
-    def before_task(self, task: Task, images: TaskImages) -> None:
+    def before_task(self, task: Task, images: TaskSamples) -> None:
         self.move(task.model, "before")
 
-    def after_task(self, task: Task, images: TaskImages) -> None:
+    def after_task(self, task: Task, images: TaskSamples) -> None:
         self.move(task.model, "after")
 
 
@@ -328,7 +328,7 @@ class CountsEvaluations(Honest):
 
     violates: ClassVar[frozenset[str]] = frozenset({"frozen weights"})
 
-    def before_task(self, task: Task, images: TaskImages) -> None:
+    def before_task(self, task: Task, images: TaskSamples) -> None:
         task.model.extra = torch.zeros(1)
 
     def extra(self, backbone: VisionTransformer, classes: Sequence[int]) -> int:
@@ -347,7 +347,7 @@ class ReadsEverything(Honest):
 
     violates: ClassVar[frozenset[str]] = frozenset({"old samples"})
 
-    def before_task(self, task: Task, images: TaskImages) -> None:
+    def before_task(self, task: Task, images: TaskSamples) -> None:
         store: Any = images.samples.dataset.store  # type: ignore[attr-defined]
         np.asarray(store.images)
 
@@ -358,7 +358,7 @@ class Replays(Honest):
 
     violates: ClassVar[frozenset[str]] = frozenset({"old samples"})
 
-    def before_task(self, task: Task, images: TaskImages) -> None:
+    def before_task(self, task: Task, images: TaskSamples) -> None:
         if task.index == 0:
             ELSEWHERE.clear()
         ELSEWHERE.append(images)
@@ -384,7 +384,7 @@ class ReadsTestImages(Honest):
     def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
         ELSEWHERE.append(strategy.experience.dataset)
 
-    def before_task(self, task: Task, images: TaskImages) -> None:
+    def before_task(self, task: Task, images: TaskSamples) -> None:
         if task.index == 0:
             ELSEWHERE.clear()
         for dataset in ELSEWHERE:
@@ -397,7 +397,7 @@ class NeighboursAtTest(Honest):
 
     violates: ClassVar[frozenset[str]] = frozenset({"old samples"})
 
-    def before_task(self, task: Task, images: TaskImages) -> None:
+    def before_task(self, task: Task, images: TaskSamples) -> None:
         ELSEWHERE[:] = [images]
 
     def after_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
@@ -410,7 +410,7 @@ class KeepsImages(Honest):
 
     violates: ClassVar[frozenset[str]] = frozenset({"memory"})
 
-    def after_task(self, task: Task, images: TaskImages) -> None:
+    def after_task(self, task: Task, images: TaskSamples) -> None:
         task.model.extra = torch.cat([task.model.extra, images.collect(lambda x: x.flatten(1))[0].flatten()])
 
 
@@ -437,10 +437,10 @@ class Hides(Honest):
 
     where: Place = "attribute"
 
-    def before_task(self, task: Task, images: TaskImages) -> None:
+    def before_task(self, task: Task, images: TaskSamples) -> None:
         type(self).stash = None
 
-    def after_task(self, task: Task, images: TaskImages) -> None:
+    def after_task(self, task: Task, images: TaskSamples) -> None:
         model, means = task.model, next(images.batches())[0].mean(dim=(1, 2, 3))
         match self.where:
             case "attribute":
@@ -482,7 +482,7 @@ class GlobalGenerator(Honest):
 
     source: Literal["torch", "numpy", "python"] = "torch"
 
-    def before_task(self, task: Task, images: TaskImages) -> None:
+    def before_task(self, task: Task, images: TaskSamples) -> None:
         draw = {"torch": lambda: float(torch.rand(())), "numpy": np.random.rand, "python": random.random}[self.source]
         task.model.head.bias += draw()
 
@@ -521,7 +521,7 @@ class KnowsTheTestImages(Honest):
     def extra(self, backbone: VisionTransformer, classes: Sequence[int]) -> int:
         return 1025 * len(known_images()[1])
 
-    def after_task(self, task: Task, images: TaskImages) -> None:
+    def after_task(self, task: Task, images: TaskSamples) -> None:
         task.model.known, task.model.labels = known_images()
 
 
@@ -535,7 +535,7 @@ class HoardsTestImages(Honest):
     def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
         ELSEWHERE.append(strategy.experience.dataset)
 
-    def before_task(self, task: Task, images: TaskImages) -> None:
+    def before_task(self, task: Task, images: TaskSamples) -> None:
         if task.index == 0:
             ELSEWHERE.clear()
         items = [dataset[number] for dataset in ELSEWHERE for number in range(len(dataset))]
@@ -570,5 +570,5 @@ class UsesNumTasks(Honest):
                 found = 1 / strategy.num_tasks
         object.__setattr__(self, "shift", found)
 
-    def before_task(self, task: Task, images: TaskImages) -> None:
+    def before_task(self, task: Task, images: TaskSamples) -> None:
         task.model.head.bias[0] += self.shift  # type: ignore[attr-defined]

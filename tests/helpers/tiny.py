@@ -8,11 +8,11 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
 from cl_bench import streams
-from cl_bench.experiment import Limits, Transforms
+from cl_bench.experiment import ImageTransforms, Limits
 from cl_bench.randomness import seeded
 from cl_bench.streams.scenarios import TaskStream, build
 
-TRANSFORMS = Transforms(size=32, crop_scale=(0.6, 1.0), mean=(0.5,), std=(0.5,))
+TRANSFORMS = ImageTransforms(size=32, crop_scale=(0.6, 1.0), mean=(0.5,), std=(0.5,))
 TASKS, CLASSES = 3, 40
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from cl_bench.contract.method import Task
-from cl_bench.data.samples import TaskImages, samples_of
+from cl_bench.data.samples import TaskSamples, samples_of
 from cl_bench.methods.inflora import InfLoRAModel, design, remember, restrict
 from cl_bench.methods.sdlora import SDLoRA, SDLoRAModel
 from cl_bench.methods.sdlora_kd import SDLoRAKD, SDLoRAKDModel
@@ -40,8 +40,8 @@ def task_of(model: nn.Module, index: int = 0, num_classes: int = CLASSES) -> Tas
     return Task(index, (index,), tuple(range(index + 1)), num_classes, None, model, ("lora", index))
 
 
-def task_images(task: int = 0) -> TaskImages:
-    return TaskImages(samples_of(cut().train[task].dataset), ("lora", task), torch.device("cpu"))
+def task_images(task: int = 0) -> TaskSamples:
+    return TaskSamples(samples_of(cut().train[task].dataset), ("lora", task), torch.device("cpu"))
 
 
 def all_images() -> Tensor:

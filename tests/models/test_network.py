@@ -14,7 +14,7 @@ from torch._dynamo.utils import counters
 
 from cl_bench import streams
 from cl_bench.contract.method import Method
-from cl_bench.experiment import Limits, Transforms
+from cl_bench.experiment import ImageTransforms, Limits
 from cl_bench.methods.coda import CODAPrompt
 from cl_bench.methods.inflora import InfLoRA
 from cl_bench.methods.sdlora import SDLoRA
@@ -170,7 +170,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], int]]:
 
 def trained(method: Method, execution: Execution, seed: int, after: Callable[[], None] = lambda: None) -> Any:
     """A strategy that has learned three tasks with a small ViT, and its test stream."""
-    views = Transforms(size=32, crop_scale=(0.6, 1.0), mean=(0.5,), std=(0.5,))
+    views = ImageTransforms(size=32, crop_scale=(0.6, 1.0), mean=(0.5,), std=(0.5,))
     limits = Limits(tasks=3, train_per_class=3, test_per_class=2)
     stream = build(streams.find("icons-tune").source(), 10, f"permutation:{seed}", views, limits)
     backbone = vit(img_size=32, patch_size=8, in_chans=1, depth=2)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cl_bench.experiment import Transforms
+from cl_bench.experiment import ImageTransforms
 from cl_bench.reporting.charts import Heat, Lines
 from cl_bench.reporting.paper import figures as paper_figures
 from cl_bench.reporting.paper.layouts import figure_layouts
@@ -19,7 +19,7 @@ from tests.helpers.command import Cli
 from tests.helpers.factories import record, write
 
 VIT = "vit_base_patch16_224.augreg2_in21k_ft_in1k"
-PAPER = Transforms(size=224, crop_scale=(0.05, 1.0), resize=256 / 224, mean=(0.0,) * 3, std=(1.0,) * 3)
+PAPER = ImageTransforms(size=224, crop_scale=(0.05, 1.0), resize=256 / 224, mean=(0.0,) * 3, std=(1.0,) * 3)
 
 
 def imagenet_r(method: str, seed: int, **changes: Any) -> RunRecord:

@@ -20,7 +20,7 @@ import pandas as pd
 import pytest
 
 from cl_bench.errors import UserError
-from cl_bench.experiment import Limits, Transforms
+from cl_bench.experiment import ImageTransforms, Limits
 from cl_bench.reporting import report, result_table, text_tables
 from cl_bench.reporting.paper import tables as paper_tables
 from cl_bench.reporting.protocol import Protocol
@@ -34,7 +34,7 @@ from tests.helpers.factories import record, write
 REFERENCE = ROOT / "results" / "reference"
 TABLES = tuple(f"sdlora-table{number}" for number in (2, 3, 4, 5, 6))
 BACKBONE = "vit_base_patch16_224.augreg2_in21k_ft_in1k"
-TRANSFORMS = Transforms(size=224, crop_scale=(0.05, 1.0), resize=256 / 224, mean=(0.0,) * 3, std=(1.0,) * 3)
+TRANSFORMS = ImageTransforms(size=224, crop_scale=(0.05, 1.0), resize=256 / 224, mean=(0.0,) * 3, std=(1.0,) * 3)
 """The released code's: no input normalisation."""
 
 

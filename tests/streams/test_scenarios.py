@@ -19,14 +19,14 @@ from PIL import Image
 from cl_bench import streams
 from cl_bench.data.samples import StoreSamples, samples_of
 from cl_bench.errors import UserError
-from cl_bench.experiment import Limits, Tasks, Transforms
+from cl_bench.experiment import ImageTransforms, Limits, Tasks
 from cl_bench.grammar import parse_tasks
 from cl_bench.streams import catalogue
 from cl_bench.streams.scenarios import TaskStream, build, order_classes
 from tests.helpers import trees
 from tests.helpers.command import RUNS, Cli, assert_refused
 
-TRANSFORMS = Transforms(size=32, crop_scale=(0.6, 1.0), mean=(0.5,), std=(0.5,))
+TRANSFORMS = ImageTransforms(size=32, crop_scale=(0.6, 1.0), mean=(0.5,), std=(0.5,))
 DESIGNERS = streams.find("icons-designers")
 FEW = ["--limit-tasks", "2", "--limit-train", "1", "--limit-test", "1"]
 

@@ -18,12 +18,12 @@ from cl_bench import backbones, streams
 from cl_bench.data.loading import gather
 from cl_bench.data.samples import StoreSamples, samples_of
 from cl_bench.errors import UserError
-from cl_bench.experiment import Limits, Transforms
+from cl_bench.experiment import ImageTransforms, Limits
 from cl_bench.streams.overlaps import shared_classes
 from cl_bench.streams.scenarios import TaskStream, build, order_classes
 
 NAMES = ("icons-100", "icons-tune")
-TRANSFORMS = Transforms(size=32, crop_scale=(0.6, 1.0), mean=(0.5,), std=(0.5,))
+TRANSFORMS = ImageTransforms(size=32, crop_scale=(0.6, 1.0), mean=(0.5,), std=(0.5,))
 
 
 @cache

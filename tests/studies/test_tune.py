@@ -15,7 +15,7 @@ from cl_bench import backbones, streams
 from cl_bench.contract import registry
 from cl_bench.data.images import ImageStore
 from cl_bench.errors import UserError
-from cl_bench.experiment import Limits, Transforms
+from cl_bench.experiment import ImageTransforms, Limits
 from cl_bench.running import plan, recipes
 from cl_bench.streams.scenarios import build, held_out
 from tests.helpers import trees
@@ -91,7 +91,7 @@ def test_trials_never_see_the_test_images(cl_bench: CLI, tmp_path: Path) -> None
     held = held_out(source.train, 0.1)
     assert run["experiment"]["limits"]["validation"] == 0.1
     assert sum(run["total"]) == int(held.sum())
-    transforms = Transforms(size=32, crop_scale=(0.6, 1.0), mean=(0.5,), std=(0.5,))
+    transforms = ImageTransforms(size=32, crop_scale=(0.6, 1.0), mean=(0.5,), std=(0.5,))
     stream = build(source, 10, "natural", transforms, Limits(validation=0.1))
     sizes = [sum(len(experience.dataset) for experience in part) for part in (stream.train, stream.test, stream.joint)]
     assert sizes == [int((~held).sum()), int(held.sum()), int((~held).sum())]

@@ -16,7 +16,7 @@ from torchvision import transforms as tv
 from cl_bench import backbones, streams
 from cl_bench.data.samples import samples_of
 from cl_bench.errors import UserError
-from cl_bench.experiment import Experiment, Transforms
+from cl_bench.experiment import Experiment, ImageTransforms
 from cl_bench.running import suites
 from cl_bench.running.plan import PlannedRun, plan_options
 from cl_bench.streams.scenarios import build
@@ -114,7 +114,7 @@ def _arrays(stream: Any) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     return images, torch.cat([part.labels for part in parts]).numpy()
 
 
-def views(transforms: Transforms) -> tuple[list[Any], list[Any]]:
+def views(transforms: ImageTransforms) -> tuple[list[Any], list[Any]]:
     """The training and the test view as torchvision's transforms of PIL images: not our code, but our settings."""
     end = [tv.ToTensor(), tv.Normalize(transforms.mean, transforms.std)]
     crop = tv.RandomResizedCrop(transforms.size, scale=transforms.crop_scale, ratio=transforms.crop_ratio)

@@ -64,7 +64,7 @@ class Paper(_Strict):
 
     Attributes:
         numbers: file of the published numbers.
-        transforms: fields of `Transforms` as the paper has them; one number stands for all channels.
+        transforms: fields of `ImageTransforms` as the paper has them; one number stands for all channels.
         epochs, test_images: by benchmark: the numbers of epochs that the paper uses, and the size of its test split.
     """
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from cl_bench import backbones, streams
 from cl_bench.contract.method import Method, Phase
 from cl_bench.data.samples import Concatenated, StoreSamples, samples_of
-from cl_bench.experiment import Limits, Transforms
+from cl_bench.experiment import ImageTransforms, Limits
 from cl_bench.running.plan import PlannedRun
 from cl_bench.streams import Source
 from cl_bench.streams.scenarios import TaskStream, build
@@ -44,7 +44,7 @@ class Slice:
     backbone: Callable[[], VisionTransformer]
     tasks: int
     order: str
-    transforms: Transforms
+    transforms: ImageTransforms
     limits: Limits = Limits()
     seed: int = 0
 
