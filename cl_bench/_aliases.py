@@ -37,6 +37,11 @@ MOVED = {
     "method": (
         "contract.method",
         "contract.gradient",
+        "contract.alignment",
+        "contract.task",
+        "contract.phase",
+        "contract.losses",
+        "contract.schedules",
         "contract.hyperparameters",
         "contract.search",
         "models.base",

@@ -14,19 +14,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from cl_bench.contract.gradient import GradientMethod, Schedule
-from cl_bench.contract.method import Phase, Task
+from cl_bench.contract import schedules
+from cl_bench.contract.gradient import GradientMethod
+from cl_bench.contract.phase import Phase
+from cl_bench.contract.schedules import Schedule
 from cl_bench.contract.search import Choice, LogUniform, Range
+from cl_bench.contract.task import Task
 from cl_bench.data.samples import TaskSamples
 from cl_bench.errors import UserError
 from cl_bench.experiment import Value
+from cl_bench.models.base import FeatureModel
 from cl_bench.models.prompts import PromptModel, check_blocks, split
 from cl_bench.models.vit import Prefix, cls_features
 
@@ -111,6 +115,12 @@ class CODAModel(PromptModel):
         return cls_features(self.backbone, images, prefixes=self.prefixes(query))
 
 
+@schedules.register("coda")
+def coda(method: Any, epoch: int, epochs: int) -> float:
+    """cos(99 pi e / (200 (E - 1))): from 1 to about 0.016, by epoch (the formula in CODA-Prompt's scheduler)."""
+    return schedules.cos(99 * torch.pi * epoch / (200 * max(epochs - 1, 1)))
+
+
 # The released scheduler, the same file as InfLoRA's, sets itself back by one epoch: hence `inflora`.
 _RELEASED: Mapping[str, Value] = {
     "batch_size": 128,
@@ -165,7 +175,7 @@ class CODAPrompt(GradientMethod):
                 f"coda.components = {self.components} gives none to each of {num_tasks} tasks; set at least {num_tasks}"
             )
 
-    def build(self, backbone: VisionTransformer, num_classes: int) -> nn.Module:
+    def build(self, backbone: VisionTransformer, num_classes: int) -> FeatureModel:
         check_blocks(backbone, range(self.blocks), "coda's blocks")
         return CODAModel(backbone, num_classes, range(self.blocks), self.head_start)
 

@@ -29,11 +29,13 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from cl_bench.contract.gradient import GradientMethod
-from cl_bench.contract.method import Phase, Task
+from cl_bench.contract.phase import Phase
 from cl_bench.contract.search import Choice, LogUniform, Range
+from cl_bench.contract.task import Task
 from cl_bench.data.samples import TaskSamples
 from cl_bench.errors import UserError
 from cl_bench.experiment import Value
+from cl_bench.models.base import FeatureModel
 from cl_bench.models.heads import cosine
 from cl_bench.models.prompts import PromptModel, attracting, check_blocks, majority, mixed, take, uniform
 from cl_bench.models.vit import Prefix, cls_features
@@ -149,7 +151,7 @@ class DualPrompt(GradientMethod):
     lr: PositiveFloat = 0.0225
     clip_norm: PositiveFloat | None = 1.0
 
-    def build(self, backbone: VisionTransformer, num_classes: int) -> nn.Module:
+    def build(self, backbone: VisionTransformer, num_classes: int) -> FeatureModel:
         blocks = (*self.g_blocks, *self.e_blocks)
         check_blocks(backbone, blocks, "dualprompt's g_blocks and e_blocks")
         if len(set(blocks)) < len(blocks) or not self.e_blocks:

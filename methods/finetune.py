@@ -13,11 +13,12 @@ from typing import ClassVar, Literal
 
 from pydantic import PositiveFloat
 from timm.models.vision_transformer import VisionTransformer
-from torch import nn
 
 from cl_bench.contract.gradient import GradientMethod
-from cl_bench.contract.method import Phase, Task
+from cl_bench.contract.phase import Phase
+from cl_bench.contract.task import Task
 from cl_bench.experiment import Value
+from cl_bench.models.base import FeatureModel
 from cl_bench.models.heads import Classifier
 
 # The slow learner of SLCA (GengDavid/SLCA @ 169d4e6), without its alignment.
@@ -46,7 +47,7 @@ class Finetune(GradientMethod):
     loss: Literal["masked", "all"] = "all"
     backbone_lr_scale: PositiveFloat = 1.0
 
-    def build(self, backbone: VisionTransformer, num_classes: int) -> nn.Module:
+    def build(self, backbone: VisionTransformer, num_classes: int) -> FeatureModel:
         return Classifier(backbone, num_classes)
 
     def storage(self, backbone: VisionTransformer, num_classes: int, classes: Sequence[int]) -> dict[str, int]:

@@ -28,11 +28,14 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from cl_bench.contract.gradient import GradientMethod, Schedule
-from cl_bench.contract.method import Phase, Task
+from cl_bench.contract.gradient import GradientMethod
+from cl_bench.contract.phase import Phase
+from cl_bench.contract.schedules import Schedule
 from cl_bench.contract.search import Choice, LogUniform, Range
+from cl_bench.contract.task import Task
 from cl_bench.data.samples import TaskSamples
 from cl_bench.experiment import Scenario, Value
+from cl_bench.models.base import FeatureModel
 from cl_bench.models.heads import linear_head
 from cl_bench.models.prompts import PromptModel, check_blocks, mixed, take, uniform
 from cl_bench.models.statistics import ClassStatistics, Covariance
@@ -176,7 +179,7 @@ class HiDePrompt(GradientMethod):
     align_shrink: Annotated[float, Field(ge=0, lt=1)] = 0.0
     align_restore: bool = False
 
-    def build(self, backbone: VisionTransformer, num_classes: int) -> nn.Module:
+    def build(self, backbone: VisionTransformer, num_classes: int) -> FeatureModel:
         check_blocks(backbone, range(self.blocks), "hide's blocks")
         places = range(self.blocks), self.length
         return HiDeModel(backbone, num_classes, *places, self.align_covariance, self.as_published_leaky)
@@ -214,7 +217,7 @@ class HiDePrompt(GradientMethod):
         first = short.phase([{"params": inference}], cross_entropy, lambda images: model.inference(model.query(images)))
         phases = [first]
         if task.index:
-            phases.append(self.aligning(task, model.queries, model.inference, inference, "inference"))
+            phases.append(self.alignment.phase(task, model.queries, model.inference, inference, "inference"))
         head = {"params": list(model.head.parameters()), "lr": self.lr * self.head_lr_scale}
         return [*phases, self.phase([{"params": [model.E[-1]]}, head], loss, prompted)]
 

@@ -16,11 +16,13 @@ from typing import ClassVar
 
 from pydantic import PositiveInt
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
 from cl_bench.contract.gradient import GradientMethod
-from cl_bench.contract.method import Phase, Task
+from cl_bench.contract.phase import Phase
+from cl_bench.contract.task import Task
 from cl_bench.data.samples import TaskSamples
+from cl_bench.models.base import FeatureModel
 from cl_bench.models.lora import LoRABank, LoRAModel, Target
 
 
@@ -42,7 +44,7 @@ class IncLoRA(GradientMethod):
         """What the loss adds to the cross-entropy, a scalar; None: nothing."""
         return None
 
-    def build(self, backbone: VisionTransformer, num_classes: int) -> nn.Module:
+    def build(self, backbone: VisionTransformer, num_classes: int) -> FeatureModel:
         return LoRAModel(backbone, num_classes, self.targets, self.rank)
 
     def storage(self, backbone: VisionTransformer, num_classes: int, classes: Sequence[int]) -> dict[str, int]:

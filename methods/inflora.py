@@ -24,18 +24,23 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from cl_bench.contract.gradient import GradientMethod, Schedule
-from cl_bench.contract.method import Phase, Task, Traces
+from cl_bench.contract import schedules
+from cl_bench.contract.gradient import GradientMethod
+from cl_bench.contract.method import Traces
+from cl_bench.contract.phase import Phase
+from cl_bench.contract.schedules import Schedule
 from cl_bench.contract.search import Choice, LogUniform, Range
+from cl_bench.contract.task import Task
 from cl_bench.data.samples import TaskSamples
 from cl_bench.experiment import Value
+from cl_bench.models.base import FeatureModel
 from cl_bench.models.lora import LoRABank, LoRAModel, Target, attention_covariances
 
 Mode = Literal["remove", "retain"]
@@ -99,6 +104,13 @@ def _complement(directions: Tensor, span: Tensor) -> Tensor:
     """An orthonormal basis of the part of `span` [d, m] that is orthogonal to `directions` [d, n] within it."""
     rest = span - directions @ (directions.T @ span)
     return principal(rest)[0][:, : span.shape[1] - directions.shape[1]]
+
+
+@schedules.register("inflora")
+def inflora(method: Any, epoch: int, epochs: int) -> float:
+    """cos(99 pi e / (200 (E - 1))) one epoch late, by epoch: the first two epochs are at the base rate, as the released
+    scheduler of CODA-Prompt and InfLoRA comes out, which sets itself back by one epoch when it is made."""
+    return schedules.cos(99 * torch.pi * max(epoch - 1, 0) / (200 * max(epochs - 1, 1)))
 
 
 class InfLoRAModel(LoRAModel):
@@ -177,7 +189,7 @@ class InfLoRA(GradientMethod):
         """Share of a task's energy that must count as used after it; `index` from 0."""
         return self.lamb + (self.lame - self.lamb) * index / num_tasks
 
-    def build(self, backbone: VisionTransformer, num_classes: int) -> nn.Module:
+    def build(self, backbone: VisionTransformer, num_classes: int) -> FeatureModel:
         return InfLoRAModel(backbone, num_classes, self.targets, self.rank)
 
     def storage(self, backbone: VisionTransformer, num_classes: int, classes: Sequence[int]) -> dict[str, int]:

@@ -8,12 +8,13 @@ from typing import ClassVar, Literal
 
 from pydantic import PositiveFloat, PositiveInt
 from timm.models.vision_transformer import VisionTransformer
-from torch import nn
 
 from cl_bench.contract.gradient import GradientMethod
-from cl_bench.contract.method import Phase, Task
+from cl_bench.contract.phase import Phase
+from cl_bench.contract.task import Task
 from cl_bench.data.samples import TaskSamples
 from cl_bench.experiment import Value
+from cl_bench.models.base import FeatureModel
 from cl_bench.models.heads import Classifier
 from cl_bench.models.lora import LoRABank, LoRAModel, Target
 
@@ -44,7 +45,7 @@ class Joint(GradientMethod):
     rank: PositiveInt = 10
     targets: tuple[Target, ...] = ("q", "v")
 
-    def build(self, backbone: VisionTransformer, num_classes: int) -> nn.Module:
+    def build(self, backbone: VisionTransformer, num_classes: int) -> FeatureModel:
         if self.train == "lora":
             return LoRAModel(backbone, num_classes, self.targets, self.rank)
         return Classifier(backbone.requires_grad_(self.train == "full"), num_classes)

@@ -28,10 +28,12 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from cl_bench.contract.gradient import GradientMethod
-from cl_bench.contract.method import Phase, Task
+from cl_bench.contract.phase import Phase
 from cl_bench.contract.search import Choice, LogUniform, Range
+from cl_bench.contract.task import Task
 from cl_bench.errors import UserError
 from cl_bench.experiment import Value
+from cl_bench.models.base import FeatureModel
 from cl_bench.models.heads import cosine
 from cl_bench.models.prompts import PromptModel, attracting, check_blocks, majority, split, take
 from cl_bench.models.vit import cls_features, tokens
@@ -135,7 +137,7 @@ class L2P(GradientMethod):
     lr: PositiveFloat = 0.015
     clip_norm: PositiveFloat | None = 1.0
 
-    def build(self, backbone: VisionTransformer, num_classes: int) -> nn.Module:
+    def build(self, backbone: VisionTransformer, num_classes: int) -> FeatureModel:
         if self.top > self.pool:
             raise UserError(f"l2p.top = {self.top} prompts cannot be taken from a pool of {self.pool}; choose fewer")
         if self.prompts == "prefix":

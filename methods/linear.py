@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from timm.models.vision_transformer import VisionTransformer
-from torch import nn
 
 from cl_bench.contract.gradient import GradientMethod
-from cl_bench.contract.method import Phase, Task
+from cl_bench.contract.phase import Phase
 from cl_bench.contract.search import Choice, LogUniform, Range
+from cl_bench.contract.task import Task
+from cl_bench.models.base import FeatureModel
 from cl_bench.models.heads import Classifier
 
 
@@ -25,7 +26,7 @@ class LinearProbe(GradientMethod):
     paper: ClassVar[str] = "linear probe (floor)"
     space: ClassVar[Mapping[str, Range]] = {"lr": LogUniform(3e-3, 3.0), "schedule": Choice("constant", "cosine")}
 
-    def build(self, backbone: VisionTransformer, num_classes: int) -> nn.Module:
+    def build(self, backbone: VisionTransformer, num_classes: int) -> FeatureModel:
         return Classifier(backbone.requires_grad_(False), num_classes)
 
     def storage(self, backbone: VisionTransformer, num_classes: int, classes: Sequence[int]) -> dict[str, int]:

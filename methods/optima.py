@@ -15,12 +15,14 @@ from typing import ClassVar, Literal
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from cl_bench.contract.method import Task, Traces
+from cl_bench.contract.method import Traces
+from cl_bench.contract.task import Task
 from cl_bench.data.samples import TaskSamples
 from cl_bench.experiment import Scalar
+from cl_bench.models.base import FeatureModel
 from cl_bench.models.heads import Classifier
 
 from .finetune import Finetune
@@ -58,7 +60,7 @@ class Optima(Finetune):
 
     loss: Literal["masked", "all"] = "masked"
 
-    def build(self, backbone: VisionTransformer, num_classes: int) -> nn.Module:
+    def build(self, backbone: VisionTransformer, num_classes: int) -> FeatureModel:
         return OptimaModel(backbone, num_classes)
 
     def storage(self, backbone: VisionTransformer, num_classes: int, classes: Sequence[int]) -> dict[str, int]:

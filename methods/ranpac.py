@@ -26,9 +26,12 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from cl_bench.contract.gradient import GradientMethod, Schedule
-from cl_bench.contract.method import Phase, Task, Traces
+from cl_bench.contract.gradient import GradientMethod
+from cl_bench.contract.method import Traces
+from cl_bench.contract.phase import Phase
+from cl_bench.contract.schedules import Schedule
 from cl_bench.contract.search import Choice, LogUniform, Range
+from cl_bench.contract.task import Task
 from cl_bench.data.samples import TaskSamples
 from cl_bench.experiment import Value
 from cl_bench.models.base import FeatureModel
@@ -180,7 +183,7 @@ class RanPAC(GradientMethod):
     weight_decay: NonNegativeFloat = 5e-4
     schedule: Schedule = "cosine"
 
-    def build(self, backbone: VisionTransformer, num_classes: int) -> nn.Module:
+    def build(self, backbone: VisionTransformer, num_classes: int) -> FeatureModel:
         if self.adaptation == "adapter":
             check_blocks(backbone, range(len(backbone.blocks)), "ranpac's blocks")
         return RanPACModel(backbone, num_classes, self.adaptation, self.width, self.projection, self.head)

@@ -23,9 +23,12 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from cl_bench.contract.gradient import GradientMethod
-from cl_bench.contract.method import Phase, Task, Traces
+from cl_bench.contract.method import Traces
+from cl_bench.contract.phase import Phase
+from cl_bench.contract.task import Task
 from cl_bench.data.samples import TaskSamples
 from cl_bench.experiment import Value
+from cl_bench.models.base import FeatureModel
 from cl_bench.models.lora import LoRABank, LoRAModel, Norm, Target
 
 
@@ -144,7 +147,7 @@ class SDLoRA(GradientMethod):
 
     model_class: ClassVar[type[SDLoRAModel]] = SDLoRAModel
 
-    def build(self, backbone: VisionTransformer, num_classes: int) -> nn.Module:
+    def build(self, backbone: VisionTransformer, num_classes: int) -> FeatureModel:
         kind = self.norm, self.normalise_current, self.norm_gradient
         return self.model_class(backbone, num_classes, self.targets, self.rank, *kind)
 

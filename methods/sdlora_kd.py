@@ -31,7 +31,8 @@ from pydantic import NonNegativeFloat
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from cl_bench.contract.method import Task, Traces
+from cl_bench.contract.method import Traces
+from cl_bench.contract.task import Task
 from cl_bench.data.samples import TaskSamples
 from cl_bench.experiment import Scalar
 

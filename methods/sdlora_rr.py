@@ -12,9 +12,9 @@ from typing import ClassVar, Literal
 
 from pydantic import PositiveInt
 from timm.models.vision_transformer import VisionTransformer
-from torch import nn
 
 from cl_bench.errors import UserError
+from cl_bench.models.base import FeatureModel
 
 from .sdlora import SDLoRA
 
@@ -38,7 +38,7 @@ class SDLoRARR(SDLoRA):
     nu: PositiveInt = 8
     index: Literal["paper", "code"] = "paper"
 
-    def build(self, backbone: VisionTransformer, num_classes: int) -> nn.Module:
+    def build(self, backbone: VisionTransformer, num_classes: int) -> FeatureModel:
         if not self.rank >= self.rank_mu >= self.rank_nu or self.mu > self.nu:
             raise UserError(
                 f"ranks {self.rank}, {self.rank_mu}, {self.rank_nu} from tasks 1, {self.mu}, {self.nu} on: "

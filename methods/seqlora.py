@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from timm.models.vision_transformer import VisionTransformer
 
-from cl_bench.contract.method import Task
+from cl_bench.contract.task import Task
 from cl_bench.data.samples import TaskSamples
 
 from .inclora import IncLoRA

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from timm.models.vision_transformer import VisionTransformer
-from torch import nn
 
-from cl_bench.contract.method import Method, Task
+from cl_bench.contract.method import Method
+from cl_bench.contract.task import Task
 from cl_bench.data.samples import TaskSamples
 from cl_bench.models.base import FeatureModel
 from cl_bench.models.heads import CosinePrototypes
@@ -26,7 +26,7 @@ class SimpleCIL(Method):
     paper: ClassVar[str] = "SimpleCIL (IJCV 2024, arXiv 2303.07338)"
     stores: ClassVar[str] = "one mean per class"
 
-    def build(self, backbone: VisionTransformer, num_classes: int) -> nn.Module:
+    def build(self, backbone: VisionTransformer, num_classes: int) -> FeatureModel:
         return FeatureModel(backbone.requires_grad_(False), CosinePrototypes(backbone.num_features, num_classes))
 
     def storage(self, backbone: VisionTransformer, num_classes: int, classes: Sequence[int]) -> dict[str, int]:

@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
 
-from cl_bench.contract.gradient import Schedule
+from cl_bench.contract.schedules import Schedule
 from cl_bench.experiment import Value
 
 from .finetune import Finetune

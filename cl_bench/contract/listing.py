@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.machinery import PathFinder
@@ -23,7 +24,7 @@ class MethodFacts:
 
     name: str
     paper: str
-    forward_passes: int
+    forward_passes: int | str
     stores: str
     needs_num_tasks: bool
 
@@ -99,9 +100,7 @@ def _values(path: Path, module: str | None, name: str) -> dict[str, object] | No
         if isinstance(node, ast.ClassDef) and node.name == name:
             inherited: dict[str, object] | None = {}
             if (module, name) != _BASE:
-                if len(node.bases) != 1 or not isinstance(node.bases[0], ast.Name):
-                    return None
-                inherited = _values(path, module, node.bases[0].id)
+                inherited = _inherited(path, module, node.bases)
             own = _literals(node)
             return None if inherited is None or own is None else inherited | own
         if isinstance(node, ast.ImportFrom):
@@ -114,6 +113,17 @@ def _values(path: Path, module: str | None, name: str) -> dict[str, object] | No
                     )
                     return next((values for values in found if values is not None), None)
     return None
+
+
+def _inherited(path: Path, module: str | None, bases: Sequence[ast.expr]) -> dict[str, object] | None:
+    """The literals of several bases, of which the first wins; None if one of them does not descend from `Method`."""
+    found: dict[str, object] = {}
+    for base in reversed(bases):
+        values = _values(path, module, base.id) if isinstance(base, ast.Name) else None
+        if values is None:
+            return None
+        found |= values
+    return found or None
 
 
 def _sources(node: ast.ImportFrom, module: str | None) -> list[str]:

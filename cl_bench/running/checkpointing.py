@@ -135,7 +135,7 @@ class Checkpointer(SupervisedPlugin):  # type: ignore[misc]
         )
         tensors = {f"model.{name}": tensor for name, tensor in self._changed(strategy).items()}
         if position is not None:
-            tensors |= {f"optimizer.{name}": tensor for name, tensor in strategy.optimizer_state().items()}
+            tensors |= strategy.tensors()
         tensors |= {name: torch.from_numpy(array) for name, array in self.log.arrays().items()}
         tensors |= {f"probe.{name}": tensor for name, tensor in self.log.probe.tensors().items()}
         tensors |= {f"random.{name}": state for name, state in random_state().items()}

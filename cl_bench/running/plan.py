@@ -10,7 +10,7 @@ from typing import Any
 from cl_bench import backbones, streams
 from cl_bench.backbones import Backbone
 from cl_bench.contract import registry
-from cl_bench.contract.method import Method
+from cl_bench.contract.method import Method, build_model
 from cl_bench.contract.registry import MethodEntry
 from cl_bench.errors import UserError, unknown_name
 from cl_bench.experiment import (
@@ -196,7 +196,8 @@ def _method(spec: RunSpec, ground: _Ground, tuned: Sequence[Tuned]) -> tuple[Met
     if ground.scenario not in method.scenarios:
         raise UserError(f"'{name}' is for {' and '.join(method.scenarios)} streams, this one is {ground.scenario}")
     method.check(number_of(ground.tasks))
-    PROBES[spec.probe].check(method.create(backbones.skeleton(ground.backbone), ground.benchmark.num_classes), name)
+    model = build_model(method, backbones.skeleton(ground.backbone), ground.benchmark.num_classes)
+    PROBES[spec.probe].check(model, name)
     shown = {option: method.values()[option] for option in spec.options}
     listed = ",".join(f"{option}={_label_text(value)}" for option, value in sorted(shown.items()))
     return method, recipe, f"{name}[{listed}]" if listed else name

@@ -131,7 +131,7 @@ def execute(
         trainable=[stage.trainable for stage in finished],
         stored=[stage.stored for stage in finished],
         flops_per_image=flops_of(strategy, stream),
-        forward_passes=method.forward_passes,
+        forward_passes=method.passes(strategy.tasks_learned),
         peak_memory_bytes=peak_memory(device),
         environment=environment_of(device) | {"compiled": execution.compiled, "deterministic": settings.deterministic},
         traces=strategy.traces,
@@ -162,7 +162,7 @@ def _begin(
             return strategy, checkpointer, None
         try:
             checkpointer.log.restore(found)
-            strategy.resume(found.part("model."), found.facts, found.part("optimizer."))
+            strategy.resume(found)
             restore_random_state(found.part("random."))
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise UnusableCheckpoint(f"{checkpoint}: {str(error).splitlines()[0]}") from error

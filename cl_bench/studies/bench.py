@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cl_bench.contract.method import Phase
+from cl_bench.contract.phase import Phase
 from cl_bench.data.samples import Samples, TrainingBatches, samples_of
 from cl_bench.experiment import Precision
 from cl_bench.models import vit
@@ -21,6 +21,7 @@ from cl_bench.models.vit import Execution
 from cl_bench.running.device import set_up, wait
 from cl_bench.running.plan import PlannedRun
 from cl_bench.running.runner import Settings, strategy_of, stream_of
+from cl_bench.training.phase_run import PhaseRun
 from cl_bench.training.strategy import ContinualStrategy
 
 GROUPS = 5
@@ -163,20 +164,10 @@ def first_phase(strategy: ContinualStrategy, samples: Samples) -> Phase | None:
 
 def training_step(strategy: ContinualStrategy, phase: Phase, images: Tensor, labels: Tensor) -> Callable[[], None]:
     """A training step as the strategy takes it."""
-    strategy.model.train().requires_grad_(False)
-    for parameter in phase.trainable():
-        parameter.requires_grad_(True)
-    optimizer = phase.optimizer(phase.parameters)
-    forward = phase.forward or strategy.model
-
-    def run() -> None:
-        optimizer.zero_grad()
-        phase.loss(forward(images), labels).mean().backward()
-        if phase.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(phase.trainable(), phase.clip_norm)
-        optimizer.step()
-
-    return run
+    assert strategy.task is not None
+    strategy.model.train()
+    run = PhaseRun(phase, "the first phase", strategy.model, strategy.task.scratch)
+    return lambda: run.take(images, labels, ("bench",))
 
 
 def _waits(run: Callable[[], None]) -> bool:
@@ -215,6 +206,6 @@ def _needed(strategy: ContinualStrategy, phase: Phase | None, image: Tensor) -> 
     model: Any = strategy.model
     predicted = vit.flops(model, lambda: model(image))
     query = vit.flops(model, lambda: model.query(image)) if hasattr(model, "query") else 0
-    trained = {id(parameter) for parameter in (phase.trainable() if phase else [])}
+    trained = {id(parameter) for parameter in (phase.trained() if phase else [])}
     whole = any(id(parameter) in trained for parameter in model.backbone.blocks.parameters())
     return predicted + (predicted - query) * (1 + whole)

@@ -3,32 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from avalanche.core import SupervisedPlugin
 from avalanche.logging import BaseLogger
 from avalanche.training.plugins import EvaluationPlugin
-from avalanche.training.templates import SupervisedTemplate
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from cl_bench import backbones
 from cl_bench.backbones import Backbone
-from cl_bench.contract.method import Method, Phase, Task, Traces
-from cl_bench.data.samples import EvaluationBatches, Samples, TaskSamples, TrainingBatches, samples_of
+from cl_bench.contract.method import Method, build_model
+from cl_bench.contract.phase import Phase
+from cl_bench.contract.task import Task
+from cl_bench.data.samples import EvaluationBatches, Samples, TaskSamples, samples_of
 from cl_bench.errors import UserError
-from cl_bench.experiment import Scalar
 from cl_bench.models.vit import Execution, configure
 from cl_bench.randomness import seeded
-from cl_bench.training.checkpoint import Facts, Position
+from cl_bench.training.checkpoint import Checkpoint, Position
 from cl_bench.training.evaluation import Counts, Evaluation, mask_of
-
-_STEPS_TRACED = 24
-"""About so many optimiser steps of a phase are shown to the method's `step_traces`."""
+from cl_bench.training.loop import PhaseLoop
 
 
-class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
+@dataclass(frozen=True)
+class Resumed:
+    """Where inside a task a run goes on: the position, and tensors of the optimisers and of the task's scratch."""
+
+    position: Position
+    optimizer: dict[str, Tensor]
+    scratch: dict[str, Tensor]
+
+
+def _sizes(phase: Phase) -> dict[int, int]:
+    """How many numbers each parameter has that a phase trains."""
+    return {id(parameter): parameter.numel() for parameter in phase.trained()}
+
+
+class ContinualStrategy(PhaseLoop):
     """An Avalanche strategy for one `Method` among its plugins.
 
     `train(experience)` runs the method's phases, each with a fresh optimiser over the method's own parameter groups;
@@ -50,11 +63,6 @@ class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
     """
 
     PLUGIN_CLASS = Method
-
-    dataloader: Any
-    mbatch: Any
-    mb_output: Any
-    _stop_training: bool
 
     def __init__(
         self,
@@ -84,7 +92,7 @@ class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
                 "e.g. vit_base_patch16_224, and num_classes=0"
             )
         with seeded((seed, "build")):
-            model = self.method.create(vit, num_classes)
+            model = build_model(self.method, vit, num_classes)
         configure(model, execution or Execution())
         super().__init__(
             model=model,
@@ -106,16 +114,7 @@ class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
         self.seen: tuple[int, ...] = ()
         self.tasks_learned = 0
         self.trainable = 0
-        self.task: Task | None = None
-        self.phase: Phase | None = None
-        self.position: Position | None = None
-        self.traces: Traces = {}
-        self.valid = 0
-        self._loss = torch.zeros((), dtype=torch.float64, device=self.device)
-        self._counted = self._steps = 0
-        self._outputs: tuple[Tensor, ...] = ()
-        self.trained: set[str] = set()
-        self._resumed: tuple[Position, dict[str, Tensor]] | None = None
+        self._resumed: Resumed | None = None
         self._evaluation = Evaluation(num_classes, self.device)
 
     # --- training ----------------------------------------------------------------------------------------------
@@ -131,36 +130,61 @@ class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
 
     def _train_exp(self, experience: Any, eval_streams: Any = None, **kwargs: Any) -> None:
         samples = samples_of(self.adapted_dataset)
-        resumed, state = self._resumed or (None, {})
-        self._resumed = None
-        images = self.begin_task(samples, resumed=resumed is not None)
-        assert self.task is not None
-        key = self.task.key
-        phases = self.method.phases(self.task)
-        for number, phase in enumerate(phases):
-            if resumed is None or number > resumed.phase:
-                self.position = Position(phase=number, epoch=0, step=0)
-                self._run_phase(phase, samples, (*key, number), **kwargs)
-            elif number == resumed.phase:
-                self.position = resumed.model_copy()
-                self._run_phase(phase, samples, (*key, number), state, **kwargs)
+        resumed, self._resumed = self._resumed, None
+        own = self.begin_task(samples, resumed)
+        task = self.task
+        assert task is not None
+        trained = self._learn(task, samples, own, resumed, **kwargs)
         self.position = None
         self.model.eval()
         with torch.no_grad():
-            self.method.after_task(self.task, images)
-        alignment = self.method.alignment(self.task, images)
+            self.method.after_task(task, own)
+        added = [phase for part in self.method.parts for phase in part.phases(task, own)]
         self.model.train()
-        for phase in alignment:
-            self._run_phase(phase, samples, key, **kwargs)
+        for phase in added:
+            trained |= _sizes(phase)
+            self._run_phase(phase, samples, task.key, "a phase after the task", **kwargs)
         self._settle()
         with torch.no_grad():
-            self._trace(self.method.traces(self.task))
-        trained = {id(p): p.numel() for phase in (*phases, *alignment) for p in phase.trainable()}
+            self._trace(self.method.traces(task))
+        task.scratch.clear()
         self.trainable = sum(trained.values())
         self.tasks_learned += 1
 
-    def begin_task(self, samples: Samples, *, resumed: bool = False) -> TaskSamples:
-        """Begin the next task, with the method's pass before it, unless it was begun before; its images."""
+    def _learn(
+        self, task: Task, samples: Samples, own: TaskSamples, resumed: Resumed | None, **kwargs: Any
+    ) -> dict[int, int]:
+        """Carry out the method's phases, from where the run stood; what is trained in them (see `_sizes`)."""
+        trained: dict[int, int] = {}
+        decides = type(self.method).after_phase is not Method.after_phase
+        phases = self.method.phases(task)
+        start = resumed.position.phase if resumed else 0
+        if resumed and start >= len(phases):
+            raise UserError(
+                f"{type(self.method).__name__} was in phase {start} of task {task.index} and lists {len(phases)} now: "
+                "what after_phase decides must lie in the model"
+            )
+        for phase in phases[:start]:
+            trained |= _sizes(phase)
+        number = start
+        while number < len(phases):
+            phase = phases[number]
+            trained |= _sizes(phase)
+            interrupted = resumed if number == start else None
+            self.position = interrupted.position if interrupted else Position(phase=number, epoch=0, step=0)
+            key, name = (*task.key, number), f"phase {number}"
+            self._run_phase(phase, samples, key, name, interrupted.optimizer if interrupted else None, **kwargs)
+            if decides:
+                self.model.eval()
+                with torch.no_grad():
+                    self.method.after_phase(task, own, number)
+                self.model.train().to(self.device)
+                phases = self.method.phases(task)
+            number += 1
+        return trained
+
+    def begin_task(self, samples: Samples, resumed: Resumed | None = None) -> TaskSamples:
+        """Begin the next task, with the method's pass before it, or go on with it; its samples."""
         if not len(samples.labels):
             raise UserError(f"task {self.tasks_learned} has no training images; leave it out of the stream")
         classes = tuple(sorted(int(c) for c in set(samples.labels.tolist())))
@@ -177,13 +201,15 @@ class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
             model=self.model,
             key=(self.seed, "task", self.tasks_learned),
         )
-        images = TaskSamples(samples, self.task.key, self.device)
-        if not resumed:
+        own = TaskSamples(samples, self.task.key, self.device)
+        if resumed:
+            self.task.scratch.update({name: tensor.to(self.device) for name, tensor in resumed.scratch.items()})
+        else:
             with torch.no_grad():
-                self.method.before_task(self.task, images)
+                self.method.before_task(self.task, own)
             self.model.to(self.device)
             self._settle()
-        return images
+        return own
 
     @torch.no_grad()
     def _settle(self) -> None:
@@ -194,17 +220,23 @@ class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
             for name, buffer in module.named_buffers(recurse=False):
                 setattr(module, name, buffer.contiguous())
 
-    def resume(self, tensors: dict[str, Tensor], facts: Facts, optimizer: dict[str, Tensor]) -> None:
+    def resume(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint, in a fresh strategy; the next `train` is for the task that comes next in it.
-
-        Args:
-            tensors: of the model, without what is as in the fresh one.
-            optimizer: tensors of the optimiser's state, `INDEX.NAME`.
 
         Raises:
             RuntimeError: the tensors do not fit the model.
         """
-        self.model.load_state_dict({**self.model.state_dict(), **tensors})
+        facts = checkpoint.facts
+        # Weights of the backbone that are still the pre-trained ones are not in it.
+        fresh = {name: t for name, t in self.model.state_dict().items() if name.startswith("backbone.")}
+        try:
+            self.model.load_state_dict({**fresh, **checkpoint.part("model.")})
+        except RuntimeError as error:
+            misfit = str(error).splitlines()[-1].strip()
+            raise RuntimeError(
+                f"the model of {type(self.method).__name__} does not take its own state back ({misfit}); what grows "
+                "must be a buffer, a ParameterList or a GrowingModules of it"
+            ) from error
         self.model.to(self.device)
         self.seen = tuple(facts.seen)
         self.tasks_learned = len(facts.stages)
@@ -212,134 +244,22 @@ class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
         self.trained = set(facts.trained)
         self.traces = {name: list(rows) for name, rows in facts.traces.items()}
         if facts.position is not None:
-            self._resumed = facts.position, optimizer
+            self._resumed = Resumed(facts.position, checkpoint.part("optimizer."), checkpoint.part("scratch."))
 
-    def optimizer_state(self) -> dict[str, Tensor]:
-        """The tensors of the current optimiser's state, `INDEX.NAME`."""
-        state = self.optimizer.state_dict()["state"]
-        return {
-            f"{index}.{name}": value
-            for index, values in state.items()
-            for name, value in values.items()
-            if isinstance(value, Tensor)
-        }
-
-    def _restore_optimizer(self, tensors: dict[str, Tensor]) -> None:
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            index, _, rest = name.partition(".")
-            state.setdefault(int(index), {})[rest] = tensor
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
-
-    def _run_phase(
-        self,
-        phase: Phase,
-        samples: Samples,
-        key: tuple[int | str, ...],
-        state: dict[str, Tensor] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Carry a phase out; with the `state` of its optimiser, from `position` on."""
-        self.phase = phase
-        # A phase trains what it lists and nothing else.
-        self.model.requires_grad_(False)
-        for parameter in phase.trainable():
-            parameter.requires_grad_(True)
-        self.trained |= {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
-        self.optimizer = phase.optimizer(phase.parameters)
-        base = [group["lr"] for group in self.optimizer.param_groups]
-        start = skipped = 0
-        self._loss, self._counted = torch.zeros_like(self._loss), 0
-        if state is not None:
-            assert self.position is not None
-            start, skipped = self.position.epoch, self.position.step
-            self._loss, self._counted = self._loss + self.position.loss, self.position.counted
-            self._restore_optimizer(state)
-        for epoch in range(start, phase.epochs):
-            if self.position is not None:
-                self.position.epoch, self.position.step = epoch, skipped
-            for group, lr in zip(self.optimizer.param_groups, base, strict=True):
-                group["lr"] = lr * phase.schedule(epoch, phase.epochs)
-            if phase.batches is None:
-                self.dataloader = TrainingBatches(samples, phase.batch_size, (*key, epoch), self.device, skipped)
-                self._steps = len(self.dataloader) + skipped
-            else:
-                self.dataloader = list(phase.batches(epoch))[skipped:]
-            skipped = 0
-            self._before_training_epoch(**kwargs)
-            if self._stop_training:
-                self._stop_training = False
-                break
-            self.training_epoch(**kwargs)
-            self._after_training_epoch(**kwargs)
-            self._trace_loss(epoch)
-        self.phase = None
-
-    def _trace(self, traces: Traces) -> None:
-        for name, rows in traces.items():
-            self.traces.setdefault(name, []).extend(rows)
-
-    def _trace_loss(self, epoch: int) -> None:
-        """Close an epoch of a phase on images: the mean of its losses."""
-        if self.position is not None and self._counted:
-            assert self.task is not None
-            row: dict[str, Scalar] = {"stage": self.task.index, "phase": self.position.phase, "epoch": epoch}
-            self._trace({"loss": [row | {"loss": float(self._loss) / self._counted}]})
-            self._loss, self._counted = torch.zeros_like(self._loss), 0
-
-    def where(self) -> Position | None:
-        """The position inside the task as of now, with the losses of the epoch so far; None between tasks."""
-        if self.position is None:
-            return None
-        return self.position.model_copy(update={"loss": float(self._loss), "counted": self._counted})
-
-    def _unpack_minibatch(self) -> None:
-        if self.is_training:
-            images, labels, self.valid = self.mbatch
-            self.mbatch = [images, labels]
-        super()._unpack_minibatch()
-
-    def forward(self) -> Tensor:
-        """Logits [B, num_classes]; in evaluation those of unseen classes are -inf."""
-        if self.is_training:
-            assert self.phase is not None
-            outputs = (self.phase.forward or self.model)(self.mb_x)
-            self._outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-            return self._outputs[0]
-        logits = self.model(self.mb_x)
-        return logits.masked_fill(~mask_of(self.seen, self.num_classes, self.device), float("-inf"))
-
-    def criterion(self) -> Tensor:
-        if not self.is_training:
-            return super().criterion()
-        assert self.phase is not None and self.mbatch is not None
-        # Samples that only fill up the last batch must not reach the loss, metrics or other plugins.
-        self.mb_output = self.mb_output[: self.valid]
-        self.mbatch = [tensor[: self.valid] for tensor in self.mbatch]
-        logits, *others = (output[: self.valid] for output in self._outputs)
-        losses = self.phase.loss((logits, *others) if others else logits, self.mb_y)
-        # Summed on the device: reading each loss would make the device wait in every step.
-        self._loss += losses.detach().sum(dtype=torch.float64)
-        self._counted += self.valid
-        return losses.mean()
-
-    def _after_training_iteration(self, **kwargs: Any) -> None:
-        if self.position is not None:
-            assert self.task is not None and self.phase is not None
-            self.position.step += 1
-            done, steps = self.position.epoch * self._steps + self.position.step, self.phase.epochs * self._steps
-            if done in (1, steps) or done % max(1, steps // _STEPS_TRACED) == 0:
-                with torch.no_grad():
-                    self._trace(self.method.step_traces(self.task, done))
-        super()._after_training_iteration(**kwargs)
-
-    def optimizer_step(self) -> None:
-        assert self.phase is not None
-        if self.phase.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.phase.trainable(), self.phase.clip_norm)
-        super().optimizer_step()
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint inside a task holds besides the model: `optimizer.*` and `scratch.*`."""
+        assert self._run is not None and self.task is not None
+        state = {f"optimizer.{name}": tensor for name, tensor in self._run.state().items()}
+        return state | {f"scratch.{name}": tensor for name, tensor in self.task.scratch.items()}
 
     # --- evaluation --------------------------------------------------------------------------------------------
+
+    def forward(self) -> Tensor | None:
+        """Logits [B, num_classes]; in evaluation those of unseen classes are -inf."""
+        if self.is_training:
+            return super().forward()
+        logits = self.model(self.mb_x)
+        return logits.masked_fill(~mask_of(self.seen, self.num_classes, self.device), float("-inf"))
 
     def make_eval_dataloader(self, **kwargs: Any) -> None:
         samples = samples_of(self.adapted_dataset)
@@ -367,11 +287,15 @@ class ContinualStrategy(SupervisedTemplate):  # type: ignore[misc]
 
     def _predict(self, model: Any, images: Tensor, chunk: bytes) -> Tensor:
         """Logits of a chunk of the test images: where the audit looks on."""
+        if self.method.stateful_prediction:
+            return model(images)
         return self._evaluation.predict(model, images, chunk)
 
     def predictor(self) -> nn.Module:
         """What predicts for the current model: itself, or its cheaper equal if it can be merged."""
         model: Any = self.model
+        if self.method.stateful_prediction:
+            return self.model.eval()
         return model.merged() if hasattr(model, "merged") else model.eval()
 
     def stored_numbers(self) -> int:

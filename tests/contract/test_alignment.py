@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from cl_bench.contract.method import build_model
 from cl_bench.errors import UserError
 from cl_bench.methods.coda import orthonormal_to
 from cl_bench.models.statistics import RIDGE, ClassStatistics
@@ -106,7 +107,7 @@ def test_alignment_that_is_not_restored_has_one_head() -> None:
 
 def test_alignment_needs_a_head_to_align() -> None:
     with pytest.raises(UserError, match="align=true: RanPAC trains no linear head"):
-        small("ranpac[align=true]").create(tiny_vit(), CLASSES)
+        build_model(small("ranpac[align=true]"), tiny_vit(), CLASSES)
 
 
 @settings(max_examples=30, deadline=None)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from cl_bench.contract import registry
-from cl_bench.contract.method import Method, Task
+from cl_bench.contract.method import Method
+from cl_bench.contract.task import Task
 from cl_bench.errors import UserError
 from tests.helpers import ROOT
 from tests.helpers.rows import GRADIENT, GROWING, NAMES, ROWS, banks, fresh, small

@@ -17,7 +17,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from cl_bench.contract.method import Phase
+from cl_bench.contract.phase import Phase
 
 FOLDER = Path(__file__).parent
 

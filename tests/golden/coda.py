@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cl_bench.contract.method import Task
+from cl_bench.contract.task import Task
 from cl_bench.data.samples import TaskSamples
 from cl_bench.methods.coda import CODAModel, CODAPrompt
 from tests.golden import Check, Fixture, Kind

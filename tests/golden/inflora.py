@@ -11,7 +11,8 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from cl_bench.contract.method import Phase, Task
+from cl_bench.contract.phase import Phase
+from cl_bench.contract.task import Task
 from cl_bench.methods.inflora import InfLoRA, InfLoRAModel, Mode, remember, restrict
 from cl_bench.models.lora import attention_covariances
 from tests.golden import Check, Fixture, Kind, lora, normal, quantity, train

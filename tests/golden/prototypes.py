@@ -13,8 +13,10 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from cl_bench.contract.gradient import masked_cross_entropy
-from cl_bench.contract.method import Loss, Phase, Task
+from cl_bench.contract.losses import masked_cross_entropy
+from cl_bench.contract.method import build_model
+from cl_bench.contract.phase import Loss, Phase
+from cl_bench.contract.task import Task
 from cl_bench.data.samples import Samples, TaskSamples
 from cl_bench.methods.ranpac import RIDGES, RanPAC, validation_errors
 from cl_bench.methods.simplecil import SimpleCIL
@@ -246,7 +248,7 @@ def slca(fixture: Fixture, **options: Any) -> Iterator[Check]:
     aligned = Aligned(fixture)
     yield from aligned.checks()
     method = SLCA(**{"align_epochs": aligned.epochs, "align_samples": aligned.samples} | options)
-    model: Any = method.create(Features(aligned.dim), aligned.classes)
+    model: Any = build_model(method, Features(aligned.dim), aligned.classes)
     aligned.fill(model.head)
     phases: list[Phase] = []
     seen_by_loss: list[Tensor] = []
@@ -260,12 +262,12 @@ def slca(fixture: Fixture, **options: Any) -> Iterator[Check]:
 
         return recording
 
-    with mock.patch("cl_bench.contract.gradient.masked_cross_entropy", cross_entropy):
+    with mock.patch("cl_bench.contract.alignment.masked_cross_entropy", cross_entropy):
         for t in range(aligned.heads):
             given = aligned.given(t)
             own = tuple(given.labels.unique().tolist())
             task = Task(t, own, tuple(range(own[-1] + 1)), aligned.classes, None, model, ())
-            phases = method.alignment(task, given.images)
+            phases = method.alignment.phases(task, given.images)
     statistics = model.statistics
     yield from fixture.compare("slca.class_mean", statistics.means, 5e-5)
     yield from fixture.compare("slca.class_cov", statistics.factors @ statistics.factors.transpose(-1, -2), 5e-5)
@@ -277,7 +279,7 @@ def slca(fixture: Fixture, **options: Any) -> Iterator[Check]:
 
 def _alignment(aligned: Aligned, phase: Phase, seen_by_loss: list[Tensor]) -> Iterator[Check]:
     fixture, forward, batches, (weight, bias) = aligned.fixture, phase.forward, phase.batches, phase.trainable()
-    assert forward is not None and batches is not None
+    assert forward is not None and batches is not None and phase.loss is not None
     with drawn(aligned):
         features, labels, _ = next(iter(batches(0)))
         phase.loss(forward(features), labels).mean().backward()

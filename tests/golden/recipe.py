@@ -15,7 +15,9 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from cl_bench.contract.method import Method, Phase, Task
+from cl_bench.contract.method import Method
+from cl_bench.contract.phase import Phase
+from cl_bench.contract.task import Task
 from tests.golden import Check, Fixture, normal, quantity, tiny_vit
 
 INPUTS = r"^meta\.(?!class_counts)|(^|\.)labels$"

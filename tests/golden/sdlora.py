@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cl_bench.contract.method import Task
+from cl_bench.contract.task import Task
 from cl_bench.methods.sdlora import SDLoRA, SDLoRAModel
 from cl_bench.methods.sdlora_kd import SDLoRAKDModel
 from tests.golden import Check, Fixture, Kind, lora, normal, train

@@ -285,7 +285,7 @@ WRONG = {
     "slca, no norm of logits": Wrong(
         "prototypes",
         {"slca.ca.first_norm_logits": 1.0, "slca.ca.losses": 0.5, "slca.ca.final_head.bias": 0.5},
-        patch={"cl_bench.contract.gradient.task_norm": lambda logits, tasks: torch.ones(len(logits), 1)},
+        patch={"cl_bench.contract.alignment.task_norm": lambda logits, tasks: torch.ones(len(logits), 1)},
     ),
     "slca, neither norm nor temperature": Wrong(
         "prototypes", {"slca.ca.losses": 0.5, "slca.ca.first_grad.weight": 0.5}, {"align_temperature": None}

@@ -12,7 +12,9 @@ from avalanche.benchmarks.utils import as_classification_dataset
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from cl_bench.contract.method import Method, Phase, Task
+from cl_bench.contract.method import Method
+from cl_bench.contract.phase import Phase
+from cl_bench.contract.task import Task
 from cl_bench.methods.ranpac import RanPAC
 from cl_bench.methods.simplecil import SimpleCIL
 from cl_bench.methods.slca import SLCA

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cl_bench.data.samples import TaskSamples
-from cl_bench.contract.method import Task
+from cl_bench.contract.task import Task
 from cl_bench.methods.sdlora import SDLoRA
 
 

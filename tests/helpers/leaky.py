@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from cl_bench import streams
 from cl_bench.contract.gradient import GradientMethod
-from cl_bench.contract.method import Batch, Phase, Task
+from cl_bench.contract.phase import Batch, Phase
+from cl_bench.contract.task import Task
 from cl_bench.data import views
 from cl_bench.data.loading import gather
 from cl_bench.data.samples import TaskSamples

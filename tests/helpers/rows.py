@@ -9,7 +9,7 @@ from torch import nn
 
 from cl_bench.contract import registry
 from cl_bench.contract.gradient import GradientMethod
-from cl_bench.contract.method import Method
+from cl_bench.contract.method import Method, build_model
 from cl_bench.contract.registry import MethodEntry
 from cl_bench.grammar import parse_methods
 from cl_bench.models.lora import LoRAModel
@@ -76,7 +76,7 @@ def small(row: str, **changes: Any) -> Method:
 def fresh(row: str, seed: int = 0) -> Any:
     """The model of a row before any task."""
     with seeded(("fresh", seed)):
-        return small(row).create(tiny_vit(seed), CLASSES)
+        return build_model(small(row), tiny_vit(seed), CLASSES)
 
 
 def banks(model: Any) -> list[nn.ParameterList]:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from cl_bench.contract.method import Task
+from cl_bench.contract.task import Task
 from cl_bench.data.samples import TaskSamples, samples_of
 from cl_bench.methods.inflora import InfLoRAModel, design, remember, restrict
 from cl_bench.methods.sdlora import SDLoRA, SDLoRAModel

@@ -50,7 +50,9 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from cl_bench.contract.method import Method, Phase, Task
+from cl_bench.contract.method import Method
+from cl_bench.contract.phase import Phase
+from cl_bench.contract.task import Task
 from cl_bench.methods.simplecil import SimpleCIL
 
 @dataclass(frozen=True, kw_only=True, eq=False)

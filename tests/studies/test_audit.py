@@ -18,7 +18,8 @@ from rich.console import Console
 from cl_bench import streams
 from cl_bench.cli import audit_view as audit_console
 from cl_bench.contract import registry
-from cl_bench.contract.method import Method, Task
+from cl_bench.contract.method import Method
+from cl_bench.contract.task import Task
 from cl_bench.experiment import LEAKY_OPTION, Limits
 from cl_bench.studies import audit as audits
 from cl_bench.studies.audit import CHECKS, Ceiling, Finding, Report, Row, Slice

@@ -12,8 +12,10 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from cl_bench.contract.gradient import GradientMethod, masked_cross_entropy
-from cl_bench.contract.method import Phase, Task
+from cl_bench.contract.gradient import GradientMethod
+from cl_bench.contract.losses import masked_cross_entropy
+from cl_bench.contract.phase import Phase
+from cl_bench.contract.task import Task
 from cl_bench.models.heads import Classifier
 from tests.helpers.rows import small
 from tests.helpers.tiny import CLASSES, TASKS, cut

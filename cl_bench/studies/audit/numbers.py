@@ -14,7 +14,7 @@ import numpy as np
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from cl_bench.contract.method import Method
+from cl_bench.contract.method import Method, declared_storage
 from cl_bench.studies.audit.observation import digest
 from cl_bench.training.strategy import ContinualStrategy
 
@@ -36,7 +36,7 @@ def declared_numbers(
     """The most that the method says it keeps after tasks of so many classes; None if it says nothing."""
     if type(method).storage is Method.storage:
         return None
-    return sum(method.kept(backbone, num_classes, classes).values())
+    return sum(declared_storage(method, backbone, num_classes, classes).values())
 
 
 def hidden_numbers(strategy: ContinualStrategy) -> Callable[[], dict[str, int]]:

@@ -17,7 +17,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from cl_bench import backbones, streams
-from cl_bench.contract.method import Method, Phase
+from cl_bench.contract.method import Method
+from cl_bench.contract.phase import Phase
 from cl_bench.data.samples import Concatenated, StoreSamples, samples_of
 from cl_bench.experiment import ImageTransforms, Limits
 from cl_bench.running.plan import PlannedRun
@@ -122,7 +123,7 @@ class Watched(ContinualStrategy):
         self._left = fingerprint(self.model)
 
     def _run_phase(self, phase: Phase, *arguments: Any, **kwargs: Any) -> None:
-        chosen = {id(parameter) for parameter in phase.trainable()}
+        chosen = {id(parameter) for parameter in phase.trained()}
         parameters = list(self.model.named_parameters())
         self.listed |= {name for name, parameter in parameters if id(parameter) in chosen}
         before = {name: digest(parameter) for name, parameter in parameters if id(parameter) not in chosen}

@@ -1,0 +1,147 @@
+"""Classifier alignment: after each task but the first, the head is trained on features drawn from class statistics.
+
+From SLCA (Zhang et al., ICCV 2023, arXiv 2303.05118), checked against GengDavid/SLCA @ 169d4e6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field, PositiveFloat, PositiveInt
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from cl_bench.contract import schedules
+from cl_bench.contract.losses import masked_cross_entropy
+from cl_bench.contract.method import Method
+from cl_bench.contract.part import Part
+from cl_bench.contract.phase import Phase
+from cl_bench.contract.task import Task
+from cl_bench.data.samples import TaskSamples
+from cl_bench.errors import UserError
+from cl_bench.models.base import FeatureModel
+from cl_bench.models.heads import task_norm
+from cl_bench.models.statistics import ClassStatistics, Covariance
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alignment(Part):
+    """Keeps a Gaussian of each class's features, and trains the head on features drawn from them.
+
+    Attributes:
+        epochs, lr: of that training (SGD, momentum 0.9, weight decay 5e-4, cosine).
+        samples: features per class and epoch, and per batch.
+        covariance: what is kept of each class's covariance.
+        temperature: logits are divided by this and by the mean norm of a task's logits; None: neither.
+        shrink: by how much the means of the oldest classes are pulled towards 0.
+        restore: the next task goes on with the head as it was before alignment.
+    """
+
+    epochs: int = 5
+    lr: float = 0.01
+    samples: int = 256
+    covariance: Covariance = "full"
+    temperature: float | None = 0.1
+    shrink: float = 0.1
+    restore: bool = True
+
+    def extend(self, model: FeatureModel, method: str) -> None:
+        if not isinstance(model.head, nn.Linear):
+            raise UserError(f"align=true: {method} trains no linear head that could be aligned")
+        model.keep_statistics(self.covariance, self.restore)
+
+    def phases(self, task: Task, samples: TaskSamples) -> list[Phase]:
+        model = task.model
+        with torch.no_grad():
+            features, labels = samples.collect(model.own_features)
+            model.statistics.update(features, labels, task.index)
+        head = model.head
+        if model.aligned is not None:
+            head = model.aligned
+            head.load_state_dict(model.head.state_dict())
+        return [self.phase(task, model.statistics, head, list(head.parameters()), "align")] if task.index else []
+
+    def phase(
+        self,
+        task: Task,
+        statistics: ClassStatistics,
+        head: Callable[[Tensor], Tensor],
+        parameters: list[Any],
+        name: str,
+    ) -> Phase:
+        """The phase that trains `parameters` of a head on features drawn from class statistics.
+
+        Args:
+            head: features [B, d] -> logits [B, num_classes].
+            name: of the random draws.
+        """
+        tasks = statistics.by_task()
+        cross_entropy = masked_cross_entropy(statistics.labels.tolist(), task.num_classes)
+
+        def loss(logits: Tensor, labels: Tensor) -> Tensor:
+            if self.temperature is not None:
+                logits = logits / (task_norm(logits, tasks) * self.temperature)
+            return cross_entropy(logits, labels)
+
+        return Phase(
+            parameters=[{"params": parameters}],
+            epochs=self.epochs,
+            batch_size=self.samples,
+            loss=loss,
+            optimizer=lambda groups: torch.optim.SGD(groups, lr=self.lr, momentum=0.9, weight_decay=5e-4),
+            schedule=lambda epoch, epochs: schedules.cosine(None, epoch, epochs),
+            forward=head,
+            batches=lambda epoch: statistics.batches(self.samples, (*task.key, name, epoch), self.shrink),
+        )
+
+    def storage(self, backbone: VisionTransformer, num_classes: int, classes: Sequence[int]) -> dict[str, int]:
+        dim = int(backbone.num_features)
+        return {
+            "statistics": ClassStatistics.numbers(self.covariance, dim, classes),
+            "aligned head": num_classes * (dim + 1) * self.restore,
+        }
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Alignable(Method):
+    """A method that takes classifier alignment on if it is asked to: its hyper-parameters.
+
+    Attributes:
+        align: classifier alignment (SLCA, ICCV 2023, arXiv 2303.05118): keep a Gaussian of each class's features and,
+            after each task but the first, train the head on features drawn from them.
+        align_epochs, align_lr: of that training (SGD, momentum 0.9, weight decay 5e-4, cosine).
+        align_samples: features per class and epoch, and per batch.
+        align_covariance: what is kept of each class's covariance.
+        align_temperature: logits are divided by this and by the mean norm of a task's logits; none: neither.
+        align_shrink: by how much the means of the oldest classes are pulled towards 0.
+        align_restore: the next task goes on with the head as it was before alignment.
+    """
+
+    align: bool = False
+    align_epochs: PositiveInt = 5
+    align_lr: PositiveFloat = 0.01
+    align_samples: PositiveInt = 256
+    align_covariance: Covariance = "full"
+    align_temperature: PositiveFloat | None = 0.1
+    align_shrink: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    align_restore: bool = True
+
+    @property
+    def alignment(self) -> Alignment:
+        """Alignment with these hyper-parameters, whether or not it is taken on."""
+        return Alignment(
+            epochs=self.align_epochs,
+            lr=self.align_lr,
+            samples=self.align_samples,
+            covariance=self.align_covariance,
+            temperature=self.align_temperature,
+            shrink=self.align_shrink,
+            restore=self.align_restore,
+        )
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        return (self.alignment,) if self.align else ()

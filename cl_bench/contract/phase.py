@@ -1,0 +1,153 @@
+"""What is optimised while a task is learned, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cl_bench.errors import UserError
+from cl_bench.randomness import Key, generator
+
+ParameterGroup = dict[str, Any]
+Loss = Callable[[Any, Tensor], Tensor]
+Batch = tuple[Tensor, Tensor, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimization:
+    """An optimiser and what it trains.
+
+    Attributes:
+        parameters: torch optimiser groups; a group may set its own `lr` or `weight_decay`.
+        optimizer: made from the groups, anew for every phase.
+        schedule: factor on the learning rate of every group, from (epoch, epochs).
+        clip_norm: bound on the norm of the whole gradient, or None.
+    """
+
+    parameters: Sequence[ParameterGroup]
+    optimizer: Callable[[Sequence[ParameterGroup]], torch.optim.Optimizer]
+    schedule: Callable[[int, int], float]
+    clip_norm: float | None = None
+
+    def trainable(self) -> list[nn.Parameter]:
+        """All parameters of all groups."""
+        return [parameter for group in self.parameters for parameter in group["params"]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase(Optimization):
+    """One optimisation inside a task, with a fresh optimiser.
+
+    A step is: outputs of `forward`, `loss`, its mean's gradient, clipped; the optimiser's step; `after_step`. Or all
+    but the last is a function of the phase's own, `step`.
+
+    Attributes:
+        epochs: passes over the task's samples, or over `batches`.
+        batch_size: samples per step; the last step of an epoch may have fewer.
+        loss: from (outputs of `forward`, labels [B]), both of real samples only: per-sample losses [B], or a scalar for
+            losses that couple the samples of a batch.
+        forward: the training forward pass, to logits [B, num_classes] or to a tuple that begins with them and goes on
+            with whatever else [B, ...] the loss needs; None: the model itself. It also sees samples that only fill up
+            the last batch, so it must treat each sample alone.
+        batches: (inputs, labels, how many of them count) of an epoch; None: the task's samples.
+        after_step: called without gradients after every step with (steps done in this phase, counted from 1; steps of
+            the phase). It may change what the phase trains, and buffers.
+        step: instead of `forward` and `loss`: from a `StepBatch` to the step's mean loss, or to (mean loss, logits) if
+            Avalanche metrics are to see predictions. It calls `StepBatch.update`, as often as it needs.
+        others: further optimisers by name, for `step`.
+    """
+
+    epochs: int
+    batch_size: int
+    loss: Loss | None = None
+    forward: Callable[[Tensor], Any] | None = None
+    batches: Callable[[int], Iterable[Batch]] | None = None
+    after_step: Callable[[int, int], None] | None = None
+    step: Callable[[StepBatch], Tensor | tuple[Tensor, Tensor]] | None = None
+    others: Mapping[str, Optimization] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if (self.loss is None) == (self.step is None):
+            raise UserError("a phase takes its steps by `loss`, or by a `step` of its own: give one of them")
+        if self.step is not None and self.forward is not None:
+            raise UserError("a phase with a `step` of its own has no `forward`: make the passes in the step")
+        if self.others and self.step is None:
+            raise UserError(f"a phase uses other optimisers ({', '.join(self.others)}) only in a `step` of its own")
+
+    def optimizations(self) -> dict[str, Optimization]:
+        """This and the others by name; its own is the empty one."""
+        return {"": self, **self.others}
+
+    def trained(self) -> list[nn.Parameter]:
+        """What it trains, with any of its optimisers."""
+        return [parameter for each in self.optimizations().values() for parameter in each.trainable()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepBatch:
+    """The samples of a step of the phase's own: real ones only, so that the last batch may be smaller.
+
+    Attributes:
+        inputs: [B, C, H, W].
+        labels: [B].
+        step, steps: which step of the phase this is, counted from 1, and how many it has.
+        key: of all random draws in this step.
+        optimizers: of the phase, by name, each with what it was made from.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    step: int
+    steps: int
+    key: Key
+    optimizers: Mapping[str, tuple[Optimization, torch.optim.Optimizer]]
+    updates: list[str] = field(default_factory=list)
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """A CPU generator for one purpose in this step, the same whenever and wherever it is asked for."""
+        return generator((*self.key, purpose))
+
+    def update(self, loss: Tensor, optimizer: str = "", adjust: Callable[[], None] | None = None) -> None:
+        """Take an optimiser's step on a loss: gradients of nothing but this loss, `adjust`, clip, step.
+
+        Args:
+            loss: scalar.
+            optimizer: which of the phase's `others`; empty: its own.
+            adjust: called without gradients when they are there, to change them.
+
+        Raises:
+            UserError: no such optimiser, or a loss that depends on nothing that the phase trains.
+        """
+        if optimizer not in self.optimizers:
+            raise UserError(f"this phase has no optimiser '{optimizer}'; name it in `others`")
+        for _, each in self.optimizers.values():
+            each.zero_grad()
+        backward(loss)
+        optimization, chosen = self.optimizers[optimizer]
+        if adjust is not None:
+            with torch.no_grad():
+                adjust()
+        clip(optimization)
+        chosen.step()
+        self.updates.append(optimizer)
+
+
+def backward(loss: Tensor) -> None:
+    """Gradients of a scalar loss.
+
+    Raises:
+        UserError: it depends on no parameter that is trained.
+    """
+    if not loss.requires_grad:
+        raise UserError("the loss depends on nothing that the phase trains; list the parameters that it comes from")
+    loss.backward()
+
+
+def clip(optimization: Optimization) -> None:
+    """Clip the gradient of what an optimiser trains, if it asks for that."""
+    if optimization.clip_norm is not None:
+        nn.utils.clip_grad_norm_(optimization.trainable(), optimization.clip_norm)

@@ -1,0 +1,201 @@
+"""The one training loop: Avalanche's iterations, as the steps of a method's phases."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from avalanche.core import SupervisedPlugin
+from avalanche.training.templates import SupervisedTemplate
+from torch import Tensor
+
+from cl_bench.contract.method import Method, Traces
+from cl_bench.contract.phase import Phase
+from cl_bench.contract.task import Task
+from cl_bench.data.samples import Samples, TrainingBatches
+from cl_bench.errors import UserError
+from cl_bench.experiment import Scalar
+from cl_bench.randomness import Key
+from cl_bench.training.checkpoint import Position
+from cl_bench.training.phase_run import PhaseRun
+
+_STEPS_TRACED = 24
+"""About so many optimiser steps of a phase are shown to the method's `step_traces`."""
+
+_INSIDE_A_STEP = (
+    "before_forward", "after_forward", "before_backward", "after_backward", "before_update", "after_update",
+)  # fmt: skip
+
+
+class PhaseLoop(SupervisedTemplate):  # type: ignore[misc]
+    """Carries out phases, each with fresh optimisers, and calls Avalanche's callbacks on the way.
+
+    Attributes:
+        method: whose phases these are.
+        task: that is being learned.
+        position: inside the task, or None where a run cannot go on from.
+        trained: names of the parameters that any phase has trained.
+        traces: what happened on the way, by name of table.
+        valid: how many samples of the current batch are real; the others fill it up.
+    """
+
+    method: Method
+    dataloader: Any
+    mbatch: Any
+    mb_output: Any
+    _stop_training: bool
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.task: Task | None = None
+        self.position: Position | None = None
+        self.trained: set[str] = set()
+        self.traces: Traces = {}
+        self.valid = 0
+        self._loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        self._counted = 0
+        self._outputs: tuple[Tensor, ...] = ()
+        self._run: PhaseRun | None = None
+        self._own_step: tuple[Tensor, Tensor | None] | None = None
+        self._epoch_key: Key = ()
+
+    @property
+    def phase(self) -> Phase | None:
+        """The phase that is being carried out."""
+        return None if self._run is None else self._run.phase
+
+    def _run_phase(
+        self,
+        phase: Phase,
+        samples: Samples,
+        key: tuple[int | str, ...],
+        name: str,
+        state: dict[str, Tensor] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Carry a phase out; with the `state` of its optimisers, from `position` on."""
+        assert self.task is not None
+        name = f"{name} of {type(self.method).__name__}"
+        if phase.step is not None:
+            self._refuse_hooks(name)
+        run = self._run = PhaseRun(phase, name, self.model, self.task.scratch)
+        self.trained |= {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        _, self.optimizer = run.optimizers[""]
+        start = skipped = 0
+        self._loss, self._counted = torch.zeros_like(self._loss), 0
+        if state is not None:
+            assert self.position is not None
+            start, skipped = self.position.epoch, self.position.step
+            self._loss, self._counted = self._loss + self.position.loss, self.position.counted
+            run.restore(state)
+        for epoch in range(start, phase.epochs):
+            if self.position is not None:
+                self.position.epoch, self.position.step = epoch, skipped
+            self._epoch_key = (*key, epoch)
+            if phase.batches is None:
+                self.dataloader = TrainingBatches(samples, phase.batch_size, self._epoch_key, self.device, skipped)
+            else:
+                self.dataloader = list(phase.batches(epoch))[skipped:]
+            run.begin_epoch(epoch, len(self.dataloader) + skipped, skipped)
+            skipped = 0
+            self._before_training_epoch(**kwargs)
+            if self._stop_training:
+                self._stop_training = False
+                break
+            self.training_epoch(**kwargs)
+            self._after_training_epoch(**kwargs)
+            self._trace_loss(epoch)
+        run.end()
+        self._run = None
+
+    def _refuse_hooks(self, name: str) -> None:
+        """Raise `UserError` if an Avalanche plugin wants to look into a step that the phase takes by itself."""
+        for plugin in self.plugins:
+            if plugin is self.method or plugin is self.evaluator:
+                continue
+            for hook in _INSIDE_A_STEP:
+                if getattr(getattr(plugin, hook, None), "__func__", None) is not getattr(SupervisedPlugin, hook):
+                    raise UserError(
+                        f"{type(plugin).__name__} defines {hook}, which {name} never calls: it takes steps of its own; "
+                        "leave the plugin out, or use after_training_iteration"
+                    )
+
+    def _trace(self, traces: Traces) -> None:
+        for name, rows in traces.items():
+            self.traces.setdefault(name, []).extend(rows)
+
+    def _trace_loss(self, epoch: int) -> None:
+        """Close an epoch of a phase of the method: the mean of its losses."""
+        if self.position is not None and self._counted:
+            assert self.task is not None
+            row: dict[str, Scalar] = {"stage": self.task.index, "phase": self.position.phase, "epoch": epoch}
+            self._trace({"loss": [row | {"loss": float(self._loss) / self._counted}]})
+            self._loss, self._counted = torch.zeros_like(self._loss), 0
+
+    def where(self) -> Position | None:
+        """The position inside the task as of now, with the losses of the epoch so far; None between tasks."""
+        if self.position is None:
+            return None
+        return self.position.model_copy(update={"loss": float(self._loss), "counted": self._counted})
+
+    def _unpack_minibatch(self) -> None:
+        if self.is_training:
+            images, labels, self.valid = self.mbatch
+            self.mbatch = [images, labels]
+        super()._unpack_minibatch()
+
+    def forward(self) -> Tensor | None:
+        """Logits [B, num_classes] of the training pass; None if a phase's own step gives none."""
+        run = self._run
+        assert run is not None and self.mbatch is not None
+        if run.phase.step is None:
+            outputs = (run.phase.forward or self.model)(self.mb_x)
+            self._outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+            return self._outputs[0]
+        self.mbatch = [tensor[: self.valid] for tensor in self.mbatch]
+        self._own_step = run.own_step(self.mb_x, self.mb_y, (*self._epoch_key, "step", run.done))
+        if self._own_step[1] is None and self.evaluator in self.plugins:
+            raise UserError(
+                f"{run.name}: Avalanche's metrics need predictions; let its step return (mean loss, logits)"
+            )
+        return self._own_step[1]
+
+    def criterion(self) -> Tensor:
+        if not self.is_training:
+            return super().criterion()
+        assert self._run is not None and self.mbatch is not None
+        if self._own_step is not None:
+            loss, total = self._own_step[0], self._own_step[0].double() * self.valid
+        else:
+            # Samples that only fill up the last batch must not reach the loss, metrics or other plugins.
+            self.mb_output = self.mb_output[: self.valid]
+            self.mbatch = [tensor[: self.valid] for tensor in self.mbatch]
+            loss, total = self._run.loss(tuple(output[: self.valid] for output in self._outputs), self.mb_y)
+        # Summed on the device: reading each loss would make the device wait in every step.
+        self._loss += total
+        self._counted += self.valid
+        return loss
+
+    def backward(self) -> None:
+        if self._own_step is None:
+            assert self._run is not None
+            self._run.backward(self.loss)
+
+    def optimizer_step(self) -> None:
+        if self._own_step is None:
+            assert self._run is not None
+            self._run.step()
+        self._own_step = None
+
+    def _after_training_iteration(self, **kwargs: Any) -> None:
+        run = self._run
+        assert run is not None
+        run.end_step()
+        if self.position is not None:
+            assert self.task is not None
+            self.position.step += 1
+            steps = run.phase.epochs * run.steps
+            if run.done in (1, steps) or run.done % max(1, steps // _STEPS_TRACED) == 0:
+                with torch.no_grad():
+                    self._trace(self.method.step_traces(self.task, run.done))
+        super()._after_training_iteration(**kwargs)

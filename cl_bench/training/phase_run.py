@@ -1,0 +1,222 @@
+"""A phase while it is carried out: its optimisers and their rates, its steps, and what must stay as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cl_bench.contract.phase import Phase, StepBatch, backward, clip
+from cl_bench.contract.task import Scratch
+from cl_bench.errors import UserError
+from cl_bench.randomness import Key
+
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class PhaseRun:
+    """One phase of a task. A phase trains what it lists and nothing else.
+
+    Args:
+        name: of the phase, for messages, e.g. `phase 0 of SDLoRA`.
+        model, scratch: where everything that is trained must lie, or it would be lost when a run goes on.
+
+    Attributes:
+        optimizers: by name, each with what it was made from; the phase's own is the empty one.
+        steps: how many steps an epoch has.
+        done: steps done.
+
+    Raises:
+        UserError: the phase trains nothing, or something outside the model and the scratch.
+    """
+
+    def __init__(self, phase: Phase, name: str, model: nn.Module, scratch: Scratch) -> None:
+        self.phase, self.name, self.model, self.scratch = phase, name, model, scratch
+        for label, optimization in phase.optimizations().items():
+            if not optimization.trainable():
+                which = f"its optimiser '{label}' lists" if label else "it lists"
+                raise UserError(f"{name} trains nothing: {which} no parameters; list what it trains, or leave it out")
+        self._check_place()
+        listed = {id(parameter) for parameter in phase.trained()}
+        for parameter in (*model.parameters(), *self._scratch_parameters()):
+            parameter.requires_grad_(id(parameter) in listed)
+        self.optimizers = {
+            label: (optimization, optimization.optimizer(optimization.parameters))
+            for label, optimization in phase.optimizations().items()
+        }
+        self._rates = {label: [g["lr"] for g in made.param_groups] for label, (_, made) in self.optimizers.items()}
+        self.steps = self.done = self._updates = 0
+        frozen = {label: p for label, p in model.named_parameters() if id(p) not in listed}
+        self._frozen = Untouched(frozen) if phase.step or phase.after_step else None
+
+    def _scratch_parameters(self) -> list[nn.Parameter]:
+        return [tensor for tensor in self.scratch.values() if isinstance(tensor, nn.Parameter)]
+
+    def _check_place(self) -> None:
+        """Raise `UserError` if something is trained that is no part of the model or the scratch."""
+        known = {id(parameter) for parameter in (*self.model.parameters(), *self._scratch_parameters())}
+        for parameter in self.phase.trained():
+            if id(parameter) not in known:
+                raise UserError(
+                    f"{self.name} trains a tensor of shape {tuple(parameter.shape)} that is no parameter of the model "
+                    "or of task.scratch, or has been replaced by another: make it one, and change it in place"
+                )
+
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """Say in errors of the phase's functions which phase it is."""
+        try:
+            yield
+        except UserError as error:
+            raise UserError(f"{self.name}: {error}") from error
+
+    def begin_epoch(self, epoch: int, steps: int, done: int) -> None:
+        """Set the rates of an epoch, which has so many steps in all, and of which so many are done."""
+        for label, (optimization, optimizer) in self.optimizers.items():
+            for group, rate in zip(optimizer.param_groups, self._rates[label], strict=True):
+                group["lr"] = rate * optimization.schedule(epoch, self.phase.epochs)
+        self.steps, self.done = steps, epoch * steps + done
+
+    def loss(self, outputs: tuple[Tensor, ...], labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean loss of samples, and its sum over them in float64, detached.
+
+        Args:
+            outputs: of the training forward pass, of real samples only.
+            labels: [B], of these.
+        """
+        assert self.phase.loss is not None
+        losses = self.phase.loss(outputs if len(outputs) > 1 else outputs[0], labels)
+        if not isinstance(losses, Tensor) or losses.shape not in ((), labels.shape):
+            found = f"shape {tuple(losses.shape)}" if isinstance(losses, Tensor) else type(losses).__name__
+            raise UserError(
+                f"{self.name}: its loss has {found}, expected one value per sample, ({len(labels)},), or a scalar"
+            )
+        total = losses.detach().sum(dtype=torch.float64)
+        return losses.mean(), total if losses.ndim else total * len(labels)
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of the phase's loss."""
+        with self.named():
+            backward(loss)
+
+    def step(self) -> None:
+        """Clip, and take the step of the phase's optimiser."""
+        optimization, optimizer = self.optimizers[""]
+        clip(optimization)
+        optimizer.step()
+        self._updates += 1
+
+    def own_step(self, inputs: Tensor, labels: Tensor, key: Key) -> tuple[Tensor, Tensor | None]:
+        """A step of the phase's own, on real samples: the mean loss, and logits if it returns them."""
+        assert self.phase.step is not None
+        batch = StepBatch(
+            inputs=inputs,
+            labels=labels,
+            step=self.done + 1,
+            steps=self.steps * self.phase.epochs,
+            key=key,
+            optimizers=self.optimizers,
+        )
+        with self.named():
+            returned = self.phase.step(batch)
+        loss, logits = returned if isinstance(returned, tuple) and len(returned) == 2 else (returned, None)
+        if not isinstance(loss, Tensor) or loss.ndim:
+            found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise UserError(
+                f"{self.name}: its step returned {found}, expected the mean loss, a scalar tensor, or "
+                "(mean loss, logits)"
+            )
+        self._updates += len(batch.updates)
+        self._check_frozen("step")
+        return loss.detach(), logits
+
+    def end_step(self) -> None:
+        """Count a step, and give the phase its hook."""
+        self.done += 1
+        if self.phase.after_step is not None:
+            with torch.no_grad(), self.named():
+                self.phase.after_step(self.done, self.steps * self.phase.epochs)
+            self._check_frozen("after_step")
+
+    def take(self, inputs: Tensor, labels: Tensor, key: Key) -> None:
+        """A whole step on real samples, without an Avalanche strategy around it."""
+        if self.phase.step is not None:
+            self.own_step(inputs, labels, key)
+        else:
+            self.optimizers[""][1].zero_grad()
+            outputs = (self.phase.forward or self.model)(inputs)
+            self.backward(self.loss(outputs if isinstance(outputs, tuple) else (outputs,), labels)[0])
+            self.step()
+        self.end_step()
+
+    def end(self) -> None:
+        """Raise `UserError` if the phase did not train, or trained or changed what it may not."""
+        self._check_place()
+        if self.done and not self._updates:
+            raise UserError(f"{self.name} trains nothing: its step never calls `update` of the batch it is given")
+        if self._frozen is not None and (changed := self._frozen.by_bits()):
+            self._refuse("step or after_step", changed)
+
+    def _check_frozen(self, function: str) -> None:
+        if self._frozen is not None and (changed := self._frozen.by_version()):
+            self._refuse(function, changed)
+
+    def _refuse(self, function: str, changed: str) -> None:
+        raise UserError(
+            f"{self.name}: its {function} changed '{changed}', which the phase does not train; list it among its "
+            "parameters, or keep it as a buffer"
+        )
+
+    # --- checkpoints -------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Tensor]:
+        """The tensors of the optimisers' states: `INDEX.NAME`, of others `OPTIMISER/INDEX.NAME`."""
+        return {
+            f"{label}/{index}.{name}" if label else f"{index}.{name}": value
+            for label, (_, optimizer) in self.optimizers.items()
+            for index, values in optimizer.state_dict()["state"].items()
+            for name, value in values.items()
+            if isinstance(value, Tensor)
+        }
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Give the optimisers these states back."""
+        states: dict[str, dict[int, dict[str, Tensor]]] = {label: {} for label in self.optimizers}
+        for name, tensor in tensors.items():
+            label, _, place = name.rpartition("/")
+            index, _, rest = place.partition(".")
+            states[label].setdefault(int(index), {})[rest] = tensor
+        for label, state in states.items():
+            optimizer = self.optimizers[label][1]
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+        # What is not done in this process was done in another.
+        self._updates += bool(tensors)
+
+
+class Untouched:
+    """Parameters that nobody may write to."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        self._parameters = {name: (p, p._version, p.data_ptr()) for name, p in parameters.items()}
+        self._bits = self._sums()
+
+    def by_version(self) -> str | None:
+        """The first that was written to, as far as torch counts that: without reading it."""
+        for name, (parameter, version, place) in self._parameters.items():
+            if parameter._version != version or parameter.data_ptr() != place:
+                return name
+        return None
+
+    def by_bits(self) -> str | None:
+        """The first whose bits are others."""
+        changed = (self._sums() != self._bits).nonzero()
+        return list(self._parameters)[int(changed[0])] if len(changed) else None
+
+    def _sums(self) -> Tensor:
+        """Sum of each parameter's bits, read as integers."""
+        flat: Any = (p.detach().contiguous().view(_INTEGERS[p.element_size()]) for p, _, _ in self._parameters.values())
+        sums = [bits.sum(dtype=torch.int64) for bits in flat]
+        return torch.stack(sums).cpu() if sums else torch.zeros(0, dtype=torch.int64)
