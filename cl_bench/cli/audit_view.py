@@ -22,9 +22,13 @@ if TYPE_CHECKING:
     from cl_bench.studies.audit import Finding, Report, Row, Slice
 
 AUDIT_BEGIN, AUDIT_END = "<!-- audit -->\n", "<!-- /audit -->"
-_HEADS = "batch size,com- pany,task id,fro- zen,old data,mem- ory,re- peat,ceil- ing,num. tasks".replace(
-    " ", "\n"
-).split(",")
+_HEADS = [
+    head.replace(" ", "\n")
+    for head in (
+        "batch size", "com- pany", "task id", "ear- lier", "pas- ses", "fro- zen", "old data", "mem- ory", "re- peat",
+        "ceil- ing", "num. tasks",
+    )
+]  # fmt: skip
 _WORDS = {"pass": "pass", "fail": "FAIL", "declared": "decl.", "skipped": "-"}
 _STYLES = {"pass": "green", "fail": "bold red", "declared": "yellow", "skipped": "dim"}
 
@@ -100,14 +104,15 @@ def _overviews(reports: Sequence[Report]) -> list[Group]:
         chosen = [report for report in reports if report.row.leaky == leaky]
         if not chosen:
             continue
-        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        # At 80 columns there is just room for all checks: no more than a space in between.
+        table = Table(box=SIMPLE_HEAD, padding=0, show_edge=False)
         table.add_column("method", overflow="fold")
         for name in _HEADS:
             table.add_column(name, no_wrap=True)
         for report in chosen:
             words = [_word(finding) for finding in report.findings] or [Text("error", style="bold red")]
             table.add_row(Text(report.row.label), *words)
-        tables.append(Group(Text(title, style="bold"), table))
+        tables.append(Group(Text(title, style="bold"), table, ""))
     return tables
 
 

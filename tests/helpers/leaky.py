@@ -21,6 +21,7 @@ from cl_bench.data import views
 from cl_bench.data.loading import gather
 from cl_bench.data.samples import TaskSamples
 from cl_bench.models.heads import Classifier
+from cl_bench.models.vit import attention_inputs, cls_features
 from cl_bench.streams.scenarios import order_classes
 from tests.helpers.tiny import TRANSFORMS
 
@@ -217,7 +218,7 @@ class RemembersLast(Probe):
 class PreviousTask(Honest):
     """Predictions depend on the experience that was evaluated before."""
 
-    violates: ClassVar[frozenset[str]] = frozenset({"task identity"})
+    violates: ClassVar[frozenset[str]] = frozenset({"task identity", "earlier predictions"})
     model_class: ClassVar[type[Probe]] = RemembersLast
 
     def after_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
@@ -265,11 +266,127 @@ class Adapts(Probe):
 class AdaptsAtTest(Honest):
     """Follows the mean of the test images."""
 
-    violates: ClassVar[frozenset[str]] = frozenset({"batch size", "batch company", "task identity", "frozen weights"})
+    violates: ClassVar[frozenset[str]] = frozenset(
+        {"batch size", "batch company", "task identity", "earlier predictions", "frozen weights"}
+    )
     model_class: ClassVar[type[Probe]] = Adapts
 
     def extra(self, backbone: VisionTransformer, classes: Sequence[int]) -> int:
         return int(backbone.num_features)
+
+
+# --- earlier predictions and passes ----------------------------------------------------------------------------
+
+
+class ChangesItsMind(Probe):
+    last = 0.0
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = super().forward(images)
+        before, self.last = self.last, float(images.sum())
+        return -logits if before == self.last and not self.training else logits
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AnswersTwice(Honest):
+    """Answers otherwise when it is asked about the same images twice in a row."""
+
+    violates: ClassVar[frozenset[str]] = frozenset({"earlier predictions"})
+    model_class: ClassVar[type[Probe]] = ChangesItsMind
+
+
+class QueriesDrift(Probe):
+    asked = 0
+
+    def query(self, images: Tensor) -> Tensor:
+        self.asked += 1
+        return cls_features(self.backbone, images) + 1e-3 * self.asked
+
+    def forward(self, images: Tensor, query: Tensor | None = None) -> Tensor:
+        return self.classify(cls_features(self.backbone, images) if query is None else query)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CountsQueries(Honest):
+    """The frozen query of an image depends on how many there were before; the rest of an evaluation remembers it."""
+
+    violates: ClassVar[frozenset[str]] = frozenset(
+        {"batch size", "batch company", "task identity", "earlier predictions"}
+    )
+    model_class: ClassVar[type[Probe]] = QueriesDrift
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DeclaresState(Honest):
+    """Says that predictions depend on earlier ones, as released code may; here none does."""
+
+    violates: ClassVar[frozenset[str]] = frozenset({"earlier predictions"})
+
+    @property
+    def stateful_prediction(self) -> bool:
+        return True
+
+
+Detour = Literal["again", "in one batch", "entered", "half", "timm", "query", "merged", "elsewhere"]
+
+
+class GoesAgain(Probe):
+    detour: Detour | None = None
+
+    def features(self, images: Tensor) -> Tensor:
+        backbone = self.backbone
+        match self.detour:
+            case "again" | "merged":
+                cls_features(backbone, images)
+            case "in one batch":
+                return cls_features(backbone, torch.cat([images, images]))[: len(images)]
+            case "entered":
+                attention_inputs(backbone, images)
+            case "half":
+                backbone.blocks[0](backbone.norm_pre(backbone._pos_embed(backbone.patch_embed(images))))
+            case "timm":
+                backbone.forward_features(images)
+        return super().features(images)
+
+
+class GoesAgainForAQuery(GoesAgain):
+    def query(self, images: Tensor) -> Tensor:
+        return self.features(images)
+
+    def forward(self, images: Tensor, query: Tensor | None = None) -> Tensor:
+        return super().forward(images)
+
+
+class GoesAgainWhenMerged(GoesAgain):
+    def merged(self) -> nn.Module:
+        merged = copy.deepcopy(self)
+        merged.detour = "merged"
+        return merged.eval()
+
+
+class GoesThroughAnother(GoesAgain):
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        ELSEWHERE[:] = [copy.deepcopy(self.backbone)]
+
+    def features(self, images: Tensor) -> Tensor:
+        ELSEWHERE[0](images)
+        return super().features(images)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class HidesAPass(Honest):
+    """Goes through the blocks of a backbone more often than it says."""
+
+    violates: ClassVar[frozenset[str]] = frozenset({"passes"})
+
+    detour: Detour = "again"
+
+    def build(self, backbone: VisionTransformer, num_classes: int) -> nn.Module:
+        classes = {"query": GoesAgainForAQuery, "merged": GoesAgainWhenMerged, "elsewhere": GoesThroughAnother}
+        model = classes.get(self.detour, GoesAgain)(backbone, num_classes)
+        model.detour = None if self.detour == "merged" else self.detour
+        return model
 
 
 # --- frozen weights --------------------------------------------------------------------------------------------

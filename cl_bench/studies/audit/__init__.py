@@ -1,7 +1,7 @@
 """Whether a method keeps the rules that make its numbers mean something: nothing leaks, moves or hides.
 
-A method is trained on a small stream, by the strategy that every run uses, and held against nine promises, a function
-of `checks` each. One training run serves them all but two: repeatability and the number of tasks take a second run and,
+A method is trained on a small stream, by the strategy that every run uses, and held against the promises of `checks`,
+a function each. One training run serves them all but two: repeatability and the number of tasks take a second run and,
 only if that one differs, a third which says why. Everything runs on the CPU in fp32, where bits can be compared.
 """
 
@@ -16,8 +16,10 @@ from cl_bench.studies.audit.checks import (
     Ceiling,
     Finding,
     again,
+    backbone_passes,
     batch_company,
     batch_size,
+    earlier_predictions,
     frozen_weights,
     memory,
     old_samples,
@@ -91,7 +93,9 @@ def audit(
 def findings(method: Method, where: Slice, best: Ceiling | None) -> tuple[Finding, ...]:
     """All checks of one method."""
     first = trial(method, where)
-    # The last three of these also look back at what the evaluations of the others have left behind.
-    seen = [check(first) for check in (batch_size, batch_company, task_identity, frozen_weights, old_samples, memory)]
+    predictions = (batch_size, batch_company, task_identity, earlier_predictions, backbone_passes)
+    # These also look back at what the evaluations of the others have left behind.
+    training = (frozen_weights, old_samples, memory)
+    seen = [check(first) for check in (*predictions, *training)]
     repeats, tasks = again(first, where)
     return (*seen, repeats, under_ceiling(first, best), tasks)

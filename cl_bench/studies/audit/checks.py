@@ -16,13 +16,24 @@ from torch import Tensor
 from cl_bench.randomness import permutation
 from cl_bench.stats import summarise
 from cl_bench.studies.audit.observation import digest
-from cl_bench.studies.audit.predictions import Difference, full_pieces, grouped, largest, pieces, predict
+from cl_bench.studies.audit.passes import EnteredBlocks
+from cl_bench.studies.audit.predictions import (
+    Difference,
+    full_pieces,
+    grouped,
+    largest,
+    logits_of,
+    pieces,
+    predict,
+)
 from cl_bench.studies.audit.trials import Slice, Trial, images_of, trial
 
 CHECKS = (
     "batch size",
     "batch company",
     "task identity",
+    "earlier predictions",
+    "passes",
     "frozen weights",
     "old samples",
     "memory",
@@ -164,6 +175,48 @@ def task_identity(trial: Trial) -> Finding:
     name, worst = largest((name, Difference.between(usual, one, trial.seen)) for name, one in others.items())
     detail = f"logits {name} are not those of an evaluation task by task"
     return Finding.judge("task identity", worst.tolerable, str(worst), detail)
+
+
+def earlier_predictions(trial: Trial) -> Finding:
+    """The logits of every test image, alone in its batch, have the same bits when it comes in between others, at once
+    again, and after all the others; and `count_matrix` gives the bits that it gave right after training, whatever was
+    evaluated since.
+
+    A method that declares `stateful_prediction` fails, also if no difference shows.
+    """
+    n = len(trial.images)
+    order = permutation(("audit", 3), n)
+    differences = []
+    for model in trial.predictors():
+        pairs = [(logits_of(model, trial.images[i : i + 1]), logits_of(model, trial.images[i : i + 1])) for i in order]
+        first, again = (torch.cat(logits) for logits in zip(*pairs, strict=True))
+        after = predict(model, trial.images, pieces(order[::-1].copy(), 1))[torch.from_numpy(order)]
+        differences.append(("at once again", Difference.between(first, again, trial.seen)))
+        differences.append(("after all the others", Difference.between(first, after, trial.seen)))
+    counted = trial.strategy.count(trial.stream.test, trial.strategy.eval_mb_size)[1]
+    differences.append(("of a later count_matrix", Difference.between(trial.logits, counted, trial.seen)))
+    name, worst = largest(differences)
+    detail = f"logits {name} are not those of the first time"
+    declared = bool(getattr(trial.method, "stateful_prediction", False))
+    if declared:
+        detail = f"declared: {detail if worst.relative else 'predictions depend on earlier ones'}"
+    return Finding.judge("earlier predictions", not (declared or worst.relative), str(worst), detail)
+
+
+def backbone_passes(trial: Trial) -> Finding:
+    """In a prediction, its query included, a test image goes through the blocks of the backbone at most as often as the
+    method says (`Method.passes`), alone and among others, in the model and in the merged module."""
+    declared = trial.method.forward_passes
+    ones = [positions[:1] for positions in grouped(np.arange(len(trial.images)), trial.labels)]
+    measured = 0.0
+    for model in trial.predictors():
+        for batch in (*ones, np.concatenate(ones)):
+            entered = EnteredBlocks()
+            with entered.counting():
+                logits_of(model, trial.images[batch])
+            measured = max(measured, entered.passes(len(batch), trial.depth))
+    figure = f"{measured:.3g} of {declared}"
+    return Finding.judge("passes", measured <= declared, figure, "more than the method says (passes)")
 
 
 def frozen_weights(trial: Trial) -> Finding:

@@ -62,15 +62,20 @@ def largest(differences: Iterable[tuple[str, Difference]]) -> tuple[str, Differe
     return name, replace(worst, changed=max(difference.changed for _, difference in found))
 
 
+@torch.no_grad()
+def logits_of(model: Any, images: Tensor) -> Tensor:
+    """Logits [B, num_classes] of one batch, fp32, with its queries made anew."""
+    logits: Tensor = model(images, model.query(images)) if hasattr(model, "query") else model(images)
+    return logits.float()
+
+
 def predict(model: Any, images: Tensor, batches: Iterable[NDArray[np.int64]]) -> Tensor:
     """Logits [n, num_classes] of the images, which go through the model in these batches."""
     parts = list(batches)
-    with torch.no_grad():
-        chosen = (images[batch] for batch in parts)
-        logits = [model(x, model.query(x)) if hasattr(model, "query") else model(x) for x in chosen]
+    logits = [logits_of(model, images[batch]) for batch in parts]
     found = torch.empty(len(images), logits[0].shape[1])
     for batch, part in zip(parts, logits, strict=True):
-        found[batch] = part.float()
+        found[batch] = part
     return found
 
 

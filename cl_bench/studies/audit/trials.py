@@ -177,6 +177,7 @@ class Trial:
 
     Attributes:
         pretrained: digests of the backbone before the first task.
+        depth: number of its blocks.
         stages: one per task.
         state: digests of the model after the last one.
         hits, logits: of the test images [n], right after training.
@@ -190,6 +191,7 @@ class Trial:
     stream: TaskStream
     reads: Reads
     pretrained: Mapping[str, bytes]
+    depth: int
     stages: tuple[Stage, ...]
     state: Mapping[str, bytes]
     hits: NDArray[np.bool_]
@@ -267,6 +269,7 @@ def trial(method: Method, where: Slice, *, knows_num_tasks: bool = True, state: 
         stream=replace(stream, test=test),
         reads=reads,
         pretrained=pretrained,
+        depth=len(fresh.blocks),
         stages=tuple(stages),
         state=final,
         hits=hits,
