@@ -78,7 +78,8 @@ class Method(SupervisedPlugin):  # type: ignore[misc]
         return []
 
     def before_task(self, task: Task, samples: TaskSamples) -> None:
-        """Gradient-free work before training: growing adapters, designing subspaces. Current samples only."""
+        """Gradient-free work before training: growing adapters, designing subspaces. Current samples only. In this and
+        the next two, torch's global CPU generator is seeded for the task: new modules start alike in every run."""
 
     def after_phase(self, task: Task, samples: TaskSamples, number: int) -> None:
         """Gradient-free work after a phase (counted from 0), e.g. a decision on whether there is another one. A run

@@ -46,7 +46,7 @@ class GrowingModules(Growing, nn.ModuleList):
     def grow(self) -> nn.Module:
         """Append a new element, on the device of those that are there.
 
-        What `make` draws comes from torch's global generator: seed it for the task, as with `randomness.seeded`.
+        What `make` draws comes from torch's global generator, which is seeded in `before_task` and its like.
 
         Returns:
             the new element.

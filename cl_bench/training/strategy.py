@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,7 +138,7 @@ class ContinualStrategy(PhaseLoop):
         trained = self._learn(task, samples, own, resumed, **kwargs)
         self.position = None
         self.model.eval()
-        with torch.no_grad():
+        with self._hook(task, "after"):
             self.method.after_task(task, own)
         added = [phase for part in self.method.parts for phase in part.phases(task, own)]
         self.model.train()
@@ -176,7 +177,7 @@ class ContinualStrategy(PhaseLoop):
             self._run_phase(phase, samples, key, name, interrupted.optimizer if interrupted else None, **kwargs)
             if decides:
                 self.model.eval()
-                with torch.no_grad():
+                with self._hook(task, "after", number):
                     self.method.after_phase(task, own, number)
                 self.model.train().to(self.device)
                 phases = self.method.phases(task)
@@ -205,11 +206,18 @@ class ContinualStrategy(PhaseLoop):
         if resumed:
             self.task.scratch.update({name: tensor.to(self.device) for name, tensor in resumed.scratch.items()})
         else:
-            with torch.no_grad():
+            with self._hook(self.task, "before"):
                 self.method.before_task(self.task, own)
             self.model.to(self.device)
             self._settle()
         return own
+
+    @contextmanager
+    def _hook(self, task: Task, *place: int | str) -> Iterator[None]:
+        """Work between steps: without gradients, the global generator being a function of the task and the place, so
+        that modules which a method makes there start alike in every run."""
+        with torch.no_grad(), seeded((*task.key, *place)):
+            yield
 
     @torch.no_grad()
     def _settle(self) -> None:
