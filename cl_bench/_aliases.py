@@ -84,6 +84,9 @@ MOVED = {
 }
 """Old module -> the modules that hold its names now, both without `cl_bench.`."""
 
+CALLABLE = ("cl_bench.report",)
+"""Old modules that have the name of a function of `cl_bench.api`."""
+
 
 _warned = False
 
@@ -112,11 +115,20 @@ def renamed(module: str, names: Mapping[str, Any]) -> Callable[[str], Any]:
     return look_up
 
 
+class _CallableModule(ModuleType):
+    """The module of an old path that has the name of a public function now, `cl_bench.report`: once it is imported, it
+    stands in the package where the function would, so it can be called like that."""
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        function = self.__name__.removeprefix("cl_bench.")
+        return getattr(import_module("cl_bench.api"), function)(*arguments, **options)
+
+
 class _Loader(Loader):
     """Fills the module of an old path with a `__getattr__` that looks names up in the new ones."""
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        return None
+        return _CallableModule(spec.name) if spec.name in CALLABLE else None
 
     def exec_module(self, module: ModuleType) -> None:
         targets = [import_module(f"cl_bench.{path}") for path in MOVED[module.__name__.removeprefix("cl_bench.")]]

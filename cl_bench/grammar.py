@@ -18,6 +18,7 @@ from cl_bench.experiment import MAX_SEED, NAMED_ORDER, Tasks
 
 Parse = Callable[[str, str], Any]
 """From (what the user wrote, the option as a flag) to a value; raises UserError."""
+PICTURES = ("png", "pdf", "svg")
 _SPEC = re.compile(r"\s*([A-Za-z_][\w-]*)\s*(?:\[([^\[\]]*)\])?\s*(?:,|$)")
 
 
@@ -256,3 +257,16 @@ def number_between(least: float = 0, most: float = math.inf, what: str = "") -> 
         return value
 
     return parse
+
+
+def parse_pictures(text: str, flag: str = "--pictures") -> tuple[str, ...]:
+    """Formats of pictures: one of them or several with commas, each once.
+
+    Raises:
+        UserError: one of them is unknown.
+    """
+    kinds = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    for kind in kinds:
+        if kind not in PICTURES:
+            raise unknown_name(flag, kind, PICTURES)
+    return kinds

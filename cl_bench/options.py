@@ -157,7 +157,7 @@ class _Options:
 
 
 def _read(option: Option, value: Any) -> Any:
-    several = list(value) if isinstance(value, list | tuple) else [value]
+    several = list(value) if isinstance(value, list | tuple | range) else [value]
     texts = [_text(one, option.flag) for one in several]
     if option.kind == "flag":
         return parse_yes_or_no(texts[0] if len(texts) == 1 else "", option.flag)

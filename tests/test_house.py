@@ -27,6 +27,9 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "running": LOWEST | {"training", "store"},
     "studies": LOWEST | {"training", "store", "running"},
     "cli": LOWEST | {"training", "store", "running", "studies", "reporting"},
+    # The Python API; the package itself shows its names, and those that method files need.
+    "api": LOWEST | {"store", "running", "reporting"},
+    "__init__": LOWEST | {"api", "running"},
     "__main__": frozenset({"cli"}),
 }
 """Rooms that a room may import, besides itself and the modules beside the rooms."""
@@ -34,7 +37,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
 METHODS_MAY_IMPORT = frozenset({"contract", "models", "data", "experiment", "errors"})
 """The whole world of a method, and of a user's own method file: errors are its sentences about options."""
 
-BESIDE = frozenset(path.stem for path in (ROOT / "cl_bench").glob("*.py")) - {"__main__"}
+BESIDE = frozenset(path.stem for path in (ROOT / "cl_bench").glob("*.py")) - {"__main__", "__init__", "api"}
 """Modules beside the rooms: all rooms may import them, and they import no room."""
 
 
@@ -79,6 +82,9 @@ def imports() -> dict[str, set[str]]:
     def module(name: str) -> str | None:
         if name.startswith("cl_bench.methods"):
             name = name.removeprefix("cl_bench.")
+        # The version is no part of the API, which nothing in the house uses.
+        if name == "cl_bench.__version__":
+            return None
         return name if name in house() else module(name.rpartition(".")[0]) if "." in name else None
 
     return {

@@ -13,10 +13,10 @@ from cl_bench.cli.reports import (
     OutFile,
     Results,
     print_table,
-    report_folders,
     stored_sections,
 )
 from cl_bench.errors import UserError, unknown_name
+from cl_bench.store import folders_to_read
 
 
 def compare(
@@ -63,7 +63,7 @@ def compare(
             f"'{against}' cannot be compared with itself: name a second row, or all others with --baseline '{against}' "
             "and no row"
         )
-    stores = report_folders(results) if samples else ()
+    stores = folders_to_read(results or ()) if samples else ()
     fitting = [section for section in found if against in section.rows]
     made = [
         table

@@ -12,12 +12,12 @@ from cl_bench.cli.reports import (
     Benchmark,
     Results,
     check_known,
-    picture_formats,
     stored_runs,
     stored_sections,
 )
 from cl_bench.cli.shared import err, out
 from cl_bench.errors import UserError
+from cl_bench.grammar import parse_pictures
 
 if TYPE_CHECKING:
     from cl_bench.reporting.charts import Chart
@@ -37,7 +37,7 @@ def figure(
     from cl_bench.reporting.paper.layouts import figure_layouts
     from cl_bench.reporting.render import drawing
 
-    kinds = () if form == "csv" else picture_formats(form, "--format")
+    kinds = () if form == "csv" else parse_pictures(form, "--format")
     check_known(name, "figure", [*figure_layouts(), *plots.NAMES, "ranks"])
     charts: list[tuple[Chart, str, tuple[str, ...]]] = []
     if name == "ranks":

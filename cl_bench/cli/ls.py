@@ -9,8 +9,9 @@ from typing import Any
 import typer
 from rich.table import Column, Table
 
-from cl_bench.cli.shared import err, out, quiet_imports, takes, warn
+from cl_bench.cli.shared import err, out, takes, warn
 from cl_bench.errors import UserError
+from cl_bench.running.imports import quiet_imports
 
 app = typer.Typer(no_args_is_help=True, help="List what there is.")
 

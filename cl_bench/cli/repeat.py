@@ -11,9 +11,10 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from cl_bench.cli.progress import progress_bars, run_progress
-from cl_bench.cli.shared import REFERENCE, RESULTS, loading, out, takes
+from cl_bench.cli.shared import err, loading, out, run_progress, takes
 from cl_bench.options import RunOptions
+from cl_bench.running.progress_bars import run_bars
+from cl_bench.store import REFERENCE, RESULTS
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +48,7 @@ def repeat_run(record: RunRecord, arrays: Arrays, run: PlannedRun, device: torch
     """Carry a stored run out again and print the difference; returns whether there is none."""
     from cl_bench.studies.repeat import repeat
 
-    with progress_bars("{task.fields[note]}") as bars:
+    with run_bars(err) as bars:
         found = repeat(record, arrays, run, device, run_progress(bars, 1))
     table = Table("", "stored", "now", "difference", box=None, header_style="bold")
     accuracies = (f"{100 * value:.2f}" for value in (found.stored, found.now))

@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
-from cl_bench.cli.reports import Results, picture_formats, report_folders
+from cl_bench.cli.reports import Results
 from cl_bench.cli.results import warn_damaged
 from cl_bench.cli.shared import err, out
+from cl_bench.grammar import parse_pictures
+from cl_bench.store import folders_to_read
 
 
 def report(
@@ -23,12 +25,9 @@ def report(
     from cl_bench.reporting import report as reports
     from cl_bench.reporting import result_table, text_tables
 
-    folders = report_folders(results)
-    kinds = () if pictures == "none" else picture_formats(pictures, "--pictures")
-    command = " ".join(["cl-bench report", *(f"--results {folder}" for folder in folders), f"--out {output}"])
-    command += f" --pictures {pictures}" if kinds else ""
+    kinds = () if pictures == "none" else parse_pictures(pictures)
     with err.status("rendering ..."):
-        rendered = reports.render([(folder, folder.name) for folder in folders], output, command, kinds)
+        rendered = reports.report_folders(folders_to_read(results or ()), output, kinds)
     for damaged in rendered.damaged:
         warn_damaged(damaged)
     for built in rendered.tables:

@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cl_bench.cli.results import folders_of, warn_damaged
-from cl_bench.cli.shared import REFERENCE, RESULTS, out
+from cl_bench.cli.shared import out
 from cl_bench.errors import UserError, unknown_name
+from cl_bench.store import folders_to_read
 
 if TYPE_CHECKING:
     from cl_bench.reporting.runs import Run, Section
     from cl_bench.reporting.text_tables import TextTable
 
 # pandas, matplotlib and the like are imported by the commands that need them.
-
-PICTURES = ("png", "pdf", "svg")
 
 Results = Annotated[
     list[Path] | None,
@@ -30,10 +29,6 @@ Form = Annotated[str, typer.Option("--format", help="terminal, md, csv, tex (LaT
 OutFile = Annotated[Path | None, typer.Option("--out", help="File to write to.", show_default="the screen")]
 
 
-def report_folders(results: Sequence[Path] | None) -> list[Path]:
-    return list(results or [folder for folder in (RESULTS, REFERENCE) if folder.is_dir()] or [RESULTS])
-
-
 def stored_sections(results: Sequence[Path] | None, benchmark: str | None, backbone: str | None) -> list[Section]:
     """The stored runs by protocol.
 
@@ -42,7 +37,7 @@ def stored_sections(results: Sequence[Path] | None, benchmark: str | None, backb
     """
     from cl_bench.reporting import report as reports
 
-    found, damaged = reports.load([(folder, folder.name) for folder in report_folders(results)])
+    found, damaged = reports.load([(folder, folder.name) for folder in folders_to_read(results or ())])
     for sentence in damaged:
         warn_damaged(sentence)
     for option, value in (("benchmark", benchmark), ("backbone", backbone)):
@@ -64,19 +59,6 @@ def stored_runs(results: Sequence[Path] | None) -> list[Run]:
 def check_known(name: str, what: str, names: Sequence[str] | dict[str, str]) -> None:
     if name not in names:
         raise unknown_name(what, name, list(names), f"See 'cl-bench ls {what}s'.")
-
-
-def picture_formats(text: str, option: str) -> tuple[str, ...]:
-    """Formats of pictures, as typed.
-
-    Raises:
-        UserError: one of them is none.
-    """
-    kinds = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
-    for kind in kinds:
-        if kind not in PICTURES:
-            raise unknown_name(option, kind, PICTURES)
-    return kinds
 
 
 def print_table(table: TextTable, form: str, output: Path | None) -> None:

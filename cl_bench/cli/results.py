@@ -14,8 +14,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from cl_bench.cli.shared import REFERENCE, RESULTS, err, out
+from cl_bench.cli.shared import err, out
 from cl_bench.errors import UserError
+from cl_bench.store import REFERENCE, RESULTS
 
 # pandas and pyarrow are imported by the commands that need them.
 

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import functools
-import gc
 import inspect
-import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
 from cl_bench.options import ExecutionOptions, Option, RunOptions, options_of
+from cl_bench.running.imports import quiet_imports
+from cl_bench.running.progress_bars import RunBars
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 out = Console()
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
-RESULTS, REFERENCE = Path("results/runs"), Path("results/reference")
 OPTIONS = options_of(RunOptions) | options_of(ExecutionOptions)
 """Every option of `cl-bench run`, by field name."""
 
@@ -55,7 +55,7 @@ def takes(*names: str, **defaults: str) -> Callable[[Callable[..., None]], Calla
     return decorate
 
 
-def warn(error: Exception) -> None:
+def warn(error: Exception | str) -> None:
     """One warning line on stderr."""
     err.print(f"[yellow]warning:[/] {escape(' '.join(str(error).split()))}")
 
@@ -90,18 +90,6 @@ def loading() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def quiet_imports() -> Iterator[None]:
-    """Keep third-party noise off the screen (avalanche warns of solvers that nothing here uses), and the garbage
-    collector off a million new objects, of which none is garbage: it takes a quarter of the time."""
-    os.environ.setdefault("WANDB_SILENT", "true")
-    warnings.filterwarnings("ignore", message="no QP solver found")
-    # For processes that this one starts.
-    os.environ.setdefault("PYTHONWARNINGS", "ignore:no QP solver found")
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collects:
-            gc.enable()
+def run_progress(bars: Progress, runs: int) -> RunBars:
+    """Shows in these bars how so many runs get on."""
+    return RunBars(bars, runs, lambda line: err.print(escape(line)), warn)

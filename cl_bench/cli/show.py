@@ -11,7 +11,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from cl_bench.cli.results import show_run
-from cl_bench.cli.shared import RESULTS, out, quiet_imports, takes
+from cl_bench.cli.shared import out, takes
+from cl_bench.running.imports import quiet_imports
+from cl_bench.store import RESULTS
 
 
 @takes("method_file")

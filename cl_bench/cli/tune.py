@@ -12,9 +12,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from cl_bench.cli.progress import progress_bars
-from cl_bench.cli.shared import loading, out, split_given, takes
+from cl_bench.cli.shared import err, loading, out, split_given, takes
 from cl_bench.options import ExecutionOptions, RunOptions
+from cl_bench.running.progress_bars import timed_bars
 from cl_bench.store import Store
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def tune_all(rows: Sequence[Row], how: Search, output: Path) -> None:
     from cl_bench.studies import tune
 
     total = len(rows) * how.budget * len(how.seeds)
-    bars = progress_bars("{task.completed}/{task.total} runs")
+    bars = timed_bars(err, "{task.completed}/{task.total} runs")
     with bars:
         bar = bars.add_task(f"tuning on {escape(how.stream)}", total=total)
         trials = tune.search(rows, how, lambda: bars.advance(bar))

@@ -96,7 +96,7 @@ def _facts_of(path: Path, module: str | None, cls: str, name: str) -> MethodFact
 def _values(path: Path, module: str | None, name: str) -> dict[str, object] | None:
     """The literals that a class and its bases assign to `FACTS`; None if it does not descend from `Method`."""
     tree = _parsed(path)
-    for node in tree.body if tree else ():
+    for node in _statements(tree) if tree else ():
         if isinstance(node, ast.ClassDef) and node.name == name:
             inherited: dict[str, object] | None = {}
             if (module, name) != _BASE:
@@ -137,7 +137,13 @@ def _sources(node: ast.ImportFrom, module: str | None) -> list[str]:
         return [source]
     moved = MOVED.get(source.removeprefix("cl_bench.")) if source.startswith("cl_bench.") else None
     sources = [f"cl_bench.{path}" for path in moved] if moved else [source]
-    return [source for source in sources if source.startswith(("cl_bench.contract.", "cl_bench.methods."))]
+    known = ("cl_bench.contract.", "cl_bench.methods.")
+    return [source for source in sources if source == "cl_bench" or source.startswith(known)]
+
+
+def _statements(tree: ast.Module) -> list[ast.stmt]:
+    """The statements of a module, also those for type checkers alone: there `cl_bench` says where its names lie."""
+    return [inner for node in tree.body for inner in (node.body if isinstance(node, ast.If) else [node])]
 
 
 def _literals(node: ast.ClassDef) -> dict[str, object] | None:

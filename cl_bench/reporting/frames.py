@@ -43,6 +43,22 @@ def export_frame(runs: Sequence[Run]) -> pd.DataFrame:
     return frame.assign(hyperparameters=list(options), finished=finished)
 
 
+def stage_frame(runs: Sequence[Run]) -> pd.DataFrame:
+    """One row per run and training stage, in the given order.
+
+    Columns: those of `tidy` that say what a run is, from `benchmark` to `class_order`; `stage`, from 0; `tasks_seen`,
+    how many tasks had been learned then; every one of `metrics.METRICS` as if the stream had ended there, as fractions
+    (the last row of a run has what tables show), and `acc_task_aware`, accuracy over the classes seen where the task of
+    each image is known; all of them NaN where undefined, as forgetting is after the first task; then of the stage
+    alone `train_seconds`, `eval_seconds`, `train_samples`, `trainable` (numbers trained) and `stored` (numbers kept
+    beside the frozen backbone).
+    """
+    rows = [
+        {**facts, **_at_stage(run, t)} for run in runs for facts in [_facts(run)] for t in range(len(run.record.stages))
+    ]
+    return pd.DataFrame(rows, columns=[*_FACTS, *_STAGE])
+
+
 def long_frame(runs: Sequence[Run]) -> pd.DataFrame:
     """One row per run, stage and task, the last two from 0.
 
@@ -63,9 +79,46 @@ def long_frame(runs: Sequence[Run]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).astype({"correct": "Int64"})
 
 
+_EARLIER_TASKS = ("forgetting", "forgetting_rwalk", "forgetting_coda", "bwt", "bwt_all")
+"""Metrics of tasks learned before the last one, which are undefined where there is none."""
+
+
+def _at_stage(run: Run, stage: int) -> dict[str, Any]:
+    """What `stage_frame` has for a stage of a run."""
+    record = run.record
+    seen = [task for task, hits in enumerate(record.correct[stage]) if hits is not None]
+    total = [record.total[task] for task in seen]
+    correct = [[row[task] for task in seen] for row in record.correct[: stage + 1]]
+    values = {name: metrics.value(name, correct, total) for name in metrics.METRICS}
+    if stage == 0:
+        values |= dict.fromkeys(_EARLIER_TASKS, float("nan"))
+    aware = sum(record.correct_task_aware[stage][task] for task in seen) / sum(total)
+    per_stage = {name: getattr(record, name)[stage] for name in _OF_A_STAGE}
+    return {"stage": stage, "tasks_seen": len(seen), **values, "acc_task_aware": aware, **per_stage}
+
+
+_OF_A_STAGE = ("train_seconds", "eval_seconds", "train_samples", "trainable", "stored")
+_STAGE = ("stage", "tasks_seen", *metrics.METRICS, "acc_task_aware", *_OF_A_STAGE)
+
+
 def _flat(run: Run, known: Mapping[Stream, Mapping[str, Mapping[int, float]]]) -> dict[str, Any]:
-    record, experiment, protocol = run.record, run.record.experiment, run.protocol
+    record = run.record
     counts = (record.correct, record.total)
+    return {
+        **_facts(run),
+        **{name: metrics.value(name, *counts) for name in metrics.METRICS},
+        "fwt": _forward_transfer(run),
+        "intransigence": next((sum(v) / len(v) for v in intransigence(run, known).values()), float("nan")),
+        "minutes": record.seconds / 60,
+        "trainable": max(record.trainable, default=0),
+        "tuning_trials": record.tuning_trials,
+        "tuning_minutes": record.tuning_minutes,
+    }
+
+
+def _facts(run: Run) -> dict[str, Any]:
+    """What a run is and where it comes from, by `_FACTS`."""
+    record, experiment, protocol = run.record, run.record.experiment, run.protocol
     return {
         "benchmark": protocol.benchmark,
         "scenario": protocol.scenario,
@@ -85,14 +138,13 @@ def _flat(run: Run, known: Mapping[Stream, Mapping[str, Mapping[int, float]]]) -
         "key": record.key,
         "seed": experiment.seed,
         "class_order": experiment.class_order,
-        **{name: metrics.value(name, *counts) for name in metrics.METRICS},
-        "fwt": _forward_transfer(run),
-        "intransigence": next((sum(v) / len(v) for v in intransigence(run, known).values()), float("nan")),
-        "minutes": record.seconds / 60,
-        "trainable": max(record.trainable, default=0),
-        "tuning_trials": record.tuning_trials,
-        "tuning_minutes": record.tuning_minutes,
     }
+
+
+_FACTS = (
+    "benchmark", "scenario", "tasks", "classes", "split", "transforms", "backbone", "weights", "precision", "limits",
+    "label", "method", "revision", "recipe", "origin", "key", "seed", "class_order",
+)  # fmt: skip
 
 
 def _forward_transfer(run: Run) -> float:

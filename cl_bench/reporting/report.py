@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 from cl_bench.errors import UserError
@@ -18,6 +17,7 @@ from cl_bench.reporting.paper import tables as paper_tables
 from cl_bench.reporting.paper.layouts import figure_layouts, table_benchmarks, table_names
 from cl_bench.reporting.runs import Run, Section, collect, labelled, sections
 from cl_bench.reporting.text_tables import TextTable
+from cl_bench.running.workers import CONTEXT
 from cl_bench.store import RunRecord
 
 _FEW = 8
@@ -63,6 +63,13 @@ def load(folders: Iterable[tuple[Path, str]]) -> tuple[list[Section], list[str]]
     return found, damaged
 
 
+def report_folders(folders: Sequence[Path], out: Path, pictures: Sequence[str] = ()) -> Report:
+    """`render` for folders whose names are the origins of their runs; the page shows the `cl-bench report` for it."""
+    command = " ".join(["cl-bench report", *(f"--results {folder}" for folder in folders), f"--out {out}"])
+    command += f" --pictures {','.join(pictures)}" if pictures else ""
+    return render([(folder, folder.name) for folder in folders], out, command, pictures)
+
+
 def render(folders: Iterable[tuple[Path, str]], out: Path, command: str, pictures: Sequence[str] = ()) -> Report:
     """Write the page, `index.html`, and what it shows as files: tables and the numbers behind every figure.
 
@@ -82,6 +89,27 @@ def render(folders: Iterable[tuple[Path, str]], out: Path, command: str, picture
     """
     folders = list(folders)
     everything, damaged = load(folders)
+    places = {origin: str(path) for path, origin in folders}
+    return render_sections(everything, damaged, places, out, command, pictures)
+
+
+def render_sections(
+    everything: Sequence[Section],
+    damaged: Sequence[str],
+    places: Mapping[str, str],
+    out: Path,
+    command: str,
+    pictures: Sequence[str] = (),
+) -> Report:
+    """`render` for runs at hand.
+
+    Args:
+        damaged: one sentence per result file that was skipped.
+        places: folder of each origin.
+
+    Raises:
+        UserError: `out` cannot be written.
+    """
     runs = [run for section in everything for run in section.runs]
     joint = {run.label for run in runs if not run.sequential}
     found = [section for section in everything if not is_reference(section, joint)] or everything
@@ -106,14 +134,13 @@ def render(folders: Iterable[tuple[Path, str]], out: Path, command: str, picture
             for path in write_table(table, out / "tables", text_tables.FORMATS)
         ]
         written += [path for paths in _save(jobs) for path in paths]
-        places = {origin: str(path) for path, origin in folders}
         text = page.render(found, built, shown, papers, figures, damaged, command, places, runs)
         index.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(
             f"report folder '{out}' cannot be written ({error.strerror}: {error.filename}); name another one"
         ) from error
-    return Report([index, *written], damaged, built)
+    return Report([index, *written], list(damaged), built)
 
 
 def write_table(table: TextTable, folder: Path, forms: Iterable[str]) -> list[Path]:
@@ -154,7 +181,7 @@ def _save(jobs: Sequence[tuple[Chart, Path, Sequence[str], Sequence[str]]]) -> l
     workers = min(os.cpu_count() or 1, len(jobs))
     if workers == 1 or len(jobs) <= _FEW:
         return [_draw(job) for job in jobs]
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, mp_context=CONTEXT) as pool:
         return list(pool.map(_draw, jobs, chunksize=2))
 
 

@@ -113,6 +113,44 @@ def text_table(table: Table) -> TextTable:
     return TextTable(table.slug, table.caption, columns, rows, table.notes, data=_csv_data(table))
 
 
+def frame(tables: Sequence[Table]) -> pd.DataFrame:
+    """The tables as one data frame of numbers, one row per row, in the same order and the units of the heads.
+
+    Columns: `method`, with its options; for each of `TABLE_METRICS` the mean under its title, e.g. `acc, %`, and the
+    half-width of its 95 % interval, in percentage points, under e.g. `acc ±`: NaN where undefined, as both are for one
+    run's interval; `COST_COLUMNS`: number of seeds, minutes of a run, numbers trained, minutes of the search for the
+    hyper-parameters (NaN without one); then what the protocol is, and its digest, which tells tables apart.
+    """
+    rows = [
+        {
+            "method": row.name,
+            **{title: value for name in TABLE_METRICS for title, value in _in_percent(name, row.metrics[name]).items()},
+            "seeds": len(set(row.seeds)),
+            "minutes": row.minutes.mean,
+            "trainable": row.trainable,
+            "tuning": row.tuning_minutes if row.tuning_trials else math.nan,
+            "benchmark": table.protocol.benchmark,
+            "scenario": table.protocol.scenario,
+            "tasks": table.protocol.num_tasks,
+            "backbone": table.protocol.backbone,
+            "precision": table.protocol.precision,
+            "protocol": table.protocol.digest,
+        }
+        for table in tables
+        for row in table.rows
+    ]
+    heads = [title for name in TABLE_METRICS for title in _in_percent(name, None)]
+    shared = ("benchmark", "scenario", "tasks", "backbone", "precision", "protocol")
+    return pd.DataFrame(rows, columns=["method", *heads, *COST_COLUMNS, *shared])
+
+
+def _in_percent(name: str, summary: Summary | None) -> dict[str, float]:
+    """The two columns of `frame` for a metric."""
+    mean = math.nan if summary is None else 100 * summary.mean
+    half = math.nan if summary is None or summary.half_width is None else 100 * summary.half_width
+    return {metrics.METRICS[name].title: mean, f"{name} \N{PLUS-MINUS SIGN}": half}
+
+
 def cells(row: Row) -> tuple[str, ...]:
     """The texts of a row under `HEADER`, e.g. `77.12 ± 0.31` in percent."""
     return (

@@ -87,6 +87,11 @@ class PlannedRun:
     backbone: Backbone
     data: DataConfig
 
+    @property
+    def name(self) -> str:
+        """Its row and seed, for messages."""
+        return f"{self.label} seed {self.experiment.seed}"
+
 
 @dataclass(frozen=True)
 class _Ground:

@@ -4,15 +4,37 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing.context import SpawnContext, SpawnProcess
+from multiprocessing.process import BaseProcess
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
 
-CONTEXT = multiprocessing.get_context("spawn")
+
+class _Worker(SpawnProcess):
+    """A fresh process that does not execute the user's script once more: it needs no `if __name__ == "__main__"`."""
+
+    @staticmethod
+    def _Popen(process_obj: BaseProcess) -> Any:
+        script = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            return SpawnProcess._Popen(process_obj)
+        finally:
+            sys.modules["__main__"] = script
+
+
+class _Context(SpawnContext):
+    Process = _Worker
+
+
+CONTEXT = _Context()
 """Fresh processes: a fork would copy threads of torch that hold locks."""
 
 _worker_index = 0

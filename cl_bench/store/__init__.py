@@ -1,7 +1,19 @@
 """The results store: one JSON and one npz per run, checked whenever they are read."""
 
+from cl_bench.store.folders import REFERENCE, RESULTS, folders_to_read
 from cl_bench.store.predictions import Arrays
 from cl_bench.store.record import RunRecord
 from cl_bench.store.store import CHECKPOINTS, DamagedRecord, Store, UnreadableRecord, matching
 
-__all__ = ["CHECKPOINTS", "Arrays", "DamagedRecord", "RunRecord", "Store", "UnreadableRecord", "matching"]
+__all__ = [
+    "CHECKPOINTS",
+    "REFERENCE",
+    "RESULTS",
+    "Arrays",
+    "DamagedRecord",
+    "RunRecord",
+    "Store",
+    "UnreadableRecord",
+    "folders_to_read",
+    "matching",
+]
