@@ -15,7 +15,7 @@ from cl_bench import backbones
 from cl_bench.running.plan import PlannedRun
 from cl_bench.running.progress import Progress
 from cl_bench.store import Arrays
-from cl_bench.training.checkpoint import Checkpoint, Facts, Position, Stage, random_state, write
+from cl_bench.training.checkpoint import Checkpoint, Facts, Stage, random_state, write
 from cl_bench.training.evaluation import Counts
 from cl_bench.training.probes import PROBES, Probe
 from cl_bench.training.strategy import ContinualStrategy
@@ -85,7 +85,7 @@ class Checkpointer(SupervisedPlugin):  # type: ignore[misc]
         self.planned, self.progress, self.path, self.every = planned, progress, path, every
         # Compared on the device, ten times faster than on the host; to stay there they would take its memory.
         self._pre_trained = {
-            f"backbone.{name}": tensor.pin_memory() if device.type == "cuda" else tensor
+            f"model.backbone.{name}": tensor.pin_memory() if device.type == "cuda" else tensor
             for name, tensor in backbones.weights(planned.backbone).items()
         }
         self.log = StageLog(PROBES[planned.experiment.probe]())
@@ -115,43 +115,31 @@ class Checkpointer(SupervisedPlugin):  # type: ignore[misc]
             self._samples += len(strategy.mb_y)
             self.progress.advance(len(strategy.mb_y))
         if strategy.position is not None and time.monotonic() - self._written >= 60 * self.every:
-            spent = {"seconds": time.perf_counter() - self._start, "samples": self._samples}
-            self.write(strategy, strategy.where().model_copy(update=spent))
+            self.write(strategy)
 
-    def write(self, strategy: ContinualStrategy, position: Position | None = None) -> None:
+    def write(self, strategy: ContinualStrategy) -> None:
         """Write a checkpoint, if there is a place for it; where that fails, the run goes on without."""
         if self.path is None:
             return
-        facts = Facts(
-            key=self.planned.experiment.key,
-            sessions=self.log.sessions,
-            stages=self.log.stages,
-            total=self.log.total,
-            position=position,
-            seen=list(strategy.seen),
-            trained=sorted(strategy.trained),
-            trainable=strategy.trainable,
-            traces=strategy.traces,
-        )
-        tensors = {f"model.{name}": tensor for name, tensor in self._changed(strategy).items()}
-        if position is not None:
-            tensors |= strategy.tensors()
+        log = self.log
+        done = Facts(key=self.planned.experiment.key, sessions=log.sessions, stages=log.stages, total=log.total)
+        found = strategy.checkpoint(done)
+        if found.facts.position is not None:
+            found.facts.position.seconds = time.perf_counter() - self._start
+            found.facts.position.samples = self._samples
+        tensors = {name: tensor for name, tensor in found.tensors.items() if not self._is_pre_trained(name, tensor)}
         tensors |= {name: torch.from_numpy(array) for name, array in self.log.arrays().items()}
         tensors |= {f"probe.{name}": tensor for name, tensor in self.log.probe.tensors().items()}
         tensors |= {f"random.{name}": state for name, state in random_state().items()}
         try:
-            write(self.path, Checkpoint(facts, tensors))
+            write(self.path, Checkpoint(found.facts, tensors))
         except OSError as error:
             if not self._warned:
                 self.progress.warn(f"no checkpoint of {self.planned.label} can be written ({error.strerror})")
             self._warned = True
         self._written = time.monotonic()
 
-    def _changed(self, strategy: ContinualStrategy) -> dict[str, torch.Tensor]:
-        """The state of the model without weights that are still the pre-trained ones."""
-
-        def same(name: str, tensor: torch.Tensor) -> bool:
-            pre_trained = self._pre_trained.get(name)
-            return pre_trained is not None and torch.equal(tensor, pre_trained.to(tensor.device, non_blocking=True))
-
-        return {name: t for name, t in strategy.model.state_dict().items() if not same(name, t)}
+    def _is_pre_trained(self, name: str, tensor: torch.Tensor) -> bool:
+        """Whether a tensor of a checkpoint is a weight of the backbone as it was pre-trained: it need not be kept."""
+        pre_trained = self._pre_trained.get(name)
+        return pre_trained is not None and torch.equal(tensor, pre_trained.to(tensor.device, non_blocking=True))

@@ -23,7 +23,7 @@ from cl_bench.data.samples import EvaluationBatches, Samples, TaskSamples, sampl
 from cl_bench.errors import UserError
 from cl_bench.models.vit import Execution, configure
 from cl_bench.randomness import seeded
-from cl_bench.training.checkpoint import Checkpoint, Position
+from cl_bench.training.checkpoint import Checkpoint, Facts, Position
 from cl_bench.training.evaluation import Counts, Evaluation, mask_of
 from cl_bench.training.loop import PhaseLoop
 
@@ -254,13 +254,24 @@ class ContinualStrategy(PhaseLoop):
         if facts.position is not None:
             self._resumed = Resumed(facts.position, checkpoint.part("optimizer."), checkpoint.part("scratch."))
 
-    def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint inside a task holds besides the model: `optimizer.*` and `scratch.*`."""
-        assert self._run is not None and self.task is not None
-        state = {f"optimizer.{name}": tensor for name, tensor in self._run.state().items()}
-        return state | {f"scratch.{name}": tensor for name, tensor in self.task.scratch.items()}
+    def checkpoint(self, done: Facts) -> Checkpoint:
+        """Where this strategy stands, for `resume` in a fresh one: what was done before it, completed.
 
-    # --- evaluation --------------------------------------------------------------------------------------------
+        Tensors are those of the model, `model.*`, and inside a task `optimizer.*` and `scratch.*`; none are copies.
+        """
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        if self.position is not None:
+            assert self._run is not None and self.task is not None
+            tensors |= {f"optimizer.{name}": tensor for name, tensor in self._run.state().items()}
+            tensors |= {f"scratch.{name}": tensor for name, tensor in self.task.scratch.items()}
+        now = {
+            "position": self.where(),
+            "seen": list(self.seen),
+            "trained": sorted(self.trained),
+            "trainable": self.trainable,
+            "traces": {name: list(rows) for name, rows in self.traces.items()},
+        }
+        return Checkpoint(done.model_copy(update=now), tensors)
 
     def forward(self) -> Tensor | None:
         """Logits [B, num_classes]; in evaluation those of unseen classes are -inf."""

@@ -16,14 +16,14 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from cl_bench.contract.gradient import GradientMethod
-from cl_bench.contract.method import Phase, Task
+from cl_bench.contract.phase import Phase
+from cl_bench.contract.task import Task
 from cl_bench.data.samples import TaskSamples
 from cl_bench.models.base import FeatureModel
 from cl_bench.models.bottleneck import Adapters
 from cl_bench.models.growing import Growing, GrowingModules
 from cl_bench.models.heads import linear_head
-from cl_bench.randomness import seeded
-from cl_bench.training.checkpoint import Facts, Stage
+from cl_bench.training.checkpoint import Checkpoint, Facts, Stage
 from cl_bench.training.strategy import ContinualStrategy
 from tests.helpers.tiny import cut
 from tests.helpers.training import Spy, same, snapshot, strategy_of, train
@@ -232,12 +232,11 @@ class Experts(FeatureModel):
 class ExpertPerTask(GradientMethod):
     """Trains the adapters of the current task, and the head."""
 
-    def build(self, backbone: VisionTransformer, num_classes: int) -> nn.Module:
+    def build(self, backbone: VisionTransformer, num_classes: int) -> FeatureModel:
         return Experts(backbone, num_classes)
 
     def before_task(self, task: Task, images: TaskSamples) -> None:
-        with seeded((*task.key, "expert")):
-            task.model.experts.grow()
+        task.model.experts.grow()
 
     def phases(self, task: Task) -> list[Phase]:
         parameters = [*task.model.experts[-1].parameters(), *task.model.head.parameters()]
@@ -246,7 +245,7 @@ class ExpertPerTask(GradientMethod):
 
 def test_a_method_with_growing_modules_goes_on_from_inside_a_task() -> None:
     stream, method = cut(), ExpertPerTask(epochs=2, batch_size=16)
-    caught: list[tuple[dict[str, Tensor], Facts, dict[str, Tensor]]] = []
+    caught: list[Checkpoint] = []
 
     def catch(strategy: ContinualStrategy) -> None:
         position = strategy.where()
@@ -261,15 +260,13 @@ def test_a_method_with_growing_modules_goes_on_from_inside_a_task() -> None:
                 trainable=0,
                 stored=0,
             )
-            facts = Facts(key="", stages=[stage], position=position, seen=list(strategy.seen))
-            tensors = {name: t for name, t in snapshot(strategy.model).items() if not name.startswith("backbone.")}
-            state = {name: t.clone() for name, t in strategy.optimizer_state().items()}
-            caught.append((tensors, facts.model_copy(deep=True), state))
+            found = strategy.checkpoint(Facts(key="", stages=[stage]))
+            caught.append(Checkpoint(found.facts, {name: tensor.clone() for name, tensor in found.tensors.items()}))
 
     whole = train(strategy_of(method, Spy(before_training_epoch=catch)), stream)
     assert len(whole.model.experts) == 3
     resumed = strategy_of(method)
-    resumed.resume(*caught[0])
+    resumed.resume(caught[0])
     assert len(resumed.model.experts) == 2
     for experience in list(stream.train)[1:]:
         resumed.train(experience, eval_streams=[])

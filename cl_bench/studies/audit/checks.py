@@ -206,7 +206,7 @@ def earlier_predictions(trial: Trial) -> Finding:
 def backbone_passes(trial: Trial) -> Finding:
     """In a prediction, its query included, a test image goes through the blocks of the backbone at most as often as the
     method says (`Method.passes`), alone and among others, in the model and in the merged module."""
-    declared = trial.method.forward_passes
+    declared = trial.method.passes(trial.strategy.tasks_learned)
     ones = [positions[:1] for positions in grouped(np.arange(len(trial.images)), trial.labels)]
     measured = 0.0
     for model in trial.predictors():
