@@ -1,0 +1,15 @@
+"""Small methods, each with one need that the contract carries, as method files: see tests/contract/test_kinds.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+FILES = sorted(path for path in Path(__file__).parent.glob("*.py") if path.stem != "__init__")
+
+OPTIONS: Mapping[str, Mapping[str, Any]] = {}
+"""Hyper-parameters on the tiny ViT, by method."""
+
+WRONG: Mapping[str, set[str]] = {}
+"""The checks of the audit that a method is known to fail."""
