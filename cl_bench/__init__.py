@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from cl_bench.models.growing import Growing as Growing
     from cl_bench.models.growing import GrowingModules as GrowingModules
     from cl_bench.models.heads import Classifier as Classifier
+    from cl_bench.models.heads import CosineHead as CosineHead
+    from cl_bench.models.heads import CosinePrototypes as CosinePrototypes
     from cl_bench.models.lora import LoRAModel as LoRAModel
     from cl_bench.models.prompts import PromptModel as PromptModel
     from cl_bench.models.statistics import ClassStatistics as ClassStatistics
@@ -62,7 +64,7 @@ _PUBLIC = {
     "cl_bench.models.base": ("FeatureModel",),
     "cl_bench.models.bottleneck": ("Adapters",),
     "cl_bench.models.growing": ("Growing", "GrowingModules"),
-    "cl_bench.models.heads": ("Classifier",),
+    "cl_bench.models.heads": ("Classifier", "CosineHead", "CosinePrototypes"),
     "cl_bench.models.lora": ("LoRAModel",),
     "cl_bench.models.prompts": ("PromptModel",),
     "cl_bench.models.statistics": ("ClassStatistics",),
