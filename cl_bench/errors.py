@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(Exception):
     """Bad input. The message names the input, what was expected and what to do; the CLI prints it and exits with 2."""
+
+
+@contextmanager
+def naming(where: str) -> Iterator[None]:
+    """Begin the sentence of every `UserError` that is raised inside with where that was."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], hint: str = "") -> UserError:

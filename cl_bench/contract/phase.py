@@ -22,7 +22,7 @@ class Optimization:
     """An optimiser and what it trains.
 
     Attributes:
-        parameters: torch optimiser groups; a group may set its own `lr` or `weight_decay`.
+        parameters: torch optimiser groups, `{"params": parameters}`; a group may set its own `lr` or `weight_decay`.
         optimizer: made from the groups, anew for every phase.
         schedule: factor on the learning rate of every group, from (epoch, epochs).
         clip_norm: bound on the norm of the whole gradient, or None.
@@ -32,6 +32,13 @@ class Optimization:
     optimizer: Callable[[Sequence[ParameterGroup]], torch.optim.Optimizer]
     schedule: Callable[[int, int], float]
     clip_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        if not all(isinstance(group, Mapping) and "params" in group for group in self.parameters):
+            raise UserError("`parameters` are a list of groups: write [{'params': [...]}]")
+        # An iterator, such as `module.parameters()`, could be read only once.
+        groups = [{**group, "params": _listed(group["params"])} for group in self.parameters]
+        object.__setattr__(self, "parameters", groups)
 
     def trainable(self) -> list[nn.Parameter]:
         """All parameters of all groups."""
@@ -71,12 +78,15 @@ class Phase(Optimization):
     others: Mapping[str, Optimization] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.loss is None) == (self.step is None):
             raise UserError("a phase takes its steps by `loss`, or by a `step` of its own: give one of them")
         if self.step is not None and self.forward is not None:
             raise UserError("a phase with a `step` of its own has no `forward`: make the passes in the step")
         if self.others and self.step is None:
             raise UserError(f"a phase uses other optimisers ({', '.join(self.others)}) only in a `step` of its own")
+        if "" in self.others:
+            raise UserError("one of the other optimisers of a phase has an empty name, which is its own optimiser's")
 
     def optimizations(self) -> dict[str, Optimization]:
         """This and the others by name; its own is the empty one."""
@@ -120,14 +130,16 @@ class StepBatch:
             adjust: called without gradients when they are there, to change them.
 
         Raises:
-            UserError: no such optimiser, or a loss that depends on nothing that the phase trains.
+            UserError: no such optimiser, a loss that is no scalar or depends on nothing that the optimiser trains.
         """
         if optimizer not in self.optimizers:
             raise UserError(f"this phase has no optimiser '{optimizer}'; name it in `others`")
+        if not isinstance(loss, Tensor) or loss.ndim:
+            raise UserError(f"`update` was given {described(loss)}, expected a loss, a scalar tensor")
+        optimization, chosen = self.optimizers[optimizer]
         for _, each in self.optimizers.values():
             each.zero_grad()
-        backward(loss)
-        optimization, chosen = self.optimizers[optimizer]
+        backward(loss, optimization, f"optimiser '{optimizer}'" if optimizer else "phase")
         if adjust is not None:
             with torch.no_grad():
                 adjust()
@@ -136,18 +148,32 @@ class StepBatch:
         self.updates.append(optimizer)
 
 
-def backward(loss: Tensor) -> None:
+def backward(loss: Tensor, optimization: Optimization, name: str = "phase") -> None:
     """Gradients of a scalar loss.
 
+    Args:
+        optimization: whose step they are for.
+        name: of that, for the message.
+
     Raises:
-        UserError: it depends on no parameter that is trained.
+        UserError: the loss depends on no parameter that this trains.
     """
-    if not loss.requires_grad:
-        raise UserError("the loss depends on nothing that the phase trains; list the parameters that it comes from")
-    loss.backward()
+    if loss.requires_grad:
+        loss.backward()
+    if all(parameter.grad is None for parameter in optimization.trainable()):
+        raise UserError(f"the loss depends on nothing that the {name} trains; list the parameters that it comes from")
 
 
 def clip(optimization: Optimization) -> None:
     """Clip the gradient of what an optimiser trains, if it asks for that."""
     if optimization.clip_norm is not None:
         nn.utils.clip_grad_norm_(optimization.trainable(), optimization.clip_norm)
+
+
+def described(found: object) -> str:
+    """What stands where a tensor of a certain shape is expected, for messages."""
+    return f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+
+
+def _listed(parameters: Any) -> list[Any]:
+    return [parameters] if isinstance(parameters, Tensor) else list(parameters)

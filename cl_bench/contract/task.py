@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from cl_bench.errors import UserError
 from cl_bench.randomness import Key, generator
 
 
 class Scratch(MutableMapping[str, Tensor]):
     """Tensors of one task by name: a teacher, old features, running statistics of activations.
 
-    They lie in checkpoints, on the device that they are put on, and not in what is stored; when the task ends they are
-    gone.
+    A tensor is copied when it is put here: what becomes of the original changes nothing. The copies lie in checkpoints,
+    on the device of the original, and not in what is stored; when the task ends they are gone.
     """
 
     def __init__(self) -> None:
@@ -28,8 +30,12 @@ class Scratch(MutableMapping[str, Tensor]):
 
     def __setitem__(self, name: str, tensor: Tensor) -> None:
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"scratch '{name}' is a {type(tensor).__name__}, expected a tensor: only these are resumed")
-        self._tensors[name] = tensor.detach()
+            raise UserError(
+                f"task.scratch['{name}'] was given {type(tensor).__name__}, expected a tensor: only these are in "
+                "checkpoints"
+            )
+        # In the layout of a restored copy: in another one the same numbers round differently.
+        self._tensors[name] = tensor.detach().clone(memory_format=torch.contiguous_format)
 
     def __delitem__(self, name: str) -> None:
         del self._tensors[name]
@@ -49,7 +55,8 @@ class Scratch(MutableMapping[str, Tensor]):
 
     def keep(self, name: str, module: nn.Module) -> None:
         """Keep a copy of all parameters and buffers of a module as they are now, for `call`."""
-        self.update({f"{name}.{key}": tensor.detach().clone() for key, tensor in module.state_dict().items()})
+        tensors = chain(module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False))
+        self.update({f"{name}.{key}": tensor for key, tensor in tensors})
 
     def call(self, name: str, module: nn.Module, *inputs: Any, method: str = "forward") -> Any:
         """What a module gives for these inputs with the tensors kept under this name, without gradients.

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cl_bench.contract.phase import Phase, StepBatch, backward, clip
+from cl_bench.contract.phase import Phase, StepBatch, backward, clip, described
 from cl_bench.contract.task import Scratch
-from cl_bench.errors import UserError
+from cl_bench.errors import UserError, naming
 from cl_bench.randomness import Key
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -65,16 +64,15 @@ class PhaseRun:
                     "or of task.scratch, or has been replaced by another: make it one, and change it in place"
                 )
 
-    @contextmanager
-    def named(self) -> Iterator[None]:
-        """Say in errors of the phase's functions which phase it is."""
-        try:
-            yield
-        except UserError as error:
-            raise UserError(f"{self.name}: {error}") from error
-
     def begin_epoch(self, epoch: int, steps: int, done: int) -> None:
-        """Set the rates of an epoch, which has so many steps in all, and of which so many are done."""
+        """Set the rates of an epoch, which has so many steps in all, and of which so many are done.
+
+        Raises:
+            UserError: an epoch has none, or not as many as the one before: the number of steps would not be known.
+        """
+        if not steps or self.steps not in (0, steps):
+            before = f"{self.steps} in the one before" if self.steps else "at least one"
+            raise UserError(f"{self.name}: its `batches` give {steps} in epoch {epoch}, expected {before}")
         for label, (optimization, optimizer) in self.optimizers.items():
             for group, rate in zip(optimizer.param_groups, self._rates[label], strict=True):
                 group["lr"] = rate * optimization.schedule(epoch, self.phase.epochs)
@@ -90,17 +88,17 @@ class PhaseRun:
         assert self.phase.loss is not None
         losses = self.phase.loss(outputs if len(outputs) > 1 else outputs[0], labels)
         if not isinstance(losses, Tensor) or losses.shape not in ((), labels.shape):
-            found = f"shape {tuple(losses.shape)}" if isinstance(losses, Tensor) else type(losses).__name__
             raise UserError(
-                f"{self.name}: its loss has {found}, expected one value per sample, ({len(labels)},), or a scalar"
+                f"{self.name}: its loss is {described(losses)}, expected one value per sample, shape ({len(labels)},), "
+                "or a scalar"
             )
         total = losses.detach().sum(dtype=torch.float64)
         return losses.mean(), total if losses.ndim else total * len(labels)
 
     def backward(self, loss: Tensor) -> None:
         """Gradients of the phase's loss."""
-        with self.named():
-            backward(loss)
+        with naming(self.name):
+            backward(loss, self.phase)
 
     def step(self) -> None:
         """Clip, and take the step of the phase's optimiser."""
@@ -120,14 +118,18 @@ class PhaseRun:
             key=key,
             optimizers=self.optimizers,
         )
-        with self.named():
+        with naming(self.name):
             returned = self.phase.step(batch)
         loss, logits = returned if isinstance(returned, tuple) and len(returned) == 2 else (returned, None)
         if not isinstance(loss, Tensor) or loss.ndim:
-            found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise UserError(
-                f"{self.name}: its step returned {found}, expected the mean loss, a scalar tensor, or "
+                f"{self.name}: its step returned {described(loss)}, expected the mean loss, a scalar tensor, or "
                 "(mean loss, logits)"
+            )
+        if logits is not None and (not isinstance(logits, Tensor) or logits.shape[:1] != labels.shape):
+            raise UserError(
+                f"{self.name}: its step returned {described(logits)} as logits, expected one row per sample, "
+                f"({len(labels)}, num_classes)"
             )
         self._updates += len(batch.updates)
         self._check_frozen("step")
@@ -137,7 +139,7 @@ class PhaseRun:
         """Count a step, and give the phase its hook."""
         self.done += 1
         if self.phase.after_step is not None:
-            with torch.no_grad(), self.named():
+            with torch.no_grad(), naming(self.name):
                 self.phase.after_step(self.done, self.steps * self.phase.epochs)
             self._check_frozen("after_step")
 
@@ -157,7 +159,7 @@ class PhaseRun:
         self._check_place()
         if self.done and not self._updates:
             raise UserError(f"{self.name} trains nothing: its step never calls `update` of the batch it is given")
-        if self._frozen is not None and (changed := self._frozen.by_bits()):
+        if self._frozen is not None and (changed := self._frozen.replaced(self.model) or self._frozen.by_bits()):
             self._refuse("step or after_step", changed)
 
     def _check_frozen(self, function: str) -> None:
@@ -192,8 +194,8 @@ class PhaseRun:
         for label, state in states.items():
             optimizer = self.optimizers[label][1]
             optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-        # What is not done in this process was done in another.
-        self._updates += bool(tensors)
+        # Plain SGD has no state that would tell whether another process took a step.
+        self._updates += 1
 
 
 class Untouched:
@@ -210,13 +212,20 @@ class Untouched:
                 return name
         return None
 
+    def replaced(self, model: nn.Module) -> str | None:
+        """The first in whose place the model has another."""
+        now = dict(model.named_parameters())
+        return next(
+            (name for name, (parameter, _, _) in self._parameters.items() if now.get(name) is not parameter), None
+        )
+
     def by_bits(self) -> str | None:
         """The first whose bits are others."""
         changed = (self._sums() != self._bits).nonzero()
         return list(self._parameters)[int(changed[0])] if len(changed) else None
 
     def _sums(self) -> Tensor:
-        """Sum of each parameter's bits, read as integers."""
-        flat: Any = (p.detach().contiguous().view(_INTEGERS[p.element_size()]) for p, _, _ in self._parameters.values())
-        sums = [bits.sum(dtype=torch.int64) for bits in flat]
+        """Sum of each parameter's bits, read as integers, times their places: values that change places count."""
+        flat: Any = (p.detach().reshape(-1).view(_INTEGERS[p.element_size()]) for p, _, _ in self._parameters.values())
+        sums = [(bits * torch.arange(1, len(bits) + 1, device=bits.device)).sum() for bits in flat]
         return torch.stack(sums).cpu() if sums else torch.zeros(0, dtype=torch.int64)

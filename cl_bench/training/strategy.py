@@ -20,7 +20,7 @@ from cl_bench.contract.method import Method, build_model
 from cl_bench.contract.phase import Phase
 from cl_bench.contract.task import Task
 from cl_bench.data.samples import EvaluationBatches, Samples, TaskSamples, samples_of
-from cl_bench.errors import UserError
+from cl_bench.errors import UserError, naming
 from cl_bench.models.vit import Execution, configure
 from cl_bench.randomness import seeded
 from cl_bench.training.checkpoint import Checkpoint, Facts, Position
@@ -158,7 +158,7 @@ class ContinualStrategy(PhaseLoop):
         """Carry out the method's phases, from where the run stood; what is trained in them (see `_sizes`)."""
         trained: dict[int, int] = {}
         decides = type(self.method).after_phase is not Method.after_phase
-        phases = self.method.phases(task)
+        phases = self._phases(task)
         start = resumed.position.phase if resumed else 0
         if resumed and start >= len(phases):
             raise UserError(
@@ -180,9 +180,14 @@ class ContinualStrategy(PhaseLoop):
                 with self._hook(task, "after", number):
                     self.method.after_phase(task, own, number)
                 self.model.train().to(self.device)
-                phases = self.method.phases(task)
+                self._settle()
+                phases = self._phases(task)
             number += 1
         return trained
+
+    def _phases(self, task: Task) -> list[Phase]:
+        with naming(f"{type(self.method).__name__}.phases, task {task.index}"):
+            return self.method.phases(task)
 
     def begin_task(self, samples: Samples, resumed: Resumed | None = None) -> TaskSamples:
         """Begin the next task, with the method's pass before it, or go on with it; its samples."""
@@ -216,7 +221,8 @@ class ContinualStrategy(PhaseLoop):
     def _hook(self, task: Task, *place: int | str) -> Iterator[None]:
         """Work between steps: without gradients, the global generator being a function of the task and the place, so
         that modules which a method makes there start alike in every run."""
-        with torch.no_grad(), seeded((*task.key, *place)):
+        where = f"{type(self.method).__name__}.{place[0]}_{'phase' if place[1:] else 'task'}, task {task.index}"
+        with torch.no_grad(), seeded((*task.key, *place)), naming(where):
             yield
 
     @torch.no_grad()
@@ -240,7 +246,7 @@ class ContinualStrategy(PhaseLoop):
         try:
             self.model.load_state_dict({**fresh, **checkpoint.part("model.")})
         except RuntimeError as error:
-            misfit = str(error).splitlines()[-1].strip()
+            misfit = str(error).splitlines()[-1].strip().rstrip(".")
             raise RuntimeError(
                 f"the model of {type(self.method).__name__} does not take its own state back ({misfit}); what grows "
                 "must be a buffer, a ParameterList or a GrowingModules of it"
