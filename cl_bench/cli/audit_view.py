@@ -26,7 +26,7 @@ _HEADS = [
     head.replace(" ", "\n")
     for head in (
         "batch size", "com- pany", "task id", "ear- lier", "pas- ses", "fro- zen", "old data", "mem- ory", "re- peat",
-        "ceil- ing", "num. tasks",
+        "re- start", "ceil- ing", "num. tasks",
     )
 ]  # fmt: skip
 _WORDS = {"pass": "pass", "fail": "FAIL", "declared": "decl.", "skipped": "-"}

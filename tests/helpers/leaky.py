@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -20,9 +21,11 @@ from cl_bench.contract.task import Task
 from cl_bench.data import views
 from cl_bench.data.loading import gather
 from cl_bench.data.samples import TaskSamples
+from cl_bench.models.growing import GrowingModules
 from cl_bench.models.heads import Classifier
 from cl_bench.models.vit import attention_inputs, cls_features
 from cl_bench.streams.scenarios import order_classes
+from tests.helpers import elsewhere
 from tests.helpers.tiny import TRANSFORMS
 
 ELSEWHERE: list[Any] = []
@@ -75,19 +78,98 @@ class NeedsTheNumberOfTasks(Honest):
         task.model.head.bias[0] += task.num_tasks
 
 
+def layers() -> nn.Module:
+    made = nn.ModuleDict({"norm": nn.LayerNorm(32), "conv": nn.Conv2d(1, 4, 3, padding=1, bias=False)})
+    for parameter in made.parameters():
+        nn.init.ones_(parameter)
+    return made
+
+
+class Layered(Probe):
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.layers = GrowingModules(layers)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AddsLayers(Honest):
-    """Has a new layer after each task, whose shapes are no memory, and uses nothing of it."""
+    """Has new layers after each task, whose shapes are no memory, and uses nothing of them."""
+
+    model_class: ClassVar[type[Probe]] = Layered
 
     def extra(self, backbone: VisionTransformer, classes: Sequence[int]) -> int:
         return len(classes) * (2 * 32 + 4 * 9)
 
     def after_task(self, task: Task, images: TaskSamples) -> None:
-        layers = nn.ModuleDict({"norm": nn.LayerNorm(32), "conv": nn.Conv2d(1, 4, 3, padding=1, bias=False)})
-        with torch.no_grad():
-            for parameter in layers.parameters():
-                parameter.fill_(1)
-        task.model.add_module(f"task_{task.index}", layers)
+        task.model.layers.grow()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Distils(Honest):
+    """Keeps a teacher in the scratch of the task."""
+
+    def before_task(self, task: Task, images: TaskSamples) -> None:
+        task.scratch.keep("teacher", task.model.head)
+
+    def phases(self, task: Task) -> list[Phase]:
+        cross_entropy = self.cross_entropy(task)
+
+        def loss(outputs: Any, labels: Tensor) -> Tensor:
+            logits, features = outputs
+            old = task.scratch.call("teacher", task.model.head, features)
+            return cross_entropy(logits, labels) + (logits - old).square().mean(dim=1)
+
+        def forward(images: Tensor) -> Any:
+            features = task.model.features(images)
+            return task.model.classify(features), features
+
+        (phase,) = super().phases(task)
+        return [replace(phase, loss=loss, forward=forward)]
+
+
+class PassByPass(Probe):
+    def features(self, images: Tensor) -> Tensor:
+        features = [cls_features(self.backbone, images) for _ in self.extra]
+        return torch.stack(features).mean(dim=0)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TakesMorePasses(Honest):
+    """Makes a pass for each task learned."""
+
+    forward_passes: ClassVar[int | str] = "one per task"
+    model_class: ClassVar[type[Probe]] = PassByPass
+
+    def extra(self, backbone: VisionTransformer, classes: Sequence[int]) -> int:
+        return len(classes)
+
+    def passes(self, tasks: int) -> int:
+        return tasks
+
+    def before_task(self, task: Task, images: TaskSamples) -> None:
+        task.model.extra = torch.cat([task.model.extra, torch.zeros(1)])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Decides(Honest):
+    """Decides after each phase whether there is another one, by its own images, and writes it into the model."""
+
+    def extra(self, backbone: VisionTransformer, classes: Sequence[int]) -> int:
+        return 1
+
+    def before_task(self, task: Task, images: TaskSamples) -> None:
+        task.model.extra = torch.ones(1)
+
+    def phases(self, task: Task) -> list[Phase]:
+        return super().phases(task) * int(task.model.extra)
+
+    def after_phase(self, task: Task, samples: TaskSamples, number: int) -> None:
+        if number < 2 and self.wants_another(task, samples):
+            task.model.extra += 1
+
+    def wants_another(self, task: Task, samples: TaskSamples) -> bool:
+        """Whether there is another phase."""
+        return task.index < 2
 
 
 # --- the batch -------------------------------------------------------------------------------------------------
@@ -218,7 +300,7 @@ class RemembersLast(Probe):
 class PreviousTask(Honest):
     """Predictions depend on the experience that was evaluated before."""
 
-    violates: ClassVar[frozenset[str]] = frozenset({"task identity", "earlier predictions"})
+    violates: ClassVar[frozenset[str]] = frozenset({"task identity", "earlier predictions", "restart"})
     model_class: ClassVar[type[Probe]] = RemembersLast
 
     def after_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
@@ -436,7 +518,7 @@ class MovesAnOldAdapter(Honest):
     def storage(self, backbone: VisionTransformer, num_classes: int, classes: Sequence[int]) -> dict[str, int]:
         return super().storage(backbone, num_classes, classes) | {"old": num_classes}
 
-    def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+    def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         strategy.model.old.data += 1
 
 
@@ -474,7 +556,7 @@ class ReadsEverything(Honest):
 class Replays(Honest):
     """Trains on the images of the task before as well."""
 
-    violates: ClassVar[frozenset[str]] = frozenset({"old samples"})
+    violates: ClassVar[frozenset[str]] = frozenset({"old samples", "restart"})
 
     def before_task(self, task: Task, images: TaskSamples) -> None:
         if task.index == 0:
@@ -515,11 +597,38 @@ class NeighboursAtTest(Honest):
 
     violates: ClassVar[frozenset[str]] = frozenset({"old samples"})
 
-    def before_task(self, task: Task, images: TaskSamples) -> None:
+    def after_task(self, task: Task, images: TaskSamples) -> None:
         ELSEWHERE[:] = [images]
 
     def after_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
         next(ELSEWHERE[0].batches())
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DecidesByTestImages(Decides):
+    """Holds on to test images that it meets in evaluations and asks them whether to go on, which they never deny."""
+
+    violates: ClassVar[frozenset[str]] = frozenset({"old samples"})
+
+    at: Literal["after_phase", "phases"] = "after_phase"
+
+    def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
+        ELSEWHERE[:] = [strategy.experience.dataset]
+
+    def unknown(self, task: Task) -> bool:
+        """Whether any of them could be predicted better."""
+        items = [dataset[number] for dataset in ELSEWHERE for number in range(len(dataset))]
+        with torch.no_grad():
+            right = [int(task.model(image[None]).argmax()) == label for image, label, *_ in items]
+        return sum(right) <= len(right)
+
+    def phases(self, task: Task) -> list[Phase]:
+        if self.at == "phases" and self.unknown(task):
+            return Honest.phases(self, task) * 2
+        return super().phases(task)
+
+    def wants_another(self, task: Task, samples: TaskSamples) -> bool:
+        return self.at == "after_phase" and self.unknown(task)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -589,6 +698,121 @@ class Hides(Honest):
             strategy.means = torch.zeros(3)
 
 
+# --- restarts --------------------------------------------------------------------------------------------------
+
+
+def exchanger() -> Callable[[Any], Any]:
+    """A function that gives what it was given the last time."""
+    kept: Any = 0.0
+
+    def exchange(value: Any) -> Any:
+        nonlocal kept
+        before, kept = kept, value
+        return before
+
+    return exchange
+
+
+@cache
+def cached() -> list[Any]:
+    return []
+
+
+EXCHANGE = exchanger()
+RUNNING = torch.zeros(())
+Shelf = Literal["global", "module", "closure", "cache", "tensor", "class", "plugin", "number", "model"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class KeepsScratch(Honest):
+    """Uses in a task what was scratch in the one before, from a place where it survived."""
+
+    last: ClassVar[Any] = 0.0
+
+    on: Shelf = "global"
+
+    @property
+    def violates(self) -> frozenset[str]:  # type: ignore[override]
+        return frozenset({"restart", "memory"} if self.on in ("class", "plugin", "model") else {"restart"})
+
+    def before_task(self, task: Task, images: TaskSamples) -> None:
+        task.scratch["mean"] = next(images.batches())[0].mean()
+        task.model.head.bias[0] += self.exchange(task.model, task.scratch["mean"])
+
+    def exchange(self, model: Any, mean: Tensor) -> Any:
+        """The mean of the task before; this one takes its place."""
+        before: Any
+        match self.on:
+            case "global":
+                before, ELSEWHERE[:] = sum(ELSEWHERE), [mean]
+            case "module":
+                before, elsewhere.last = elsewhere.last, mean
+            case "closure":
+                before = EXCHANGE(mean)
+            case "cache":
+                before, cached()[:] = sum(cached()), [mean]
+            case "tensor":
+                before = RUNNING.clone()
+                RUNNING.copy_(mean)
+            case "class":
+                before, type(self).last = type(self).last, mean
+            case "plugin" | "number":
+                before = getattr(self, "before", 0.0)
+                object.__setattr__(self, "before", mean if self.on == "plugin" else float(mean))
+            case "model":
+                before, model.before = getattr(model, "before", 0.0), mean
+        return before
+
+
+class Shifts(Probe):
+    shift = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = super().forward(images)
+        return logits if self.training else logits.roll(self.shift, dims=1)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PredictsByAnAttribute(Honest):
+    """A number on the model, which no state dict has, decides on predictions."""
+
+    violates: ClassVar[frozenset[str]] = frozenset({"restart"})
+    model_class: ClassVar[type[Probe]] = Shifts
+
+    def after_task(self, task: Task, images: TaskSamples) -> None:
+        task.model.shift = task.index
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DoesNotRestore(Honest):
+    """Has a new layer after the first task, of which a fresh model knows nothing."""
+
+    violates: ClassVar[frozenset[str]] = frozenset({"restart"})
+
+    def extra(self, backbone: VisionTransformer, classes: Sequence[int]) -> int:
+        return 6
+
+    def after_task(self, task: Task, images: TaskSamples) -> None:
+        if task.index == 0:
+            task.model.scale = nn.LayerNorm(3)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RemembersDecisions(Decides):
+    """The plugin remembers how many phases there are, the model does not."""
+
+    violates: ClassVar[frozenset[str]] = frozenset({"restart"})
+
+    def before_task(self, task: Task, images: TaskSamples) -> None:
+        object.__setattr__(self, "decided", 1)
+
+    def phases(self, task: Task) -> list[Phase]:
+        return Honest.phases(self, task) * getattr(self, "decided", 1)
+
+    def after_phase(self, task: Task, samples: TaskSamples, number: int) -> None:
+        object.__setattr__(self, "decided", min(number + 2, 3))
+
+
 # --- repeatability, ceiling, number of tasks -------------------------------------------------------------------
 
 
@@ -600,11 +824,10 @@ class GlobalGenerator(Honest):
 
     source: Literal["torch", "numpy", "python"] = "torch"
 
-    def phases(self, task: Task) -> list[Phase]:
+    @torch.no_grad()
+    def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         draw = {"torch": lambda: float(torch.rand(())), "numpy": np.random.rand, "python": random.random}[self.source]
-        with torch.no_grad():
-            task.model.head.bias += draw()
-        return super().phases(task)
+        strategy.model.head.bias += draw()
 
 
 def known_images() -> tuple[Tensor, Tensor]:
@@ -649,7 +872,7 @@ class KnowsTheTestImages(Honest):
 class HoardsTestImages(Honest):
     """Keeps the test experiences that it meets, and in the next task all of their images, where nobody looks."""
 
-    violates: ClassVar[frozenset[str]] = frozenset({"old samples", "memory", "ceiling"})
+    violates: ClassVar[frozenset[str]] = frozenset({"old samples", "memory", "restart", "ceiling"})
     model_class: ClassVar[type[Probe]] = NearestImage
 
     def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:

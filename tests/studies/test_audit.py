@@ -63,19 +63,36 @@ LEAKS = [
     leaky.Replays(),
     leaky.ReadsTestImages(),
     leaky.NeighboursAtTest(),
+    *(leaky.DecidesByTestImages(at=place) for place in ("after_phase", "phases")),
     leaky.KeepsImages(),
     *(leaky.Hides(where=where) for where in ("attribute", "plugin")),
     *(leaky.GlobalGenerator(source=source) for source in ("torch", "numpy", "python")),
+    *(leaky.KeepsScratch(on=place) for place in leaky.Shelf.__args__),
+    leaky.PredictsByAnAttribute(),
+    leaky.DoesNotRestore(),
+    leaky.RemembersDecisions(),
     leaky.KnowsTheTestImages(),
     leaky.HoardsTestImages(),
     *(leaky.UsesNumTasks(through=through) for through in ("strategy", "stream", "future", "check", "error")),
 ]
-HONEST = [leaky.Honest(), leaky.AddsLayers(), leaky.NeedsTheNumberOfTasks(), leaky.DeclaresNothing()]
+HONEST = [
+    leaky.Honest(),
+    leaky.AddsLayers(),
+    leaky.Distils(),
+    leaky.TakesMorePasses(),
+    leaky.Decides(),
+    leaky.NeedsTheNumberOfTasks(),
+    leaky.DeclaresNothing(),
+]
 
 
 def name(method: Method) -> str:
     """Of a method in `leaky`, with the options that are its own."""
-    own = [str(value) for field, value in method.values().items() if field in ("when", "where", "source", "through")]
+    own = [
+        str(value)
+        for field, value in method.values().items()
+        if field in ("when", "where", "on", "at", "source", "through")
+    ]
     return "-".join([type(method).__name__, *own])
 
 
@@ -179,6 +196,13 @@ def test_findings_say_what_is_wrong() -> None:
         leaky.HidesAPass(): ("passes", r"^more than the method says"),
         leaky.KeepsImages(): ("memory", r"^21,800 after task 1 where 1,320 are declared; .* after task 3"),
         leaky.KnowsTheTestImages(): ("ceiling", r"^100\.0 % where joint reaches \d"),
+        leaky.KeepsScratch(): ("restart", r"^restarted between tasks: head\.bias differ after task 2$"),
+        leaky.PredictsByAnAttribute(): ("restart", "^restarted between tasks: logits differ in the end$"),
+        leaky.DoesNotRestore(): (
+            "restart",
+            r"^restarted between tasks: .*does not take its own state back.*scale\.bias",
+        ),
+        leaky.RemembersDecisions(): ("restart", "^restarted inside a task: .*was in phase 1 of task 1 and lists 1 now"),
         leaky.UsesNumTasks(through="error"): ("number of tasks", "^TypeError: unsupported operand"),
     }
     for method, (check, pattern) in details.items():
@@ -192,7 +216,8 @@ def test_figures_are_measured() -> None:
     assert figures["old samples"] == f"{3 * images - 3 * 4 * 5} of other tasks, 0 test images, 0 at test"
     assert figures["memory"] == "1,320 of 1,320, 0 hidden"
     assert figures["batch size"].endswith("0 of 48 change")
-    assert figures["repeatability"] == figures["number of tasks"]
+    assert figures["repeatability"] == figures["restart"] == figures["number of tasks"]
+    assert figures["passes"] == "1 of 1" and figures["earlier predictions"] == "0, 0 of 12 change"
     assert re.fullmatch(r"0 of 48 images, 0 of \d+ tensors differ", figures["repeatability"])
     figures = {check: finding.figure for check, finding in by_check(audit(leaky.KnowsTheTestImages())).items()}
     difference = 100 * (1 - best().hits)

@@ -1,8 +1,9 @@
 """Whether a method keeps the rules that make its numbers mean something: nothing leaks, moves or hides.
 
-A method is trained on a small stream, by the strategy that every run uses, and held against the promises of `checks`,
-a function each. One training run serves them all but two: repeatability and the number of tasks take a second run and,
-only if that one differs, a third which says why. Everything runs on the CPU in fp32, where bits can be compared.
+A method is trained on a small stream, by the strategy that every run uses, and held against the promises of `checks`
+and `reruns`, a function each. One training run serves them all but three: repeatability, restart and the number of
+tasks take a second run and, only if that one differs, further ones which say why. Everything runs on the CPU in fp32,
+where bits can be compared.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from cl_bench.studies.audit.checks import (
     CHECKS,
     Ceiling,
     Finding,
-    again,
     backbone_passes,
     batch_company,
     batch_size,
@@ -26,6 +26,8 @@ from cl_bench.studies.audit.checks import (
     task_identity,
     under_ceiling,
 )
+from cl_bench.studies.audit.module_state import ModuleState
+from cl_bench.studies.audit.reruns import reruns
 from cl_bench.studies.audit.trials import Slice, trial
 
 __all__ = ["CHECKS", "Ceiling", "Finding", "Report", "Row", "Slice", "audit", "ceiling", "findings"]
@@ -66,7 +68,7 @@ class Report:
 
 def ceiling(rows: Sequence[Row], where: Slice) -> Ceiling:
     """The best of these rows on the slice."""
-    found = [Ceiling(row.label, trial(row.method, where).hits) for row in rows]
+    found = [Ceiling(row.label, trial(row.method, where, ModuleState(row.method)).hits) for row in rows]
     return max(found, key=lambda one: one.accuracy)
 
 
@@ -92,10 +94,12 @@ def audit(
 
 def findings(method: Method, where: Slice, best: Ceiling | None) -> tuple[Finding, ...]:
     """All checks of one method."""
-    first = trial(method, where)
+    modules = ModuleState(method)
+    first = trial(method, where, modules)
     predictions = (batch_size, batch_company, task_identity, earlier_predictions, backbone_passes)
     # These also look back at what the evaluations of the others have left behind.
     training = (frozen_weights, old_samples, memory)
     seen = [check(first) for check in (*predictions, *training)]
-    repeats, tasks = again(first, where)
-    return (*seen, repeats, under_ceiling(first, best), tasks)
+    repeats, restarts, tasks = reruns(first, where, modules)
+    modules.restore()
+    return (*seen, repeats, restarts, under_ceiling(first, best), tasks)

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from cl_bench.randomness import permutation
 from cl_bench.stats import summarise
-from cl_bench.studies.audit.observation import digest
 from cl_bench.studies.audit.passes import EnteredBlocks
 from cl_bench.studies.audit.predictions import (
     Difference,
@@ -26,7 +25,7 @@ from cl_bench.studies.audit.predictions import (
     pieces,
     predict,
 )
-from cl_bench.studies.audit.trials import Slice, Trial, images_of, trial
+from cl_bench.studies.audit.trials import Trial, images_of
 
 CHECKS = (
     "batch size",
@@ -38,6 +37,7 @@ CHECKS = (
     "old samples",
     "memory",
     "repeatability",
+    "restart",
     "ceiling",
     "number of tasks",
 )
@@ -178,39 +178,45 @@ def task_identity(trial: Trial) -> Finding:
 
 
 def earlier_predictions(trial: Trial) -> Finding:
-    """The logits of every test image, alone in its batch, have the same bits when it comes in between others, at once
-    again, and after all the others; and `count_matrix` gives the bits that it gave right after training, whatever was
-    evaluated since.
+    """A test image, alone in its batch, gets logits of the same bits when it comes in between others, at once again,
+    and after all the others; and `count_matrix` gives the bits that it gave right after training, whatever was
+    evaluated since. Images are one of each class; all of the others come in batches.
 
     A method that declares `stateful_prediction` fails, also if no difference shows.
     """
-    n = len(trial.images)
-    order = permutation(("audit", 3), n)
+    order, ones = permutation(("audit", 3), len(trial.images)), one_of_each(trial)
     differences = []
     for model in trial.predictors():
-        pairs = [(logits_of(model, trial.images[i : i + 1]), logits_of(model, trial.images[i : i + 1])) for i in order]
+        pairs = [(logits_of(model, trial.images[i : i + 1]), logits_of(model, trial.images[i : i + 1])) for i in ones]
         first, again = (torch.cat(logits) for logits in zip(*pairs, strict=True))
-        after = predict(model, trial.images, pieces(order[::-1].copy(), 1))[torch.from_numpy(order)]
+        predict(model, trial.images, pieces(order, SIZES[-1]))
+        after = torch.cat([logits_of(model, trial.images[i : i + 1]) for i in ones[::-1]]).flip(0)
         differences.append(("at once again", Difference.between(first, again, trial.seen)))
         differences.append(("after all the others", Difference.between(first, after, trial.seen)))
     counted = trial.strategy.count(trial.stream.test, trial.strategy.eval_mb_size)[1]
-    differences.append(("of a later count_matrix", Difference.between(trial.logits, counted, trial.seen)))
-    name, worst = largest(differences)
+    differences.append(("of a later count_matrix", Difference.between(trial.result.logits, counted, trial.seen)))
+    name, worst = max(differences, key=lambda pair: pair[1].relative)
     detail = f"logits {name} are not those of the first time"
-    declared = bool(getattr(trial.method, "stateful_prediction", False))
+    declared = trial.method.stateful_prediction
     if declared:
         detail = f"declared: {detail if worst.relative else 'predictions depend on earlier ones'}"
     return Finding.judge("earlier predictions", not (declared or worst.relative), str(worst), detail)
+
+
+def one_of_each(trial: Trial) -> NDArray[np.int64]:
+    """The positions of one test image of each class, in an order of their own."""
+    ones = np.unique(trial.labels, return_index=True)[1]
+    return ones[permutation(("audit", 4), len(ones))]
 
 
 def backbone_passes(trial: Trial) -> Finding:
     """In a prediction, its query included, a test image goes through the blocks of the backbone at most as often as the
     method says (`Method.passes`), alone and among others, in the model and in the merged module."""
     declared = trial.method.passes(trial.strategy.tasks_learned)
-    ones = [positions[:1] for positions in grouped(np.arange(len(trial.images)), trial.labels)]
+    ones = one_of_each(trial)
     measured = 0.0
     for model in trial.predictors():
-        for batch in (*ones, np.concatenate(ones)):
+        for batch in (*pieces(ones, 1), ones):
             entered = EnteredBlocks()
             with entered.counting():
                 logits_of(model, trial.images[batch])
@@ -232,7 +238,7 @@ def frozen_weights(trial: Trial) -> Finding:
     strategy.look()
     kept = {f"backbone.{name}": bits for name, bits in trial.pretrained.items()}
     kept = {name: bits for name, bits in kept.items() if name not in strategy.listed}
-    moved = {name: "since it was pre-trained" for name, bits in kept.items() if trial.state.get(name) != bits}
+    moved = {name: "since it was pre-trained" for name, bits in kept.items() if trial.result.state.get(name) != bits}
     moved |= strategy.moved
     figure = f"{len(moved)} of {len(moved.keys() | kept.keys() | strategy.held)} tensors change"
     return Finding.judge("frozen weights", not moved, figure, listed(f"{name} {when}" for name, when in moved.items()))
@@ -276,40 +282,6 @@ def memory(trial: Trial) -> Finding:
     return Finding.judge("memory", not (excess or where), figure, listed([*excess, *where]))
 
 
-def again(first: Trial, where: Slice) -> tuple[Finding, Finding]:
-    """Repeatability and the number of tasks, from as few further runs as will do."""
-    needs, error = first.method.needs_num_tasks, ""
-    second = None
-    try:
-        second = trial(first.method, where, knows_num_tasks=needs, state=1)
-    except Exception as raised:
-        if needs:
-            raise
-        error = f"{type(raised).__name__}: {raised}"
-    if second is not None and (needs or same(first, second)):
-        return repeatability(first, second), number_of_tasks(second, second)
-    # Two things were different in the second run. In the third it is one, seen from either side.
-    third = trial(first.method, where, state=1)
-    return repeatability(first, third), number_of_tasks(third, second, error)
-
-
-def repeatability(one: Trial, other: Trial) -> Finding:
-    """The same seed gives the same bits, in all logits and all of the state, whatever the global generators of torch,
-    numpy and Python hold."""
-    return Finding.judge("repeatability", same(one, other), differing(one, other), "the same seed gives another result")
-
-
-def number_of_tasks(knowing: Trial, unknowing: Trial | None, error: str = "") -> Finding:
-    """A method that does not declare `needs_num_tasks` gives the same bits without it, on a stream that has another
-    task which is not learned (if the benchmark has one)."""
-    if knowing.method.needs_num_tasks:
-        return Finding("number of tasks", "declared", "needs to be told")
-    if unknowing is None:
-        return Finding("number of tasks", "fail", "does not run without it", error)
-    figure = differing(knowing, unknowing)
-    return Finding.judge("number of tasks", same(knowing, unknowing), figure, "it is used and not declared")
-
-
 def under_ceiling(trial: Trial, best: Ceiling | None) -> Finding:
     """Final accuracy is not above the best joint training's by more than the half-width of the 95 % interval of the
     paired difference over the test images."""
@@ -320,19 +292,6 @@ def under_ceiling(trial: Trial, best: Ceiling | None) -> Finding:
     figure = f"{difference.mean:+.1f} ± {half:.1f} points"
     detail = f"{100 * float(trial.hits.mean()):.1f} % where {best.label} reaches {100 * best.accuracy:.1f} %"
     return Finding.judge("ceiling", difference.mean <= half, figure, detail)
-
-
-def same(one: Trial, other: Trial) -> bool:
-    """Equal bits in logits and state."""
-    return one.state == other.state and digest(one.logits) == digest(other.logits)
-
-
-def differing(one: Trial, other: Trial) -> str:
-    """How many images and tensors differ in a bit."""
-    images = sum(digest(a) != digest(b) for a, b in zip(one.logits, other.logits, strict=True))
-    names = one.state.keys() | other.state.keys()
-    tensors = sum(one.state.get(name) != other.state.get(name) for name in names)
-    return f"{images} of {len(one.logits)} images, {tensors} of {len(names)} tensors differ"
 
 
 def listed(parts: Iterable[str]) -> str:

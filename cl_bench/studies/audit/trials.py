@@ -24,8 +24,11 @@ from cl_bench.experiment import ImageTransforms, Limits
 from cl_bench.running.plan import PlannedRun
 from cl_bench.streams import Source
 from cl_bench.streams.scenarios import TaskStream, build
+from cl_bench.studies.audit.module_state import ModuleState
 from cl_bench.studies.audit.numbers import declared_numbers, hidden_numbers, stored_numbers
 from cl_bench.studies.audit.observation import Reads, counted, digest, fingerprint
+from cl_bench.studies.audit.restarts import Interrupted, Interruption, checkpoint_of
+from cl_bench.training.checkpoint import Checkpoint, restore_random_state
 from cl_bench.training.strategy import ContinualStrategy
 
 CPU = torch.device("cpu")
@@ -84,6 +87,7 @@ class Watched(ContinualStrategy):
         listed: names of the parameters that any phase has listed.
         held: names of those that some phase has not.
         moved: what changed though it had to stay, and when.
+        left: digests of the model when the last task was learned.
     """
 
     eval_mb_size: int
@@ -94,13 +98,13 @@ class Watched(ContinualStrategy):
         self.held: set[str] = set()
         self.moved: dict[str, str] = {}
         self.logits = torch.empty(0)
-        self._left = fingerprint(self.model)
+        self.left = fingerprint(self.model)
 
     def look(self) -> None:
         """Note what has changed since the end of the last task."""
         now = fingerprint(self.model)
-        for name in sorted(self._left.keys() | now.keys()):
-            if self._left.get(name) != now.get(name):
+        for name in sorted(self.left.keys() | now.keys()):
+            if self.left.get(name) != now.get(name):
                 self.moved.setdefault(name, "while no task was learned")
 
     def count(self, stream: Any, size: int) -> tuple[NDArray[np.bool_], Tensor]:
@@ -120,7 +124,7 @@ class Watched(ContinualStrategy):
     def _train_exp(self, experience: Any, eval_streams: Any = None, **kwargs: Any) -> None:
         self.look()
         super()._train_exp(experience, eval_streams, **kwargs)
-        self._left = fingerprint(self.model)
+        self.left = fingerprint(self.model)
 
     def _run_phase(self, phase: Phase, *arguments: Any, **kwargs: Any) -> None:
         chosen = {id(parameter) for parameter in phase.trained()}
@@ -152,6 +156,32 @@ class Recorder(SupervisedPlugin):  # type: ignore[misc]
 
 
 @dataclass(frozen=True)
+class Circumstances:
+    """What a result must not depend on.
+
+    Attributes:
+        state: of the global generators.
+        knows_num_tasks: whether the strategy does; if not, the stream also has one task more than is learned.
+        between: the run is restarted after each task.
+        inside: it is restarted after so many steps of each task; 0: not in this one; empty: in none.
+    """
+
+    state: int = 0
+    knows_num_tasks: bool = True
+    between: bool = False
+    inside: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What a run has brought at one time, to be compared bit by bit: digests of the model, and the logits of all test
+    images [n, num_classes]."""
+
+    state: Mapping[str, bytes]
+    logits: Tensor
+
+
+@dataclass(frozen=True)
 class Stage:
     """What was seen of one task.
 
@@ -161,6 +191,8 @@ class Stage:
         late: training images read while it was evaluated.
         stored, declared: numbers kept after it; declared is None for methods that do not say.
         hidden: numbers outside the parameters and buffers, by place.
+        steps: after which the run could have gone on.
+        result: of an evaluation after it.
     """
 
     old: int
@@ -169,6 +201,8 @@ class Stage:
     stored: int
     declared: int | None
     hidden: Mapping[str, int]
+    steps: int
+    result: Moment
 
 
 @dataclass(frozen=True)
@@ -179,8 +213,8 @@ class Trial:
         pretrained: digests of the backbone before the first task.
         depth: number of its blocks.
         stages: one per task.
-        state: digests of the model after the last one.
-        hits, logits: of the test images [n], right after training.
+        hits: of the test images [n], right after training.
+        result: then.
         images, labels, task: the test images in the order of the stream, [n, ...].
         hidden: what `hidden_numbers` finds now.
     """
@@ -193,9 +227,8 @@ class Trial:
     pretrained: Mapping[str, bytes]
     depth: int
     stages: tuple[Stage, ...]
-    state: Mapping[str, bytes]
     hits: NDArray[np.bool_]
-    logits: Tensor
+    result: Moment
     images: Tensor
     labels: NDArray[np.int64]
     task: NDArray[np.int64]
@@ -206,46 +239,73 @@ class Trial:
         """Labels that can be predicted."""
         return list(self.strategy.seen)
 
+    @property
+    def moments(self) -> list[Moment]:
+        """All results, in order."""
+        return [*(stage.result for stage in self.stages), self.result]
+
     def predictors(self) -> list[nn.Module]:
         """The model and, if it has one, the merged module that `count_matrix` takes for it."""
         model = self.strategy.model.eval()
         return [model, self.strategy.predictor()] if hasattr(model, "merged") else [model]
 
 
-def trial(method: Method, where: Slice, *, knows_num_tasks: bool = True, state: int = 0) -> Trial:
-    """Train a method on the slice and evaluate it after each task.
+class Session:
+    """What stands for one process that works on a run: a new strategy, with a new instance of the method, since what
+    a plugin keeps on itself must not reach another one."""
 
-    Args:
-        knows_num_tasks: whether the strategy does; if not, the stream also has one task more than is learned.
-        state: of the global generators, which nothing may depend on.
-    """
-    # A new instance: what a plugin keeps on itself must not reach another run.
-    method = replace(method)
-    reads = Reads()
-    at_once = method.trains_on == "stream"
-    stream = where.stream(reads, where.length if knows_num_tasks or at_once else min(where.length + 1, where.tasks))
-    test = stream.test[: where.length]
-    recorder = Recorder()
-    stages: list[Stage] = []
-    classes: list[int] = []
-    with global_generators(state):
-        fresh = where.backbone()
-        pretrained = fingerprint(fresh)
-        strategy = Watched(
-            plugins=[method, recorder],
+    def __init__(self, method: Method, where: Slice, stream: TaskStream, knows_num_tasks: bool) -> None:
+        self.method, self.recorder, self.interruption = replace(method), Recorder(), Interruption()
+        self.strategy = Watched(
+            plugins=[self.method, self.recorder, self.interruption],
             backbone=where.backbone(),
             num_classes=len(stream.classes),
             num_tasks=where.length if knows_num_tasks else None,
             seed=where.seed,
         )
-        hidden = hidden_numbers(strategy)
-        for experience in stream.joint if at_once else stream.train[: where.length]:
+        self.hidden = hidden_numbers(self.strategy)
+
+
+def trial(method: Method, where: Slice, modules: ModuleState, circumstances: Circumstances = Circumstances()) -> Trial:
+    """Train a method on the slice and evaluate it after each task.
+
+    Args:
+        modules: what a process finds when it starts.
+    """
+    reads = Reads()
+    knows, at_once = circumstances.knows_num_tasks, method.trains_on == "stream"
+    stream = where.stream(reads, where.length if knows or at_once else min(where.length + 1, where.tasks))
+    test = stream.test[: where.length]
+    stages: list[Stage] = []
+    classes: list[int] = []
+
+    def begin(checkpoint: Checkpoint | None = None) -> Session:
+        modules.restore()
+        session = Session(method, where, stream, knows)
+        if checkpoint is not None:
+            session.strategy.resume(checkpoint)
+            session.strategy.left = fingerprint(session.strategy.model)
+            restore_random_state(checkpoint.part("random."))
+        return session
+
+    with global_generators(circumstances.state):
+        fresh = where.backbone()
+        pretrained = fingerprint(fresh)
+        weights = {f"model.backbone.{name}": tensor for name, tensor in fresh.state_dict().items()}
+        session = begin()
+        for number, experience in enumerate(stream.joint if at_once else stream.train[: where.length]):
             own = images_of(experience)
             reads.take()
-            strategy.train(experience, eval_streams=[])
+            session.interruption.steps = 0
+            session.interruption.last = dict(enumerate(circumstances.inside)).get(number, 0)
+            try:
+                session.strategy.train(experience, eval_streams=[])
+            except Interrupted:
+                session = begin(checkpoint_of(session.strategy, weights))
+                session.strategy.train(experience, eval_streams=[])
             train_reads, test_reads = reads.take()
-            strategy.eval(test)
-            recorder.take()
+            session.strategy.eval(test)
+            logits = session.recorder.take()
             late, _ = reads.take()
             classes.append(len(own.labels.unique()))
             stages.append(
@@ -253,31 +313,34 @@ def trial(method: Method, where: Slice, *, knows_num_tasks: bool = True, state: 
                     old=len(train_reads - set(own.ids.tolist())),
                     test=len(test_reads),
                     late=len(late),
-                    stored=stored_numbers(strategy, pretrained),
+                    stored=stored_numbers(session.strategy, pretrained),
                     declared=declared_numbers(method, fresh, len(stream.classes), classes),
-                    hidden=hidden(),
+                    hidden=session.hidden(),
+                    steps=session.interruption.steps,
+                    result=Moment(session.strategy.left, logits),
                 )
             )
-        strategy.look()
-        final = fingerprint(strategy.model)
-        hits, logits = strategy.count(test, strategy.eval_mb_size)
+            if circumstances.between:
+                session = begin(checkpoint_of(session.strategy, weights))
+        session.strategy.look()
+        final = fingerprint(session.strategy.model)
+        hits, logits = session.strategy.count(test, session.strategy.eval_mb_size)
     whole = Concatenated([images_of(experience) for experience in test])
     return Trial(
-        method=method,
-        strategy=strategy,
-        recorder=recorder,
+        method=session.method,
+        strategy=session.strategy,
+        recorder=session.recorder,
         stream=replace(stream, test=test),
         reads=reads,
         pretrained=pretrained,
         depth=len(fresh.blocks),
         stages=tuple(stages),
-        state=final,
         hits=hits,
-        logits=logits,
+        result=Moment(final, logits),
         images=whole.view(np.arange(len(whole.labels)), None, CPU),
         labels=whole.labels.numpy(),
         task=np.repeat(np.arange(len(test)), [len(experience.dataset) for experience in test]),
-        hidden=hidden,
+        hidden=session.hidden,
     )
 
 
