@@ -12,6 +12,7 @@ import pytest
 from tests.helpers import ROOT
 
 LINES = 400
+LINES_OF_CONTRACT = 250
 
 LOWEST = frozenset({"streams", "backbones", "data", "models", "contract"})
 MAY_IMPORT: dict[str, frozenset[str]] = {
@@ -108,6 +109,16 @@ def test_every_room_has_a_place() -> None:
 def test_no_module_is_too_long() -> None:
     lengths = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in house().items()}
     assert {name: length for name, length in lengths.items() if length > LINES} == {}
+
+
+def test_the_contract_is_read_in_parts() -> None:
+    """Whoever writes a method reads these files."""
+    lengths = {
+        name: len(path.read_text(encoding="utf-8").splitlines())
+        for name, path in house().items()
+        if room(name) == "contract"
+    }
+    assert len(lengths) > 5 and {name: length for name, length in lengths.items() if length >= LINES_OF_CONTRACT} == {}
 
 
 def test_no_import_goes_in_a_circle() -> None:
