@@ -26,7 +26,7 @@ PRECISIONS = {torch.float64: 1e-6, torch.float32: 5e-5}
 CANCELS = 0.01
 """Least scale of what is small only if it happens to cancel: losses, and gradients of biases."""
 GELUS: dict[str, Callable[[], nn.Module]] = {"erf": nn.GELU, "tanh": partial(nn.GELU, approximate="tanh")}
-_HEADS = 4
+HEADS = 4
 _SCALES = {
     "attn.qkv.weight": 0.2,
     "attn.proj.weight": 0.15,
@@ -110,6 +110,16 @@ class Recipe:
         """Several tensors of one shape."""
         return torch.stack([self(name, shape, scale) for name in names])
 
+    def vit(self, dim: int, depth: int, gelu: str = "erf") -> VisionTransformer:
+        """The small ViT, whose weights come from their names."""
+
+        def weight(name: str, shape: tuple[int, ...]) -> Tensor:
+            if "norm" in name and name.endswith(".weight"):
+                return self(f"vit.{name}", shape, 0.1, 1.0)
+            return self(f"vit.{name}", shape, next(s for ending, s in _SCALES.items() if name.endswith(ending)))
+
+        return tiny_vit(dim, depth, HEADS, weight, act_layer=GELUS[gelu])
+
 
 class Network(Recipe):
     """A small ViT, of which the file holds the sum of all weights, a head, and images.
@@ -145,24 +155,16 @@ class Network(Recipe):
         if "meta.vit_abs_sum" not in self.fixture.data:
             return 6
         for depth in (6, *range(1, 13)):
-            total = sum(float(value.double().abs().sum()) for value in self._vit(depth).state_dict().values())
+            total = sum(float(value.double().abs().sum()) for value in self.vit(self.dim, depth).state_dict().values())
             if np.isclose(total, self.fixture["meta.vit_abs_sum"], rtol=1e-10, atol=0):
                 break
         self.fixture.verify("meta.vit_abs_sum", total, 1e-10)
         return depth
 
-    def _vit(self, depth: int, gelu: str = "erf") -> VisionTransformer:
-        def weight(name: str, shape: tuple[int, ...]) -> Tensor:
-            if "norm" in name and name.endswith(".weight"):
-                return self(f"vit.{name}", shape, 0.1, 1.0)
-            return self(f"vit.{name}", shape, next(s for ending, s in _SCALES.items() if name.endswith(ending)))
-
-        return tiny_vit(self.dim, depth, _HEADS, weight, act_layer=GELUS[gelu])
-
     @torch.no_grad()
     def model(self, method: Method, gelu: str = "erf") -> Any:
         """The method's model on the backbone, with the recipe's head."""
-        model: Any = method.build(self._vit(self.depth, gelu), self.classes)
+        model: Any = method.build(self.vit(self.dim, self.depth, gelu), self.classes)
         model.head.weight.copy_(self("head.weight", (self.classes, self.dim), 0.2))
         model.head.bias.copy_(self("head.bias", (self.classes,), 0.02))
         return model
