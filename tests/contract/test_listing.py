@@ -49,3 +49,23 @@ def test_what_the_source_does_not_show_is_imported(tmp_path: Path) -> None:
     source = (ROOT / "tests" / "data" / "my_probe.py.txt").read_text()
     path.write_text(source.replace('= "what it is, where it was published"', '= "-".join(["made", "here"])'))
     assert listing.of_file(path).paper == "made-here"
+
+
+def test_names_that_the_package_shows_are_followed_to_where_they_lie(tmp_path: Path) -> None:
+    (tmp_path / "short.py").write_text(
+        "from dataclasses import dataclass\n\n"
+        "from cl_bench import Classifier\nfrom cl_bench import GradientMethod as Base\n\n\n"
+        "@dataclass(frozen=True, kw_only=True, eq=False)\nclass Short(Base):\n"
+        '    paper = "a short one"\n    needs_num_tasks = True\n\n'
+        "    def build(self, backbone, num_classes):\n        return Classifier(backbone, num_classes)\n"
+    )
+    script = (
+        "import sys\nfrom pathlib import Path\nfrom cl_bench.contract import listing\n"
+        "print(listing.of_file(Path('short.py')))\nprint(sorted({'torch', 'timm', 'avalanche'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    facts, heavy = done.stdout.splitlines()
+    assert heavy == "[]", done.stderr
+    assert facts == str(listing.MethodFacts("short", "a short one", 1, "nothing", True))
+    cls = registry.load_file(tmp_path / "short.py").cls
+    assert (cls.paper, cls.forward_passes, cls.stores, cls.needs_num_tasks) == ("a short one", 1, "nothing", True)

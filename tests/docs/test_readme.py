@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cl_bench.reporting import result_table
 from cl_bench.reporting.runs import Section
 from tests.helpers import ROOT
+from tests.helpers.factories import record, write
 from tools import update_tables
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -96,3 +98,19 @@ def test_sdlora_is_above_prompts_and_inflora_in_every_order(
 def test_links_lead_somewhere(page: Path) -> None:
     targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
     assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
+    """On a trial of the stream, with fewer seeds."""
+    (script,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
+    asked = "seeds=range(3))"
+    assert asked in script
+    monkeypatch.chdir(tmp_path)
+    write(Path("results/reference"), record())
+    trial = "seeds=range(2), epochs=1, limit_tasks=2, limit_train=3, limit_test=2)"
+    names: dict[str, Any] = {}
+    exec(script.replace(asked, trial), names)
+    assert list(names["results"].table()["seeds"]) == [2, 2]
+    assert len(names["curves"]) == 2 * 2 * 2
+    assert set(names["stored"]["origin"]) == {"runs", "reference"}
+    assert names["page"].is_file()
