@@ -32,7 +32,7 @@ from cl_bench.errors import UserError
 from cl_bench.experiment import Value
 from cl_bench.models.base import FeatureModel
 from cl_bench.models.prompts import PromptModel, check_blocks, split
-from cl_bench.models.vit import Prefix, cls_features
+from cl_bench.models.vit import Prefix
 
 
 def orthogonal_to(old: Tensor, raw: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ class CODAModel(PromptModel):
         return penalty
 
     def answer(self, images: Tensor, query: Tensor) -> Tensor:
-        return cls_features(self.backbone, images, prefixes=self.prefixes(query))
+        return self.vit.features(images, prefixes=self.prefixes(query))
 
 
 @schedules.register("coda")

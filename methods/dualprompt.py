@@ -38,7 +38,7 @@ from cl_bench.experiment import Value
 from cl_bench.models.base import FeatureModel
 from cl_bench.models.heads import cosine
 from cl_bench.models.prompts import PromptModel, attracting, check_blocks, majority, mixed, take, uniform
-from cl_bench.models.vit import Prefix, cls_features
+from cl_bench.models.vit import Prefix
 
 Keys = Literal["shared", "per-block"]
 Blocks = tuple[NonNegativeInt, ...]
@@ -91,18 +91,18 @@ class DualPromptModel(PromptModel):
 
     def answer(self, images: Tensor, query: Tensor) -> Tensor:
         if not len(self.E):
-            return cls_features(self.backbone, images)
+            return self.vit.features(images)
         experts = self.similarity(query).argmax(dim=2)
         if self.leaky:
             experts = torch.stack([majority(row[:, None], len(self.E), 1)[:, 0] for row in experts])
-        return cls_features(self.backbone, images, prefixes=self.prefixes(experts))
+        return self.vit.features(images, prefixes=self.prefixes(experts))
 
     def training_outputs(self, images: Tensor, expert: int = -1) -> tuple[Tensor, Tensor]:
         """Logits [B, C] with a task's expert, and each query's cosine with its keys, summed over these, [B]."""
         expert %= len(self.E)
         taken = torch.full((1, len(images)), expert, device=images.device)
         attraction = cosine(self.query(images), self.K[expert]).sum(dim=1)
-        return self.head(cls_features(self.backbone, images, prefixes=self.prefixes(taken))), attraction
+        return self.head(self.vit.features(images, prefixes=self.prefixes(taken))), attraction
 
 
 # JAX: lr 0.03 or 0.005 times B / 256 with B = 8 x 24.

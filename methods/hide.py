@@ -39,7 +39,7 @@ from cl_bench.models.base import FeatureModel
 from cl_bench.models.heads import linear_head
 from cl_bench.models.prompts import PromptModel, check_blocks, mixed, take, uniform
 from cl_bench.models.statistics import ClassStatistics, Covariance
-from cl_bench.models.vit import Prefix, cls_features
+from cl_bench.models.vit import Prefix
 
 TEMPERATURE = 0.8
 
@@ -107,11 +107,11 @@ class HiDeModel(PromptModel):
         for block, prompt in zip(self.blocks, prompts.unbind(1), strict=True):
             keys, values = (mixed(prompt) if self.leaky else prompt).unbind(1)
             prefixes[block] = keys, values
-        return cls_features(self.backbone, images, prefixes=prefixes)
+        return self.vit.features(images, prefixes=prefixes)
 
     def answer(self, images: Tensor, query: Tensor) -> Tensor:
         if not len(self.E):
-            return cls_features(self.backbone, images)
+            return self.vit.features(images)
         tasks = self.inferred(query)
         return self.prompted(images, take(torch.stack(list(self.E)), tasks))
 

@@ -36,7 +36,6 @@ from cl_bench.experiment import Value
 from cl_bench.models.base import FeatureModel
 from cl_bench.models.heads import cosine
 from cl_bench.models.prompts import PromptModel, attracting, check_blocks, majority, split, take
-from cl_bench.models.vit import cls_features, tokens
 
 Prompts = Literal["prepended", "prefix"]
 
@@ -71,9 +70,9 @@ class L2PModel(PromptModel):
         taken = take(self.pool, chosen)
         if self.prompts == "prefix":
             keys, values = split(taken)
-            return cls_features(self.backbone, images, prefixes={0: (keys.flatten(1, 2), values.flatten(1, 2))})
+            return self.vit.features(images, prefixes={0: (keys.flatten(1, 2), values.flatten(1, 2))})
         rows = taken.flatten(1, 2)
-        return tokens(self.backbone, images, prompts=rows)[:, : rows.shape[1]].mean(dim=1)
+        return self.vit.tokens(images, prompts=rows)[:, : rows.shape[1]].mean(dim=1)
 
     def answer(self, images: Tensor, query: Tensor) -> Tensor:
         return self.prompted(images, self.chosen(cosine(query, self.keys)))

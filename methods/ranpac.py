@@ -139,7 +139,7 @@ class RanPACModel(FeatureModel):
     def features(self, images: Tensor) -> Tensor:
         if self.adapter is None:
             return super().features(images)
-        return self.adapter.features(self.backbone, images)
+        return self.adapter.features(self.vit, images)
 
 
 _PAPER: Mapping[str, Value] = {

@@ -8,7 +8,8 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from cl_bench.models import vit
+from cl_bench.models.vit import Bottleneck as Weights
+from cl_bench.models.vit import ViT
 
 Layer = nn.Linear | nn.LayerNorm | nn.Conv2d
 
@@ -24,8 +25,8 @@ class Bottleneck(nn.Module):
         for zero in (self.down.bias, self.up.weight, self.up.bias):
             nn.init.zeros_(zero)
 
-    def weights(self) -> vit.Bottleneck:
-        """As `network.bottleneck` takes them."""
+    def weights(self) -> Weights:
+        """As `vit.bottleneck` takes them."""
         return self.down.weight, self.down.bias, self.up.weight, self.up.bias
 
 
@@ -39,10 +40,10 @@ class Adapters(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(Bottleneck(backbone.embed_dim, width) for _ in backbone.blocks)
 
-    def features(self, backbone: VisionTransformer, images: Tensor) -> Tensor:
-        """CLS features [B, d] of the adapted backbone."""
+    def features(self, vit: ViT, images: Tensor) -> Tensor:
+        """CLS features [B, d] of the adapted backbone (a bare one in method files of version 0.1.0)."""
         weights = {number: block.weights() for number, block in enumerate(self.blocks) if isinstance(block, Bottleneck)}
-        return vit.cls_features(backbone, images, parallel=weights)
+        return ViT.of(vit).features(images, parallel=weights)
 
 
 class ScaleShift(nn.Module):
@@ -61,12 +62,12 @@ class ScaleShift(nn.Module):
         found = {name: layer for name, layer in backbone.named_modules() if isinstance(layer, Layer)}
         return {name: layer for name, layer in found.items() if layer.weight is not None and layer.bias is not None}
 
-    def features(self, backbone: VisionTransformer, images: Tensor) -> Tensor:
-        """CLS features [B, d] of the adapted backbone."""
+    def features(self, vit: ViT, images: Tensor) -> Tensor:
+        """CLS features [B, d] of the adapted backbone (a bare one in method files of version 0.1.0)."""
         weights = {}
         changes = zip(self.scales.split(self.sizes), self.shifts.split(self.sizes), strict=True)
-        for (name, layer), (scale, shift) in zip(self.layers_of(backbone).items(), changes, strict=True):
+        for (name, layer), (scale, shift) in zip(self.layers_of(ViT.of(vit).backbone).items(), changes, strict=True):
             assert layer.bias is not None
             weights[f"{name}.weight"] = layer.weight * scale.view(-1, *[1] * (layer.weight.ndim - 1))
             weights[f"{name}.bias"] = layer.bias * scale + shift
-        return vit.cls_features(backbone, images, weights=weights)
+        return ViT.of(vit).features(images, weights=weights)

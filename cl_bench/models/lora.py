@@ -14,7 +14,7 @@ from cl_bench.errors import UserError
 from cl_bench.models.base import FeatureModel
 from cl_bench.models.growing import Growing
 from cl_bench.models.heads import linear_head
-from cl_bench.models.vit import attention_inputs, cls_features
+from cl_bench.models.vit import ViT
 
 Target = Literal["q", "k", "v", "proj"]
 Norm = Literal["product", "frobenius"]
@@ -175,7 +175,7 @@ class LoRAModel(FeatureModel):
 
     def features(self, images: Tensor) -> Tensor:
         """CLS features [B, d] with the update applied."""
-        return cls_features(self.backbone, images, weights=self.weights())
+        return self.vit.features(images, weights=self.weights())
 
     @torch.no_grad()
     def merged(self, update: Tensor | None = None) -> nn.Module:
@@ -184,18 +184,18 @@ class LoRAModel(FeatureModel):
         Args:
             update: another change of the weights, [L, P, d, d]; None: the model's own.
         """
-        return _Merged(self.backbone, self.weights(update), self.predicting_head).eval()
+        return _Merged(self.vit, self.weights(update), self.predicting_head).eval()
 
 
 class _Merged(nn.Module):
     """A ViT with some other weights, and a head."""
 
-    def __init__(self, backbone: VisionTransformer, weights: dict[str, Tensor], head: nn.Module) -> None:
+    def __init__(self, vit: ViT, weights: dict[str, Tensor], head: nn.Module) -> None:
         super().__init__()
-        self.backbone, self.weights, self.head = backbone, weights, head
+        self.backbone, self.vit, self.weights, self.head = vit.backbone, vit, weights, head
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.head(cls_features(self.backbone, images, weights=self.weights))
+        return self.head(self.vit.features(images, weights=self.weights))
 
 
 @torch.no_grad()
@@ -213,7 +213,7 @@ def attention_covariances(model: LoRAModel, batches: Iterable[tuple[Tensor, Tens
     tokens = 0
     weights = model.weights()
     for images, _ in batches:
-        seen = attention_inputs(model.backbone, images, weights=weights)
+        seen = model.vit.attention_inputs(images, weights=weights)
         for number, x in enumerate(seen):
             flat = x.flatten(0, 1)
             sums[number] += (flat.T @ flat).double()

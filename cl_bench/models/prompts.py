@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cl_bench.errors import UserError
 from cl_bench.models.base import FeatureModel
 from cl_bench.models.heads import linear_head
-from cl_bench.models.vit import Prefix, cls_features
+from cl_bench.models.vit import Prefix
 
 
 def check_blocks(backbone: VisionTransformer, blocks: Collection[int], name: str) -> None:
@@ -80,7 +80,7 @@ class PromptModel(FeatureModel):
     @torch.no_grad()
     def query(self, images: Tensor) -> Tensor:
         """q(x) [B, d]: the CLS feature of the frozen backbone without prompts."""
-        return cls_features(self.backbone, images)
+        return self.vit.features(images)
 
     def answer(self, images: Tensor, query: Tensor) -> Tensor:
         raise NotImplementedError

@@ -13,14 +13,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
+from weakref import ref
 
 import torch
 from timm.layers import Attention, PatchEmbed
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils.flop_counter import FlopCounterMode
 
 from cl_bench.experiment import Precision
 
@@ -47,154 +46,190 @@ class Execution:
         return torch.bfloat16 if self.precision == "bf16" else None
 
 
-def configure(model: nn.Module, execution: Execution) -> None:
-    """Set how the backbones inside a model are run from now on; at first it is eager fp32."""
-    for module in model.modules():
-        if isinstance(module, VisionTransformer):
-            _STATES[module] = _State(execution)
+class ViT:
+    """The one pass through a timm ViT: what can be put into it, and how it is run.
 
-
-@contextmanager
-def plainly(model: nn.Module) -> Iterator[None]:
-    """In this context the backbones inside a model are run eagerly in fp32, whole, with as many images as are given:
-    what operations are counted on."""
-    backbones = [module for module in model.modules() if isinstance(module, VisionTransformer)]
-    before = {backbone: _STATES[backbone] for backbone in backbones if backbone in _STATES}
-    configure(model, Execution())
-    try:
-        yield
-    finally:
-        _STATES.update(before)
-
-
-def flops(model: nn.Module, run: Callable[[], object]) -> int:
-    """Floating-point operations of what is run with a model, without gradients: two per multiply-add, attention
-    included."""
-    with plainly(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        run()
-    return int(counter.get_total_flops())
-
-
-def cls_features(
-    backbone: VisionTransformer,
-    images: Tensor,
-    *,
-    weights: Mapping[str, Tensor] | None = None,
-    prefixes: Mapping[int, Prefix] | None = None,
-    parallel: Mapping[int, Bottleneck] | None = None,
-) -> Tensor:
-    """CLS (or pooled) features, fp32 [B, d], of a ViT into which something is put; see `tokens`."""
-    return _passed("features", backbone, images, weights, prefixes, None, parallel)
-
-
-def tokens(
-    backbone: VisionTransformer,
-    images: Tensor,
-    *,
-    weights: Mapping[str, Tensor] | None = None,
-    prefixes: Mapping[int, Prefix] | None = None,
-    prompts: Tensor | None = None,
-    parallel: Mapping[int, Bottleneck] | None = None,
-) -> Tensor:
-    """All output tokens of a ViT into which something is put.
+    It is no module, so that a model's state has the names of the backbone. What it keeps lies with the backbone, which
+    does not refer to it: a model is freed as soon as nobody uses it, and a copy of it has a `ViT` of its own.
 
     Args:
-        images: [B, C, H, W].
-        weights: other values of the backbone's parameters, by name; gradients flow into them.
-        prefixes: per block number a pair (key rows, value rows), each [B, length, d], put in front of the block's keys
-            and values after the qkv projection and split over the heads like these. Queries are not extended (prefix
-            tuning; Li & Liang 2021).
-        prompts: [B, n, d], put in front of the sequence after the positional embedding, of which they get none (prompt
-            tuning; Lester et al. 2021, L2P).
-        parallel: per block number the weights of a bottleneck that works beside the block's MLP, on the MLP's input
-            before its norm (AdaptFormer; Chen et al. 2022): see `bottleneck`.
-
-    Returns:
-        fp32 [B, n + tokens, d], after the final norm.
+        backbone: a timm ViT without head.
+        execution: at first; it can be set later. None: eager fp32.
     """
-    return _passed("tokens", backbone, images, weights, prefixes, prompts, parallel)
+
+    def __init__(self, backbone: VisionTransformer, execution: Execution | None = None) -> None:
+        self.backbone = backbone
+        self._state = backbone._pass_state = PassState(execution or Execution())
+
+    @classmethod
+    def of(cls, backbone: VisionTransformer | ViT) -> ViT:
+        """The pass through a backbone as it was set up last; a `ViT` is its own."""
+        if isinstance(backbone, ViT):
+            return backbone
+        state = getattr(backbone, "_pass_state", None)
+        vit = cls(backbone)
+        if isinstance(state, PassState):
+            vit._state = backbone._pass_state = state
+        return vit
+
+    @property
+    def execution(self) -> Execution:
+        """How passes are run from now on."""
+        return self._state.execution
+
+    @execution.setter
+    def execution(self, execution: Execution) -> None:
+        self._state.start(execution)
+
+    @contextmanager
+    def plainly(self) -> Iterator[None]:
+        """In this context passes are run eagerly in fp32, whole, with as many images as are given: what operations are
+        counted on."""
+        state = self._state
+        before = state.execution, state.rounded, state.batches
+        state.start(Execution())
+        try:
+            yield
+        finally:
+            state.execution, state.rounded, state.batches = before
+
+    def features(
+        self,
+        images: Tensor,
+        *,
+        weights: Mapping[str, Tensor] | None = None,
+        prefixes: Mapping[int, Prefix] | None = None,
+        parallel: Mapping[int, Bottleneck] | None = None,
+    ) -> Tensor:
+        """CLS (or pooled) features, fp32 [B, d], of the backbone into which something is put; see `tokens`."""
+        return self._pass("features", images, weights, prefixes, None, parallel)
+
+    def tokens(
+        self,
+        images: Tensor,
+        *,
+        weights: Mapping[str, Tensor] | None = None,
+        prefixes: Mapping[int, Prefix] | None = None,
+        prompts: Tensor | None = None,
+        parallel: Mapping[int, Bottleneck] | None = None,
+    ) -> Tensor:
+        """All output tokens of the backbone into which something is put.
+
+        Args:
+            images: [B, C, H, W].
+            weights: other values of the backbone's parameters, by name; gradients flow into them.
+            prefixes: per block number a pair (key rows, value rows), each [B, length, d], put in front of the block's
+                keys and values after the qkv projection and split over the heads like these. Queries are not extended
+                (prefix tuning; Li & Liang 2021).
+            prompts: [B, n, d], put in front of the sequence after the positional embedding, of which they get none
+                (prompt tuning; Lester et al. 2021, L2P).
+            parallel: per block number the weights of a bottleneck that works beside the block's MLP, on the MLP's input
+                before its norm (AdaptFormer; Chen et al. 2022): see `bottleneck`.
+
+        Returns:
+            fp32 [B, n + tokens, d], after the final norm.
+        """
+        return self._pass("tokens", images, weights, prefixes, prompts, parallel)
+
+    def attention_inputs(self, images: Tensor, *, weights: Mapping[str, Tensor] | None = None) -> list[Tensor]:
+        """What the attention of every block sees, the output of the block's first norm: L times fp32 [B, tokens, d]."""
+        return self._pass("attention inputs", images, weights, None, None, None)
+
+    def _pass(
+        self,
+        output: _Output,
+        images: Tensor,
+        weights: Mapping[str, Tensor] | None,
+        prefixes: Mapping[int, Prefix] | None,
+        prompts: Tensor | None,
+        parallel: Mapping[int, Bottleneck] | None,
+    ) -> Any:
+        state, execution = self._state, self._state.execution
+        given = state.weights(self.backbone, weights or {})
+        size, training = len(images), torch.is_grad_enabled()
+        into: tuple[Any, ...] = (prefixes or {}, prompts, parallel or {})
+        if not training:
+            # Views of parameters would still ask for gradients.
+            into = _each(into, Tensor.detach)
+        if execution.compiled:
+            # Whole batches of training have one layout already; those of evaluation may not.
+            images = images if training else images.contiguous()
+            more = state.batch(size, training) - size
+            images = _filled(images, more)
+            into = (*_each(into[:2], lambda rows: _filled(rows, more)), into[2])
+        run = _compiled() if execution.compiled else _run
+        result = run(_Pass(self.backbone, output), given, execution.dtype, images, *into)
+        return [one[:size] for one in result] if isinstance(result, list) else result[:size]
 
 
-def attention_inputs(
-    backbone: VisionTransformer, images: Tensor, *, weights: Mapping[str, Tensor] | None = None
-) -> list[Tensor]:
-    """What the attention of every block sees, the output of the block's first norm: L times fp32 [B, tokens, d]."""
-    return _passed("attention inputs", backbone, images, weights, None, None, None)
-
-
-def bottleneck(x: Tensor, down: Tensor, down_bias: Tensor, up: Tensor, up_bias: Tensor) -> Tensor:
-    """AdaptFormer's adapter: x -> 0.1 (W_up relu(W_down x + b_down) + b_up)."""
-    return 0.1 * nn.functional.linear(nn.functional.linear(x, down, down_bias).relu(), up, up_bias)
-
-
-@dataclass
-class _State:
-    """What is kept for a backbone beside its parameters.
+@dataclass(slots=True)
+class PassState:
+    """How a backbone is run, and what is kept for it beside its parameters.
 
     Attributes:
-        rounded: copies of parameters at the precision, with the states of the parameters that they were made from.
-        batches: sizes of batches that gradient-free compiled passes are made for.
+        rounded: copies of parameters at the precision, with the parameters and their states that they were made from.
+        batches: sizes of batches that compiled passes are made for, without and with gradients.
     """
 
-    execution: Execution = Execution()
-    rounded: dict[str, tuple[tuple[Any, ...], Tensor]] = field(default_factory=dict)
-    batches: list[int] = field(default_factory=list)
+    execution: Execution
+    rounded: dict[str, tuple[ref[Tensor], tuple[Any, ...], Tensor]] = field(default_factory=dict)
+    batches: dict[bool, list[int]] = field(default_factory=dict)
+
+    def start(self, execution: Execution) -> None:
+        """Begin anew."""
+        self.execution, self.rounded, self.batches = execution, {}, {}
+
+    def __reduce__(self) -> tuple[type[PassState], tuple[Execution]]:
+        """A copy, which is for a copied backbone, starts with nothing but the execution."""
+        return PassState, (self.execution,)
 
     def weights(self, backbone: VisionTransformer, changed: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """All weights of a pass: those that are trained as they are, for the graph to round, others rounded before."""
-        dtype = self.execution.dtype
+        dtype, given = self.execution.dtype, dict(changed)
         if dtype is None:
-            return dict(changed)
-        given = dict(changed)
+            return given
         for name, parameter in backbone.named_parameters():
             if name in given:
                 continue
             if parameter.requires_grad and torch.is_grad_enabled():
                 given[name] = parameter
                 continue
-            state = (id(parameter), parameter.data_ptr(), parameter._version, parameter.device)
-            if name not in self.rounded or self.rounded[name][0] != state:
+            state = (parameter.data_ptr(), parameter._version, parameter.device)
+            source, known, rounded = self.rounded.get(name, (None, None, None))
+            if rounded is None or source is None or source() is not parameter or known != state:
                 with torch.inference_mode(False):
-                    self.rounded[name] = state, parameter.detach().to(dtype)
-            given[name] = self.rounded[name][1]
+                    rounded = parameter.detach().to(dtype)
+                self.rounded[name] = ref(parameter), state, rounded
+            given[name] = rounded
         return given
 
-    def batch(self, size: int) -> int:
+    def batch(self, size: int, training: bool) -> int:
         """The number of images that a pass over `size` of them is filled up to: the shapes of a graph are few."""
-        fitting = [known for known in self.batches if known >= size]
+        sizes = self.batches.setdefault(training, [])
+        fitting = [known for known in sizes if known >= size]
         if not fitting:
-            self.batches.append(size)
+            sizes.append(size)
         return min(fitting, default=size)
 
 
-_STATES: WeakKeyDictionary[VisionTransformer, _State] = WeakKeyDictionary()
+def cls_features(backbone: VisionTransformer, images: Tensor, **into: Any) -> Tensor:
+    """`ViT.features`, as method files of version 0.1.0 call it."""
+    return ViT.of(backbone).features(images, **into)
 
 
-def _passed(
-    output: _Output,
-    backbone: VisionTransformer,
-    images: Tensor,
-    weights: Mapping[str, Tensor] | None,
-    prefixes: Mapping[int, Prefix] | None,
-    prompts: Tensor | None,
-    parallel: Mapping[int, Bottleneck] | None,
-) -> Any:
-    state = _STATES.setdefault(backbone, _State())
-    execution = state.execution
-    given = state.weights(backbone, weights or {})
-    size = len(images)
-    into: tuple[Any, ...] = (prefixes or {}, prompts, parallel or {})
-    if not torch.is_grad_enabled():
-        # Views of parameters would still ask for gradients.
-        into = _each(into, Tensor.detach)
-        if execution.compiled:
-            # In training all batches have one size and layout; here the last is smaller.
-            more = state.batch(size) - size
-            images = _filled(images.contiguous(), more)
-            into = (*_each(into[:2], lambda rows: _filled(rows, more)), into[2])
-    run = _compiled() if execution.compiled else _run
-    result = run(_Pass(backbone, output), given, execution.dtype, images, *into)
-    return [one[:size] for one in result] if isinstance(result, list) else result[:size]
+def tokens(backbone: VisionTransformer, images: Tensor, **into: Any) -> Tensor:
+    """`ViT.tokens`, as method files of version 0.1.0 call it."""
+    return ViT.of(backbone).tokens(images, **into)
+
+
+def attention_inputs(backbone: VisionTransformer, images: Tensor, **into: Any) -> list[Tensor]:
+    """`ViT.attention_inputs`, as method files of version 0.1.0 call it."""
+    return ViT.of(backbone).attention_inputs(images, **into)
+
+
+def bottleneck(x: Tensor, down: Tensor, down_bias: Tensor, up: Tensor, up_bias: Tensor) -> Tensor:
+    """AdaptFormer's adapter: x -> 0.1 (W_up relu(W_down x + b_down) + b_up)."""
+    return 0.1 * nn.functional.linear(nn.functional.linear(x, down, down_bias).relu(), up, up_bias)
 
 
 def _each(nested: Any, function: Callable[[Tensor], Tensor]) -> Any:

@@ -10,7 +10,6 @@ import torch
 from avalanche.core import SupervisedPlugin
 
 from cl_bench import streams
-from cl_bench.models import vit
 from cl_bench.models.vit import Execution
 from cl_bench.running.checkpointing import Checkpointer
 from cl_bench.running.device import environment_of, peak_memory, set_up, wait
@@ -209,5 +208,5 @@ def _accuracy(counts: Counts) -> float:
 def flops_of(strategy: ContinualStrategy, stream: TaskStream) -> int:
     """Floating-point operations of one prediction."""
     image = stream.test[0].dataset[0][0][None].to(strategy.device)
-    model = strategy.predictor()
-    return vit.flops(model, lambda: model(image))
+    predictor = strategy.predictor()
+    return strategy.model.flops(lambda: predictor(image))

@@ -16,7 +16,6 @@ from torch import Tensor
 from cl_bench.contract.phase import Phase
 from cl_bench.data.samples import Samples, TrainingBatches, samples_of
 from cl_bench.experiment import Precision
-from cl_bench.models import vit
 from cl_bench.models.vit import Execution
 from cl_bench.running.device import set_up, wait
 from cl_bench.running.plan import PlannedRun
@@ -204,8 +203,8 @@ def _needed(strategy: ContinualStrategy, phase: Phase | None, image: Tensor) -> 
     """FLOPs per image of a training step: the passes of a prediction, and the way back through the last of them, once
     for the activations and, where the backbone itself is trained, once for the weights."""
     model: Any = strategy.model
-    predicted = vit.flops(model, lambda: model(image))
-    query = vit.flops(model, lambda: model.query(image)) if hasattr(model, "query") else 0
+    predicted = model.flops(lambda: model(image))
+    query = model.flops(lambda: model.query(image)) if hasattr(model, "query") else 0
     trained = {id(parameter) for parameter in (phase.trained() if phase else [])}
     whole = any(id(parameter) in trained for parameter in model.backbone.blocks.parameters())
     return predicted + (predicted - query) * (1 + whole)

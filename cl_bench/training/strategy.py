@@ -21,7 +21,7 @@ from cl_bench.contract.phase import Phase
 from cl_bench.contract.task import Task
 from cl_bench.data.samples import EvaluationBatches, Samples, TaskSamples, samples_of
 from cl_bench.errors import UserError, naming
-from cl_bench.models.vit import Execution, configure
+from cl_bench.models.vit import Execution
 from cl_bench.randomness import seeded
 from cl_bench.training.checkpoint import Checkpoint, Facts, Position
 from cl_bench.training.evaluation import Counts, Evaluation, mask_of
@@ -94,7 +94,7 @@ class ContinualStrategy(PhaseLoop):
             )
         with seeded((seed, "build")):
             model = build_model(self.method, vit, num_classes)
-        configure(model, execution or Execution())
+        model.set_execution(execution or Execution())
         super().__init__(
             model=model,
             # Replaced at the start of every phase; Avalanche wants one from the beginning.

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from cl_bench.methods.dualprompt import DualPrompt, DualPromptModel
-from cl_bench.models.prompts import cls_features
 from tests.golden import Check, Fixture, Kind
 from tests.golden.recipe import GELUS, INPUTS, PRECISIONS, Network, Part, gradient
 
@@ -86,7 +85,7 @@ def _training(pool: Pool, method: DualPrompt, part: Part, t: int, gelu: str = "e
     images = network.images.to(model.G.dtype)
     prefixes = model.prefixes(torch.full((1, len(images)), t))
     logits, attraction = phase.forward(images)
-    yield from part.compare("train.feature", cls_features(model.backbone, images, prefixes=prefixes))
+    yield from part.compare("train.feature", model.vit.features(images, prefixes=prefixes))
     yield from part.compare("train.logits", logits)
     yield from part.compare("train.perm.logits", phase.forward(images[network.shuffled])[0])
     yield from part.compare("key_loss_per_block", (1 - model.similarity(model.query(images))[..., t]).sum(dim=1))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cl_bench.methods.l2p import L2P, L2PModel
 from cl_bench.models.heads import cosine
-from cl_bench.models.vit import cls_features, tokens
+from cl_bench.models.vit import ViT
 from tests.golden import Check, Fixture, Kind
 from tests.golden.recipe import GELUS, INPUTS, PRECISIONS, Network, Part, gradient
 
@@ -66,7 +66,7 @@ def _prefix(network: Network, method: L2P, part: Part, leaky: bool) -> Iterator[
     query = model.query(images)
     similarity = cosine(query, model.keys)
     chosen = model.chosen(similarity)
-    with mock.patch("cl_bench.methods.l2p.cls_features", wraps=cls_features) as spy:
+    with mock.patch.object(ViT, "features", autospec=True, side_effect=ViT.features) as spy:
         features = model.features(images)
     ((keys, values),) = spy.call_args.kwargs["prefixes"].values()
     yield from part.compare("query", query)
@@ -104,7 +104,7 @@ def _prepended(network: Network, method: L2P, part: Part, gelu: str) -> Iterator
     similarity = cosine(query, model.keys)
     chosen = model.chosen(similarity)
     prompts = model.pool[chosen].flatten(1, 2)
-    outputs = tokens(model.backbone, images, prompts=prompts)
+    outputs = model.vit.tokens(images, prompts=prompts)
     yield from part.compare("query", query)
     yield from part.compare("similarity", similarity)
     yield from part.equal("topk_idx", chosen)

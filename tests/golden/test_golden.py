@@ -18,7 +18,7 @@ from cl_bench.methods.l2p import L2PModel
 from cl_bench.methods.ranpac import RIDGES, RidgeHead, validation_errors
 from cl_bench.models.prompts import PromptModel, split
 from cl_bench.models.statistics import ClassStatistics
-from cl_bench.models.vit import Prefix, tokens
+from cl_bench.models.vit import Prefix
 from tests import golden
 from tests.golden import Check, Fixture, coda, dualprompt, inflora, l2p, prototypes, recipe, sdlora
 from tests.golden.replay import KINDS
@@ -96,7 +96,7 @@ def cls_token(model: L2PModel, images: Tensor, chosen: Tensor) -> Tensor:
     if model.prompts == "prefix":
         return _PROMPTED(model, images, chosen)
     rows = model.pool[chosen].flatten(1, 2)
-    return tokens(model.backbone, images, prompts=rows)[:, rows.shape[1]]
+    return model.vit.tokens(images, prompts=rows)[:, rows.shape[1]]
 
 
 def from_the_front(H: Tensor, Y: Tensor) -> Tensor:

@@ -225,7 +225,7 @@ class Experts(FeatureModel):
         self.experts = GrowingModules(lambda: Adapters(backbone, 4))
 
     def features(self, images: Tensor) -> Tensor:
-        return torch.stack([expert.features(self.backbone, images) for expert in self.experts]).sum(dim=0)
+        return torch.stack([expert.features(self.vit, images) for expert in self.experts]).sum(dim=0)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,6 +14,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch._dynamo.utils import counters
+from torch.func import functional_call
 
 from cl_bench import streams
 from cl_bench.contract.method import Method
@@ -18,9 +22,11 @@ from cl_bench.experiment import ImageTransforms, Limits
 from cl_bench.methods.coda import CODAPrompt
 from cl_bench.methods.inflora import InfLoRA
 from cl_bench.methods.sdlora import SDLoRA
-from cl_bench.models.vit import Execution, _compiled, attention_inputs, cls_features, configure, tokens
+from cl_bench.models.heads import Classifier
+from cl_bench.models.vit import Execution, ViT, _compiled, attention_inputs, cls_features, tokens
 from cl_bench.running.runner import flops_of
 from cl_bench.streams.scenarios import build
+from cl_bench.studies.audit.numbers import hidden_numbers
 from cl_bench.training.strategy import ContinualStrategy
 
 BF16 = Execution("bf16")
@@ -77,8 +83,7 @@ def test_bf16_is_the_same_pass(name: str, kind: str) -> None:
     leaves = [leaf for value in into.values() for leaf in torch.utils._pytree.tree_leaves(value)]
     found = []
     for execution in (Execution(), BF16):
-        configure(backbone, execution)
-        features = cls_features(backbone, images(), **into)
+        features = ViT(backbone, execution).features(images(), **into)
         assert features.dtype == torch.float32
         if leaves:
             found.append((features, torch.autograd.grad(features.square().sum(), leaves)))
@@ -94,13 +99,12 @@ def test_bf16_is_the_same_pass(name: str, kind: str) -> None:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_without_anything_put_in_fp32_is_timms_own_pass(name: str) -> None:
     backbone = vit(**ARCHITECTURES[name])
-    assert torch.equal(cls_features(backbone, images()), backbone(images()))
+    assert torch.equal(ViT(backbone).features(images()), backbone(images()))
 
 
 def test_the_last_block_of_one_token_gives_what_all_tokens_give() -> None:
-    backbone = vit()
-    configure(backbone, BF16)
-    assert alike(cls_features(backbone, images()), tokens(backbone, images())[:, 0]) > 0.9999
+    network = ViT(vit(), BF16)
+    assert alike(network.features(images()), network.tokens(images())[:, 0]) > 0.9999
 
 
 def test_attention_inputs_are_what_the_attention_sees() -> None:
@@ -109,10 +113,9 @@ def test_attention_inputs_are_what_the_attention_sees() -> None:
         block.attn.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     backbone(images())
     expected = list(seen)
-    for one, other in zip(attention_inputs(backbone, images()), expected, strict=True):
+    for one, other in zip(ViT(backbone).attention_inputs(images()), expected, strict=True):
         assert torch.equal(one, other)
-    configure(backbone, BF16)
-    for one, other in zip(attention_inputs(backbone, images()), expected, strict=True):
+    for one, other in zip(ViT(backbone, BF16).attention_inputs(images()), expected, strict=True):
         assert one.dtype == torch.float32 and alike(one, other) > 0.999
 
 
@@ -133,25 +136,108 @@ def replace(backbone: VisionTransformer) -> None:
 @pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode])
 def test_changed_weights_are_rounded_anew(change: Callable[[Any], None], guard: Any) -> None:
     backbone = vit().requires_grad_(False)
-    configure(backbone, BF16)
+    network = ViT(backbone, BF16)
     with guard():
-        before = cls_features(backbone, images())
+        before = network.features(images())
     change(backbone)
-    after = cls_features(backbone, images())
-    configure(backbone, Execution())
-    assert alike(after, cls_features(backbone, images())) > 0.999
+    after = network.features(images())
+    network.execution = Execution()
+    assert alike(after, network.features(images())) > 0.999
     assert not torch.equal(before, after)
 
 
 def test_training_goes_on_from_what_evaluation_has_seen() -> None:
     """Rounded copies made in inference mode can be used where gradients are taken."""
-    backbone = vit().requires_grad_(False)
-    configure(backbone, BF16)
+    network = ViT(vit().requires_grad_(False), BF16)
     with torch.inference_mode():
-        cls_features(backbone, images())
+        network.features(images())
     prefix = torch.zeros(4, 2, 48, requires_grad=True)
-    cls_features(backbone, images(), prefixes={0: (prefix, prefix)}).sum().backward()
+    network.features(images(), prefixes={0: (prefix, prefix)}).sum().backward()
     assert prefix.grad is not None and prefix.grad.abs().sum() > 0
+
+
+@torch.no_grad()
+def test_weights_that_are_given_for_one_pass_only_are_rounded_in_every_pass() -> None:
+    """Though a tensor may come to lie where one was that is gone."""
+    model, name, found = Classifier(vit(), 5).eval(), "backbone.norm.weight", []
+    for execution in (Execution(), BF16):
+        model.set_execution(execution)
+        found.append([functional_call(model, {name: torch.linspace(-1, 1, 48).roll(s)}, images()) for s in range(20)])
+    for one, other in zip(*found, strict=True):
+        assert alike(one, other) > 0.999
+
+
+# --- who owns a pass -----------------------------------------------------------------------------------------------
+
+
+def changed(model: Classifier) -> Tensor:
+    """Features after the backbone has been changed in place."""
+    change_in_place(model.backbone)
+    return model.features(images())
+
+
+@pytest.mark.parametrize("execution", [Execution(), BF16], ids=["fp32", "bf16"])
+@torch.no_grad()
+def test_a_copied_model_has_a_pass_of_its_own(execution: Execution) -> None:
+    model = Classifier(vit(), 5).eval()
+    model.set_execution(execution)
+    before = model.features(images())
+    copied = copy.deepcopy(model)
+    assert copied.vit.backbone is copied.backbone and copied.vit.execution == execution
+    assert torch.equal(copied.features(images()), before)
+    assert torch.equal(cls_features(copied.backbone, images()), before)
+    after = changed(copied)
+    assert not torch.equal(after, before) and torch.equal(model.features(images()), before)
+    assert torch.equal(changed(model), after)
+    copied.set_execution(Execution(compiled=True))
+    assert model.vit.execution == execution
+
+
+@torch.no_grad()
+def test_two_passes_of_one_backbone_are_set_apart() -> None:
+    backbone = vit()
+    rounded, plain = ViT(backbone, BF16), ViT(backbone)
+    assert torch.equal(plain.features(images()), backbone(images()))
+    assert not torch.equal(rounded.features(images()), backbone(images()))
+
+
+@torch.no_grad()
+def test_files_of_version_0_1_0_are_run_as_the_model_is() -> None:
+    model = Classifier(vit(), 5).eval()
+    backbone, exact = model.backbone, model.features(images())
+    for execution in (BF16, Execution()):
+        model.set_execution(execution)
+        assert torch.equal(cls_features(backbone, images()), model.vit.features(images()))
+        assert torch.equal(tokens(backbone, images()), model.vit.tokens(images()))
+        for one, other in zip(attention_inputs(backbone, images()), model.vit.attention_inputs(images()), strict=True):
+            assert torch.equal(one, other)
+    model.set_execution(BF16)
+    with model.vit.plainly():
+        assert torch.equal(cls_features(backbone, images()), exact)
+    assert not torch.equal(cls_features(backbone, images()), exact)
+    assert torch.equal(cls_features(vit(), images()), exact)
+
+
+@torch.no_grad()
+def test_a_second_backbone_in_a_model_is_run_as_the_first() -> None:
+    model = Classifier(vit(), 5).eval()
+    model.teacher = copy.deepcopy(model.backbone)
+    model.set_execution(BF16)
+    assert torch.equal(cls_features(model.teacher, images()), model.features(images()))
+
+
+def test_a_model_is_freed_when_nobody_uses_it() -> None:
+    """At once: what waits for the garbage collector would be in the peak memory of the next run."""
+    model = Classifier(vit(), 5)
+    model.set_execution(BF16)
+    model(images())
+    backbone = weakref.ref(model.backbone)
+    gc.disable()
+    try:
+        del model
+        assert backbone() is None
+    finally:
+        gc.enable()
 
 
 # --- compiling ---------------------------------------------------------------------------------------------------
@@ -202,6 +288,26 @@ def test_a_run_is_compiled_once_whatever_grows(method: Method, graphs: Callable[
     assert after[0] > 0 and len(set(after[1:])) == 1
 
 
+def test_subsets_of_a_batch_are_trained_on_without_compiling_again(graphs: Callable[[], int]) -> None:
+    """With the gradients that they have alone."""
+    backbone = vit().requires_grad_(False)
+    eager, compiled = ViT(backbone), ViT(backbone, Execution(compiled=True))
+    made = [graphs()]
+    for size in (8, 5, 8, 1, 3):
+        into = {name: put_in()[name][name] for name in ("weights", "prefixes")}
+        prefixes = into["prefixes"].items()
+        into["prefixes"] = {n: tuple(part.repeat(2, 1, 1)[:size] for part in prefix) for n, prefix in prefixes}
+        leaves = torch.utils._pytree.tree_leaves(into)
+        found = []
+        for network in (eager, compiled):
+            features = network.features(images(size), **into)
+            found.append([features, *torch.autograd.grad(features.square().sum(), leaves)])
+        for one, other in zip(*found, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+        made.append(graphs())
+    assert made[0] < made[1] and len(set(made[1:])) == 1
+
+
 def test_compiled_passes_give_the_same(graphs: Callable[[], int]) -> None:
     """The same predictions and, as they are counted on a plain pass, operations."""
     found = []
@@ -210,3 +316,14 @@ def test_compiled_passes_give_the_same(graphs: Callable[[], int]) -> None:
         found.append((strategy.count_matrix(stream.test).predicted, flops_of(strategy, stream)))
     assert graphs() > 0
     assert (found[0][0] == found[1][0]).mean() > 0.95 and found[0][1] == found[1][1]
+
+
+def test_what_a_pass_keeps_is_no_hidden_number() -> None:
+    """Rounded copies of weights tell nothing of the images; what a method keeps beside them does."""
+    strategy, stream = trained(SDLoRA(rank=2, epochs=1, batch_size=8), BF16, 0)
+    strategy.model.vit.execution = BF16
+    hidden = hidden_numbers(strategy)
+    strategy.count_matrix(stream.test)
+    assert hidden() == {}
+    strategy.model.vit.memory = torch.zeros(7)
+    assert sum(hidden().values()) == 7

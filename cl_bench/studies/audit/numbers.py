@@ -15,6 +15,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from cl_bench.contract.method import Method, declared_storage
+from cl_bench.models.vit import PassState
 from cl_bench.studies.audit.observation import digest
 from cl_bench.training.strategy import ContinualStrategy
 
@@ -126,7 +127,7 @@ def census(strategy: ContinualStrategy, attributes: frozenset[str]) -> Census:
 
 _NUMBERS = (int, float, complex, np.generic)
 _CONTAINERS = (dict, MappingProxyType, list, tuple, set, frozenset, deque)
-_SKIPPED = (*_NUMBERS, str, type(None), type, ModuleType, ContinualStrategy)
+_SKIPPED = (*_NUMBERS, str, type(None), type, ModuleType, ContinualStrategy, PassState)
 
 
 def _inside(value: Any) -> list[Any]:
