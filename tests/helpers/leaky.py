@@ -23,7 +23,6 @@ from cl_bench.data.loading import gather
 from cl_bench.data.samples import TaskSamples
 from cl_bench.models.growing import GrowingModules
 from cl_bench.models.heads import Classifier
-from cl_bench.models.vit import attention_inputs, cls_features
 from cl_bench.streams.scenarios import order_classes
 from tests.helpers import elsewhere
 from tests.helpers.tiny import TRANSFORMS
@@ -129,7 +128,7 @@ class Distils(Honest):
 
 class PassByPass(Probe):
     def features(self, images: Tensor) -> Tensor:
-        features = [cls_features(self.backbone, images) for _ in self.extra]
+        features = [self.vit.features(images) for _ in self.extra]
         return torch.stack(features).mean(dim=0)
 
 
@@ -382,10 +381,10 @@ class QueriesDrift(Probe):
 
     def query(self, images: Tensor) -> Tensor:
         self.asked += 1
-        return cls_features(self.backbone, images) + 1e-3 * self.asked
+        return self.vit.features(images) + 1e-3 * self.asked
 
     def forward(self, images: Tensor, query: Tensor | None = None) -> Tensor:
-        return self.classify(cls_features(self.backbone, images) if query is None else query)
+        return self.classify(self.vit.features(images) if query is None else query)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -419,11 +418,11 @@ class GoesAgain(Probe):
         backbone = self.backbone
         match self.detour:
             case "again" | "merged":
-                cls_features(backbone, images)
+                self.vit.features(images)
             case "in one batch":
-                return cls_features(backbone, torch.cat([images, images]))[: len(images)]
+                return self.vit.features(torch.cat([images, images]))[: len(images)]
             case "entered":
-                attention_inputs(backbone, images)
+                self.vit.attention_inputs(images)
             case "half":
                 backbone.blocks[0](backbone.norm_pre(backbone._pos_embed(backbone.patch_embed(images))))
             case "timm":
