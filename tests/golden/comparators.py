@@ -5,8 +5,9 @@ Methods are trained by our own strategy, on images in stored order, so that the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
@@ -16,16 +17,19 @@ from avalanche.benchmarks import benchmark_from_datasets
 from avalanche.benchmarks.utils import as_classification_dataset
 from avalanche.core import SupervisedPlugin
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from cl_bench.contract.method import Method
+from cl_bench.models.bottleneck import Adapters
 from cl_bench.training.strategy import ContinualStrategy
 from tests.golden import Fixture
-from tests.golden.recipe import HEADS, Recipe
+from tests.golden.recipe import HEADS, Recipe, gradient
 
 TESTED = 3
 """Test images per class."""
+Named = Callable[[ContinualStrategy], Mapping[str, nn.Parameter]]
+Initial = Callable[[int, str, tuple[int, ...]], Tensor | None]
 
 
 class Run(Recipe):
@@ -95,6 +99,75 @@ class Run(Recipe):
         """The tasks, as `ContinualStrategy.train` takes them."""
         given = [_dataset(*self.train_images(t)) for t in range(len(self.sizes))]
         return list(benchmark_from_datasets(train=given, test=given).streams["train"])
+
+
+@dataclass
+class Learned:
+    """What a phase did.
+
+    Attributes:
+        losses: of every step, before it.
+        gradients: of its first step.
+        before, after: values of what it trains.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    gradients: dict[str, Tensor] = field(default_factory=dict)
+    before: dict[str, Tensor] = field(default_factory=dict)
+    after: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Watch(SupervisedPlugin):  # type: ignore[misc]
+    """Sets what phases start with, and writes down what they do.
+
+    Args:
+        named: what the current phase trains, by its name in the file.
+        initial: values that a parameter starts a phase with, from the task's number, its name and shape; None: it stays
+            as it is.
+
+    Attributes:
+        phases: what was done, phase by phase, of all tasks.
+    """
+
+    def __init__(self, named: Named, initial: Initial) -> None:
+        super().__init__()
+        self.named, self.initial = named, initial
+        self.phases: list[Learned] = []
+        self._phase: object = None
+
+    @torch.no_grad()
+    def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        if strategy.phase is self._phase:
+            return
+        self._phase = strategy.phase
+        self.phases.append(Learned())
+        for name, parameter in self.named(strategy).items():
+            value = self.initial(strategy.tasks_learned, name, tuple(parameter.shape))
+            if value is not None:
+                parameter.copy_(value)
+            self.phases[-1].before[name] = parameter.clone()
+
+    def before_update(self, strategy: Any, **kwargs: Any) -> None:
+        if not self.phases[-1].losses:
+            named = self.named(strategy)
+            self.phases[-1].gradients = {name: gradient(parameter).clone() for name, parameter in named.items()}
+
+    def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        self.phases[-1].losses.append(float(strategy.loss.detach()))
+
+    def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        self.phases[-1].after = {name: value.detach().clone() for name, value in self.named(strategy).items()}
+
+
+def bottlenecks(adapters: Adapters) -> dict[str, nn.Parameter]:
+    """The parameters of adapters as files name them: `BLOCK.down_proj.weight` and so on."""
+    found = adapters.blocks.named_parameters()
+    return {name.replace("down", "down_proj").replace("up", "up_proj"): parameter for name, parameter in found}
+
+
+def fresh_bottleneck(recipe: Recipe, adapter: str, name: str, shape: tuple[int, ...]) -> Tensor:
+    """The value that a parameter of `bottlenecks` starts with, in the adapter of this name."""
+    return recipe(f"{adapter}.{name.replace('_proj', '')}", shape, 0.2 if name.endswith("weight") else 0.02)
 
 
 @contextmanager

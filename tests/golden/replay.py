@@ -14,7 +14,20 @@ from pathlib import Path
 import torch
 
 from cl_bench.errors import UserError
-from tests.golden import Fixture, Kind, Unusable, coda, dualprompt, inflora, l2p, metrics, prototypes, sdlora, worst
+from tests.golden import (
+    Fixture,
+    Kind,
+    Unusable,
+    coda,
+    dualprompt,
+    ease,
+    inflora,
+    l2p,
+    metrics,
+    prototypes,
+    sdlora,
+    worst,
+)
 
 KINDS = {
     "sdlora": sdlora.KIND,
@@ -23,6 +36,7 @@ KINDS = {
     "dualprompt": dualprompt.KIND,
     "l2p": l2p.KIND,
     "prototypes": prototypes.KIND,
+    "ease": ease.KIND,
     "metrics": metrics.KIND,
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partialmethod
 from typing import Any
@@ -20,8 +20,9 @@ from cl_bench.models.prompts import PromptModel, split
 from cl_bench.models.statistics import ClassStatistics
 from cl_bench.models.vit import Prefix
 from tests import golden
-from tests.golden import Check, Fixture, coda, dualprompt, inflora, l2p, prototypes, recipe, sdlora
+from tests.golden import Check, Fixture, coda, dualprompt, ease, inflora, l2p, prototypes, recipe, sdlora
 from tests.golden.replay import KINDS
+from tests.helpers.kinds.ease import Prototypes
 
 
 @cache
@@ -125,11 +126,20 @@ def biased(statistics: ClassStatistics, covariance: Tensor) -> Tensor:
     return _FACTOR(statistics, covariance * (n - 1) / n)
 
 
+def evenly(head: Prototypes, seen: Sequence[int], once: bool) -> None:
+    """Synthesised prototypes that are the mean of those that they are made of."""
+    for j in range(1, head.prototypes.shape[1]):
+        classes = torch.tensor(seen)
+        older = head.own[classes] < j
+        head.prototypes[classes[older], j] = head.prototypes[classes[~older], j].mean(dim=0)
+
+
 _PREFIXES, _PROMPTED = DualPromptModel.prefixes, L2PModel.prompted
 _UPDATE, _FACTOR = RidgeHead.update, ClassStatistics._factor
 _GELUS = "tests.golden.recipe.GELUS"
 _QUERY = "cl_bench.models.prompts.PromptModel.query"
 _CODA_PREFIXES = "cl_bench.methods.coda.CODAModel.prefixes"
+_SYNTHESISE = "tests.helpers.kinds.ease.Prototypes.synthesise"
 _VALIDATION = ("cl_bench.methods.ranpac.validation_errors", "tests.golden.prototypes.validation_errors")
 _EXCHANGED = {"erf": recipe.GELUS["tanh"], "tanh": recipe.GELUS["erf"]}
 
@@ -156,6 +166,7 @@ PARTS: Mapping[str, Callable[..., Iterator[Check]]] = {
     "dualprompt": lambda **options: dualprompt.checks(fixture("dualprompt"), **options),
     "l2p": lambda **options: l2p.checks(fixture("l2p"), **options),
     "prototypes": lambda **options: prototypes.checks(fixture("prototypes"), **options),
+    "ease": lambda **options: ease.checks(fixture("ease"), ("main",), **options),
 }
 
 WRONG = {
@@ -300,6 +311,17 @@ WRONG = {
     ),
     "slca, shared covariance": Wrong(
         "prototypes", {"slca.class_cov": 1.0, "slca.ca.losses": 1e-1}, {"align_covariance": "shared"}
+    ),
+    "ease, constant rate": Wrong(
+        "ease", {"main.t0.losses": 1e-3, "main.t2.after.1.up_proj.weight": 0.1}, {"schedule": "constant"}
+    ),
+    "ease, no weight decay": Wrong(
+        "ease", {"main.t0.after.0.up_proj.weight": 0.1, "main.t1.after.proxy.weight": 1e-2}, {"weight_decay": 0.0}
+    ),
+    "ease, synthesised once": Wrong("ease", {"main.t2.weight": 0.1, "main.t2.logits": 5e-3}, {"synthesis": "once"}),
+    "ease, cosine of the concatenation": Wrong("ease", {"main.t1.logits": 0.1}, {"reweighted": False}),
+    "ease, synthesised from all newer classes alike": Wrong(
+        "ease", {"main.t1.weight": 1e-2, "main.t2.weight": 1e-2}, patch={_SYNTHESISE: evenly}
     ),
 }
 

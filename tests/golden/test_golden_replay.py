@@ -47,6 +47,7 @@ def run(path: Path, data: Arrays) -> int:
         ("dualprompt", "", 100),
         ("l2p", "", 80),
         ("prototypes", "", 85),
+        ("ease", "", 110),
     ],
 )
 def test_a_faithful_file_passes(
@@ -95,6 +96,8 @@ def corrupted(name: str, pattern: str, key: str, value: float) -> Arrays:
         ("l2p", "a", "a.key_loss.per_sample_grad_e_k", "a.key_loss.per_sample_grad_e_k"),
         ("prototypes", "", "simplecil.proto.t1", "simplecil.proto.t1"),
         ("prototypes", "slca", "slca.ca.losses", "slca.ca.losses"),
+        ("ease", "main", "main.t1.losses", "main.t1.losses"),
+        ("ease", "", "last_only.t2.weight", "last_only.t2.weight"),
     ],
 )
 def test_any_wrong_number_fails(
@@ -130,6 +133,8 @@ def test_indices_must_be_equal(tmp_path: Path, capsys: pytest.CaptureFixture[str
         ("l2p", r"b\.erf\.(logits|tokens_out|labels|grad\.key)$"),
         ("prototypes", r"(feat|labels)\.t[01]$|ranpac\.(head\.t1|G_trace)|simplecil\.proto\.t[01]"),
         ("prototypes", r"slca\.(feat|ca\.(losses|final_head\.bias))"),
+        ("ease", r"main\.t1\.(features|after\.proxy\.sigma)$"),
+        ("ease", r"diagonal\.t2\.logits$"),
     ],
 )
 def test_what_is_missing_is_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, keep: str) -> None:
@@ -166,6 +171,7 @@ def test_sizes_come_from_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[
         ("dualprompt", "test", "test.unheard_of.3"),
         ("l2p", "a", "a.unheard_of.3"),
         ("prototypes", "slca", "margin"),
+        ("ease", "main", "main.t2.unheard_of"),
     ],
 )
 def test_an_array_that_nothing_uses_fails(
@@ -187,6 +193,7 @@ def test_an_array_that_nothing_uses_fails(
         ("l2p", "a", "a.grad.head.bias"),
         ("l2p", "a", "meta.crc_probe"),
         ("prototypes", "slca", "slca.ca.losses"),
+        ("ease", "main", "main.t1.grad.1.up_proj.weight"),
     ],
 )
 def test_a_renamed_array_fails(
@@ -200,9 +207,11 @@ def test_a_renamed_array_fails(
 
 
 def test_what_only_informs_need_not_be_used(tmp_path: Path) -> None:
-    """InfLoRA's hints about conditioning, where InfLoRA has them."""
+    """InfLoRA's hints about conditioning, where InfLoRA has them, and numbers that are not EASE's."""
     informative = {"d64/t0/design/blocks.0/gap": np.zeros(()), "d64/t0/memory/blocks.1/margin": np.zeros(2)}
     assert run(tmp_path / "inflora.npz", part("inflora", "sched/") | informative) == 0
+    informative = {"aper.t1.logits": np.zeros((2, 3)), "block.out": np.zeros(())}
+    assert run(tmp_path / "ease.npz", part("ease", "plain") | informative) == 0
 
 
 def one_sentence(capsys: pytest.CaptureFixture[str]) -> str:
@@ -266,7 +275,7 @@ def test_another_random_stream_is_no_failure_of_the_algorithm(
 
 @pytest.mark.parametrize(
     ("name", "key"),
-    [(name, f"meta.{key}") for name in ("coda", "dualprompt", "l2p") for key in ("crc_probe", "vit_abs_sum")]
+    [(name, f"meta.{key}") for name in ("coda", "dualprompt", "l2p", "ease") for key in ("crc_probe", "vit_abs_sum")]
     + [("prototypes", "meta.crc_probe")],
 )
 def test_the_random_stream_is_verified_first(
@@ -291,6 +300,7 @@ def test_a_file_that_is_no_fixture(tmp_path: Path, capsys: pytest.CaptureFixture
         ("sdlora", "d64/t1/", {"cfg/d64/tasks": np.array(["one"])}),
         ("l2p", "", {"a.topk_idx": np.zeros((5, 11))}),
         ("coda", "", {"meta.perm": np.array([7, 8])}),
+        ("ease", "", {"meta.batch": np.array([7, 8])}),
     ],
 )
 def test_a_file_whose_arrays_do_not_fit(
