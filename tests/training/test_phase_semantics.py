@@ -298,6 +298,7 @@ def test_two_optimisers_each_with_its_own_rates_schedule_momentum_and_clipping()
 
 def test_update_starts_from_no_gradients_of_any_optimiser() -> None:
     """Gradients: x by 1 and y by 2 from the first loss, y by 10 from the second; garbage lies there before."""
+    found: list[float] = []
 
     def phases(self: OnNumbers, task: Task) -> list[Phase]:
         x, y = task.model.x, task.model.y
@@ -307,7 +308,7 @@ def test_update_starts_from_no_gradients_of_any_optimiser() -> None:
             batch.update(x + 2 * y.sum())
             batch.update(10 * y.sum(), "y")
             x.grad = torch.tensor(100.0)
-            batch.update(x + y.sum(), "y")
+            batch.update(x + y.sum(), "y", adjust=lambda: found.append(x.grad.item()))
             return x.detach()
 
         others = {"y": optimization([y], sgd(1.0))}
@@ -316,6 +317,7 @@ def test_update_starts_from_no_gradients_of_any_optimiser() -> None:
     strategy = learn(method(phases=phases)(epochs=1, lr=1.0, momentum=0.0))
     assert strategy.model.x.item() == 3
     assert strategy.model.y.tolist() == [3 - 11, -4 - 11]
+    assert found == [1]
 
 
 def test_gradients_are_adjusted_before_they_are_clipped() -> None:
@@ -618,7 +620,7 @@ Log = list[tuple[str, int, int, float]]
 
 
 def rich(log: Log) -> type[OnNumbers]:
-    """Two optimisers, a hook, a teacher, running and trained scratch, a decided phase without momentum, draws.
+    """Two optimisers, a hook, a teacher, running and trained scratch, two decided phases without momentum, draws.
 
     Args:
         log: filled with what happens: name, task, step, value.
@@ -664,12 +666,12 @@ def rich(log: Log) -> type[OnNumbers]:
             return self.cross_entropy(task)(logits, labels) * model.x
 
         second = self.phase([{"params": [model.x, head.weight]}], loss, optimizer=sgd(0.01), epochs=1)
-        return [first, second][: 1 + int(model.decided)]
+        return [first, second, second][: 1 + int(model.decided)]
 
     def after_phase(self: OnNumbers, task: Task, samples: TaskSamples, number: int) -> None:
         head = task.model.head
-        if not number:
-            task.model.decided.fill_(1)
+        if number < 2:
+            task.model.decided += 1
             # Another layout of what the next phase trains: a checkpoint would not know it.
             head.weight.data = (head.weight + torch.randn(head.weight.shape)).T.contiguous().T
 
@@ -682,8 +684,8 @@ def test_a_run_that_is_killed_after_every_step_ends_with_the_same_bits(tmp_path:
     changes: dict[str, Any] = {"epochs": 2, "batch_size": 5, "lr": 0.02, "schedule": "cosine"}
     whole = carry_out(rich(once), tmp_path / "whole", **changes)
     killed = carry_out(rich(again), tmp_path / "killed", steps=1, **changes)
-    # Two tasks of two epochs of three steps, and one more epoch.
-    assert (whole.sessions, killed.sessions) == (whole.record.sessions, killed.record.sessions) == (1, 18)
+    # Two tasks of two epochs of three steps, and two more epochs.
+    assert (whole.sessions, killed.sessions) == (whole.record.sessions, killed.record.sessions) == (1, 24)
     assert list(dict.fromkeys(again)) == once
     assert [entry for entry in once if entry[0] == "hook"] == [
         ("hook", task, step, 6) for task in range(2) for step in range(1, 7)
@@ -693,7 +695,7 @@ def test_a_run_that_is_killed_after_every_step_ends_with_the_same_bits(tmp_path:
         assert torch.equal(killed.model[name], tensor), name
     assert killed.record.traces == whole.record.traces
     assert [(row["stage"], row["phase"], row["epoch"]) for row in whole.record.traces["loss"]] == [
-        (stage, phase, epoch) for stage in range(2) for phase, epoch in ((0, 0), (0, 1), (1, 0))
+        (stage, phase, epoch) for stage in range(2) for phase, epoch in ((0, 0), (0, 1), (1, 0), (2, 0))
     ]
     for name in ("correct", "correct_task_aware", "trainable", "stored", "train_samples"):
         assert getattr(killed.record, name) == getattr(whole.record, name), name
