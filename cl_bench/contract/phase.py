@@ -60,7 +60,7 @@ class Phase(Optimization):
         forward: the training forward pass, to logits [B, num_classes] or to a tuple that begins with them and goes on
             with whatever else [B, ...] the loss needs; None: the model itself. It also sees samples that only fill up
             the last batch, so it must treat each sample alone.
-        batches: (inputs, labels, how many of them count) of an epoch; None: the task's samples.
+        batches: (inputs, labels, how many of them count) of an epoch, as many in each; None: the task's samples.
         after_step: called without gradients after every step with (steps done in this phase, counted from 1; steps of
             the phase). It may change what the phase trains, and buffers.
         step: instead of `forward` and `loss`: from a `StepBatch` to the step's mean loss, or to (mean loss, logits) if
