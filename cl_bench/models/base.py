@@ -82,6 +82,15 @@ class FeatureModel(Growing):
         """The aligned head, if there is one."""
         return self.head if self.aligned is None else self.aligned
 
+    def query(self, images: Tensor) -> Tensor | None:
+        """A frozen feature [B, d] from which a prediction starts: the second argument of `forward`, computed once per
+        test image and run. None: there is none."""
+        return None
+
+    def merged(self) -> nn.Module:
+        """What predicts the same, as the model is now, for less: here the model itself."""
+        return self
+
     def classify(self, features: Tensor) -> Tensor:
         """Logits of features: by the trained head while it is trained, else by the predicting one."""
         return (self.head if self.training else self.predicting_head)(features)

@@ -16,6 +16,7 @@ from torch import Tensor
 from cl_bench.contract.phase import Phase
 from cl_bench.data.samples import Samples, TrainingBatches, samples_of
 from cl_bench.experiment import Precision
+from cl_bench.models.base import FeatureModel
 from cl_bench.models.vit import Execution
 from cl_bench.running.device import set_up, wait
 from cl_bench.running.plan import PlannedRun
@@ -185,11 +186,12 @@ def _waits(run: Callable[[], None]) -> bool:
 
 def _prediction(strategy: ContinualStrategy, images: Tensor, device: torch.device, steps: int) -> float:
     """Images per second of the predictor, on batches as in an evaluation."""
-    model: Any = strategy.predictor()
+    model = strategy.predictor()
     size = strategy.eval_mb_size
     batch = images[torch.arange(size, device=device) % len(images)]
     with torch.no_grad():
-        known = (model.query(batch),) if hasattr(model, "query") else ()
+        query = model.query(batch) if isinstance(model, FeatureModel) else None
+        known = () if query is None else (query,)
         return size / seconds(lambda: model(batch, *known), device, steps)
 
 
@@ -202,9 +204,9 @@ def _data(batches: TrainingBatches, device: torch.device, steps: int) -> float:
 def _needed(strategy: ContinualStrategy, phase: Phase | None, image: Tensor) -> int:
     """FLOPs per image of a training step: the passes of a prediction, and the way back through the last of them, once
     for the activations and, where the backbone itself is trained, once for the weights."""
-    model: Any = strategy.model
+    model = strategy.model
     predicted = model.flops(lambda: model(image))
-    query = model.flops(lambda: model.query(image)) if hasattr(model, "query") else 0
+    query = model.flops(lambda: model.query(image))
     trained = {id(parameter) for parameter in (phase.trained() if phase else [])}
     whole = any(id(parameter) in trained for parameter in model.backbone.blocks.parameters())
     return predicted + (predicted - query) * (1 + whole)

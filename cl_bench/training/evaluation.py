@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from cl_bench.data.samples import Concatenated, samples_of
+from cl_bench.models.base import FeatureModel
 from cl_bench.randomness import permutation
 
 Predict = Callable[[Tensor, bytes], Tensor]
@@ -48,7 +49,7 @@ class Evaluation:
     def __init__(self, num_classes: int, device: torch.device) -> None:
         self.num_classes, self.device = num_classes, device
         self._queried: list[Any] = []
-        self._queries: dict[bytes, Tensor] = {}
+        self._queries: dict[bytes, Tensor | None] = {}
 
     # Not inference mode, which would be one more graph to compile.
     @torch.no_grad()
@@ -107,16 +108,17 @@ class Evaluation:
             predicted_task_aware=prediction_task_aware.numpy().astype(np.int16),
         )
 
-    def predict(self, model: Any, images: Tensor, chunk: bytes) -> Tensor:
+    def predict(self, model: nn.Module, images: Tensor, chunk: bytes) -> Tensor:
         """Logits of a chunk of the test images; frozen queries are remembered from the first pass on.
 
         Exact: the test view is deterministic, the backbone frozen, and the chunks are the same in every pass.
         """
-        if not hasattr(model, "query"):
+        if not isinstance(model, FeatureModel):
             return model(images)
         if chunk not in self._queries:
             self._queries[chunk] = model.query(images)
-        return model(images, self._queries[chunk])
+        query = self._queries[chunk]
+        return model(images) if query is None else model(images, query)
 
 
 def mask_of(classes: Iterable[int], num_classes: int, device: torch.device) -> Tensor:

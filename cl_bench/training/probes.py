@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from cl_bench.errors import UserError
 from cl_bench.experiment import ProbeName, Scalar
+from cl_bench.models.lora import LoRAModel
 from cl_bench.training.strategy import ContinualStrategy
 
 
@@ -47,7 +48,7 @@ class Interpolation(Probe):
 
     @classmethod
     def check(cls, model: nn.Module, method: str) -> None:
-        if not hasattr(model, "update"):
+        if not isinstance(model, LoRAModel):
             raise UserError(
                 f"--probe interpolation needs low-rank updates, and '{method}' has none; take a LoRA method"
             )

@@ -310,7 +310,7 @@ class ContinualStrategy(PhaseLoop):
         self.model.train()
         return counts
 
-    def _predict(self, model: Any, images: Tensor, chunk: bytes) -> Tensor:
+    def _predict(self, model: nn.Module, images: Tensor, chunk: bytes) -> Tensor:
         """Logits of a chunk of the test images: where the audit looks on."""
         if self.method.stateful_prediction:
             return model(images)
@@ -318,10 +318,8 @@ class ContinualStrategy(PhaseLoop):
 
     def predictor(self) -> nn.Module:
         """What predicts for the current model: itself, or its cheaper equal if it can be merged."""
-        model: Any = self.model
-        if self.method.stateful_prediction:
-            return self.model.eval()
-        return model.merged() if hasattr(model, "merged") else model.eval()
+        model = self.model.eval()
+        return model if self.method.stateful_prediction else model.merged()
 
     def stored_numbers(self) -> int:
         """Numbers kept beside the frozen backbone: everything in the model that is not an untouched weight of it."""

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+
+from cl_bench.models.base import FeatureModel
 
 TOLERANCE = 1e-4
 """Of logits, relative to the range that they have over the classes of an image (median over images).
@@ -63,9 +65,10 @@ def largest(differences: Iterable[tuple[str, Difference]]) -> tuple[str, Differe
 
 
 @torch.no_grad()
-def logits_of(model: Any, images: Tensor) -> Tensor:
+def logits_of(model: nn.Module, images: Tensor) -> Tensor:
     """Logits [B, num_classes] of one batch, fp32, with its queries made anew."""
-    logits: Tensor = model(images, model.query(images)) if hasattr(model, "query") else model(images)
+    query = model.query(images) if isinstance(model, FeatureModel) else None
+    logits: Tensor = model(images) if query is None else model(images, query)
     return logits.float()
 
 

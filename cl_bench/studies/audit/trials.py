@@ -247,7 +247,8 @@ class Trial:
     def predictors(self) -> list[nn.Module]:
         """The model and, if it has one, the merged module that `count_matrix` takes for it."""
         model = self.strategy.model.eval()
-        return [model, self.strategy.predictor()] if hasattr(model, "merged") else [model]
+        merged = self.strategy.predictor()
+        return [model] if merged is model else [model, merged]
 
 
 class Session:
