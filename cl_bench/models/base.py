@@ -67,7 +67,7 @@ class FeatureModel(Growing):
     @property
     def device(self) -> torch.device:
         """Where the model lies."""
-        return next(self.head.parameters()).device
+        return next(self.parameters()).device
 
     def features(self, images: Tensor) -> Tensor:
         """What the head sees, [B, d]: here the CLS features of the backbone."""

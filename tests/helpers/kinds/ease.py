@@ -161,7 +161,7 @@ class EASE(GradientMethod):
         model.head.grow()
         model.head.own[list(task.classes)] = model.head.prototypes.shape[1] - 1
         dim = model.head.prototypes.shape[2]
-        task.scratch.keep("head", CosineHead(dim, len(task.classes)).to(model.head.own.device))
+        task.scratch.keep("head", CosineHead(dim, len(task.classes)).to(model.device))
 
     def phases(self, task: Task) -> list[Phase]:
         model, adapter = task.model, task.model.adapters[-1]
