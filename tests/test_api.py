@@ -7,6 +7,7 @@ import importlib
 import inspect
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -247,6 +248,22 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint(nowhere: None) -> None:
     assert there.sessions == 2 and not (RUNS / CHECKPOINTS).exists()
     (straight,) = package.run("shaky", results="straight", **options).records
     assert (straight.sessions, straight.correct, straight.arrays_sha256) == (1, there.correct, there.arrays_sha256)
+
+
+def test_the_random_numbers_of_the_caller_stay_as_they_were(nowhere: None) -> None:
+    import torch
+
+    def drawn() -> tuple[float, float, float]:
+        return torch.rand(1).item(), float(np.random.rand()), random.random()
+
+    seeds = (torch.manual_seed, np.random.seed, random.seed)
+    for seed in seeds:
+        seed(3)
+    expected = drawn()
+    for seed in seeds:
+        seed(3)
+    package.run("linear[epochs=1]", **CUT)
+    assert drawn() == expected
 
 
 def test_a_damaged_result_is_computed_again_and_named(nowhere: None) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, closing
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -82,7 +83,8 @@ class Sweep:
             from cl_bench.running.device import pick_device, resolve_precision
             from cl_bench.running.plan import plan_options
         device = on_ray.likely_device() if on_ray else pick_device(how.device)
-        planned = plan_options(wanted, partial(resolve_precision, device=device))
+        with _random_state_kept():
+            planned = plan_options(wanted, partial(resolve_precision, device=device))
         return cls(planned, store, device, how, on_ray)
 
     def missing(self, on_damaged: Callable[[str], None]) -> list[PlannedRun]:
@@ -120,7 +122,7 @@ class Sweep:
         settings = Settings(how.checkpoint_every, how.force, how.compile, how.deterministic)
         executor = self.on_ray or local_executor(self.planned, self.device, how.jobs)
         outcomes = []
-        with closing(executor(runs, self.store, settings, progress)) as ended:
+        with _random_state_kept(), closing(executor(runs, self.store, settings, progress)) as ended:
             for outcome in ended:
                 outcomes.append(outcome)
                 if outcome.failure and how.fail_fast:
@@ -138,6 +140,23 @@ class Sweep:
         except DamagedRecord as error:
             on_damaged(f"computing again, the stored result is damaged: {error}")
             return None
+
+
+@contextmanager
+def _random_state_kept() -> Iterator[None]:
+    """Leave the global random generators as they were: they are the caller's."""
+    import numpy as np
+    import torch
+
+    # GPUs that the caller does not use stay untouched: their runs may be those of other processes.
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    of_numpy, of_python = np.random.get_state(), random.getstate()
+    with torch.random.fork_rng(gpus):
+        try:
+            yield
+        finally:
+            np.random.set_state(of_numpy)
+            random.setstate(of_python)
 
 
 def _on_ray(how: ExecutionOptions) -> OnRay | None:
