@@ -21,6 +21,7 @@ from cl_bench.contract.task import Task
 from cl_bench.data import views
 from cl_bench.data.loading import gather
 from cl_bench.data.samples import TaskSamples
+from cl_bench.models.base import FeatureModel
 from cl_bench.models.growing import GrowingModules
 from cl_bench.models.heads import Classifier
 from cl_bench.streams.scenarios import order_classes
@@ -52,7 +53,7 @@ class Honest(GradientMethod):
     batch_size: int = 16
     lr: float = 0.1
 
-    def build(self, backbone: VisionTransformer, num_classes: int) -> nn.Module:
+    def build(self, backbone: VisionTransformer, num_classes: int) -> FeatureModel:
         return self.model_class(backbone, num_classes)
 
     def storage(self, backbone: VisionTransformer, num_classes: int, classes: Sequence[int]) -> dict[str, int]:
@@ -463,7 +464,7 @@ class HidesAPass(Honest):
 
     detour: Detour = "again"
 
-    def build(self, backbone: VisionTransformer, num_classes: int) -> nn.Module:
+    def build(self, backbone: VisionTransformer, num_classes: int) -> FeatureModel:
         classes = {"query": GoesAgainForAQuery, "merged": GoesAgainWhenMerged, "elsewhere": GoesThroughAnother}
         model = classes.get(self.detour, GoesAgain)(backbone, num_classes)
         model.detour = None if self.detour == "merged" else self.detour

@@ -9,12 +9,13 @@ import pytest
 import torch
 from avalanche.benchmarks import benchmark_from_datasets
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
 from cl_bench.contract.gradient import GradientMethod
 from cl_bench.contract.losses import masked_cross_entropy
 from cl_bench.contract.phase import Phase
 from cl_bench.contract.task import Task
+from cl_bench.models.base import FeatureModel
 from cl_bench.models.heads import Classifier
 from cl_bench.training.strategy import ContinualStrategy
 from tests.helpers.rows import NAMES, QUICK, ROWS, small
@@ -37,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 class BatchLeak(GradientMethod):
     """A cheat for the audit to find: logits are centred over the batch."""
 
-    def build(self, backbone: VisionTransformer, num_classes: int) -> nn.Module:
+    def build(self, backbone: VisionTransformer, num_classes: int) -> FeatureModel:
         class Leaky(Classifier):
             def forward(self, images: Tensor) -> Tensor:
                 logits = super().forward(images)

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
 from cl_bench.contract.gradient import GradientMethod
 from cl_bench.contract.losses import masked_cross_entropy
 from cl_bench.contract.phase import Phase
 from cl_bench.contract.task import Task
+from cl_bench.models.base import FeatureModel
 from cl_bench.models.heads import Classifier
 from tests.helpers.rows import small
 from tests.helpers.tiny import CLASSES, TASKS, cut
@@ -36,7 +37,7 @@ class TwoPhases(GradientMethod):
     head_lr: float = 0.5
     norm_lr: float = 0.25
 
-    def build(self, backbone: VisionTransformer, num_classes: int) -> nn.Module:
+    def build(self, backbone: VisionTransformer, num_classes: int) -> FeatureModel:
         return Classifier(backbone, num_classes)
 
     def phases(self, task: Task) -> list[Phase]:
