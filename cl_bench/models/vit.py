@@ -25,7 +25,7 @@ from cl_bench.experiment import Precision
 
 Prefix = tuple[Tensor, Tensor]
 Bottleneck = tuple[Tensor, Tensor, Tensor, Tensor]
-_Output = Literal["features", "tokens", "attention inputs"]
+_Output = Literal["features", "tokens", "residual stream", "attention inputs"]
 
 
 @dataclass(frozen=True)
@@ -100,9 +100,20 @@ class ViT:
         weights: Mapping[str, Tensor] | None = None,
         prefixes: Mapping[int, Prefix] | None = None,
         parallel: Mapping[int, Bottleneck] | None = None,
+        blocks: range | None = None,
     ) -> Tensor:
-        """CLS (or pooled) features, fp32 [B, d], of the backbone into which something is put; see `tokens`."""
-        return self._pass("features", images, weights, prefixes, None, parallel)
+        """CLS (or pooled) features, fp32 [B, d], of the backbone into which something is put; see `tokens`.
+
+        Args:
+            images: [B, C, H, W]; or the residual stream that enters the first of the `blocks`, if that is not block 0.
+            blocks: consecutive blocks of the pass, which the final norm follows: an early exit, or the rest of a pass
+                that began as a `residual_stream`. None: all.
+        """
+        return self._pass("features", images, weights, prefixes, None, parallel, blocks)
+
+    def residual_stream(self, images: Tensor, blocks: range, *, weights: Mapping[str, Tensor] | None = None) -> Tensor:
+        """What leaves the last of the `blocks`, fp32 [B, tokens, d], without the final norm; see `features`."""
+        return self._pass("residual stream", images, weights, None, None, None, blocks)
 
     def tokens(
         self,
@@ -143,6 +154,7 @@ class ViT:
         prefixes: Mapping[int, Prefix] | None,
         prompts: Tensor | None,
         parallel: Mapping[int, Bottleneck] | None,
+        blocks: range | None = None,
     ) -> Any:
         state, execution = self._state, self._state.execution
         given = state.weights(self.backbone, weights or {})
@@ -158,7 +170,7 @@ class ViT:
             images = _filled(images, more)
             into = (*_each(into[:2], lambda rows: _filled(rows, more)), into[2])
         run = _compiled() if execution.compiled else _run
-        result = run(_Pass(self.backbone, output), given, execution.dtype, images, *into)
+        result = run(_Pass(self.backbone, output, blocks), given, execution.dtype, images, *into)
         return [one[:size] for one in result] if isinstance(result, list) else result[:size]
 
 
@@ -266,11 +278,12 @@ def _run(network: _Pass, weights: dict[str, Tensor], dtype: torch.dtype | None, 
 
 
 class _Pass(nn.Module):
-    """A backbone and which output of it is wanted."""
+    """A backbone and which output of it is wanted, after which blocks."""
 
-    def __init__(self, backbone: VisionTransformer, output: _Output) -> None:
+    def __init__(self, backbone: VisionTransformer, output: _Output, blocks: range | None) -> None:
         super().__init__()
-        self.backbone, self.output = backbone, output
+        self.backbone, self.output, self.whole = backbone, output, blocks is None
+        self.first, self.end = (0, len(backbone.blocks)) if blocks is None else (blocks.start, blocks.stop)
 
     def forward(
         self,
@@ -281,16 +294,20 @@ class _Pass(nn.Module):
     ) -> Any:
         backbone = self.backbone
         rounded = images.dtype == torch.bfloat16
-        if not rounded and self.output == "features" and not prefixes and prompts is None and not parallel:
+        plain = not prefixes and prompts is None and not parallel and self.whole
+        if plain and not rounded and self.output == "features":
             # The reference is timm's own pass.
             return backbone(images)
-        x = backbone._pos_embed(_patches(backbone.patch_embed, images))
-        x = backbone.norm_pre(backbone.patch_drop(x))
+        x = images
+        if not self.first:
+            x = backbone._pos_embed(_patches(backbone.patch_embed, images))
+            x = backbone.norm_pre(backbone.patch_drop(x))
         if prompts is not None:
             x = torch.cat([prompts.to(x.dtype), x], dim=1)
         of_one = self.output == "features" and backbone.global_pool == "token" and backbone.attn_pool is None
         inputs = []
-        for number, block in enumerate(backbone.blocks):
+        for number in range(self.first, self.end):
+            block = backbone.blocks[number]
             entered = self.output == "attention inputs" or number in prefixes or number in parallel
             if not entered and not (rounded and type(block) is Block and type(block.attn) is Attention):
                 x = block(x)
@@ -299,12 +316,14 @@ class _Pass(nn.Module):
             inputs.append(seen)
             # Features are taken from one token: of the last block, nothing else is needed of the others than their keys
             # and values. The reference computes all.
-            rows = 1 if rounded and of_one and number == len(backbone.blocks) - 1 else None
+            rows = 1 if rounded and of_one and number == self.end - 1 else None
             x = x[:, :rows] + block.drop_path1(block.ls1(_attend(block.attn, seen, prefixes.get(number), rows)))
             aside = bottleneck(x, *(part.to(x.dtype) for part in parallel[number])) if number in parallel else 0
             x = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))) + aside
         if self.output == "attention inputs":
             return inputs
+        if self.output == "residual stream":
+            return x
         x = backbone.norm(x)
         return x if self.output == "tokens" else backbone.forward_head(x, pre_logits=True)
 

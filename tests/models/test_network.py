@@ -119,6 +119,25 @@ def test_attention_inputs_are_what_the_attention_sees() -> None:
         assert one.dtype == torch.float32 and alike(one, other) > 0.999
 
 
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("execution", [Execution(), BF16], ids=["fp32", "bf16"])
+def test_an_early_exit_and_the_rest_of_a_pass(name: str, execution: Execution) -> None:
+    backbone, stream = vit(**ARCHITECTURES[name]), []
+    handle = backbone.blocks[1].register_forward_hook(lambda module, inputs, output: stream.append(output))
+    whole = backbone(images())
+    handle.remove()
+    with torch.no_grad():
+        exited = backbone.forward_head(backbone.norm(stream[0]), pre_logits=True)
+    network, least = ViT(backbone, execution), 0.999 if execution == BF16 else 1 - 1e-6
+    left = network.residual_stream(images(), range(2))
+    assert left.dtype == torch.float32 and alike(left, stream[0]) > least
+    assert alike(network.features(images(), blocks=range(2)), exited) > least
+    assert alike(network.features(left, blocks=range(2, 3)), whole) > least
+    changed = {"blocks.1.attn.qkv.weight": backbone.blocks[1].attn.qkv.weight.flip(0)}
+    assert not torch.equal(network.residual_stream(images(), range(2), weights=changed), left)
+    assert alike(network.features(left, blocks=range(2, 3), weights=changed), whole) > least
+
+
 def change_in_place(backbone: VisionTransformer) -> None:
     with torch.no_grad():
         backbone.blocks[1].mlp.fc1.weight.mul_(1.5)
