@@ -23,8 +23,12 @@ from cl_bench.contract.task import Task
 from cl_bench.experiment import LEAKY_OPTION, Limits
 from cl_bench.studies import audit as audits
 from cl_bench.studies.audit import CHECKS, Ceiling, Finding, Report, Row, Slice
+from cl_bench.studies.audit.checks import backbone_passes
+from cl_bench.studies.audit.module_state import ModuleState
 from cl_bench.studies.audit.observation import Counted
 from cl_bench.studies.audit.predictions import Difference, full_pieces
+from cl_bench.studies.audit.reruns import reruns
+from cl_bench.studies.audit.trials import trial
 from tests.helpers import ROOT, leaky
 from tests.helpers.command import Cli, assert_refused
 from tests.helpers.rows import NAMES, ROWS, small
@@ -38,8 +42,9 @@ WHERE = Slice(
     tasks=10,
     order="permutation:3",
     transforms=TRANSFORMS,
-    limits=Limits(tasks=3, train_per_class=5, test_per_class=4),
+    limits=Limits(tasks=3, train_per_class=5, test_per_class=2),
 )
+SMALLER = replace(WHERE, limits=Limits(tasks=2, train_per_class=2, test_per_class=1))
 LEAKS = [
     leaky.BatchMean(),
     leaky.BatchNorm(),
@@ -67,7 +72,7 @@ LEAKS = [
     leaky.KeepsImages(),
     *(leaky.Hides(where=where) for where in ("attribute", "plugin")),
     *(leaky.GlobalGenerator(source=source) for source in ("torch", "numpy", "python")),
-    *(leaky.KeepsScratch(on=place) for place in leaky.Shelf.__args__),
+    *(leaky.KeepsScratch(on=place) for place in ("global", "plugin", "number", "model")),
     leaky.PredictsByAnAttribute(),
     leaky.DoesNotRestore(),
     leaky.RemembersDecisions(),
@@ -176,8 +181,21 @@ def test_what_is_hidden_is_found_where_it_is(where: str) -> None:
 
 @pytest.mark.parametrize("detour", leaky.Detour.__args__)
 def test_passes_are_counted_whatever_way_they_take(detour: str) -> None:
-    finding = by_check(audit(leaky.HidesAPass(detour=detour)))["passes"]  # type: ignore[arg-type]
+    method = leaky.HidesAPass(detour=detour)  # type: ignore[arg-type]
+    modules = ModuleState(method)
+    finding = backbone_passes(trial(method, SMALLER, modules))
+    modules.restore()
     assert (finding.status, finding.figure) == ("fail", "1.5 of 1" if detour == "half" else "2 of 1")
+
+
+@pytest.mark.parametrize("place", leaky.Shelf.__args__)
+def test_what_survives_a_task_is_found_where_it_is(place: str) -> None:
+    method = leaky.KeepsScratch(on=place)  # type: ignore[arg-type]
+    modules = ModuleState(method)
+    repeats, restart, tasks = reruns(trial(method, SMALLER, modules), SMALLER, modules)
+    assert (repeats.status, tasks.status, restart.status) == ("pass", "pass", "fail")
+    assert restart.detail == "restarted between tasks: head.bias differ after task 2"
+    modules.restore()
 
 
 def test_every_check_has_a_leak_that_only_it_finds() -> None:
@@ -212,16 +230,16 @@ def test_findings_say_what_is_wrong() -> None:
 def test_figures_are_measured() -> None:
     figures = {check: finding.figure for check, finding in by_check(audit(leaky.ReadsEverything())).items()}
     images = len(WHERE.source.train)
-    # Of 40 classes, 3 x 4 with 5 training and 4 test images each are in the slice.
+    # Of 40 classes, 3 x 4 with 5 training and 2 test images each are in the slice.
     assert figures["old samples"] == f"{3 * images - 3 * 4 * 5} of other tasks, 0 test images, 0 at test"
     assert figures["memory"] == "1,320 of 1,320, 0 hidden"
-    assert figures["batch size"].endswith("0 of 48 change")
+    assert figures["batch size"].endswith("0 of 24 change")
     assert figures["repeatability"] == figures["restart"] == figures["number of tasks"]
     assert figures["passes"] == "1 of 1" and figures["earlier predictions"] == "0, 0 of 12 change"
-    assert re.fullmatch(r"0 of 48 images, 0 of \d+ tensors differ", figures["repeatability"])
+    assert re.fullmatch(r"0 of 24 images, 0 of \d+ tensors differ", figures["repeatability"])
     figures = {check: finding.figure for check, finding in by_check(audit(leaky.KnowsTheTestImages())).items()}
     difference = 100 * (1 - best().hits)
-    half = 2.0117 * difference.std(ddof=1) / 48**0.5  # t with 47 degrees of freedom
+    half = 2.0687 * difference.std(ddof=1) / 24**0.5  # t with 23 degrees of freedom
     assert figures["ceiling"] == f"{difference.mean():+.1f} ± {half:.1f} points"
 
 
@@ -311,7 +329,7 @@ def test_batches_of_one_size_are_filled_up_within_their_group() -> None:
 
 # --- the command line ------------------------------------------------------------------------------------------
 
-QUICK = ["--benchmark", "icons-tune", "--limit-tasks", "2", "--limit-train", "2", "--limit-test", "2"]
+QUICK = ["--benchmark", "icons-tune", "--limit-tasks", "2", "--limit-train", "2", "--limit-test", "1"]
 QUICK += ["--ceiling", "joint[train=linear,epochs=8]"]
 
 
@@ -321,7 +339,7 @@ def test_a_clean_method_exits_with_0_and_shows_every_check(cl_bench: Cli) -> Non
     for check in CHECKS:
         assert re.search(rf"^ *{check} +pass +\S", outcome.out, re.MULTILINE)
     assert "linear[epochs=1]: no check fails" in outcome.out
-    assert "icons-tune, the first 2 of 10 tasks, 2 training and 2 test images per class" in outcome.out
+    assert "icons-tune, the first 2 of 10 tasks, 2 training and 1 test images per class" in outcome.out
     assert re.search(r"ceiling joint\[epochs=8,train=linear\], [\d.]+ %", outcome.out.replace("\n", " "))
     assert re.fullmatch(r"\[1/1\] linear\[epochs=1\]: no check fails after \d+ s\n", outcome.err)
 

@@ -26,21 +26,24 @@ class Interrupted(Exception):
 
 
 class Interruption(SupervisedPlugin):  # type: ignore[misc]
-    """Counts the steps of a task after which a run can go on, and stops training after one of them.
+    """Stops training inside a task, where a run could go on from; counts the steps that have such a place.
 
     Attributes:
-        steps: so far.
-        last: it stops after so many; 0: never.
+        steps: of the current task.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.steps = self.last = 0
+        self.begin(None)
+
+    def begin(self, after: int | None) -> None:
+        """Begin a task, which is stopped after so many steps."""
+        self.steps, self._after = 0, after
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         if strategy.position is not None:
             self.steps += 1
-            if self.steps == self.last:
+            if self.steps == self._after:
                 raise Interrupted
 
 
@@ -48,13 +51,14 @@ def checkpoint_of(strategy: ContinualStrategy, pretrained: Mapping[str, Tensor])
     """What a run would leave to the process that goes on with it, written and read again.
 
     Args:
-        pretrained: weights of the backbone by their names in a checkpoint, which need not be kept while they are these.
+        pretrained: state of the backbone; what is still so is no part of a checkpoint.
     """
     checkpoint = strategy.checkpoint(Facts(key=_KEY, stages=[_STAGE] * strategy.tasks_learned))
+    known = {f"model.backbone.{name}": tensor for name, tensor in pretrained.items()}
     tensors = {
         name: tensor
         for name, tensor in checkpoint.tensors.items()
-        if name not in pretrained or not torch.equal(tensor, pretrained[name])
+        if name not in known or not torch.equal(tensor, known[name])
     }
     tensors |= {f"random.{name}": state for name, state in random_state().items()}
     with TemporaryDirectory() as folder:

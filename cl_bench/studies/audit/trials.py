@@ -171,6 +171,11 @@ class Circumstances:
     between: bool = False
     inside: tuple[int, ...] = ()
 
+    @property
+    def usual(self) -> bool:
+        """Whether they are those of any run."""
+        return self == Circumstances()
+
 
 @dataclass(frozen=True)
 class Moment:
@@ -252,19 +257,26 @@ class Trial:
 
 
 class Session:
-    """What stands for one process that works on a run: a new strategy, with a new instance of the method, since what
-    a plugin keeps on itself must not reach another one."""
+    """What stands for one process that works on a run: a new strategy with a new instance of the method, since what a
+    plugin keeps on itself must not reach another one."""
 
-    def __init__(self, method: Method, where: Slice, stream: TaskStream, knows_num_tasks: bool) -> None:
+    def __init__(self, method: Method, where: Slice, stream: TaskStream, circumstances: Circumstances) -> None:
         self.method, self.recorder, self.interruption = replace(method), Recorder(), Interruption()
         self.strategy = Watched(
             plugins=[self.method, self.recorder, self.interruption],
             backbone=where.backbone(),
             num_classes=len(stream.classes),
-            num_tasks=where.length if knows_num_tasks else None,
+            num_tasks=where.length if circumstances.knows_num_tasks else None,
             seed=where.seed,
         )
-        self.hidden = hidden_numbers(self.strategy)
+        # Memory is judged by one run.
+        self.hidden: Callable[[], Mapping[str, int]] = hidden_numbers(self.strategy) if circumstances.usual else dict
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Go on with what another session has left."""
+        self.strategy.resume(checkpoint)
+        self.strategy.left = fingerprint(self.strategy.model)
+        restore_random_state(checkpoint.part("random."))
 
 
 def trial(method: Method, where: Slice, modules: ModuleState, circumstances: Circumstances = Circumstances()) -> Trial:
@@ -274,39 +286,38 @@ def trial(method: Method, where: Slice, modules: ModuleState, circumstances: Cir
         modules: what a process finds when it starts.
     """
     reads = Reads()
-    knows, at_once = circumstances.knows_num_tasks, method.trains_on == "stream"
-    stream = where.stream(reads, where.length if knows or at_once else min(where.length + 1, where.tasks))
+    at_once = method.trains_on == "stream"
+    more = not circumstances.knows_num_tasks and not at_once
+    stream = where.stream(reads, min(where.length + more, where.tasks))
     test = stream.test[: where.length]
     stages: list[Stage] = []
     classes: list[int] = []
 
-    def begin(checkpoint: Checkpoint | None = None) -> Session:
+    def begin(left: Session | None = None) -> Session:
+        checkpoint = None if left is None else checkpoint_of(left.strategy, weights)
         modules.restore()
-        session = Session(method, where, stream, knows)
+        session = Session(method, where, stream, circumstances)
         if checkpoint is not None:
-            session.strategy.resume(checkpoint)
-            session.strategy.left = fingerprint(session.strategy.model)
-            restore_random_state(checkpoint.part("random."))
+            session.resume(checkpoint)
         return session
 
     with global_generators(circumstances.state):
         fresh = where.backbone()
         pretrained = fingerprint(fresh)
-        weights = {f"model.backbone.{name}": tensor for name, tensor in fresh.state_dict().items()}
+        weights = fresh.state_dict()
         session = begin()
         for number, experience in enumerate(stream.joint if at_once else stream.train[: where.length]):
             own = images_of(experience)
             reads.take()
-            session.interruption.steps = 0
-            session.interruption.last = dict(enumerate(circumstances.inside)).get(number, 0)
+            session.interruption.begin(dict(enumerate(circumstances.inside)).get(number))
             try:
                 session.strategy.train(experience, eval_streams=[])
             except Interrupted:
-                session = begin(checkpoint_of(session.strategy, weights))
+                session = begin(session)
                 session.strategy.train(experience, eval_streams=[])
             train_reads, test_reads = reads.take()
             session.strategy.eval(test)
-            logits = session.recorder.take()
+            result = Moment(session.strategy.left, session.recorder.take())
             late, _ = reads.take()
             classes.append(len(own.labels.unique()))
             stages.append(
@@ -318,11 +329,11 @@ def trial(method: Method, where: Slice, modules: ModuleState, circumstances: Cir
                     declared=declared_numbers(method, fresh, len(stream.classes), classes),
                     hidden=session.hidden(),
                     steps=session.interruption.steps,
-                    result=Moment(session.strategy.left, logits),
+                    result=result,
                 )
             )
             if circumstances.between:
-                session = begin(checkpoint_of(session.strategy, weights))
+                session = begin(session)
         session.strategy.look()
         final = fingerprint(session.strategy.model)
         hits, logits = session.strategy.count(test, session.strategy.eval_mb_size)
