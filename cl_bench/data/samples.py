@@ -205,13 +205,15 @@ class TaskSamples:
     def __len__(self) -> int:
         return len(self.samples.labels)
 
-    def batches(self, augmented: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
-        """One ordered pass: `(images [b, C, H, W], labels [b])`, in the test view, or in one training view each."""
+    def batches(self, augmented: bool = False, shuffled: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+        """One pass: `(images [b, C, H, W], labels [b])`, in the test view, or in one training view each; in their
+        order, or in a random one that is the same in each pass, for decisions on batches of mixed classes."""
         if not len(self):
             return
         key = (*self.key, "pass") if augmented else None
-        labels = to_device(self.samples.labels, self.device).split(self.batch_size)
-        views = self.samples.views(np.arange(len(self)), key, self.device, self.batch_size)
+        order = permutation((*self.key, "pass", "order"), len(self)) if shuffled else np.arange(len(self))
+        labels = to_device(self.samples.labels[torch.from_numpy(order)], self.device).split(self.batch_size)
+        views = self.samples.views(order, key, self.device, self.batch_size)
         yield from zip(views, labels, strict=True)
 
     def collect(self, function: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:

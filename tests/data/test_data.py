@@ -485,6 +485,21 @@ def test_task_images_pass_over_all_in_order() -> None:
     assert len(images) == 7
 
 
+def test_task_images_pass_over_all_in_a_random_order() -> None:
+    """The same order in every pass, whatever the size of batches and the view; another one in another task."""
+    chosen = samples(list(range(20)))
+    plain = chosen.view(np.arange(20), None, CPU)
+    orders = []
+    for key, size in ((0, 3), (0, 7), (1, 7)):
+        images = TaskSamples(chosen, (key,), CPU, size)
+        views, labels = (torch.cat(part) for part in zip(*images.batches(shuffled=True), strict=True))
+        orders.append([next(i for i in range(20) if torch.equal(plain[i], view)) for view in views])
+        assert torch.equal(labels, chosen.labels[orders[-1]])
+        assert torch.equal(labels, torch.cat([label for _, label in images.batches(augmented=True, shuffled=True)]))
+    assert orders[0] == orders[1] != orders[2]
+    assert sorted(orders[0]) == sorted(orders[2]) == list(range(20)) != orders[0]
+
+
 # --- on a GPU --------------------------------------------------------------------------------------------------
 
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
