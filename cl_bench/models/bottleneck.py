@@ -9,16 +9,17 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from cl_bench.models.vit import Bottleneck as Weights
-from cl_bench.models.vit import ViT
+from cl_bench.models.vit import ViT, bottleneck
 
 Layer = nn.Linear | nn.LayerNorm | nn.Conv2d
 
 
 class Bottleneck(nn.Module):
-    """The weights of AdaptFormer's adapter, which starts at 0."""
+    """AdaptFormer's adapter, which starts at 0: x -> scale (W_up relu(W_down x + b_down) + b_up)."""
 
-    def __init__(self, dim: int, width: int) -> None:
+    def __init__(self, dim: int, width: int, scale: float = 0.1) -> None:
         super().__init__()
+        self.scale = scale
         self.down = nn.Linear(dim, width)
         self.up = nn.Linear(width, dim)
         nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
@@ -26,8 +27,11 @@ class Bottleneck(nn.Module):
             nn.init.zeros_(zero)
 
     def weights(self) -> Weights:
-        """As `vit.bottleneck` takes them."""
+        """As `ViT.features` takes them where the scale is 0.1."""
         return self.down.weight, self.down.bias, self.up.weight, self.up.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return bottleneck(x, *self.weights(), self.scale)
 
 
 class Adapters(nn.Module):

@@ -25,7 +25,8 @@ from cl_bench.experiment import Precision
 
 Prefix = tuple[Tensor, Tensor]
 Bottleneck = tuple[Tensor, Tensor, Tensor, Tensor]
-_Output = Literal["features", "tokens", "residual stream", "attention inputs"]
+Parallel = Bottleneck | Callable[[Tensor], Tensor]
+_Output = Literal["features", "tokens", "residual stream", "attention inputs", "features and parallel inputs"]
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class ViT:
         *,
         weights: Mapping[str, Tensor] | None = None,
         prefixes: Mapping[int, Prefix] | None = None,
-        parallel: Mapping[int, Bottleneck] | None = None,
+        parallel: Mapping[int, Parallel] | None = None,
         blocks: range | None = None,
     ) -> Tensor:
         """CLS (or pooled) features, fp32 [B, d], of the backbone into which something is put; see `tokens`.
@@ -122,7 +123,7 @@ class ViT:
         weights: Mapping[str, Tensor] | None = None,
         prefixes: Mapping[int, Prefix] | None = None,
         prompts: Tensor | None = None,
-        parallel: Mapping[int, Bottleneck] | None = None,
+        parallel: Mapping[int, Parallel] | None = None,
     ) -> Tensor:
         """All output tokens of the backbone into which something is put.
 
@@ -134,8 +135,9 @@ class ViT:
                 (prefix tuning; Li & Liang 2021).
             prompts: [B, n, d], put in front of the sequence after the positional embedding, of which they get none
                 (prompt tuning; Lester et al. 2021, L2P).
-            parallel: per block number the weights of a bottleneck that works beside the block's MLP, on the MLP's input
-                before its norm (AdaptFormer; Chen et al. 2022): see `bottleneck`.
+            parallel: per block number what works beside the block's MLP, on the MLP's input before its norm: the
+                weights of a bottleneck (AdaptFormer; Chen et al. 2022), see `bottleneck`, or a function of that input,
+                best a module, from and to fp32 [B, tokens, d], that treats each image alone.
 
         Returns:
             fp32 [B, n + tokens, d], after the final norm.
@@ -146,6 +148,12 @@ class ViT:
         """What the attention of every block sees, the output of the block's first norm: L times fp32 [B, tokens, d]."""
         return self._pass("attention inputs", images, weights, None, None, None)
 
+    def features_and_inputs(
+        self, images: Tensor, *, parallel: Mapping[int, Parallel], weights: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """Features as `features` gives them, and what each of `parallel` sees: per block number fp32 [B, tokens, d]."""
+        return self._pass("features and parallel inputs", images, weights, None, None, parallel)
+
     def _pass(
         self,
         output: _Output,
@@ -153,7 +161,7 @@ class ViT:
         weights: Mapping[str, Tensor] | None,
         prefixes: Mapping[int, Prefix] | None,
         prompts: Tensor | None,
-        parallel: Mapping[int, Bottleneck] | None,
+        parallel: Mapping[int, Parallel] | None,
         blocks: range | None = None,
     ) -> Any:
         state, execution = self._state, self._state.execution
@@ -171,7 +179,7 @@ class ViT:
             into = (*_each(into[:2], lambda rows: _filled(rows, more)), into[2])
         run = _compiled() if execution.compiled else _run
         result = run(_Pass(self.backbone, output, blocks), given, execution.dtype, images, *into)
-        return [one[:size] for one in result] if isinstance(result, list) else result[:size]
+        return _each(result, lambda rows: rows[:size])
 
 
 @dataclass(slots=True)
@@ -239,18 +247,18 @@ def attention_inputs(backbone: VisionTransformer, images: Tensor, **into: Any) -
     return ViT.of(backbone).attention_inputs(images, **into)
 
 
-def bottleneck(x: Tensor, down: Tensor, down_bias: Tensor, up: Tensor, up_bias: Tensor) -> Tensor:
-    """AdaptFormer's adapter: x -> 0.1 (W_up relu(W_down x + b_down) + b_up)."""
-    return 0.1 * nn.functional.linear(nn.functional.linear(x, down, down_bias).relu(), up, up_bias)
+def bottleneck(x: Tensor, down: Tensor, down_bias: Tensor, up: Tensor, up_bias: Tensor, scale: float = 0.1) -> Tensor:
+    """AdaptFormer's adapter: x -> scale (W_up relu(W_down x + b_down) + b_up)."""
+    return scale * nn.functional.linear(nn.functional.linear(x, down, down_bias).relu(), up, up_bias)
 
 
 def _each(nested: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """A function of every tensor in mappings and tuples."""
+    """A function of every tensor in mappings, tuples and lists; whatever else is there stays as it is."""
     if isinstance(nested, Mapping):
         return {key: _each(value, function) for key, value in nested.items()}
-    if isinstance(nested, tuple):
-        return tuple(_each(one, function) for one in nested)
-    return None if nested is None else function(nested)
+    if isinstance(nested, tuple | list):
+        return type(nested)(_each(one, function) for one in nested)
+    return function(nested) if isinstance(nested, Tensor) else nested
 
 
 def _filled(rows: Tensor, more: int) -> Tensor:
@@ -272,9 +280,7 @@ def _run(network: _Pass, weights: dict[str, Tensor], dtype: torch.dtype | None, 
         return network(images, *into)
     given = {f"backbone.{name}": weight.to(dtype) for name, weight in weights.items()}
     result = functional_call(network, given, (images.to(dtype), *into))
-    if dtype is None:
-        return result
-    return [one.float() for one in result] if isinstance(result, list) else result.float()
+    return result if dtype is None else _each(result, Tensor.float)
 
 
 class _Pass(nn.Module):
@@ -290,7 +296,7 @@ class _Pass(nn.Module):
         images: Tensor,
         prefixes: Mapping[int, Prefix],
         prompts: Tensor | None,
-        parallel: Mapping[int, Bottleneck],
+        parallel: Mapping[int, Parallel],
     ) -> Any:
         backbone = self.backbone
         rounded = images.dtype == torch.bfloat16
@@ -305,7 +311,7 @@ class _Pass(nn.Module):
         if prompts is not None:
             x = torch.cat([prompts.to(x.dtype), x], dim=1)
         of_one = self.output == "features" and backbone.global_pool == "token" and backbone.attn_pool is None
-        inputs = []
+        inputs, beside = [], {}
         for number in range(self.first, self.end):
             block = backbone.blocks[number]
             entered = self.output == "attention inputs" or number in prefixes or number in parallel
@@ -315,17 +321,33 @@ class _Pass(nn.Module):
             seen = block.norm1(x)
             inputs.append(seen)
             # Features are taken from one token: of the last block, nothing else is needed of the others than their keys
-            # and values. The reference computes all.
-            rows = 1 if rounded and of_one and number == self.end - 1 else None
+            # and values, unless a function sees them. The reference computes all.
+            module = parallel.get(number)
+            alone = module is None or isinstance(module, tuple)
+            rows = 1 if rounded and of_one and alone and number == self.end - 1 else None
             x = x[:, :rows] + block.drop_path1(block.ls1(_attend(block.attn, seen, prefixes.get(number), rows)))
-            aside = bottleneck(x, *(part.to(x.dtype) for part in parallel[number])) if number in parallel else 0
+            aside: Tensor | int = 0
+            if module is not None:
+                beside[number] = x
+                aside = _beside(module, x)
             x = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))) + aside
         if self.output == "attention inputs":
             return inputs
         if self.output == "residual stream":
             return x
         x = backbone.norm(x)
-        return x if self.output == "tokens" else backbone.forward_head(x, pre_logits=True)
+        if self.output == "tokens":
+            return x
+        features = backbone.forward_head(x, pre_logits=True)
+        return features if self.output == "features" else (features, beside)
+
+
+def _beside(module: Parallel, x: Tensor) -> Tensor:
+    """What works beside the MLP; functions know nothing of the precision."""
+    if isinstance(module, tuple):
+        down, down_bias, up, up_bias = (part.to(x.dtype) for part in module)
+        return bottleneck(x, down, down_bias, up, up_bias)
+    return module(x.float()).to(x.dtype)
 
 
 def _patches(embed: Any, images: Tensor) -> Tensor:

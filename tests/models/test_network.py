@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.func import functional_call
 
@@ -60,6 +60,18 @@ def alike(one: Tensor, other: Tensor) -> float:
     return float(torch.nn.functional.cosine_similarity(one.detach().flatten(1), other.detach().flatten(1)).min())
 
 
+class Mixed(nn.Module):
+    """A function of all tokens of an image, with a weight."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.dtype == torch.float32
+        return x.mean(dim=1, keepdim=True).tanh() * (x @ self.weight)
+
+
 def put_in() -> dict[str, dict[str, Any]]:
     """Whatever can be put into a pass."""
     random = torch.Generator().manual_seed(2)
@@ -72,7 +84,14 @@ def put_in() -> dict[str, dict[str, Any]]:
         "weights": {"weights": {"blocks.2.attn.qkv.weight": draw(144, 48), "blocks.0.mlp.fc1.weight": draw(192, 48)}},
         "prefixes": {"prefixes": {number: (draw(4, 2, 48), draw(4, 2, 48)) for number in (0, 2)}},
         "bottlenecks": {"parallel": {number: (draw(8, 48), draw(8), draw(48, 8), draw(48)) for number in (1, 2)}},
+        "functions": {"parallel": {1: Mixed(draw(48, 48).detach()), 2: Mixed(draw(48, 48).detach())}},
     }
+
+
+def leaves_of(into: dict[str, Any]) -> list[Tensor]:
+    """What gradients flow into."""
+    found = torch.utils._pytree.tree_leaves(into)
+    return [leaf for one in found for leaf in (one.parameters() if isinstance(one, nn.Module) else [one])]
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -80,7 +99,7 @@ def put_in() -> dict[str, dict[str, Any]]:
 def test_bf16_is_the_same_pass(name: str, kind: str) -> None:
     """Features come back in fp32, within what bf16 rounds; so do the gradients of what is put in."""
     backbone, into = vit(**ARCHITECTURES[name]).requires_grad_(False), put_in()[kind]
-    leaves = [leaf for value in into.values() for leaf in torch.utils._pytree.tree_leaves(value)]
+    leaves = leaves_of(into)
     found = []
     for execution in (Execution(), BF16):
         features = ViT(backbone, execution).features(images(), **into)
@@ -102,9 +121,10 @@ def test_without_anything_put_in_fp32_is_timms_own_pass(name: str) -> None:
     assert torch.equal(ViT(backbone).features(images()), backbone(images()))
 
 
-def test_the_last_block_of_one_token_gives_what_all_tokens_give() -> None:
-    network = ViT(vit(), BF16)
-    assert alike(network.features(images()), network.tokens(images())[:, 0]) > 0.9999
+@pytest.mark.parametrize("kind", ["nothing", "bottlenecks", "functions"])
+def test_the_last_block_of_one_token_gives_what_all_tokens_give(kind: str) -> None:
+    network, into = ViT(vit(), BF16), put_in()[kind]
+    assert alike(network.features(images(), **into), network.tokens(images(), **into)[:, 0]) > 0.9999
 
 
 def test_attention_inputs_are_what_the_attention_sees() -> None:
@@ -136,6 +156,21 @@ def test_an_early_exit_and_the_rest_of_a_pass(name: str, execution: Execution) -
     changed = {"blocks.1.attn.qkv.weight": backbone.blocks[1].attn.qkv.weight.flip(0)}
     assert not torch.equal(network.residual_stream(images(), range(2), weights=changed), left)
     assert alike(network.features(left, blocks=range(2, 3), weights=changed), whole) > least
+
+
+@pytest.mark.parametrize("kind", ["bottlenecks", "functions"])
+def test_features_come_with_what_the_parallel_modules_see(kind: str) -> None:
+    backbone, into, seen = vit().requires_grad_(False), put_in()[kind], []
+    for number in (1, 2):
+        backbone.blocks[number].norm2.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    features, inputs = ViT(backbone).features_and_inputs(images(), **into)
+    assert list(inputs) == [1, 2] and all(map(torch.equal, inputs.values(), seen))
+    assert torch.equal(features, ViT(backbone).features(images(), **into))
+    # Gradients flow through both; what is seen in the first block depends on nothing that is trained.
+    assert inputs[2].requires_grad and not inputs[1].requires_grad and features.requires_grad
+    rounded, also = ViT(backbone, BF16).features_and_inputs(images(), **into)
+    for one, other in ((features, rounded), (inputs[1], also[1]), (inputs[2], also[2])):
+        assert other.dtype == torch.float32 and alike(one, other) > 0.999
 
 
 def change_in_place(backbone: VisionTransformer) -> None:
@@ -325,6 +360,21 @@ def test_subsets_of_a_batch_are_trained_on_without_compiling_again(graphs: Calla
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
         made.append(graphs())
     assert made[0] < made[1] and len(set(made[1:])) == 1
+
+
+@pytest.mark.parametrize("kind", ["bottlenecks", "functions"])
+def test_compiled_passes_give_what_parallel_modules_see(kind: str, graphs: Callable[[], int]) -> None:
+    """Of the images that there are, in training and in evaluation, and of a last batch with the same graph."""
+    backbone, into = vit().requires_grad_(False), put_in()[kind]
+    eager, compiled = ViT(backbone), ViT(backbone, Execution(compiled=True))
+    for training in (True, False):
+        made = [graphs()]
+        for size in (8, 3):
+            with torch.set_grad_enabled(training):
+                expected, found = (each.features_and_inputs(images(size), **into) for each in (eager, compiled))
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+            made.append(graphs())
+        assert made[0] < made[1] == made[2]
 
 
 def test_compiled_passes_give_the_same(graphs: Callable[[], int]) -> None:
