@@ -26,6 +26,7 @@ from tests.golden import (
     metrics,
     prototypes,
     sdlora,
+    sema,
     worst,
 )
 
@@ -37,6 +38,7 @@ KINDS = {
     "l2p": l2p.KIND,
     "prototypes": prototypes.KIND,
     "ease": ease.KIND,
+    "sema": sema.KIND,
     "metrics": metrics.KIND,
 }
 

@@ -20,9 +20,10 @@ from cl_bench.models.prompts import PromptModel, split
 from cl_bench.models.statistics import ClassStatistics
 from cl_bench.models.vit import Prefix
 from tests import golden
-from tests.golden import Check, Fixture, coda, dualprompt, ease, inflora, l2p, prototypes, recipe, sdlora
+from tests.golden import Check, Fixture, coda, dualprompt, ease, inflora, l2p, prototypes, recipe, sdlora, sema
 from tests.golden.replay import KINDS
 from tests.helpers.kinds.ease import Prototypes
+from tests.helpers.kinds.sema import Expert, Mixture
 
 
 @cache
@@ -134,11 +135,23 @@ def evenly(head: Prototypes, seen: Sequence[int], once: bool) -> None:
         head.prototypes[classes[older], j] = head.prototypes[classes[~older], j].mean(dim=0)
 
 
+def one_sided(expert: Expert, inputs: Tensor) -> Tensor:
+    """How many standard deviations the errors are above their mean."""
+    return ((expert.error(inputs) - expert.mean) / expert.std).mean()
+
+
+def mixed_evenly(mixture: Mixture, x: Tensor) -> Tensor:
+    """The mean of the experts."""
+    return torch.stack([expert.adapter(x) for expert in mixture]).mean(dim=0)
+
+
 _PREFIXES, _PROMPTED = DualPromptModel.prefixes, L2PModel.prompted
 _UPDATE, _FACTOR = RidgeHead.update, ClassStatistics._factor
 _GELUS = "tests.golden.recipe.GELUS"
 _QUERY = "cl_bench.models.prompts.PromptModel.query"
 _CODA_PREFIXES = "cl_bench.methods.coda.CODAModel.prefixes"
+_SURPRISE = "tests.helpers.kinds.sema.Expert.surprise"
+_MIXTURE = "tests.helpers.kinds.sema.Mixture.forward"
 _SYNTHESISE = "tests.helpers.kinds.ease.Prototypes.synthesise"
 _VALIDATION = ("cl_bench.methods.ranpac.validation_errors", "tests.golden.prototypes.validation_errors")
 _EXCHANGED = {"erf": recipe.GELUS["tanh"], "tanh": recipe.GELUS["erf"]}
@@ -167,6 +180,7 @@ PARTS: Mapping[str, Callable[..., Iterator[Check]]] = {
     "l2p": lambda **options: l2p.checks(fixture("l2p"), **options),
     "prototypes": lambda **options: prototypes.checks(fixture("prototypes"), **options),
     "ease": lambda **options: ease.checks(fixture("ease"), ("main",), **options),
+    "sema": lambda **options: sema.checks(fixture("sema"), **options),
 }
 
 WRONG = {
@@ -323,6 +337,15 @@ WRONG = {
     "ease, synthesised from all newer classes alike": Wrong(
         "ease", {"main.t1.weight": 1e-2, "main.t2.weight": 1e-2}, patch={_SYNTHESISE: evenly}
     ),
+    "sema, never expanded": Wrong("sema", {"t1.phases": 1.0, "t2.test.logits": 1e-2}, {"threshold": 9.0}),
+    "sema, only larger errors surprise": Wrong("sema", {"t1.phases": 1.0}, patch={_SURPRISE: one_sided}),
+    "sema, experts mixed evenly": Wrong(
+        "sema", {"t1.ce": 1e-3, "t1.test.logits": 1e-3, "t2.detect.3.1.error": 1e-3}, patch={_MIXTURE: mixed_evenly}
+    ),
+    "sema, constant rate": Wrong("sema", {"t0.ce": 1e-3, "t0.record.2": 1e-3}, {"schedule": "constant"}),
+    "sema, no weight decay": Wrong("sema", {"t0.after.2.router.weight": 1e-4}, {"weight_decay": 0.0}),
+    "sema, all classes": Wrong("sema", {"t1.ce": 0.5, "t2.test.logits": 1e-2}, {"loss": "all"}),
+    "sema, the last errors of one batch": Wrong("sema", {"t0.record.2": 1e-2}, {"recent": 12}),
 }
 
 

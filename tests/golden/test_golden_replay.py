@@ -48,6 +48,7 @@ def run(path: Path, data: Arrays) -> int:
         ("l2p", "", 80),
         ("prototypes", "", 85),
         ("ease", "", 110),
+        ("sema", "", 130),
     ],
 )
 def test_a_faithful_file_passes(
@@ -98,6 +99,7 @@ def corrupted(name: str, pattern: str, key: str, value: float) -> Arrays:
         ("prototypes", "slca", "slca.ca.losses", "slca.ca.losses"),
         ("ease", "main", "main.t1.losses", "main.t1.losses"),
         ("ease", "", "last_only.t2.weight", "last_only.t2.weight"),
+        ("sema", "t1", "t1.after.3.1.rd.decoder.weight", "t1.after.3.1.rd.decoder.weight"),
     ],
 )
 def test_any_wrong_number_fails(
@@ -112,7 +114,13 @@ def test_any_wrong_number_fails(
 
 
 @pytest.mark.parametrize(
-    ("name", "key"), [("dualprompt", "test.slot.3"), ("l2p", "b.tanh.topk_idx"), ("prototypes", "ranpac.lambda.t1")]
+    ("name", "key"),
+    [
+        ("dualprompt", "test.slot.3"),
+        ("l2p", "b.tanh.topk_idx"),
+        ("prototypes", "ranpac.lambda.t1"),
+        ("sema", "t1.phases"),
+    ],
 )
 def test_indices_must_be_equal(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, key: str) -> None:
     data = part(name, key)
@@ -135,6 +143,7 @@ def test_indices_must_be_equal(tmp_path: Path, capsys: pytest.CaptureFixture[str
         ("prototypes", r"slca\.(feat|ca\.(losses|final_head\.bias))"),
         ("ease", r"main\.t1\.(features|after\.proxy\.sigma)$"),
         ("ease", r"diagonal\.t2\.logits$"),
+        ("sema", r"t2\.(phases|record\.3\.2|test\.logits)$"),
     ],
 )
 def test_what_is_missing_is_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, keep: str) -> None:
@@ -172,6 +181,7 @@ def test_sizes_come_from_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[
         ("l2p", "a", "a.unheard_of.3"),
         ("prototypes", "slca", "margin"),
         ("ease", "main", "main.t2.unheard_of"),
+        ("sema", "t0", "t0.after.4.0.up_proj.weight"),
     ],
 )
 def test_an_array_that_nothing_uses_fails(
@@ -194,6 +204,7 @@ def test_an_array_that_nothing_uses_fails(
         ("l2p", "a", "meta.crc_probe"),
         ("prototypes", "slca", "slca.ca.losses"),
         ("ease", "main", "main.t1.grad.1.up_proj.weight"),
+        ("sema", "t1", "t1.detect.2.0.z"),
     ],
 )
 def test_a_renamed_array_fails(
@@ -275,7 +286,11 @@ def test_another_random_stream_is_no_failure_of_the_algorithm(
 
 @pytest.mark.parametrize(
     ("name", "key"),
-    [(name, f"meta.{key}") for name in ("coda", "dualprompt", "l2p", "ease") for key in ("crc_probe", "vit_abs_sum")]
+    [
+        (name, f"meta.{key}")
+        for name in ("coda", "dualprompt", "l2p", "ease", "sema")
+        for key in ("crc_probe", "vit_abs_sum")
+    ]
     + [("prototypes", "meta.crc_probe")],
 )
 def test_the_random_stream_is_verified_first(
@@ -301,6 +316,7 @@ def test_a_file_that_is_no_fixture(tmp_path: Path, capsys: pytest.CaptureFixture
         ("l2p", "", {"a.topk_idx": np.zeros((5, 11))}),
         ("coda", "", {"meta.perm": np.array([7, 8])}),
         ("ease", "", {"meta.batch": np.array([7, 8])}),
+        ("sema", "", {"meta.rank": np.array([7, 8])}),
     ],
 )
 def test_a_file_whose_arrays_do_not_fit(

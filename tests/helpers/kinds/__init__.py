@@ -8,7 +8,19 @@ from typing import Any
 
 FILES = sorted(path for path in Path(__file__).parent.glob("*.py") if path.stem != "__init__")
 
-OPTIONS: Mapping[str, Mapping[str, Any]] = {}
+OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "sema": {
+        "first": 0,
+        "width": 4,
+        "code": 6,
+        "lr": 0.02,
+        "descriptor_epochs": 3,
+        "scan_batch": 8,
+        "recent": 40,
+        "batch_size": 16,
+        "threshold": 0.86,
+    },
+}
 """Hyper-parameters on the tiny ViT, by method."""
 
 WRONG: Mapping[str, set[str]] = {}
