@@ -18,6 +18,7 @@ from tests.golden import (
     Fixture,
     Kind,
     Unusable,
+    cllora,
     coda,
     dualprompt,
     ease,
@@ -39,6 +40,7 @@ KINDS = {
     "prototypes": prototypes.KIND,
     "ease": ease.KIND,
     "sema": sema.KIND,
+    "cllora": cllora.KIND,
     "metrics": metrics.KIND,
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partialmethod
 from typing import Any
 
@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cl_bench.contract.phase import Phase, StepBatch
+from cl_bench.contract.task import Task
 from cl_bench.methods.coda import CODAModel
 from cl_bench.methods.dualprompt import DualPromptModel
 from cl_bench.methods.l2p import L2PModel
@@ -20,8 +22,9 @@ from cl_bench.models.prompts import PromptModel, split
 from cl_bench.models.statistics import ClassStatistics
 from cl_bench.models.vit import Prefix
 from tests import golden
-from tests.golden import Check, Fixture, coda, dualprompt, ease, inflora, l2p, prototypes, recipe, sdlora, sema
+from tests.golden import Check, Fixture, cllora, coda, dualprompt, ease, inflora, l2p, prototypes, recipe, sdlora, sema
 from tests.golden.replay import KINDS
+from tests.helpers.kinds.cllora import CLLoRA
 from tests.helpers.kinds.ease import Prototypes
 from tests.helpers.kinds.sema import Expert, Mixture
 
@@ -145,8 +148,33 @@ def mixed_evenly(mixture: Mixture, x: Tensor) -> Tensor:
     return torch.stack([expert.adapter(x) for expert in mixture]).mean(dim=0)
 
 
+def one_after_the_other(method: CLLoRA, task: Task) -> list[Phase]:
+    """The gradient of the cross-entropy at what the distillation has changed already."""
+    (phase,) = _CLLORA(method, task)
+
+    def step(batch: StepBatch) -> Tensor:
+        batch.update(method.distillation * method.distance(task, batch.inputs), adjust=lambda: method.adjust(task))
+        logits = method.logits(task, task.model.own_features(batch.inputs))
+        targets = torch.searchsorted(torch.tensor(task.classes), batch.labels)
+        loss = method.classification(logits, targets) + method.penalty * method.similarity(task)
+        batch.update(loss)
+        return loss
+
+    return [replace(phase, step=step)] if task.index else [phase]
+
+
+def not_for_the_head(method: CLLoRA, task: Task, images: Tensor) -> Tensor:
+    """A distillation from which the head learns through the student only."""
+    model, logits = task.model, method.logits
+    old = model.early_features(images, task.scratch.call("teacher", model.shared, model.backbone))
+    new = model.early_features(images, model.shared(model.backbone))
+    target = (logits(task, old).detach() / method.temperature).softmax(dim=1)
+    return nn.functional.cross_entropy(logits(task, new) / method.temperature, target)
+
+
 _PREFIXES, _PROMPTED = DualPromptModel.prefixes, L2PModel.prompted
 _UPDATE, _FACTOR = RidgeHead.update, ClassStatistics._factor
+_CLLORA, _OF_CLLORA = CLLoRA.phases, "tests.helpers.kinds.cllora.CLLoRA"
 _GELUS = "tests.golden.recipe.GELUS"
 _QUERY = "cl_bench.models.prompts.PromptModel.query"
 _CODA_PREFIXES = "cl_bench.methods.coda.CODAModel.prefixes"
@@ -179,6 +207,7 @@ PARTS: Mapping[str, Callable[..., Iterator[Check]]] = {
     "dualprompt": lambda **options: dualprompt.checks(fixture("dualprompt"), **options),
     "l2p": lambda **options: l2p.checks(fixture("l2p"), **options),
     "prototypes": lambda **options: prototypes.checks(fixture("prototypes"), **options),
+    "cllora": lambda **options: cllora.checks(fixture("cllora"), **options),
     "ease": lambda **options: ease.checks(fixture("ease"), ("main",), **options),
     "sema": lambda **options: sema.checks(fixture("sema"), **options),
 }
@@ -346,6 +375,20 @@ WRONG = {
     "sema, no weight decay": Wrong("sema", {"t0.after.2.router.weight": 1e-4}, {"weight_decay": 0.0}),
     "sema, all classes": Wrong("sema", {"t1.ce": 0.5, "t2.test.logits": 1e-2}, {"loss": "all"}),
     "sema, the last errors of one batch": Wrong("sema", {"t0.record.2": 1e-2}, {"recent": 12}),
+    "cllora, cross-entropy at what the distillation has changed": Wrong(
+        "cllora",
+        {"clean.t1.ce_step.grad.0.q.up": 1e-3, "clean.t2.ce_step.grad.block_weight": 1e-3},
+        patch={f"{_OF_CLLORA}.phases": one_after_the_other},
+    ),
+    "cllora, gradients as they are": Wrong(
+        "cllora", {"clean.t1.kd_step2.grad.0.q.up": 0.1}, patch={f"{_OF_CLLORA}.adjust": lambda method, task: None}
+    ),
+    "cllora, a head that does not learn from the teacher": Wrong(
+        "cllora", {"clean.t1.kd_step.grad.proxy.weight": 0.5}, patch={f"{_OF_CLLORA}.distance": not_for_the_head}
+    ),
+    "cllora, no penalty": Wrong("cllora", {"clean.t1.ce_step.grad.block_weight": 1e-4}, {"penalty": 0.0}),
+    "cllora, no temperature": Wrong("cllora", {"clean.t1.kd": 1e-2}, {"temperature": 1.0}),
+    "cllora, no weight decay": Wrong("cllora", {"clean.t2.after.0.q.up": 1e-2}, {"weight_decay": 0.0}),
 }
 
 

@@ -49,6 +49,7 @@ def run(path: Path, data: Arrays) -> int:
         ("prototypes", "", 85),
         ("ease", "", 110),
         ("sema", "", 130),
+        ("cllora", "", 160),
     ],
 )
 def test_a_faithful_file_passes(
@@ -100,6 +101,7 @@ def corrupted(name: str, pattern: str, key: str, value: float) -> Arrays:
         ("ease", "main", "main.t1.losses", "main.t1.losses"),
         ("ease", "", "last_only.t2.weight", "last_only.t2.weight"),
         ("sema", "t1", "t1.after.3.1.rd.decoder.weight", "t1.after.3.1.rd.decoder.weight"),
+        ("cllora", "clean", "clean.t1.ce_step.grad.0.q.up", "clean.t1.ce_step.grad.0.q.up"),
     ],
 )
 def test_any_wrong_number_fails(
@@ -144,6 +146,7 @@ def test_indices_must_be_equal(tmp_path: Path, capsys: pytest.CaptureFixture[str
         ("ease", r"main\.t1\.(features|after\.proxy\.sigma)$"),
         ("ease", r"diagonal\.t2\.logits$"),
         ("sema", r"t2\.(phases|record\.3\.2|test\.logits)$"),
+        ("cllora", r"clean\.t1\.(kd|after\.0\.q\.up)$"),
     ],
 )
 def test_what_is_missing_is_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, keep: str) -> None:
@@ -182,6 +185,7 @@ def test_sizes_come_from_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[
         ("prototypes", "slca", "margin"),
         ("ease", "main", "main.t2.unheard_of"),
         ("sema", "t0", "t0.after.4.0.up_proj.weight"),
+        ("cllora", "clean", "clean.t2.unheard_of"),
     ],
 )
 def test_an_array_that_nothing_uses_fails(
@@ -205,6 +209,7 @@ def test_an_array_that_nothing_uses_fails(
         ("prototypes", "slca", "slca.ca.losses"),
         ("ease", "main", "main.t1.grad.1.up_proj.weight"),
         ("sema", "t1", "t1.detect.2.0.z"),
+        ("cllora", "clean", "clean.t2.orth"),
     ],
 )
 def test_a_renamed_array_fails(
@@ -218,11 +223,13 @@ def test_a_renamed_array_fails(
 
 
 def test_what_only_informs_need_not_be_used(tmp_path: Path) -> None:
-    """InfLoRA's hints about conditioning, where InfLoRA has them, and numbers that are not EASE's."""
+    """InfLoRA's hints about conditioning, where InfLoRA has them, and numbers of what small methods leave out."""
     informative = {"d64/t0/design/blocks.0/gap": np.zeros(()), "d64/t0/memory/blocks.1/margin": np.zeros(2)}
     assert run(tmp_path / "inflora.npz", part("inflora", "sched/") | informative) == 0
     informative = {"aper.t1.logits": np.zeros((2, 3)), "block.out": np.zeros(())}
     assert run(tmp_path / "ease.npz", part("ease", "plain") | informative) == 0
+    informative = {"rel.t1.ce_step.grad.0.q.up": np.zeros((2, 3))}
+    assert run(tmp_path / "cllora.npz", part("cllora", "clean") | informative) == 0
 
 
 def one_sentence(capsys: pytest.CaptureFixture[str]) -> str:
@@ -288,7 +295,7 @@ def test_another_random_stream_is_no_failure_of_the_algorithm(
     ("name", "key"),
     [
         (name, f"meta.{key}")
-        for name in ("coda", "dualprompt", "l2p", "ease", "sema")
+        for name in ("coda", "dualprompt", "l2p", "ease", "sema", "cllora")
         for key in ("crc_probe", "vit_abs_sum")
     ]
     + [("prototypes", "meta.crc_probe")],
