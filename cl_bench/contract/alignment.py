@@ -32,7 +32,7 @@ class Alignment(Part):
     """Keeps a Gaussian of each class's features, and trains the head on features drawn from them.
 
     Attributes:
-        epochs, lr: of that training (SGD, momentum 0.9, weight decay 5e-4, cosine).
+        epochs, lr, weight_decay: of that training (SGD, momentum 0.9, cosine).
         samples: features per class and epoch, and per batch.
         covariance: what is kept of each class's covariance.
         temperature: logits are divided by this and by the mean norm of a task's logits; None: neither.
@@ -47,16 +47,21 @@ class Alignment(Part):
     temperature: float | None = 0.1
     shrink: float = 0.1
     restore: bool = True
+    weight_decay: float = 5e-4
 
     def extend(self, model: FeatureModel, method: str) -> None:
         if not isinstance(model.head, nn.Linear):
             raise UserError(f"align=true: {method} trains no linear head that could be aligned")
         model.keep_statistics(self.covariance, self.restore)
 
+    def collect(self, model: FeatureModel, samples: TaskSamples) -> tuple[Tensor, Tensor]:
+        """The features [n, d] that statistics are made of, and the labels [n]."""
+        return samples.collect(model.own_features)
+
     def phases(self, task: Task, samples: TaskSamples) -> list[Phase]:
         model = task.model
         with torch.no_grad():
-            features, labels = samples.collect(model.own_features)
+            features, labels = self.collect(model, samples)
             model.statistics.update(features, labels, task.index)
         head = model.head
         if model.aligned is not None:
@@ -91,7 +96,7 @@ class Alignment(Part):
             epochs=self.epochs,
             batch_size=self.samples,
             loss=loss,
-            optimizer=lambda groups: torch.optim.SGD(groups, lr=self.lr, momentum=0.9, weight_decay=5e-4),
+            optimizer=lambda groups: torch.optim.SGD(groups, lr=self.lr, momentum=0.9, weight_decay=self.weight_decay),
             schedule=lambda epoch, epochs: schedules.cosine(None, epoch, epochs),
             forward=head,
             batches=lambda epoch: statistics.batches(self.samples, (*task.key, name, epoch), self.shrink),

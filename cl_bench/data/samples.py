@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -141,6 +141,22 @@ class Concatenated(Samples):
             yield torch.cat(views)[to_device(torch.from_numpy(np.argsort(np.concatenate(rows))), device)]
 
 
+@dataclass
+class Selected(Samples):
+    """Some of the samples of an experience, at these positions [m]."""
+
+    samples: Samples
+    positions: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        self.labels = self.samples.labels[torch.from_numpy(self.positions)]
+
+    def views(
+        self, positions: NDArray[np.int64], key: Key | None, device: torch.device, batch_size: int
+    ) -> Iterator[Tensor]:
+        yield from self.samples.views(self.positions[positions], key, device, batch_size)
+
+
 def _chunks(positions: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
     for start in range(0, len(positions), size):
         yield positions[start : start + size]
@@ -204,6 +220,11 @@ class TaskSamples:
 
     def __len__(self) -> int:
         return len(self.samples.labels)
+
+    def of_class(self, label: int) -> TaskSamples:
+        """Those of one class, in their order."""
+        chosen = np.flatnonzero(self.samples.labels.numpy() == label)
+        return replace(self, samples=Selected(self.samples, chosen))
 
     def batches(self, augmented: bool = False, shuffled: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         """One pass: `(images [b, C, H, W], labels [b])`, in the test view, or in one training view each; in their

@@ -500,6 +500,17 @@ def test_task_images_pass_over_all_in_a_random_order() -> None:
     assert sorted(orders[0]) == sorted(orders[2]) == list(range(20)) != orders[0]
 
 
+def test_a_pass_over_one_class_sees_its_samples_in_order() -> None:
+    chosen = samples([3, 1, 4, 15, 9, 2, 6])
+    every = TaskSamples(chosen, (0,), CPU)
+    for label in chosen.labels.unique().tolist():
+        rows = chosen.labels == label
+        for augmented in (False, True):
+            [(all_views, _)], [(views, labels)] = every.batches(augmented), every.of_class(label).batches(augmented)
+            assert torch.equal(views, all_views[rows]) and torch.equal(labels, chosen.labels[rows])
+    assert len(every.of_class(-1)) == 0
+
+
 # --- on a GPU --------------------------------------------------------------------------------------------------
 
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
