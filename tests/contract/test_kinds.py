@@ -27,7 +27,7 @@ from tests.helpers.training import Spy, assert_same_counts, same, snapshot, stra
 
 pytestmark = pytest.mark.usefixtures("one_thread", "plain_and_single_threaded")
 
-NAMES = [path.stem for path in kinds.FILES]
+NAMES = [*(path.stem for path in kinds.FILES), *kinds.VARIANTS]
 SIZES = {"epochs": 2, "batch_size": 24}
 PLACES = 4
 """Steps after which each is killed."""
@@ -45,8 +45,9 @@ class Killed(Exception):
 
 @cache
 def method_of(name: str) -> Method:
-    entry = registry.load_file(Path(kinds.__file__).parent / f"{name}.py")
-    return entry.create({**SIZES, **kinds.OPTIONS.get(name, {})})
+    file, options = kinds.VARIANTS.get(name, (name, {}))
+    entry = registry.load_file(Path(kinds.__file__).parent / f"{file}.py")
+    return entry.create({**SIZES, **kinds.OPTIONS.get(file, {}), **options})
 
 
 def learn(strategy: ContinualStrategy) -> None:

@@ -22,9 +22,10 @@ from torch.utils.data import TensorDataset
 
 from cl_bench.contract.method import Method
 from cl_bench.models.bottleneck import Adapters
+from cl_bench.randomness import Key
 from cl_bench.training.strategy import ContinualStrategy
 from tests.golden import Fixture
-from tests.golden.recipe import HEADS, Recipe, gradient
+from tests.golden.recipe import HEADS, Recipe, gradient, normals
 
 TESTED = 3
 """Test images per class."""
@@ -174,6 +175,28 @@ def fresh_bottleneck(recipe: Recipe, adapter: str, name: str, shape: tuple[int, 
 def stored_order() -> Iterator[None]:
     """Nothing is shuffled."""
     with mock.patch("cl_bench.data.samples.permutation", lambda key, n: np.arange(n)):
+        yield
+
+
+@contextmanager
+def drawn(run: Run) -> Iterator[None]:
+    """In classifier alignment, features are drawn and put in order with the recipe's numbers."""
+
+    def start(key: Key) -> str:
+        # Of (seed, "task", task, name of the phase, epoch, what for).
+        return f"{run.name}.t{key[2]}"
+
+    def normal(classes: int, per_class: int, dim: int, generator: Key) -> Tensor:
+        names = [f"{start(generator)}.z.e{generator[-2]}.c{c}" for c in range(classes)]
+        return run.stacked(names, (per_class, dim))
+
+    def order(key: Key, n: int) -> np.ndarray:
+        return np.argsort(run(f"{start(key)}.perm.e{key[-2]}", (n,)).numpy(), kind="stable")
+
+    statistics = "cl_bench.models.statistics"
+    # The key takes the place of its generator.
+    key_itself = mock.patch(f"{statistics}.generator", lambda key: key)
+    with normals(normal), key_itself, mock.patch(f"{statistics}.permutation", order):
         yield
 
 

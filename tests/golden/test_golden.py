@@ -12,20 +12,37 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cl_bench.contract.alignment import Alignment
 from cl_bench.contract.phase import Phase, StepBatch
 from cl_bench.contract.task import Task
 from cl_bench.methods.coda import CODAModel
 from cl_bench.methods.dualprompt import DualPromptModel
 from cl_bench.methods.l2p import L2PModel
 from cl_bench.methods.ranpac import RIDGES, RidgeHead, validation_errors
+from cl_bench.models.bottleneck import Adapters
 from cl_bench.models.prompts import PromptModel, split
 from cl_bench.models.statistics import ClassStatistics
 from cl_bench.models.vit import Prefix
 from tests import golden
-from tests.golden import Check, Fixture, cllora, coda, dualprompt, ease, inflora, l2p, prototypes, recipe, sdlora, sema
+from tests.golden import (
+    Check,
+    Fixture,
+    cllora,
+    coda,
+    dualprompt,
+    ease,
+    inflora,
+    l2p,
+    mos,
+    prototypes,
+    recipe,
+    sdlora,
+    sema,
+)
 from tests.golden.replay import KINDS
 from tests.helpers.kinds.cllora import CLLoRA
 from tests.helpers.kinds.ease import Prototypes
+from tests.helpers.kinds.mos import MOSModel, self_similarity
 from tests.helpers.kinds.sema import Expert, Mixture
 
 
@@ -138,6 +155,14 @@ def evenly(head: Prototypes, seen: Sequence[int], once: bool) -> None:
         head.prototypes[classes[older], j] = head.prototypes[classes[~older], j].mean(dim=0)
 
 
+def towards_drifted(model: MOSModel, adapters: Adapters, earlier: int) -> None:
+    """Merges towards the copies that predict, and have been merged themselves."""
+    drifted = model.drifting[:earlier]
+    for own, *others in zip(*(each.parameters() for each in (adapters, *drifted)), strict=True):
+        if others:
+            own.data.lerp_(torch.stack(others).mean(dim=0), model.momentum)
+
+
 def one_sided(expert: Expert, inputs: Tensor) -> Tensor:
     """How many standard deviations the errors are above their mean."""
     return ((expert.error(inputs) - expert.mean) / expert.std).mean()
@@ -178,6 +203,7 @@ _CLLORA, _OF_CLLORA = CLLoRA.phases, "tests.helpers.kinds.cllora.CLLoRA"
 _GELUS = "tests.golden.recipe.GELUS"
 _QUERY = "cl_bench.models.prompts.PromptModel.query"
 _CODA_PREFIXES = "cl_bench.methods.coda.CODAModel.prefixes"
+_MOS = "tests.helpers.kinds.mos"
 _SURPRISE = "tests.helpers.kinds.sema.Expert.surprise"
 _MIXTURE = "tests.helpers.kinds.sema.Mixture.forward"
 _SYNTHESISE = "tests.helpers.kinds.ease.Prototypes.synthesise"
@@ -209,6 +235,8 @@ PARTS: Mapping[str, Callable[..., Iterator[Check]]] = {
     "prototypes": lambda **options: prototypes.checks(fixture("prototypes"), **options),
     "cllora": lambda **options: cllora.checks(fixture("cllora"), **options),
     "ease": lambda **options: ease.checks(fixture("ease"), ("main",), **options),
+    "mos": lambda **options: mos.checks(fixture("mos"), ("once",), **options),
+    "mos released": lambda **options: mos.checks(fixture("mos"), ("rel",), **options),
     "sema": lambda **options: sema.checks(fixture("sema"), **options),
 }
 
@@ -365,6 +393,38 @@ WRONG = {
     "ease, cosine of the concatenation": Wrong("ease", {"main.t1.logits": 0.1}, {"reweighted": False}),
     "ease, synthesised from all newer classes alike": Wrong(
         "ease", {"main.t1.weight": 1e-2, "main.t2.weight": 1e-2}, patch={_SYNTHESISE: evenly}
+    ),
+    "mos, merged in every pass": Wrong(
+        "mos", {"once.t1.stored.0.up_proj.bias": 1e-3, "once.t2.test.outputs": 3e-4}, {"merge": "released"}
+    ),
+    "mos, never merged": Wrong(
+        "mos", {"once.t1.stored.0.up_proj.bias": 1e-3, "once.t2.losses": 1e-4}, {"merge_momentum": 0.0}
+    ),
+    "mos, similarity of the batch only": Wrong(
+        "mos", {"once.t1.orth": 1e-2}, patch={f"{_MOS}.self_similarity": lambda rows: self_similarity(rows[-8:])}
+    ),
+    "mos, head at the rate of the adapters": Wrong("mos", {"once.t0.losses": 1e-2}, patch={f"{_MOS}.HEAD_LR": 1.0}),
+    "mos, the alignment's usual weight decay": Wrong(
+        "mos",
+        {"once.t2.head.weight": 1e-3},
+        patch={f"{_MOS}.Alignment": lambda **given: Alignment(**given | {"weight_decay": 5e-4})},
+    ),
+    "mos, temperature of the alignment": Wrong(
+        "mos",
+        {"once.t1.ca_losses": 1e-2},
+        patch={f"{_MOS}.Alignment": lambda **given: Alignment(**given | {"temperature": 0.1})},
+    ),
+    "mos, not refined": Wrong("mos", {"once.t2.test.outputs": 1e-3}, patch={f"{_MOS}.LOOK_UPS": 1}),
+    "mos released, one merge in a step": Wrong(
+        "mos released", {"rel.t1.losses": 1e-4, "rel.t2.stored.0.up_proj.bias": 1e-3}, {"merge": "step"}
+    ),
+    "mos released, towards adapters that drifted": Wrong(
+        "mos released", {"rel.t2.stored.1.down_proj.bias": 1e-3}, patch={f"{_MOS}.MOSModel.merge": towards_drifted}
+    ),
+    "mos released, statistics of all classes at once": Wrong(
+        "mos released",
+        {"rel.t1.current_after_statistics.0.up_proj.bias": 1e-4},
+        patch={f"{_MOS}.ClassByClass": Alignment},
     ),
     "sema, never expanded": Wrong("sema", {"t1.phases": 1.0, "t2.test.logits": 1e-2}, {"threshold": 9.0}),
     "sema, only larger errors surprise": Wrong("sema", {"t1.phases": 1.0}, patch={_SURPRISE: one_sided}),

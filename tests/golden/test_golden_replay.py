@@ -48,6 +48,7 @@ def run(path: Path, data: Arrays) -> int:
         ("l2p", "", 80),
         ("prototypes", "", 85),
         ("ease", "", 110),
+        ("mos", "", 280),
         ("sema", "", 130),
         ("cllora", "", 160),
     ],
@@ -100,6 +101,13 @@ def corrupted(name: str, pattern: str, key: str, value: float) -> Arrays:
         ("prototypes", "slca", "slca.ca.losses", "slca.ca.losses"),
         ("ease", "main", "main.t1.losses", "main.t1.losses"),
         ("ease", "", "last_only.t2.weight", "last_only.t2.weight"),
+        ("mos", "variance", "variance.t2.head.weight", "variance.t2.head.weight"),
+        (
+            "mos",
+            "rel",
+            "rel.t1.stored_after_evaluation.2.up_proj.bias",
+            "rel.t1.stored_after_evaluation.2.up_proj.bias",
+        ),
         ("sema", "t1", "t1.after.3.1.rd.decoder.weight", "t1.after.3.1.rd.decoder.weight"),
         ("cllora", "clean", "clean.t1.ce_step.grad.0.q.up", "clean.t1.ce_step.grad.0.q.up"),
     ],
@@ -145,6 +153,7 @@ def test_indices_must_be_equal(tmp_path: Path, capsys: pytest.CaptureFixture[str
         ("prototypes", r"slca\.(feat|ca\.(losses|final_head\.bias))"),
         ("ease", r"main\.t1\.(features|after\.proxy\.sigma)$"),
         ("ease", r"diagonal\.t2\.logits$"),
+        ("mos", r"rel\.t2\.(losses|test\.outputs)$"),
         ("sema", r"t2\.(phases|record\.3\.2|test\.logits)$"),
         ("cllora", r"clean\.t1\.(kd|after\.0\.q\.up)$"),
     ],
@@ -184,6 +193,7 @@ def test_sizes_come_from_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[
         ("l2p", "a", "a.unheard_of.3"),
         ("prototypes", "slca", "margin"),
         ("ease", "main", "main.t2.unheard_of"),
+        ("mos", "variance", "variance.t1.unheard_of"),
         ("sema", "t0", "t0.after.4.0.up_proj.weight"),
         ("cllora", "clean", "clean.t2.unheard_of"),
     ],
@@ -208,6 +218,7 @@ def test_an_array_that_nothing_uses_fails(
         ("l2p", "a", "meta.crc_probe"),
         ("prototypes", "slca", "slca.ca.losses"),
         ("ease", "main", "main.t1.grad.1.up_proj.weight"),
+        ("mos", "once", "once.t1.orth"),
         ("sema", "t1", "t1.detect.2.0.z"),
         ("cllora", "clean", "clean.t2.orth"),
     ],
@@ -295,7 +306,7 @@ def test_another_random_stream_is_no_failure_of_the_algorithm(
     ("name", "key"),
     [
         (name, f"meta.{key}")
-        for name in ("coda", "dualprompt", "l2p", "ease", "sema", "cllora")
+        for name in ("coda", "dualprompt", "l2p", "ease", "mos", "sema", "cllora")
         for key in ("crc_probe", "vit_abs_sum")
     ]
     + [("prototypes", "meta.crc_probe")],
@@ -323,6 +334,7 @@ def test_a_file_that_is_no_fixture(tmp_path: Path, capsys: pytest.CaptureFixture
         ("l2p", "", {"a.topk_idx": np.zeros((5, 11))}),
         ("coda", "", {"meta.perm": np.array([7, 8])}),
         ("ease", "", {"meta.batch": np.array([7, 8])}),
+        ("mos", "", {"meta.rank": np.array([7, 8])}),
         ("sema", "", {"meta.rank": np.array([7, 8])}),
     ],
 )
