@@ -161,7 +161,10 @@ def backward(loss: Tensor, optimization: Optimization, name: str = "phase") -> N
     if loss.requires_grad:
         loss.backward()
     if all(parameter.grad is None for parameter in optimization.trainable()):
-        raise UserError(f"the loss depends on nothing that the {name} trains; list the parameters that it comes from")
+        raise UserError(
+            f"the loss depends on nothing that the {name} trains; list the parameters that it comes from, and look for "
+            "a detach() on the way"
+        )
 
 
 def clip(optimization: Optimization) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, MutableMapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -19,10 +20,14 @@ class Scratch(MutableMapping[str, Tensor]):
     """Tensors of one task by name: a teacher, old features, running statistics of activations.
 
     A tensor is copied when it is put here: what becomes of the original changes nothing. The copies lie in checkpoints,
-    on the device of the original, and not in what is stored; when the task ends they are gone.
+    and not in what is stored; when the task ends they are gone.
+
+    Args:
+        device: on which all of them lie; None: each on that of the original.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device | None = None) -> None:
+        self._device = device
         self._tensors: dict[str, Tensor] = {}
 
     def __getitem__(self, name: str) -> Tensor:
@@ -35,7 +40,8 @@ class Scratch(MutableMapping[str, Tensor]):
                 "checkpoints"
             )
         # In the layout of a restored copy: in another one the same numbers round differently.
-        self._tensors[name] = tensor.detach().clone(memory_format=torch.contiguous_format)
+        copied = tensor.detach().clone(memory_format=torch.contiguous_format)
+        self._tensors[name] = copied if self._device is None else copied.to(self._device)
 
     def __delitem__(self, name: str) -> None:
         del self._tensors[name]
@@ -58,19 +64,28 @@ class Scratch(MutableMapping[str, Tensor]):
         tensors = chain(module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False))
         self.update({f"{name}.{key}": tensor for key, tensor in tensors})
 
-    def call(self, name: str, module: nn.Module, *inputs: Any, method: str = "forward") -> Any:
-        """What a module gives for these inputs with the tensors kept under this name, without gradients.
+    def trainables(self, name: str, module: nn.Module) -> list[nn.Parameter]:
+        """What was kept of a module's parameters under this name, as parameters that a phase may train.
+
+        Args:
+            module: of the same structure as what was kept.
+        """
+        return [self.trainable(f"{name}.{key}") for key, _ in module.named_parameters()]
+
+    def call(self, name: str, module: nn.Module, *inputs: Any, method: str = "forward", gradients: bool = False) -> Any:
+        """What a module gives for these inputs with the tensors kept under this name.
 
         Args:
             module: of the same structure as what was kept; its own parameters stay as they are.
             method: which of its methods is called.
+            gradients: flow through this call, to the inputs and to `trainables`.
 
         Raises:
             RuntimeError: the module's structure is another one.
         """
         prefix = f"{name}."
         kept = {f"module.{key[len(prefix) :]}": tensor for key, tensor in self.items() if key.startswith(prefix)}
-        with torch.no_grad():
+        with nullcontext() if gradients else torch.no_grad():
             return functional_call(_Calling(module, method), kept, inputs, strict=True)
 
 

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import os
 import queue
+import sys
+import traceback
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from cl_bench import backbones
+from cl_bench.contract.registry import FILE_MODULE
 from cl_bench.errors import UserError
 from cl_bench.running import runner
 from cl_bench.running.plan import PlannedRun
@@ -202,5 +206,13 @@ def try_run(run: PlannedRun, store: Store, device: torch.device, settings: Setti
         return Outcome(run, str(error), 2)
     except Exception as error:
         reason = str(error).strip() or "no reason given"
-        return Outcome(run, f"{type(error).__name__}: {reason}", 1)
+        return Outcome(run, f"{type(error).__name__}: {reason}{_place(error)}", 1)
     return Outcome(run)
+
+
+def _place(error: Exception) -> str:
+    """Where in a user's method file an error comes from, for its author; empty if in none."""
+    frames = traceback.extract_tb(error.__traceback__)
+    files = {getattr(module, "__file__", None) for name, module in sys.modules.items() if name.startswith(FILE_MODULE)}
+    inside = [frame for frame in frames if frame.filename in files]
+    return f" ({Path(inside[-1].filename).name}, line {inside[-1].lineno}, in {inside[-1].name})" if inside else ""

@@ -9,15 +9,18 @@ from pathlib import Path
 import torch
 from avalanche.core import SupervisedPlugin
 
-from cl_bench import streams
+from cl_bench import backbones, streams
+from cl_bench.contract.method import build_model
+from cl_bench.errors import UserError
 from cl_bench.models.vit import Execution
+from cl_bench.randomness import seeded
 from cl_bench.running.checkpointing import Checkpointer
 from cl_bench.running.device import environment_of, peak_memory, set_up, wait
 from cl_bench.running.plan import PlannedRun
 from cl_bench.running.progress import Progress
 from cl_bench.store import Arrays, RunRecord, Store
 from cl_bench.streams.scenarios import TaskStream, build
-from cl_bench.training.checkpoint import Position, UnusableCheckpoint, read, restore_random_state
+from cl_bench.training.checkpoint import Position, UnusableCheckpoint, read, restore, restore_random_state
 from cl_bench.training.evaluation import Counts
 from cl_bench.training.strategy import ContinualStrategy
 
@@ -107,6 +110,8 @@ def execute(
         progress.stage(index, len(stages), _accuracy(counts), time.perf_counter() - began)
         if index + 1 < len(stages):
             checkpointer.write(strategy)
+            if index == done:
+                check_restores(planned, strategy)
 
     finished = log.stages
     record = RunRecord(
@@ -169,6 +174,19 @@ def _begin(
     except UnusableCheckpoint as error:
         progress.warn(f"a checkpoint cannot be used, so the run starts from its beginning: {error}")
         return *fresh(), None
+
+
+def check_restores(planned: PlannedRun, strategy: ContinualStrategy) -> None:
+    """Raise `UserError` if a killed run could not go on: a fresh model does not take the state of this one on."""
+    backbone = backbones.skeleton(planned.backbone)
+    with seeded(("restores",)):
+        fresh = build_model(planned.method, backbone, strategy.num_classes)
+    # Names and shapes are enough, without a copy of what may be large.
+    shapes = {name: tensor.to("meta") for name, tensor in strategy.model.state_dict().items()}
+    try:
+        restore(fresh, shapes, type(planned.method).__name__, assign=True)
+    except RuntimeError as error:
+        raise UserError(f"{error}; after being killed, this run could not go on") from error
 
 
 def strategy_of(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from cl_bench.experiment import Scalar
 from cl_bench.files import write_atomically
@@ -146,6 +147,32 @@ def _digest(facts: Facts, tensors: dict[str, Tensor]) -> str:
         digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}\n".encode())
         digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def restore(model: nn.Module, state: Mapping[str, Tensor], method: str, assign: bool = False) -> None:
+    """Give a fresh model of the named method a state that another one had.
+
+    Args:
+        assign: the tensors themselves instead of their values.
+
+    Raises:
+        RuntimeError: the model does not become as large as that one, or has not the same parts.
+    """
+    try:
+        found = model.load_state_dict(state, strict=False, assign=assign)
+    except RuntimeError as error:
+        misfit = str(error).splitlines()[1].strip().rstrip(".")
+    else:
+        missing, more = found.missing_keys, found.unexpected_keys
+        if not missing and not more:
+            return
+        first, *others = more or missing
+        others_too = f" and {len(others)} more" if others else ""
+        misfit = f"a fresh one {'lacks' if more else 'also has'} {first}{others_too}"
+    raise RuntimeError(
+        f"the model of {method} does not take its own state back: {misfit}; keep what grows in a GrowingModules, a "
+        "ParameterList or a buffer of the model, not in an nn.ModuleList"
+    )
 
 
 def random_state() -> dict[str, Tensor]:

@@ -18,12 +18,12 @@ from cl_bench import backbones
 from cl_bench.backbones import Backbone
 from cl_bench.contract.method import Method, build_model
 from cl_bench.contract.phase import Phase
-from cl_bench.contract.task import Task
+from cl_bench.contract.task import Scratch, Task
 from cl_bench.data.samples import EvaluationBatches, Samples, TaskSamples, samples_of
 from cl_bench.errors import UserError, naming
 from cl_bench.models.vit import Execution
 from cl_bench.randomness import seeded
-from cl_bench.training.checkpoint import Checkpoint, Facts, Position
+from cl_bench.training.checkpoint import Checkpoint, Facts, Position, restore
 from cl_bench.training.evaluation import Counts, Evaluation, mask_of
 from cl_bench.training.loop import PhaseLoop
 
@@ -206,10 +206,11 @@ class ContinualStrategy(PhaseLoop):
             num_tasks=self.num_tasks if self.method.needs_num_tasks else None,
             model=self.model,
             key=(self.seed, "task", self.tasks_learned),
+            scratch=Scratch(self.device),
         )
         own = TaskSamples(samples, self.task.key, self.device)
         if resumed:
-            self.task.scratch.update({name: tensor.to(self.device) for name, tensor in resumed.scratch.items()})
+            self.task.scratch.update(resumed.scratch)
         else:
             with self._hook(self.task, "before"):
                 self.method.before_task(self.task, own)
@@ -243,14 +244,7 @@ class ContinualStrategy(PhaseLoop):
         facts = checkpoint.facts
         # Weights of the backbone that are still the pre-trained ones are not in it.
         fresh = {name: t for name, t in self.model.state_dict().items() if name.startswith("backbone.")}
-        try:
-            self.model.load_state_dict({**fresh, **checkpoint.part("model.")})
-        except RuntimeError as error:
-            misfit = str(error).splitlines()[-1].strip().rstrip(".")
-            raise RuntimeError(
-                f"the model of {type(self.method).__name__} does not take its own state back ({misfit}); what grows "
-                "must be a buffer, a ParameterList or a GrowingModules of it"
-            ) from error
+        restore(self.model, {**fresh, **checkpoint.part("model.")}, type(self.method).__name__)
         self.model.to(self.device)
         self.seen = tuple(facts.seen)
         self.tasks_learned = len(facts.stages)

@@ -166,3 +166,12 @@ def test_a_broken_entry_point_does_not_hide_the_other_methods(
     install(tmp_path / "site", "twisted", "import no_such_module\n")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     assert "sdlora" in cl_bench("ls", "methods").out
+
+
+def test_an_error_in_a_method_file_comes_with_its_line(cl_bench: Cli, source: str) -> None:
+    lines = [*source.splitlines(), "", "    def after_task(self, task, samples):", "        return self.no_such_name"]
+    Path("broken.py").write_text("\n".join(lines) + "\n")
+    outcome = cl_bench("run", "--method-file", "broken.py", "--methods", "broken[epochs=1]", *TRIAL)
+    assert outcome.code == 1 and not list(RUNS.glob("*.json"))
+    place = f"(broken.py, line {len(lines)}, in after_task)"
+    assert f"AttributeError: 'Plugged' object has no attribute 'no_such_name' {place}" in " ".join(outcome.err.split())

@@ -96,8 +96,6 @@ def carry_out(
     kind: type[Any],
     checkpoint: Path,
     steps: int | None = None,
-    kills: int | None = None,
-    progress: Progress | None = None,
     **hyperparameters: Any,
 ) -> Finished:
     """Run a method on two tasks of twelve images, killed again and again, until it ends.
@@ -106,7 +104,6 @@ def carry_out(
 
     Args:
         steps: after which a session is killed; None: never.
-        kills: how many sessions; None: all that get that far.
     """
     sessions = taken = 0
     states: list[dict[str, Tensor]] = []
@@ -116,7 +113,7 @@ def carry_out(
             # Called before this step's checkpoint is written.
             nonlocal taken
             taken += 1
-            if steps is not None and taken > steps and (kills is None or sessions <= kills):
+            if steps is not None and taken > steps:
                 raise Killed
 
         def after_task(self, task: Task, samples: TaskSamples) -> None:
@@ -131,7 +128,7 @@ def carry_out(
         planned = replace(_planned(), method=Watched(**hyperparameters))
         try:
             record, arrays = runner.execute(
-                planned, torch.device("cpu"), progress or Progress(), checkpoint, Settings(checkpoint_every=0)
+                planned, torch.device("cpu"), Progress(), checkpoint, Settings(checkpoint_every=0)
             )
         except Killed:
             continue

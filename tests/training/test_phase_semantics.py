@@ -21,7 +21,7 @@ from cl_bench.data.samples import TaskSamples
 from cl_bench.errors import UserError
 from tests.helpers.phases import Numbers, OnNumbers, always, carry_out, features, learn, method
 from tests.helpers.tiny import CLASSES, cut, tiny_vit
-from tests.helpers.training import Spy, images_of, strategy_of
+from tests.helpers.training import Spy, images_of, same, snapshot, strategy_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -582,6 +582,27 @@ def test_scratch_copies_what_it_is_given() -> None:
         weight.zero_()
     assert torch.equal(scratch["old"], torch.tensor([[0.0, 3], [1, 4], [2, 5]]))
     assert scratch["old"].is_contiguous() and not scratch["old"].requires_grad
+
+
+def test_a_module_in_scratch_trains_like_any_other() -> None:
+    torch.manual_seed(0)
+    inputs, plain, structure = torch.randn(6, 4), nn.Linear(4, 3), nn.Linear(4, 3)
+    scratch = Scratch()
+    scratch.keep("head", plain)
+    kept = scratch.trainables("head", structure)
+    assert all(one is other for one, other in zip(kept, scratch.trainables("head", structure), strict=True))
+    ours, theirs = torch.optim.SGD(kept, lr=0.1), torch.optim.SGD(plain.parameters(), lr=0.1)
+    before = snapshot(structure)
+    for _ in range(3):
+        for optimizer in (ours, theirs):
+            optimizer.zero_grad()
+        scratch.call("head", structure, inputs, gradients=True).square().sum().backward()
+        plain(inputs).square().sum().backward()
+        ours.step()
+        theirs.step()
+    assert torch.equal(scratch["head.weight"], plain.weight) and torch.equal(scratch["head.bias"], plain.bias)
+    assert same(structure.state_dict(), before)
+    assert not scratch.call("head", structure, inputs).requires_grad
 
 
 def test_trainable_scratch_trains_counts_and_ends_with_the_task() -> None:
