@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -70,7 +70,7 @@ class ImageTransforms(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["image"] = "image"
+    kind: ClassVar[Literal["image"]] = "image"
     size: int
     crop: Literal["continuous", "pixels"] = "continuous"
     crop_scale: tuple[float, float]
