@@ -211,9 +211,10 @@ def shaky(failure: str) -> None:
     source = (ROOT / "cl_bench" / "assets" / "new_method.py.txt").read_text()
     source = source.replace("$class_name", "Shaky").replace("$name", "shaky")
     broken = source.replace(
-        "        loss = ",
+        "        return [self.phase(",
         "        from pathlib import Path\n"
-        f"        if task.index == 1 and Path('stop').exists():\n            raise {failure}\n        loss = ",
+        f"        if task.index == 1 and Path('stop').exists():\n            raise {failure}\n"
+        "        return [self.phase(",
     )
     assert broken != source
     Path("shaky.py").write_text(broken)
@@ -224,8 +225,10 @@ def test_runs_that_fail_are_named_and_the_others_are_stored(nowhere: None) -> No
     shaky("ValueError('out of ideas')")
     with pytest.raises(package.RunsFailed) as caught:
         package.run("shaky[epochs=1],simplecil", method_file="shaky.py", seeds="0,1", **CUT)
+    (line,) = (n for n, text in enumerate(Path("shaky.py").read_text().splitlines(), 1) if "raise" in text)
     assert caught.value.failures == tuple(
-        f"shaky[epochs=1] seed {seed} failed: ValueError: out of ideas" for seed in (0, 1)
+        f"shaky[epochs=1] seed {seed} failed: ValueError: out of ideas (shaky.py, line {line}, in phases)"
+        for seed in (0, 1)
     )
     assert all(failure in str(caught.value) for failure in caught.value.failures)
     assert str(caught.value).startswith("2 of 4 run(s): ") and str(RUNS) in str(caught.value)
