@@ -500,8 +500,10 @@ def test_a_run_that_fails_is_reported_and_not_stored(cl_bench: Cli) -> None:
     outcome = cl_bench("run", "--method-file", "shaky.py", "--methods", "shaky,simplecil", "--seeds", "0,1", *TRIAL)
     assert outcome.code == 1 and computed(outcome) == (2, 0)
     *_, first, second = outcome.err.splitlines()
-    assert first == "error: shaky seed 0 failed: ValueError: out of ideas"
-    assert second == "error: shaky seed 1 failed: ValueError: out of ideas"
+    (line,) = (number for number, text in enumerate(broken.splitlines(), start=1) if "out of ideas" in text)
+    place = f"(shaky.py, line {line}, in phases)"
+    assert first == f"error: shaky seed 0 failed: ValueError: out of ideas {place}"
+    assert second == f"error: shaky seed 1 failed: ValueError: out of ideas {place}"
     assert [run["label"] for run in stored()] == ["simplecil"] * 2
     assert len([path for path in RUNS.iterdir() if path.name != CHECKPOINTS]) == 4
     assert set(rows(outcome.out)) == {"simplecil"}

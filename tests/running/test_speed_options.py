@@ -73,7 +73,7 @@ def broken(cl_bench: Cli) -> str:
     assert cl_bench("new-method", "broken").code == 0
     path = Path("broken.py")
     source = path.read_text()
-    marker = "        loss = masked_cross_entropy"
+    marker = "        loss = self.cross_entropy"
     assert marker in source
     path.write_text(source.replace(marker, '        raise RuntimeError("no luck today")\n' + marker))
     return str(path)

@@ -29,7 +29,7 @@ from cl_bench.studies.audit.observation import Counted
 from cl_bench.studies.audit.predictions import Difference, full_pieces
 from cl_bench.studies.audit.reruns import reruns
 from cl_bench.studies.audit.trials import trial
-from tests.helpers import ROOT, leaky
+from tests.helpers import ROOT, SOAK, leaky
 from tests.helpers.command import Cli, assert_refused
 from tests.helpers.rows import NAMES, ROWS, small
 from tests.helpers.tiny import TRANSFORMS, tiny_vit
@@ -126,7 +126,7 @@ def by_check(report: Report) -> dict[str, Finding]:
 # --- methods ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("row", ROWS if SOAK else NAMES)
 def test_shipped_methods_pass(row: str) -> None:
     report = audit(small(row, lr=0.01))
     assert report.good and report.failed == (), report
@@ -152,7 +152,10 @@ def test_the_honest_pass(method: Method) -> None:
     assert statuses == {"pass"} | others.get(type(method).__name__, set())
 
 
-@pytest.mark.parametrize("method", LEAKS, ids=name)
+FIRST = {type(method): method for method in reversed(LEAKS)}
+
+
+@pytest.mark.parametrize("method", LEAKS if SOAK else [*FIRST.values()][::-1], ids=name)
 def test_a_leak_is_caught_by_the_checks_that_it_violates(method: Any) -> None:
     report = audit(method)
     assert report.error is None and set(report.failed) == method.violates, report

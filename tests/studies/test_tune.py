@@ -114,9 +114,9 @@ def test_a_failing_setting_does_not_end_the_search(cl_bench: CLI, tmp_path: Path
     source = tmp_path / "fragile.py"
     assert cl_bench("new-method", "fragile").code == 0
     text = source.read_text().replace(
-        "        loss = masked_cross_entropy(",
+        "        loss = self.cross_entropy(",
         '        if self.schedule == "cosine":\n            raise ArithmeticError("too wavy")\n'
-        "        loss = masked_cross_entropy(",
+        "        loss = self.cross_entropy(",
     )
     source.write_text(text)
     arguments = ["--methods", "fragile[epochs=1,batch_size=128]", "--method-file", "fragile.py"]
