@@ -149,8 +149,7 @@ class PhaseLoop(SupervisedTemplate):  # type: ignore[misc]
         run = self._run
         assert run is not None and self.mbatch is not None
         if run.phase.step is None:
-            outputs = (run.phase.forward or self.model)(self.mb_x)
-            self._outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+            self._outputs = run.outputs(self.mb_x)
             return self._outputs[0]
         self.mbatch = [tensor[: self.valid] for tensor in self.mbatch]
         self._own_step = run.own_step(self.mb_x, self.mb_y, (*self._epoch_key, "step", run.done))

@@ -78,6 +78,11 @@ class PhaseRun:
                 group["lr"] = rate * optimization.schedule(epoch, self.phase.epochs)
         self.steps, self.done = steps, epoch * steps + done
 
+    def outputs(self, inputs: Tensor) -> tuple[Tensor, ...]:
+        """What the training pass gives: logits [B, num_classes], and what else the loss needs."""
+        outputs = (self.phase.forward or self.model)(inputs)
+        return outputs if isinstance(outputs, tuple) else (outputs,)
+
     def loss(self, outputs: tuple[Tensor, ...], labels: Tensor) -> tuple[Tensor, Tensor]:
         """The mean loss of samples, and its sum over them in float64, detached.
 
@@ -149,8 +154,7 @@ class PhaseRun:
             self.own_step(inputs, labels, key)
         else:
             self.optimizers[""][1].zero_grad()
-            outputs = (self.phase.forward or self.model)(inputs)
-            self.backward(self.loss(outputs if isinstance(outputs, tuple) else (outputs,), labels)[0])
+            self.backward(self.loss(self.outputs(inputs), labels)[0])
             self.step()
         self.end_step()
 
