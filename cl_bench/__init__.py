@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from cl_bench.contract.phase import Phase as Phase
     from cl_bench.contract.phase import StepBatch as StepBatch
     from cl_bench.contract.search import Choice as Choice
+    from cl_bench.contract.search import Depending as Depending
     from cl_bench.contract.search import LogUniform as LogUniform
     from cl_bench.contract.search import Uniform as Uniform
     from cl_bench.contract.task import Task as Task
@@ -57,7 +58,7 @@ _PUBLIC = {
     "cl_bench.contract.losses": ("masked_cross_entropy",),
     "cl_bench.contract.method": ("Method",),
     "cl_bench.contract.phase": ("Optimization", "Phase", "StepBatch"),
-    "cl_bench.contract.search": ("Choice", "LogUniform", "Uniform"),
+    "cl_bench.contract.search": ("Choice", "Depending", "LogUniform", "Uniform"),
     "cl_bench.contract.task": ("Task",),
     "cl_bench.data.samples": ("TaskSamples",),
     "cl_bench.errors": ("UserError",),

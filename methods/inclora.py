@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from pydantic import PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
@@ -33,19 +33,21 @@ class IncLoRA(GradientMethod):
     Attributes:
         rank: r of every direction.
         targets: updated projections.
+        alpha: every direction is scaled by alpha / rank, as LoRA does; none: by 1. Penalties see it without the scale.
     """
 
     paper: ClassVar[str] = "incremental LoRA (floor; EMNLP Findings 2023, arXiv 2310.14152)"
 
     rank: PositiveInt = 10
     targets: tuple[Target, ...] = ("q", "v")
+    alpha: PositiveFloat | None = None
 
     def penalty(self, bank: LoRABank) -> Tensor | None:
         """What the loss adds to the cross-entropy, a scalar; None: nothing."""
         return None
 
     def build(self, backbone: VisionTransformer, num_classes: int) -> FeatureModel:
-        return LoRAModel(backbone, num_classes, self.targets, self.rank)
+        return LoRAModel(backbone, num_classes, self.targets, self.rank, self.alpha)
 
     def storage(self, backbone: VisionTransformer, num_classes: int, classes: Sequence[int]) -> dict[str, int]:
         directions = len(classes) * LoRABank.numbers(backbone, self.targets, self.rank)

@@ -5,8 +5,10 @@ direction to the frozen sum of the earlier ones, all with coefficient 1, and the
 
     cross-entropy + lambda_1 sum_{k<t} sum |A_k A_t^T| + lambda_2 (sum ||A_t||_F + sum ||B_t||_F)
 
-with the sums over entries, blocks and projections. LoRA's own scaling alpha / r and dropout are left out, as for every
-method here. In the original all answers compete (`loss=all`).
+with the sums over entries, blocks and projections, and A and B without the scale. The original scales every direction
+by alpha / r = 32 / 8 (`alpha=32`; here 1), clips the gradient's norm at 1 (`clip_norm=1`), and lets all answers compete
+(`loss=all`). Its dropout of 0.1 in front of A is left out. lambda_1 is a sum over 144 matrices there and over two per
+block here, so its values do not carry over.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ class OLoRA(IncLoRA):
     """Hyper-parameters; rank, learning rate and weights are those released for T5.
 
     Attributes:
-        orthogonality: lambda_1 (0.5 or 5 in the released scripts).
+        orthogonality: lambda_1 (0.5, 5 or once 0 in the released scripts).
         shrinkage: lambda_2 (0 to 0.3 there).
     """
 

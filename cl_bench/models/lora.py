@@ -25,19 +25,28 @@ class LoRABank(Growing):
     """Low-rank directions B_k A_k for chosen projections of every block.
 
     All blocks and projections of one direction are stacked: `A[k]` is [L, P, r, d], `B[k]` is [L, P, d, r] with L
-    blocks and P projections; ranks may differ. In x W^T convention an update acts as x -> (B A) x.
+    blocks and P projections; ranks may differ. In x W^T convention an update acts as x -> (B A) x. Whatever is said of
+    a direction is about its `factors`, which a variant of LoRA makes from its parameters in its own way.
 
     Args:
         backbone: the ViT whose shape the bank follows.
         targets: which projections are updated, in this order: q, k, v (rows of the fused qkv), proj (the output).
         rank: of the largest direction that will be added.
+        alpha: every direction is scaled by alpha / rank (LoRA; Hu et al. 2022); None: by 1.
 
     Raises:
         UserError: no such projections in this backbone, a target named twice, or a rank above their width.
     """
 
-    def __init__(self, backbone: VisionTransformer, targets: Sequence[Target] = ("q", "v"), rank: int = 1) -> None:
+    def __init__(
+        self,
+        backbone: VisionTransformer,
+        targets: Sequence[Target] = ("q", "v"),
+        rank: int = 1,
+        alpha: float | None = None,
+    ) -> None:
         super().__init__()
+        self.scale = None if alpha is None else alpha / rank
         self.blocks = len(backbone.blocks)
         self.dim = backbone.embed_dim
         self.targets = tuple(targets)
@@ -88,26 +97,33 @@ class LoRABank(Growing):
         self.A, self.B = nn.ParameterList(list(self.A)[:-1]), nn.ParameterList(list(self.B)[:-1])
 
     def direction(self, k: int) -> list[nn.Parameter]:
-        """Both factors of a direction."""
+        """What is trained of a direction: its A and B, without the scale."""
         return [self.A[k], self.B[k]]
+
+    def factors(self, k: int) -> tuple[Tensor, Tensor]:
+        """A [L, P, r, d] and B [L, P, d, r] whose product B A is the direction: its parameters, B times the scale."""
+        return self.A[k], self.B[k] if self.scale is None else self.B[k] * self.scale
 
     def norm(self, k: int, kind: Norm) -> Tensor:
         """||B_k||_F ||A_k||_F (`product`) or ||B_k A_k||_F (`frobenius`) per block and projection: [L, P]."""
         if kind == "product":
-            return self.A[k].flatten(2).norm(dim=2) * self.B[k].flatten(2).norm(dim=2)
+            A, B = self.factors(k)
+            return A.flatten(2).norm(dim=2) * B.flatten(2).norm(dim=2)
         return self.inner(k, k).clamp_min(0).sqrt()
 
     def inner(self, k: int, other: int, dtype: torch.dtype | None = None) -> Tensor:
         """<B_k A_k, B_j A_j>_F = tr(B_k^T B_j A_j A_k^T) per block and projection [L, P], from r x r products."""
-        up = self.B[k].to(dtype).transpose(2, 3) @ self.B[other].to(dtype)
-        down = self.A[k].to(dtype) @ self.A[other].to(dtype).transpose(2, 3)
+        (A, B), (other_A, other_B) = self.factors(k), self.factors(other)
+        up = B.to(dtype).transpose(2, 3) @ other_B.to(dtype)
+        down = A.to(dtype) @ other_A.to(dtype).transpose(2, 3)
         return (up * down).sum(dim=(2, 3))
 
     def gram(self, dtype: torch.dtype | None = None) -> Tensor:
         """`inner` of all pairs of directions, [L, P, K, K], from one product of all ranks with all ranks."""
-        up, down = torch.cat(list(self.B), dim=3).to(dtype), torch.cat(list(self.A), dim=2).to(dtype)
+        As, Bs = zip(*map(self.factors, range(len(self))), strict=True)
+        up, down = torch.cat(Bs, dim=3).to(dtype), torch.cat(As, dim=2).to(dtype)
         pairs = (up.transpose(2, 3) @ up) * (down @ down.transpose(2, 3))
-        ranks = torch.tensor([len(factor[0, 0]) for factor in self.A], device=up.device)
+        ranks = torch.tensor([A.shape[2] for A in As], device=up.device)
         owner = torch.repeat_interleave(torch.eye(len(ranks), dtype=pairs.dtype, device=up.device), ranks, dim=0)
         return owner.T @ pairs @ owner
 
@@ -120,8 +136,9 @@ class LoRABank(Growing):
         Returns:
             [L, P, d, d]; its cost hardly depends on the number of directions.
         """
-        up = torch.cat([b * c[..., None, None] for b, c in zip(self.B, coefficients, strict=True)], dim=3)
-        return up @ torch.cat(list(self.A), dim=2)
+        As, Bs = zip(*map(self.factors, range(len(self))), strict=True)
+        up = torch.cat([B * c[..., None, None] for B, c in zip(Bs, coefficients, strict=True)], dim=3)
+        return up @ torch.cat(As, dim=2)
 
     def weights(self, backbone: VisionTransformer, update: Tensor) -> dict[str, Tensor]:
         """The backbone's weights that an update [L, P, d, d] changes, changed, by parameter name."""
@@ -147,9 +164,16 @@ class LoRAModel(FeatureModel):
 
     head: nn.Linear
 
-    def __init__(self, backbone: VisionTransformer, num_classes: int, targets: Sequence[Target], rank: int) -> None:
+    def __init__(
+        self,
+        backbone: VisionTransformer,
+        num_classes: int,
+        targets: Sequence[Target],
+        rank: int,
+        alpha: float | None = None,
+    ) -> None:
         super().__init__(backbone.requires_grad_(False), linear_head(backbone.num_features, num_classes))
-        self.bank = LoRABank(backbone, targets, rank)
+        self.bank = LoRABank(backbone, targets, rank, alpha)
 
     def grow(self, rank: int, generator: torch.Generator) -> None:
         """Add a direction at LoRA's own start, where it changes nothing."""

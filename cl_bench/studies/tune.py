@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from cl_bench import metrics
 from cl_bench.contract import registry
 from cl_bench.contract.registry import MethodEntry
-from cl_bench.contract.search import Choice, LogUniform, Range
+from cl_bench.contract.search import Choice, LogUniform, Uniform, resolved
 from cl_bench.errors import UserError
 from cl_bench.experiment import Limits, Precision, Value
 from cl_bench.running import recipes
@@ -65,11 +65,12 @@ class Row:
         return unified | dict(self.fixed)
 
     @property
-    def space(self) -> dict[str, Range]:
+    def space(self) -> dict[str, LogUniform | Uniform | Choice]:
         """What is searched."""
+        options = self.found.create({**self.fixed, **self.options}).values()
         return {
             name: values
-            for name, values in self.found.cls.space.items()
+            for name, values in resolved(self.found.cls.space, options).items()
             if name not in self.options and name not in self.fixed
         }
 

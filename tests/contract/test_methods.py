@@ -132,7 +132,7 @@ PINNED: dict[str, tuple[int, dict[str, Any]]] = {
             "as_published_leaky": False,
         },
     ),
-    "inclora": (1, COMMON | {"rank": 10, "targets": ["q", "v"]}),
+    "inclora": (1, COMMON | {"rank": 10, "targets": ["q", "v"], "alpha": None}),
     "inflora": (
         1,
         COMMON
@@ -184,6 +184,7 @@ PINNED: dict[str, tuple[int, dict[str, Any]]] = {
             "lr": 0.001,
             "rank": 8,
             "targets": ["q", "v"],
+            "alpha": None,
             "sparsity": 0.4,
             "product": "AB",
         },
@@ -204,6 +205,7 @@ PINNED: dict[str, tuple[int, dict[str, Any]]] = {
             "lr": 0.001,
             "rank": 8,
             "targets": ["q", "v"],
+            "alpha": None,
             "orthogonality": 0.5,
             "shrinkage": 0.0,
         },
@@ -242,7 +244,7 @@ PINNED: dict[str, tuple[int, dict[str, Any]]] = {
             "index": "paper",
         },
     ),
-    "seqlora": (1, COMMON | {"rank": 10, "targets": ["q", "v"]}),
+    "seqlora": (1, COMMON | {"rank": 10, "targets": ["q", "v"], "alpha": None}),
     "simplecil": (1, {}),
     "slca": (
         1,

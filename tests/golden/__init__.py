@@ -17,7 +17,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from cl_bench.contract.phase import Phase
+from cl_bench.contract.phase import Phase, clip
 
 FOLDER = Path(__file__).parent
 
@@ -64,6 +64,7 @@ def train(
             loss = phase.loss(forward(inputs), labels).mean()
             losses.append(loss.detach())
             loss.backward()
+            clip(phase)
             optimizer.step()
     return torch.stack(losses)
 

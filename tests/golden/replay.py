@@ -26,6 +26,7 @@ from tests.golden import (
     l2p,
     metrics,
     mos,
+    penalised,
     prototypes,
     sdlora,
     sema,
@@ -35,6 +36,8 @@ from tests.golden import (
 KINDS = {
     "sdlora": sdlora.KIND,
     "inflora": inflora.KIND,
+    "olora": penalised.OLORA,
+    "nlora": penalised.NLORA,
     "coda": coda.KIND,
     "dualprompt": dualprompt.KIND,
     "l2p": l2p.KIND,
@@ -59,8 +62,8 @@ def kind_of(path: Path, fixture: Fixture, name: str | None) -> Kind:
         source = "--kind" if name is not None else "The name of the file"
         raise Unusable(f"{path}: {source} says '{wanted}', but known kinds are {known}; name one of them with --kind.")
     if not fixture.any(KINDS[wanted].keys):
-        like = [other for other, kind in KINDS.items() if fixture.any(kind.keys)]
-        hint = f"they look like those of '{like[0]}'" if like else f"nor those of any other kind ({known})"
+        like = [f"'{other}'" for other, kind in KINDS.items() if fixture.any(kind.keys)]
+        hint = f"they look like those of {' or '.join(like)}" if like else f"nor those of any other kind ({known})"
         raise Unusable(f"{path} does not have the keys of a file of kind '{wanted}': {hint}.")
     return KINDS[wanted]
 

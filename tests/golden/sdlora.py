@@ -202,4 +202,4 @@ def _nearly_spanned(suite: Suite, model: SDLoRAKDModel) -> tuple[Tensor, Tensor]
     return torch.cat([model.bank.A[0].detach(), model.bank.A[1].detach(), A.double()], dim=2), up
 
 
-KIND = Kind(r"[^/]+/(t\d+/(mid|init|paper64)|kd64)/", lora.INPUTS, checks)
+KIND = Kind(r"[^/]+/(t\d+/(mid|init|paper64)/(alpha_|deltaW|through|detach)|kd64/)", lora.INPUTS, checks)

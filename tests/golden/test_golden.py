@@ -19,8 +19,11 @@ from cl_bench.contract.task import Task
 from cl_bench.methods.coda import CODAModel
 from cl_bench.methods.dualprompt import DualPromptModel
 from cl_bench.methods.l2p import L2PModel
+from cl_bench.methods.nlora import absolute_sum
+from cl_bench.methods.olora import overlap
 from cl_bench.methods.ranpac import RIDGES, RidgeHead, validation_errors
 from cl_bench.models.bottleneck import Adapters
+from cl_bench.models.lora import LoRABank
 from cl_bench.models.prompts import PromptModel, split
 from cl_bench.models.statistics import ClassStatistics
 from cl_bench.models.vit import Prefix
@@ -35,6 +38,7 @@ from tests.golden import (
     inflora,
     l2p,
     mos,
+    penalised,
     prototypes,
     recipe,
     sdlora,
@@ -82,6 +86,11 @@ def test_every_key_is_used_and_every_check_is_a_test(kind: str) -> None:
 
 
 # --- wrong variants ------------------------------------------------------------------------------------------------
+
+
+def with_the_last(bank: LoRABank) -> Tensor:
+    """O-LoRA's overlap with the last of the earlier directions alone."""
+    return (bank.A[-2] @ bank.A[-1].transpose(2, 3)).abs().sum() if len(bank) > 1 else torch.zeros(())
 
 
 def swapped(prompts: Tensor) -> Prefix:
@@ -203,6 +212,8 @@ _PREFIXES, _PROMPTED = DualPromptModel.prefixes, L2PModel.prompted
 _UPDATE, _FACTOR = RidgeHead.update, ClassStatistics._factor
 _CLLORA, _OF_CLLORA = CLLoRA.phases, "tests.helpers.kinds.cllora.CLLoRA"
 _GELUS = "tests.golden.recipe.GELUS"
+_OLORA, _NLORA = "cl_bench.methods.olora", "cl_bench.methods.nlora"
+_SCALED = "cl_bench.models.lora.LoRABank.factors"
 _QUERY = "cl_bench.models.prompts.PromptModel.query"
 _CODA_PREFIXES = "cl_bench.methods.coda.CODAModel.prefixes"
 _MOS = "tests.helpers.kinds.mos"
@@ -231,6 +242,8 @@ class Wrong:
 PARTS: Mapping[str, Callable[..., Iterator[Check]]] = {
     "sdlora": lambda **options: sdlora.released(sdlora.Suite(fixture("sdlora"), "d64"), 3, "mid", **options),
     "inflora": lambda **options: inflora.trained(inflora.Suite(fixture("inflora"), "d64"), **options),
+    "olora": lambda **options: penalised.OLORA.checks(fixture("olora"), **options),
+    "nlora": lambda **options: penalised.NLORA.checks(fixture("nlora"), **options),
     "coda": lambda **options: coda.checks(fixture("coda"), **options),
     "dualprompt": lambda **options: dualprompt.checks(fixture("dualprompt"), **options),
     "l2p": lambda **options: l2p.checks(fixture("l2p"), **options),
@@ -259,6 +272,35 @@ WRONG = {
     "inflora, other threshold": Wrong(
         "inflora", {"d64/t0/memory/threshold": 1e-2, "d64/t0/memory/dim": 1.0}, {"lamb": 0.9}
     ),
+    "olora, overlap squared": Wrong(
+        "olora",
+        {"d32/t2/mid/loss": 0.1, "d32/t2/init/grad_A": 0.1, "d48/t1/clipped/after3/A": 0.1},
+        patch={f"{_OLORA}.overlap": lambda bank: overlap(bank).square()},
+    ),
+    "olora, no shrinkage": Wrong("olora", {"d32/t0/mid/loss": 0.1, "d32/t0/init/grad_A": 0.5}, {"shrinkage": 0.0}),
+    "olora, only the last earlier direction": Wrong(
+        "olora", {"d32/t2/mid/loss": 1e-2, "d32/t2/init/grad_A": 1e-2}, patch={f"{_OLORA}.overlap": with_the_last}
+    ),
+    "olora, no orthogonality": Wrong(
+        "olora", {"d32/t2/mid/loss": 0.1, "d48/t1/mid/grad_A": 0.1}, {"orthogonality": 0.0}
+    ),
+    "olora, own classes only": Wrong("olora", {"d32/t2/mid/loss": 0.1}, {"loss": "masked"}),
+    "olora, not scaled": Wrong("olora", {"d32/t0/scaled/features": 0.1}, patch={_SCALED: LoRABank.direction}),
+    "nlora, the paper's matrix": Wrong(
+        "nlora", {"d32/t0/mid/loss": 1.0, "d32/t2/scaled/grad_B": 0.1}, {"product": "BA"}
+    ),
+    "nlora, squared": Wrong(
+        "nlora",
+        {"d32/t0/mid/loss": 0.1, "d32/t0/paper64/penalty": 0.1},
+        patch={f"{_NLORA}.absolute_sum": lambda bank, product: absolute_sum(bank, product).square()},
+    ),
+    "nlora, the penalty scaled": Wrong(
+        "nlora",
+        {"d32/t0/scaled/loss": 0.1, "d32/t0/scaled/grad_B": 1e-2},
+        patch={f"{_NLORA}.absolute_sum": lambda bank, product: absolute_sum(bank, product) * (bank.scale or 1)},
+    ),
+    "nlora, no penalty": Wrong("nlora", {"d32/t0/mid/loss": 0.1, "d48/t1/mid/grad_B": 0.1}, {"sparsity": 0.0}),
+    "nlora, decayed": Wrong("nlora", {"d32/t0/mid/after3/B": 5e-2}, {"weight_decay": 1.0}),
     "coda, keys and values swapped": Wrong(
         "coda",
         {"t0.prompt_K": 1.0, "t2.prompt_V": 1.0, "t1.logits": 4e-2, "t2.mu0.1.grad.K": 1.0},

@@ -23,8 +23,8 @@ Arrays = dict[str, np.ndarray]
 def part(name: str, pattern: str) -> Arrays:
     """The arrays of a golden file whose keys match, and what their recipe needs."""
     data = golden.Fixture.load(golden.FOLDER / f"{name}.npz").data
-    suites = "|".join(suite for suite in ("d64", "gpm") if suite in pattern)
-    about = rf"cfg/(prefix$|({suites})/)|({suites})/checksum/|" if suites or not pattern else ""
+    suites = "|".join(suite for suite in ("d64", "d32", "d48", "gpm") if suite in pattern)
+    about = rf"cfg/((prefix|lambda_[12]|lr)$|({suites})/)|({suites})/checksum/|" if suites or not pattern else ""
     wanted = re.compile(rf"{about}meta\.|{pattern}")
     found = {key: value for key, value in data.items() if wanted.match(key)}
     if not any(".perm." in key for key in found):
@@ -43,6 +43,8 @@ def run(path: Path, data: Arrays) -> int:
     [
         ("sdlora", "d64/t1/|d64/kd64/", 50),
         ("inflora", "d64/t0/|gpm/|sched/", 60),
+        ("olora", "d32/", 100),
+        ("nlora", "d48/", 50),
         ("coda", "", 70),
         ("dualprompt", "", 100),
         ("l2p", "", 80),
@@ -89,6 +91,8 @@ def corrupted(name: str, pattern: str, key: str, value: float) -> Arrays:
         ("sdlora", "d64/t0/init/", "d64/t0/init/after3/B/blocks.0.q", "d64/t0/init/after3/B"),
         ("inflora", "gpm/", "gpm/step3/layer2/projector", "gpm/step3/projector"),
         ("inflora", "sched/", "sched/K20", "sched/K20"),
+        ("olora", "d48/t1/scaled/", "d48/t1/scaled/grad_A/blocks.0.q", "d48/t1/scaled/grad_A"),
+        ("nlora", "d48/", "d48/t1/paper64/penalty", "d48/t1/paper64/penalty"),
         ("coda", "t", "t2.gs_new.A.3", "t2.gs_new.A"),
         ("coda", "t0", "t0.mu0.1.grad.P.4", "t0.mu0.1.grad.P"),
         ("coda", "t", "t1.perm.ce", "t1.perm.ce"),
@@ -144,6 +148,8 @@ def test_indices_must_be_equal(tmp_path: Path, capsys: pytest.CaptureFixture[str
     ("name", "keep"),
     [
         ("coda", r"t2\.(labels|prompt_V\.\d|mu0\.1\.total_loss|perm\.feature)$"),
+        ("olora", r"d48/t1/(scaled/(labels|scaling|after3/B/blocks\.0\.v)|images_checksum)"),
+        ("nlora", r"d32/t\d/paper64/|d32/t0/mid/(labels|scaling|features)"),
         ("coda", r"t1\.logits$"),
         ("dualprompt", r"t3\.(labels|grad\.head\.bias|train\.e_prompt_K\.4)$|test\.slot"),
         ("dualprompt", r"sharedkey\.tanh\.test"),
@@ -188,6 +194,8 @@ def test_sizes_come_from_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[
         ("sdlora", "d64/t1/mid/", "d64/t1/mid/unheard_of"),
         ("sdlora", "d64/t1/mid/", "d64/t1/design/blocks.0/gap"),
         ("inflora", "sched/", "sched/unheard_of"),
+        ("olora", "d48/", "d48/t1/clipped/grad_A/blocks.0.k"),
+        ("nlora", "d48/", "d48/t1/released/loss"),
         ("coda", "t0", "t0.gap"),
         ("dualprompt", "test", "test.unheard_of.3"),
         ("l2p", "a", "a.unheard_of.3"),
@@ -212,6 +220,8 @@ def test_an_array_that_nothing_uses_fails(
         ("sdlora", "d64/t1/mid/", "d64/t1/mid/grad_B/blocks.1.v"),
         ("inflora", "gpm/", "gpm/step3/layer2/projector"),
         ("inflora", "sched/", "sched/K20"),
+        ("olora", "d48/", "d48/t1/clipped/losses_steps"),
+        ("nlora", "d48/", "d48/t1/paper64/grad_B/blocks.0.v"),
         ("coda", "t", "t1.perm.ce"),
         ("dualprompt", "test", "test.similarity.4"),
         ("l2p", "a", "a.grad.head.bias"),

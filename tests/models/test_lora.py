@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -202,6 +203,43 @@ def assert_merges(model: LoRAModel, coefficients: Sequence[Sequence[Sequence[flo
     plain = [*model.backbone.parameters(), *model.head.parameters()]
     assert sum(p.numel() for p in merged.parameters()) == sum(p.numel() for p in plain)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("alpha", [None, 3.0, 12.0])
+def test_alpha_over_rank_scales_whatever_is_said_of_a_direction(alpha: float | None) -> None:
+    """As if B were as many times larger; what is trained, and what penalties see, has no scale."""
+    generator, rank, images = torch.Generator().manual_seed(5), 3, all_images()[:4]
+    scale = 1.0 if alpha is None else alpha / rank
+    scaled = LoRAModel(tiny_vit(), CLASSES, ("q", "v"), rank, alpha)
+    plain = LoRAModel(tiny_vit(), CLASSES, ("q", "v"), rank)
+    plain.head.load_state_dict(scaled.head.state_dict())
+    for k in range(2):
+        scaled.grow(rank, torch.Generator())
+        fill(scaled.bank, k, generator)
+        plain.bank.append(scaled.bank.A[k].detach(), scale * scaled.bank.B[k].detach())
+    ours, theirs = scaled.bank, plain.bank
+    close = partial(torch.testing.assert_close, rtol=1e-5, atol=1e-6)
+    close(scaled.update(), plain.update())
+    close(ours.gram(), theirs.gram())
+    close(ours.inner(0, 1), theirs.inner(0, 1))
+    for kind in ("product", "frobenius"):
+        close(ours.norm(1, kind), theirs.norm(1, kind))
+    with torch.no_grad():
+        close(scaled(images), plain(images))
+        close(scaled.merged()(images), plain(images))
+    assert ours.direction(1) == [ours.A[1], ours.B[1]] and torch.equal(ours.factors(1)[0], ours.A[1])
+    assert (ours.factors(1)[1] is ours.B[1]) == (alpha is None)
+
+
+@pytest.mark.parametrize("name", ["inclora", "nlora", "olora", "seqlora"])
+def test_a_method_with_alpha_is_scaled_and_one_of_its_rank_is_as_before(name: str) -> None:
+    strategies = {alpha: train(strategy_of(small(name, lr=0.01, alpha=alpha)), cut(), 2) for alpha in (None, 3.0, 6.0)}
+    updates = {alpha: strategy.model.update().detach() for alpha, strategy in strategies.items()}
+    assert torch.equal(updates[None], updates[3.0])
+    bank = strategies[6.0].model.bank
+    B = torch.cat([2 * B for B in bank.B], dim=3)
+    torch.testing.assert_close(updates[6.0], B @ torch.cat(list(bank.A), dim=2))
+    assert distance(updates[6.0], updates[None]) > 0.1
 
 
 @pytest.mark.parametrize("row", LORA)

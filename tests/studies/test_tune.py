@@ -13,11 +13,13 @@ import pytest
 
 from cl_bench import backbones, streams
 from cl_bench.contract import registry
+from cl_bench.contract.search import Depending, LogUniform
 from cl_bench.data.images import ImageStore
 from cl_bench.errors import UserError
 from cl_bench.experiment import ImageTransforms, Limits
 from cl_bench.running import plan, recipes
 from cl_bench.streams.scenarios import build, held_out
+from cl_bench.studies.tune import Row
 from tests.helpers import trees
 from tests.helpers.command import TRIAL, Outcome
 
@@ -217,6 +219,21 @@ def test_every_published_recipe_fits_its_method(name: str) -> None:
         stored = found.create(values).values()
         assert all(stored[key] == value for key, value in values.items())
     assert set(found.cls.space) <= set(found.defaults)
+
+
+def test_a_range_may_depend_on_another_option() -> None:
+    """||B A||_1 is 118 times ||A B||_1 at the width of a ViT-Ti and rank 8."""
+    rows = [Row.of(registry.find("nlora"), options) for options in ({}, {"product": "AB"}, {"product": "BA"})]
+    rows += [Row.of(registry.find("nlora"), {}, {"product": "BA"}), Row.of(registry.find("nlora"), {"sparsity": 0.1})]
+    of_code, of_paper = LogUniform(1e-4, 1.0), LogUniform(1e-6, 1e-2)
+    assert [row.space.get("sparsity") for row in rows] == [of_code, of_code, of_paper, of_paper, None]
+    assert all(set(row.space) - {"sparsity"} == {"lr", "schedule"} for row in rows)
+    # The other option decides whatever its values are.
+    for found in map(registry.find, registry.names()):
+        for values in found.cls.space.values():
+            if isinstance(values, Depending):
+                assert all(found.create({values.option: value}) for value in values.ranges)
+                assert found.defaults[values.option] in values.ranges and values.option not in found.cls.space
 
 
 def test_recipes_of_a_backbone_hold_for_its_other_seed() -> None:
