@@ -1,4 +1,4 @@
-"""The one exception that ends in a sentence for the user rather than in a traceback."""
+"""What the user is told: the exception that ends in a sentence rather than in a traceback, and texts as shown."""
 
 from __future__ import annotations
 
@@ -18,6 +18,27 @@ def naming(where: str) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
+
+
+def printable(text: str) -> str:
+    """The text with an escape for each character that would act on a terminal or hide: `\\x1b`, `\\n`, `\\u202e`.
+
+    These are control characters, ends of lines, overrides of the writing direction, halves of characters and spaces
+    other than the usual one, as file names and results of others may hold them.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    """A number of things in words: `1 task`, `2 tasks`, `3 classes`.
+
+    Args:
+        one: what one of them is called.
+        many: what several are called, where neither -s nor, after an s, -es makes it.
+    """
+    return f"{number:,} {one if number == 1 else many or one + ('es' if one.endswith('s') else 's')}"
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], hint: str = "") -> UserError:

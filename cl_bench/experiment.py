@@ -10,11 +10,31 @@ import json
 import re
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from cl_bench import _aliases
 
-Scalar = bool | int | float | str | None
+MAX_TEXT = 10_000
+"""Characters of a name or value: a path may take 4,096."""
+Text = Annotated[str, Field(max_length=MAX_TEXT)]
+
+
+def bounded(value: PlainScalar) -> PlainScalar:
+    """A number of at most 64 bits, a text of at most `MAX_TEXT` characters, a truth value or None.
+
+    Raises:
+        ValueError: it is larger.
+    """
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError("expected a whole number of at most 64 bits")
+    if isinstance(value, str) and len(value) > MAX_TEXT:
+        raise ValueError(f"expected a text of at most {MAX_TEXT:,} characters")
+    return value
+
+
+PlainScalar = bool | int | float | str | None
+# Checked after pydantic has chosen the type: a number too large for one would be taken for the next.
+Scalar = Annotated[PlainScalar, AfterValidator(bounded)]
 Value = Scalar | Annotated[list[Scalar], Field(fail_fast=True)]
 Scenario = Literal["class-incremental", "domain-incremental"]
 Precision = Literal["fp32", "bf16"]
@@ -31,6 +51,13 @@ MAX_SEED = 2**32 - 1
 
 LEAKY_OPTION = "as_published_leaky"
 """The hyper-parameter under which a method shows a leak of its released code: samples of a batch see each other."""
+
+
+def first_fault(error: ValidationError) -> str:
+    """The first field that pydantic refuses and why, without its value, which may be of any size."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    where = ".".join(str(part)[:60] for part in first["loc"])
+    return f"{where}: {first['msg']}" if where else first["msg"]
 
 
 def number_of(tasks: Tasks) -> int:
@@ -68,17 +95,17 @@ class ImageTransforms(BaseModel):
         mean, std: input normalisation per channel, on the [0, 1] scale.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: ClassVar[Literal["image"]] = "image"
-    size: int
+    size: int = Field(ge=1, le=10**9)
     crop: Literal["continuous", "pixels"] = "continuous"
     crop_scale: tuple[float, float]
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
-    resize: float = Field(default=1.0, ge=1)
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    resize: float = Field(default=1.0, ge=1, le=10**6)
+    mean: tuple[float, ...] = Field(max_length=1000)
+    std: tuple[float, ...] = Field(max_length=1000)
 
     @property
     def short(self) -> int:
@@ -97,9 +124,9 @@ class Limits(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    tasks: int | None = Field(default=None, ge=1)
-    train_per_class: int | None = Field(default=None, ge=1)
-    test_per_class: int | None = Field(default=None, ge=1)
+    tasks: int | None = Field(default=None, ge=1, le=10**9)
+    train_per_class: int | None = Field(default=None, ge=1, le=2**53)
+    test_per_class: int | None = Field(default=None, ge=1, le=2**53)
     validation: float | None = Field(default=None, gt=0, lt=1)
 
 
@@ -125,18 +152,18 @@ class Experiment(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    method: str
-    revision: int | str
-    hyperparameters: dict[str, Value]
-    defaults: dict[str, Value]
-    benchmark: str
+    method: Text
+    revision: Annotated[int | str, AfterValidator(bounded)]
+    hyperparameters: dict[Text, Value]
+    defaults: dict[Text, Value]
+    benchmark: Text
     scenario: Scenario = "class-incremental"
     tasks: Tasks
     class_order: str = Field(pattern=f"^({NAMED_ORDER}|order:[0-9]+(,[0-9]+)*)$")
-    split: str
+    split: Text
     transforms: ImageTransforms
-    backbone: str
-    weights: str
+    backbone: Text
+    weights: Text
     precision: Precision = "fp32"
     storage: Storage = "memory"
     limits: Limits = Limits()

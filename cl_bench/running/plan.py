@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from cl_bench import backbones, streams
 from cl_bench.backbones import Backbone
 from cl_bench.contract import registry
@@ -23,6 +25,7 @@ from cl_bench.experiment import (
     Scenario,
     Tasks,
     Value,
+    first_fault,
     number_of,
     value_text,
 )
@@ -128,25 +131,28 @@ def plan(specs: Iterable[RunSpec], tuned: Sequence[Tuned] = ()) -> list[PlannedR
         if row not in methods:
             methods[row] = _method(spec, ground, tuned)
         method, recipe, label = methods[row]
-        experiment = Experiment(
-            method=spec.method.name,
-            revision=spec.method.revision,
-            hyperparameters=method.values(),
-            defaults=spec.method.defaults,
-            benchmark=spec.benchmark,
-            scenario=ground.scenario,
-            tasks=ground.tasks,
-            class_order=f"permutation:{spec.seed}" if ground.order is None else ground.order,
-            split=ground.split,
-            transforms=ground.transforms,
-            storage=ground.storage,
-            backbone=ground.backbone.name,
-            weights=ground.backbone.weights,
-            precision=spec.precision,
-            limits=spec.limits,
-            probe=spec.probe,
-            seed=spec.seed,
-        )
+        try:
+            experiment = Experiment(
+                method=spec.method.name,
+                revision=spec.method.revision,
+                hyperparameters=method.values(),
+                defaults=spec.method.defaults,
+                benchmark=spec.benchmark,
+                scenario=ground.scenario,
+                tasks=ground.tasks,
+                class_order=f"permutation:{spec.seed}" if ground.order is None else ground.order,
+                split=ground.split,
+                transforms=ground.transforms,
+                storage=ground.storage,
+                backbone=ground.backbone.name,
+                weights=ground.backbone.weights,
+                precision=spec.precision,
+                limits=spec.limits,
+                probe=spec.probe,
+                seed=spec.seed,
+            )
+        except ValidationError as error:
+            raise UserError(f"{label}: {first_fault(error)}") from error
         run = PlannedRun(experiment, method, label, recipe, ground.backbone, ground.benchmark.data)
         runs.setdefault(experiment.key, run)
     return list(runs.values())

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from cl_bench.files import open_regular, write_atomically
 
 NAME = ".index.parquet"
-VERSION = 1
+VERSION = 2
 """Raised whenever records are checked for more than before, so that all are checked again."""
 WORTHWHILE = 100
 """So many records that had to be read make it worth writing; fewer take less than 0.1 s."""

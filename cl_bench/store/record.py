@@ -6,12 +6,24 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import IO, Annotated, Any, TypeVar
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from cl_bench import metrics
-from cl_bench.experiment import Experiment, Scalar
+from cl_bench.errors import counted, printable
+from cl_bench.experiment import Experiment, PlainScalar, Scalar, Text, bounded, first_fault
 from cl_bench.store import predictions
 
 SCHEMA_VERSION = 1
@@ -25,11 +37,22 @@ MAX_JSON_BYTES = 2**24
 _MAX_NAMES = 10_000
 """Names in one object of it."""
 Count = Annotated[int, Field(ge=0, le=2**53)]
-Seconds = Annotated[float, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0, le=10**9)]
+"""Up to thirty years, so that sums stay finite."""
 Item = TypeVar("Item")
 # One fault is enough; a hostile file could hold millions.
-Items = Annotated[list[Item], Field(fail_fast=True)]
-Rows = Annotated[list[Annotated[list[Item], Field(fail_fast=True)]], Field(fail_fast=True)]
+Items = Annotated[list[Item], Field(fail_fast=True, max_length=10**6)]
+Rows = Items[Items[Item]]
+
+
+def _in_our_time(moment: datetime) -> datetime:
+    """The moment in UTC; far from today other time zones and other programs have no date for it."""
+    if not 1900 <= moment.year < 2200:
+        raise ValueError("expected a date from 1900 to 2199")
+    return moment.astimezone(UTC)
+
+
+Moment = Annotated[AwareDatetime, AfterValidator(_in_our_time)]
 
 
 class NewerSchema(ValueError):
@@ -69,18 +92,18 @@ class RunRecord(BaseModel):
 
     schema_version: int = Field(default=SCHEMA_VERSION, strict=True)
     key: str
-    label: str
-    recipe: str
+    label: Text
+    recipe: Text
     tuning_trials: Count = 0
     tuning_minutes: Seconds = 0.0
     experiment: Experiment
-    sessions: int = 1
+    sessions: Count = Field(default=1, ge=1)
     stages: Rows[Count]
     correct: Rows[Count | None]
     correct_task_aware: Rows[Count]
     total: Items[Count]
-    classes: Items[str]
-    domains: Items[str] = []
+    classes: Items[Text]
+    domains: Items[Text] = []
     train_seconds: Items[Seconds]
     eval_seconds: Items[Seconds]
     train_samples: Items[Count]
@@ -90,22 +113,23 @@ class RunRecord(BaseModel):
     flops_per_image: Count
     forward_passes: Count
     peak_memory_bytes: Count
-    environment: dict[str, Scalar]
-    traces: dict[str, Items[dict[str, Scalar]]] = {}
-    finished: AwareDatetime | None = None
+    environment: dict[Text, Scalar]
+    traces: dict[Text, Items[dict[Text, PlainScalar]]] = {}
+    finished: Moment | None = None
     arrays_sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
     checksum: str = ""
 
     @field_validator("traces", mode="before")
     @classmethod
-    def _finite(cls, traces: Any) -> Any:
+    def _bounded(cls, traces: Any, info: ValidationInfo) -> Any:
         """A method's residual of 0 / 0 must not cost the run; the first fault is enough (see `Items`)."""
         fit = isinstance(traces, dict) and all(isinstance(rows, list) for rows in traces.values())
         if not fit or not all(isinstance(row, dict) for rows in traces.values() for row in rows):
             raise ValueError("expected a list of rows under each name")
         if any(isinstance(value, dict | list) for rows in traces.values() for row in rows for value in row.values()):
             raise ValueError("expected a number, text or nothing in each column of a row")
-        return {name: [{k: _finite(v) for k, v in row.items()} for row in rows] for name, rows in traces.items()}
+        measured = _strict if info.context == _STORED else _forgiving
+        return {name: [{k: measured(v) for k, v in row.items()} for row in rows] for name, rows in traces.items()}
 
     def sealed(self) -> RunRecord:
         """The record with its checksum."""
@@ -115,9 +139,14 @@ class RunRecord(BaseModel):
     def _consistent(self) -> RunRecord:
         if self.key != self.experiment.key:
             raise ValueError(f"key {self.key} does not belong to the experiment in it ({self.experiment.key})")
-        stages, tasks = len(self.stages), len(self.total)
-        if tasks != (self.experiment.limits.tasks or self.experiment.num_tasks) or min(self.total) < 1:
-            raise ValueError(f"{tasks} test sets of sizes {self.total} do not fit the experiment's tasks")
+        stages, tasks, run = len(self.stages), len(self.total), self.experiment
+        if tasks != (run.limits.tasks or run.num_tasks) or tasks > run.num_tasks or min(self.total) < 1:
+            raise ValueError(f"{counted(tasks, 'test set')} of sizes {self.total} do not fit the experiment's tasks")
+        classes = len(self.classes)
+        if run.scenario == "class-incremental" and not (
+            classes and classes % run.tasks == 0 if isinstance(run.tasks, int) else classes == sum(run.tasks)
+        ):
+            raise ValueError(f"{counted(classes, 'class')} cannot be cut into the experiment's tasks")
         for name in ("correct", "correct_task_aware"):
             rows = getattr(self, name)
             if len(rows) != stages or any(len(row) != tasks for row in rows):
@@ -144,8 +173,22 @@ def content_hash(fields: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+_STORED = "stored"
+"""Context of the validation of what is in a file, which a record that was just made has not passed yet."""
+
+
+def _forgiving(value: Any) -> Any:
+    """What a method has measured; None where that is no number of ours."""
+    try:
+        return _strict(value)
+    except ValueError:
+        return None
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("expected finite numbers")
+    return bounded(value)
 
 
 def fault(record: RunRecord, packed: IO[bytes]) -> str:
@@ -171,15 +214,15 @@ def parse(content: bytes) -> RunRecord:
     try:
         fields = _fields(content)
         expected = content_hash(fields)
-        record = RunRecord.model_validate(_upgraded(fields))
+        record = RunRecord.model_validate(_upgraded(fields), context=_STORED)
     except NewerSchema:
         raise
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ValueError(f"{_plain(where + ': ' if where else '')}{_plain(first['msg'])}") from error
+        raise ValueError(_plain(first_fault(error))) from error
     except ValueError as error:
         raise ValueError(_plain(str(error))) from error
+    except RecursionError as error:
+        raise ValueError("is nested too deeply") from error
     if record.checksum != expected:
         raise ValueError("altered (its checksum does not fit its content)")
     return record
@@ -209,8 +252,6 @@ def _fields(content: bytes) -> dict[str, Any]:
         raise ValueError("is not UTF-8 text") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"is not whole JSON ({error})") from error
-    except RecursionError as error:
-        raise ValueError("is nested too deeply") from error
     if not isinstance(fields, dict):
         raise ValueError("is not a JSON object")
     if b"\\ud" in content.lower():
@@ -242,5 +283,5 @@ def _upgraded(fields: dict[str, Any]) -> dict[str, Any]:
 
 def _plain(text: str) -> str:
     """One short line, whatever a file holds."""
-    line = "".join(character if character.isprintable() else "?" for character in text[:201])
+    line = printable(text[:201])
     return line if len(text) <= 200 else f"{line[:200]} ..."

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from pydantic import ValidationError
 
-from cl_bench.errors import UserError
+from cl_bench.errors import UserError, printable
 from cl_bench.experiment import Experiment
 from cl_bench.files import open_regular, write_atomically
 from cl_bench.store import predictions
@@ -41,7 +41,11 @@ CHECKPOINTS = ".checkpoints"
 
 
 class DamagedRecord(Exception):
-    """A result file that cannot be trusted; the message names the file and what is wrong with it."""
+    """A result file that cannot be trusted; the message names the file and what is wrong with it, in one line."""
+
+    def __init__(self, sentence: str) -> None:
+        # Names of files may hold anything.
+        super().__init__(printable(sentence))
 
 
 class UnreadableRecord(DamagedRecord):
