@@ -98,7 +98,7 @@ class Run(Recipe):
 
     def experiences(self) -> list[Any]:
         """The tasks, as `ContinualStrategy.train` takes them."""
-        given = [_dataset(*self.train_images(t)) for t in range(len(self.sizes))]
+        given = [dataset(*self.train_images(t)) for t in range(len(self.sizes))]
         return list(benchmark_from_datasets(train=given, test=given).streams["train"])
 
 
@@ -200,7 +200,8 @@ def drawn(run: Run) -> Iterator[None]:
         yield
 
 
-def _dataset(images: Tensor, labels: Tensor) -> Any:
+def dataset(images: Tensor, labels: Tensor) -> Any:
+    """Images [n, C, H, W] and labels [n] as an Avalanche data set."""
     data: Any = TensorDataset(images, labels)
     data.targets = labels.tolist()
     return as_classification_dataset(data)
