@@ -39,6 +39,25 @@ def test_other_keys_give_other_numbers(one: Key, other: Key) -> None:
     assert 0 <= seed_of(one) < 2**63
 
 
+def split_mix(seed: int, counter: int) -> float:
+    """SplitMix64's output of this number (Steele et al. 2014), in Python's integers, as a float32 in [0, 1)."""
+    bits = 2**64 - 1
+    z = (seed + (counter + 1) * 0x9E3779B97F4A7C15) & bits
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & bits
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & bits
+    return (z ^ (z >> 31)) / 2**64
+
+
+@pytest.mark.parametrize("draws", [1, 3, 5])
+def test_every_draw_of_every_sample_is_a_number_of_its_own(draws: int) -> None:
+    """Neighbouring samples share none: views of one image would be cut from another one's numbers."""
+    key: Key = (4, "view", 0)
+    found = uniform(key, np.arange(100), draws)
+    assert len(found.unique()) == 100 * draws
+    expected = [[split_mix(seed_of(key), i * draws + draw) for draw in range(draws)] for i in range(100)]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2**-24)
+
+
 def test_uniform_is_uniform_and_uncorrelated() -> None:
     n = 40_000
     keys: list[Key] = [(0, "view", task, 0, epoch) for task in range(2) for epoch in range(2)]
@@ -48,7 +67,9 @@ def test_uniform_is_uniform_and_uncorrelated() -> None:
     assert np.abs(columns.var(axis=0) - 1 / 12).max() < 0.004
     correlation = np.corrcoef(columns, rowvar=False) - np.eye(columns.shape[1])
     assert np.abs(correlation).max() < 0.03
-    neighbours = [np.corrcoef(c[:-1], c[1:])[0, 1] for c in columns.T]
+    # Any draw of a sample with any draw of the next one.
+    width = columns.shape[1]
+    neighbours = np.corrcoef(columns[:-1], columns[1:], rowvar=False)[:width, width:]
     assert np.abs(neighbours).max() < 0.03
     bins = np.stack([np.histogram(c, bins=20, range=(0, 1))[0] for c in columns.T])
     chi_square = ((bins - n / 20) ** 2 / (n / 20)).sum(axis=1)

@@ -20,7 +20,7 @@ from cl_bench.errors import UserError
 from tests.helpers import ROOT
 from tests.helpers.rows import GRADIENT, GROWING, NAMES, ROWS, banks, fresh, small
 from tests.helpers.tiny import CLASSES, TASKS, cut, tiny_vit
-from tests.helpers.training import experiences, images_of, same, snapshot, strategy_of, train, trained
+from tests.helpers.training import Spy, experiences, images_of, same, snapshot, strategy_of, train, trained
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -618,6 +618,17 @@ def test_joint_trains_on_everything_at_once() -> None:
     everything = {label for own in cut().tasks for label in own}
     assert strategy.tasks_learned == 1 and set(strategy.seen) == everything
     assert changed_rows(head, strategy.model.head.state_dict()) == everything
+
+
+@pytest.mark.parametrize("name", ["dualprompt", "hide"])
+def test_prompts_of_a_task_start_as_a_copy_of_the_last_ones(name: str) -> None:
+    strategy = train(strategy_of(small(name, lr=0.01)), cut(), stages=1)
+    first = strategy.model.E[0].detach().clone()
+    started: list[Tensor] = []
+    strategy.plugins.append(Spy(before_training_iteration=lambda s: started.append(s.model.E[1].detach().clone())))
+    strategy.train(cut().train[1], eval_streams=[])
+    assert torch.equal(started[0], first) and torch.equal(strategy.model.E[0], first)
+    assert not torch.equal(strategy.model.E[1], first)
 
 
 @pytest.mark.skipif("coda" not in NAMES, reason="about coda")

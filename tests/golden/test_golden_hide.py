@@ -32,9 +32,9 @@ MOMENTUM, CONTRAST, HEAD_SCALE = 0.3, 0.5, 0.5
 ALIGN_LR, ALIGN_EPOCHS, SAMPLES = 0.02, 2, 8
 Weights = dict[str, Tensor]
 TOLERANCES = {
-    "inference": 2e-3,
-    "head": 2e-3,
-    "prompts": 2e-3,
+    "inference": 1e-2,  # entries whose gradient is all but 0
+    "head": 1e-3,
+    "prompts": 1e-3,
     "means": 1e-4,
     "covariances": 1e-3,
     "query means": 1e-5,

@@ -163,6 +163,16 @@ def test_the_bootstrap_over_images_agrees_with_drawing_them_one_by_one() -> None
     assert result == stats.bootstrap_difference(a, b, task)
 
 
+def test_the_bootstrap_over_images_draws_inside_each_task() -> None:
+    """Where a task has no spread, a test set of so many images of each task has none."""
+    task = np.repeat([0, 1], 50)
+    result = stats.bootstrap_difference(task == 0, np.zeros(100, dtype=bool), task)
+    assert (result.low, result.difference, result.high) == (0.5, 0.5, 0.5)
+    # The same images as one task.
+    pooled = stats.bootstrap_difference(task == 0, np.zeros(100, dtype=bool), np.zeros(100))
+    assert pooled.low < 0.42 and pooled.high > 0.58
+
+
 def test_the_same_predictions_do_not_differ() -> None:
     hits = np.array([True, False, True])
     result = stats.bootstrap_difference(hits, hits, [0, 0, 1])

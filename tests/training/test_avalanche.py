@@ -12,7 +12,7 @@ from avalanche.benchmarks import benchmark_from_datasets
 from avalanche.evaluation.metrics import accuracy_metrics, forgetting_metrics, loss_metrics
 from avalanche.logging import BaseLogger, TextLogger
 from avalanche.training.plugins import EvaluationPlugin
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.helpers.rows import GROWING, ROWS, small
 from tests.helpers.tiny import CLASSES, TASKS, cut
@@ -105,6 +105,22 @@ def test_avalanche_evaluates_every_task_after_the_first_one_for_a_random_start()
     unseen = [label for label in range(CLASSES) if label not in strategy.seen]
     assert all(bool((output[:, unseen] == float("-inf")).all()) for output in outputs)
     assert all(bool(output[:, list(strategy.seen)].isfinite().all()) for output in outputs)
+
+
+def test_test_images_of_all_tasks_are_mixed() -> None:
+    """No prediction could profit from neighbours of its own task: what looks at a batch sees images of every task."""
+    strategy, tests = strategy_of(small("linear")), cut().test
+    seen: list[set[float]] = []
+
+    class Looking(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            seen.append(set(images.flatten(1).sum(dim=1).tolist()))
+            return torch.zeros(len(images), CLASSES)
+
+    strategy.eval_mb_size = len(tests[0].dataset)
+    strategy.count_matrix(tests, model=Looking())
+    of_task = [set(images_of(experience)[0].flatten(1).sum(dim=1).tolist()) for experience in tests]
+    assert len(seen) == len(of_task) == TASKS and all(batch & task for batch in seen for task in of_task)
 
 
 def test_counts_are_the_hits_of_the_predictions() -> None:
