@@ -60,7 +60,7 @@ def main() -> None:
         phase = first_phase(strategy, samples)
         assert phase is not None
         first, labels, _ = next(iter(batches))
-        step = training_step(strategy, phase, first, labels)
+        _, step = training_step(strategy, phase, first, labels)
 
         runs: dict[str, Callable[[], object]] = {
             "bare loop": partial(repeated, step),

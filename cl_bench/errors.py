@@ -11,11 +11,17 @@ class UserError(Exception):
     """Bad input. The message names the input, what was expected and what to do; the CLI prints it and exits with 2."""
 
 
+class Diverged(UserError):
+    """Training has led to numbers that are not finite, so nothing that follows means anything."""
+
+
 @contextmanager
 def naming(where: str) -> Iterator[None]:
     """Begin the sentence of every `UserError` that is raised inside with where that was."""
     try:
         yield
+    except Diverged as error:
+        raise Diverged(f"{where}: {error}") from error
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
 

@@ -99,5 +99,7 @@ def bench_all(
     for speed in found:
         if speed.waits:
             out.print(escape(f"{speed.label}: the host waits for the device in every step"))
+        if speed.fault:
+            out.print(escape(f"{speed.label}: {speed.fault}; what was timed is no training"))
         if speed.headroom < 1:
             out.print(escape(f"{speed.label}: the network waits for its images"))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cl_bench.errors import UserError
+from cl_bench.errors import Diverged, UserError
 from cl_bench.randomness import Key, generator
 
 ParameterGroup = dict[str, Any]
@@ -143,8 +143,7 @@ class StepBatch:
         if adjust is not None:
             with torch.no_grad():
                 adjust()
-        clip(optimization)
-        chosen.step()
+        take_step(optimization, chosen)
         self.updates.append(optimizer)
 
 
@@ -167,10 +166,21 @@ def backward(loss: Tensor, optimization: Optimization, name: str = "phase") -> N
         )
 
 
-def clip(optimization: Optimization) -> None:
-    """Clip the gradient of what an optimiser trains, if it asks for that."""
+def take_step(optimization: Optimization, optimizer: torch.optim.Optimizer) -> None:
+    """Clip the gradient, if the optimiser asks for that, and take its step.
+
+    Raises:
+        Diverged: the step is too large for a number of this type.
+    """
     if optimization.clip_norm is not None:
         nn.utils.clip_grad_norm_(optimization.trainable(), optimization.clip_norm)
+    try:
+        optimizer.step()
+    except RuntimeError as error:
+        # The type that torch raises for that, too.
+        if "without overflow" not in str(error):
+            raise
+        raise Diverged("a step is too large for a floating-point number; lower the learning rate") from error
 
 
 def described(found: object) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cl_bench.contract.phase import Phase
 from cl_bench.data.samples import Samples, TrainingBatches, samples_of
+from cl_bench.errors import Diverged
 from cl_bench.experiment import Precision
 from cl_bench.models.base import FeatureModel
 from cl_bench.models.vit import Execution
@@ -43,6 +44,7 @@ class Speed:
         prediction: images per second, from the second evaluation on (frozen queries are known then).
         data: training views per second, made from stored images.
         waits: whether a step made the host wait for the device; None on a CPU.
+        fault: why what was timed is no training: its numbers are not finite; empty if they are.
     """
 
     label: str
@@ -54,6 +56,7 @@ class Speed:
     prediction: float
     data: float
     waits: bool | None
+    fault: str = ""
 
     @property
     def rate(self) -> float:
@@ -126,9 +129,9 @@ def measure(
         phase = first_phase(strategy, samples)
     batches = TrainingBatches(samples, phase.batch_size if phase else 128, ("bench",), device)
     images, labels, _ = next(iter(batches))
-    step, first, memory, waits = float("nan"), 0.0, 0, None
+    step, first, memory, waits, fault = float("nan"), 0.0, 0, None, ""
     if phase is not None:
-        run = training_step(strategy, phase, images, labels)
+        phase_run, run = training_step(strategy, phase, images, labels)
         began = time.perf_counter()
         run()
         wait(device)
@@ -138,6 +141,10 @@ def measure(
         step = seconds(run, device, steps)
         memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
         waits = _waits(run) if device.type == "cuda" else None
+        try:
+            phase_run.check_finite()
+        except Diverged as error:
+            fault = str(error)
     strategy.model.eval()
     found = Speed(
         label=planned.label,
@@ -149,6 +156,7 @@ def measure(
         prediction=_prediction(strategy, images, device, steps),
         data=_data(batches, device, steps),
         waits=waits,
+        fault=fault,
     )
     del strategy, phase, images
     gc.collect()
@@ -162,12 +170,14 @@ def first_phase(strategy: ContinualStrategy, samples: Samples) -> Phase | None:
     return next(iter(strategy.method.phases(strategy.task)), None)
 
 
-def training_step(strategy: ContinualStrategy, phase: Phase, images: Tensor, labels: Tensor) -> Callable[[], None]:
-    """A training step as the strategy takes it."""
+def training_step(
+    strategy: ContinualStrategy, phase: Phase, images: Tensor, labels: Tensor
+) -> tuple[PhaseRun, Callable[[], None]]:
+    """A phase, and a function that takes a training step of it as the strategy does."""
     assert strategy.task is not None
     strategy.model.train()
     run = PhaseRun(phase, "the first phase", strategy.model, strategy.task.scratch)
-    return lambda: run.take(images, labels, ("bench",))
+    return run, lambda: run.take(images, labels, ("bench",))
 
 
 def _waits(run: Callable[[], None]) -> bool:

@@ -20,7 +20,7 @@ from cl_bench import metrics
 from cl_bench.contract import registry
 from cl_bench.contract.registry import MethodEntry
 from cl_bench.contract.search import Choice, LogUniform, Uniform, resolved
-from cl_bench.errors import UserError
+from cl_bench.errors import Diverged, UserError
 from cl_bench.experiment import Limits, Precision, Value
 from cl_bench.running import recipes
 from cl_bench.running.recipes import Tuned
@@ -264,6 +264,8 @@ def _run(name: str, options: Mapping[str, Value], seed: int, how: Search) -> _Ou
         record = None
     try:
         record = record or runner.run(planned, store, pick_worker_gpu(pick_device(how.device)))
+    except Diverged as error:
+        return _Outcome(0.0, 0.0, str(error))
     except UserError:
         raise
     except Exception as error:

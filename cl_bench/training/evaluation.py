@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cl_bench.data.samples import Concatenated, samples_of
+from cl_bench.errors import Diverged
 from cl_bench.models.base import FeatureModel
 from cl_bench.randomness import permutation
+from cl_bench.training.phase_run import SMALLER_STEPS
 
 Predict = Callable[[Tensor, bytes], Tensor]
 
@@ -67,6 +69,9 @@ class Evaluation:
             classes: seen so far.
             learned: the first so many tasks count as learned; None: those whose classes have all been seen.
             batch_size: images per batch.
+
+        Raises:
+            Diverged: logits that are NaN, or images whose largest logit is infinite.
         """
         if [id(d) for d in datasets] != [id(d) for d in self._queried]:
             self._queried, self._queries = list(datasets), {}
@@ -78,17 +83,22 @@ class Evaluation:
         own = torch.zeros(len(parts), self.num_classes, dtype=torch.bool, device=self.device)
         for index, part in enumerate(parts):
             own[index, part.labels.unique().to(self.device)] = True
-        seen = mask_of(classes, self.num_classes, self.device)
+        known_classes = list(classes)
+        seen = mask_of(known_classes, self.num_classes, self.device)
         order = permutation(("evaluation",), len(label))
         # All that the loop needs travels before it: a copy in between would make it wait.
         tasks = task[torch.from_numpy(order)].to(self.device).split(batch_size)
         views = images.views(order, None, self.device, batch_size)
-        predicted, task_aware = [], []
+        predicted, task_aware, wrong = [], [], []
         for chunk, view, of in zip(_chunks(order, batch_size), views, tasks, strict=True):
             logits = predict(view, chunk.tobytes()).float()
-            predicted.append(logits.masked_fill(~seen, float("-inf")).argmax(1))
+            masked = logits.masked_fill(~seen, float("-inf"))
+            predicted.append(masked.argmax(1))
+            wrong.append(undecided(masked, logits) if known_classes else logits.isnan().any(1))
             task_aware.append(logits.masked_fill(~own[of], float("-inf")).argmax(1))
         inverse = torch.from_numpy(np.argsort(order))
+        if number := int(torch.cat(wrong).sum()):
+            raise Diverged(f"the logits of {number} of {len(label)} test images are not finite; {SMALLER_STEPS}")
         prediction = torch.cat(predicted).cpu()[inverse]
         prediction_task_aware = torch.cat(task_aware).cpu()[inverse]
         if learned is None:
@@ -119,6 +129,17 @@ class Evaluation:
             self._queries[chunk] = model.query(images)
         query = self._queries[chunk]
         return model(images) if query is None else model(images, query)
+
+
+def undecided(masked: Tensor, logits: Tensor) -> Tensor:
+    """Which rows of logits [B, num_classes] decide nothing: one is NaN, or the largest is infinite; bool [B].
+
+    Single logits of minus infinity exclude a class, which a method may do.
+
+    Args:
+        masked: the same, minus infinity where a class is unseen.
+    """
+    return logits.isnan().any(1) | ~masked.amax(1).isfinite()
 
 
 def mask_of(classes: Iterable[int], num_classes: int, device: torch.device) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -13,11 +14,11 @@ from cl_bench.contract.method import Method, Traces
 from cl_bench.contract.phase import Phase
 from cl_bench.contract.task import Task
 from cl_bench.data.samples import Samples, TrainingBatches
-from cl_bench.errors import UserError
+from cl_bench.errors import Diverged, UserError, naming
 from cl_bench.experiment import Scalar
 from cl_bench.randomness import Key
 from cl_bench.training.checkpoint import Position
-from cl_bench.training.phase_run import PhaseRun
+from cl_bench.training.phase_run import SMALLER_STEPS, PhaseRun
 
 _STEPS_TRACED = 24
 """About so many optimiser steps of a phase are shown to the method's `step_traces`."""
@@ -54,6 +55,7 @@ class PhaseLoop(SupervisedTemplate):  # type: ignore[misc]
         self.valid = 0
         self._loss = torch.zeros((), dtype=torch.float64, device=self.device)
         self._counted = 0
+        self._losses: list[Tensor] = []
         self._outputs: tuple[Tensor, ...] = ()
         self._run: PhaseRun | None = None
         self._own_step: tuple[Tensor, Tensor | None] | None = None
@@ -98,13 +100,14 @@ class PhaseLoop(SupervisedTemplate):  # type: ignore[misc]
                 self.dataloader = list(phase.batches(epoch))[skipped:]
             run.begin_epoch(epoch, len(self.dataloader) + skipped, skipped)
             skipped = 0
+            self._losses.clear()
             self._before_training_epoch(**kwargs)
             if self._stop_training:
                 self._stop_training = False
                 break
             self.training_epoch(**kwargs)
             self._after_training_epoch(**kwargs)
-            self._trace_loss(epoch)
+            self._end_epoch(run, epoch)
         run.end()
         self._run = None
 
@@ -124,19 +127,54 @@ class PhaseLoop(SupervisedTemplate):  # type: ignore[misc]
         for name, rows in traces.items():
             self.traces.setdefault(name, []).extend(rows)
 
-    def _trace_loss(self, epoch: int) -> None:
-        """Close an epoch of a phase of the method: the mean of its losses."""
+    def _place(self, run: PhaseRun, epoch: int | None = None) -> str:
+        """Where training is, for messages; None: in the epoch of the current step."""
+        assert self.task is not None
+        return f"{run.name}, task {self.task.index}, epoch {run.done // run.steps if epoch is None else epoch}"
+
+    def _end_epoch(self, run: PhaseRun, epoch: int) -> None:
+        """Look at the losses and the parameters of an epoch; of a phase of the method, trace the mean loss.
+
+        Raises:
+            Diverged: one of these numbers is not finite.
+        """
+        assert self.task is not None
+        loss = self._checked_loss(run, epoch)
+        with naming(self._place(run, epoch)):
+            run.check_finite()
         if self.position is not None and self._counted:
-            assert self.task is not None
             row: dict[str, Scalar] = {"stage": self.task.index, "phase": self.position.phase, "epoch": epoch}
-            self._trace({"loss": [row | {"loss": float(self._loss) / self._counted}]})
-            self._loss, self._counted = torch.zeros_like(self._loss), 0
+            self._trace({"loss": [row | {"loss": loss / self._counted}]})
+        self._loss, self._counted = torch.zeros_like(self._loss), 0
+
+    def _checked_loss(self, run: PhaseRun, epoch: int) -> float:
+        """The sum of the losses in this epoch so far.
+
+        Raises:
+            Diverged: it is not finite.
+        """
+        loss = float(self._loss)
+        if not math.isfinite(loss):
+            values = [float(value) for value in self._losses]
+            first = next((number for number, value in enumerate(values) if not math.isfinite(value)), 0)
+            step = (run.done - 1) % run.steps + 1 - len(values) + first + 1
+            raise Diverged(
+                f"{self._place(run, epoch)}: the loss is {values[first] if values else loss} from step {step} of "
+                f"{run.steps} on; {SMALLER_STEPS}"
+            )
+        return loss
 
     def where(self) -> Position | None:
-        """The position inside the task as of now, with the losses of the epoch so far; None between tasks."""
+        """The position inside the task as of now, with the losses of the epoch so far; None between tasks.
+
+        Raises:
+            Diverged: the losses are not finite.
+        """
         if self.position is None:
             return None
-        return self.position.model_copy(update={"loss": float(self._loss), "counted": self._counted})
+        assert self._run is not None
+        loss = self._checked_loss(self._run, self.position.epoch)
+        return self.position.model_copy(update={"loss": loss, "counted": self._counted})
 
     def _unpack_minibatch(self) -> None:
         if self.is_training:
@@ -170,8 +208,9 @@ class PhaseLoop(SupervisedTemplate):  # type: ignore[misc]
             self.mb_output = self.mb_output[: self.valid]
             self.mbatch = [tensor[: self.valid] for tensor in self.mbatch]
             loss, total = self._run.loss(tuple(output[: self.valid] for output in self._outputs), self.mb_y)
-        # Summed on the device: reading each loss would make the device wait in every step.
+        # Summed on the device: reading each loss would make the host wait for it in every step.
         self._loss += total
+        self._losses.append(total)
         self._counted += self.valid
         return loss
 
@@ -183,7 +222,8 @@ class PhaseLoop(SupervisedTemplate):  # type: ignore[misc]
     def optimizer_step(self) -> None:
         if self._own_step is None:
             assert self._run is not None
-            self._run.step()
+            with naming(self._place(self._run)):
+                self._run.step()
         self._own_step = None
 
     def _after_training_iteration(self, **kwargs: Any) -> None:

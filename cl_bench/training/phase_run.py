@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
-from cl_bench.contract.phase import Phase, StepBatch, backward, clip, described
+from cl_bench.contract.phase import Phase, StepBatch, backward, described, take_step
 from cl_bench.contract.task import Scratch
-from cl_bench.errors import UserError, naming
+from cl_bench.errors import Diverged, UserError, naming
 from cl_bench.randomness import Key
 
+SMALLER_STEPS = "lower the learning rate, or look for a division by zero"
+"""What to do about numbers that are not finite, for messages."""
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -108,8 +112,7 @@ class PhaseRun:
     def step(self) -> None:
         """Clip, and take the step of the phase's optimiser."""
         optimization, optimizer = self.optimizers[""]
-        clip(optimization)
-        optimizer.step()
+        take_step(optimization, optimizer)
         self._updates += 1
 
     def own_step(self, inputs: Tensor, labels: Tensor, key: Key) -> tuple[Tensor, Tensor | None]:
@@ -157,6 +160,17 @@ class PhaseRun:
             self.backward(self.loss(self.outputs(inputs), labels)[0])
             self.step()
         self.end_step()
+
+    def check_finite(self) -> None:
+        """Raise `Diverged` if a parameter that the phase trains is not finite any more; makes the host wait."""
+        trained = [parameter.detach() for parameter in self.phase.trained()]
+        # The largest magnitude, which is NaN if one is: two kernels for all parameters of a device.
+        if math.isfinite(float(get_total_norm(trained, norm_type=math.inf))):
+            return
+        known = [*self.model.named_parameters(), *((f"task.scratch['{n}']", t) for n, t in self.scratch.items())]
+        listed = {id(parameter) for parameter in self.phase.trained()}
+        wrong = [name for name, t in known if id(t) in listed and not bool(t.detach().isfinite().all())]
+        raise Diverged(f"{wrong[0] if wrong else 'a parameter'} is not finite any more; {SMALLER_STEPS}")
 
     def end(self) -> None:
         """Raise `UserError` if the phase did not train, or trained or changed what it may not."""

@@ -20,11 +20,11 @@ from cl_bench.contract.method import Method, build_model
 from cl_bench.contract.phase import Phase
 from cl_bench.contract.task import Scratch, Task
 from cl_bench.data.samples import EvaluationBatches, Samples, TaskSamples, samples_of
-from cl_bench.errors import UserError, naming
+from cl_bench.errors import Diverged, UserError, naming
 from cl_bench.models.vit import Execution
 from cl_bench.randomness import seeded
 from cl_bench.training.checkpoint import Checkpoint, Facts, Position, restore
-from cl_bench.training.evaluation import Counts, Evaluation, mask_of
+from cl_bench.training.evaluation import Counts, Evaluation, mask_of, undecided
 from cl_bench.training.loop import PhaseLoop
 
 
@@ -117,6 +117,7 @@ class ContinualStrategy(PhaseLoop):
         self.trainable = 0
         self._resumed: Resumed | None = None
         self._evaluation = Evaluation(num_classes, self.device)
+        self._undecided = torch.zeros((), dtype=torch.int64, device=self.device)
 
     # --- training ----------------------------------------------------------------------------------------------
 
@@ -278,7 +279,16 @@ class ContinualStrategy(PhaseLoop):
         if self.is_training:
             return super().forward()
         logits = self.model(self.mb_x)
-        return logits.masked_fill(~mask_of(self.seen, self.num_classes, self.device), float("-inf"))
+        masked = logits.masked_fill(~mask_of(self.seen, self.num_classes, self.device), float("-inf"))
+        if self.seen:
+            self._undecided += undecided(masked, logits).sum()
+        return masked
+
+    def _after_eval_exp(self, **kwargs: Any) -> None:
+        if number := int(self._undecided):
+            self._undecided.zero_()
+            raise Diverged(f"{type(self.method).__name__}: the logits of {number} test images are not finite")
+        super()._after_eval_exp(**kwargs)
 
     def make_eval_dataloader(self, **kwargs: Any) -> None:
         samples = samples_of(self.adapted_dataset)
@@ -291,16 +301,20 @@ class ContinualStrategy(PhaseLoop):
             learned: the first so many tasks count as learned; None: those whose classes have all been seen, which is
                 right where every task brings new ones.
             model: what predicts, in evaluation mode; None: the current model.
+
+        Raises:
+            Diverged: logits are not finite.
         """
         self.model.eval()
         predicting = self.predictor() if model is None else model
-        counts = self._evaluation.count(
-            [experience.dataset for experience in stream],
-            lambda images, chunk: self._predict(predicting, images, chunk),
-            self.seen,
-            learned,
-            self.eval_mb_size,
-        )
+        with naming(f"{type(self.method).__name__}, evaluation after task {self.tasks_learned - 1}"):
+            counts = self._evaluation.count(
+                [experience.dataset for experience in stream],
+                lambda images, chunk: self._predict(predicting, images, chunk),
+                self.seen,
+                learned,
+                self.eval_mb_size,
+            )
         self.model.train()
         return counts
 
