@@ -166,6 +166,8 @@ def run(
     wanted = wanted_options(asked, None if suite is None else str(suite))
     how = ExecutionOptions.of({name: value for name, value in given.items() if name in of_execution})
     sweep = Sweep.of(wanted, how)
+    for remark in sweep.remarks():
+        _warn(remark)
     missing = sweep.missing(_warn)
     outcomes = [] if how.dry_run else _carry_out(sweep, missing, progress)
     records = sweep.records()

@@ -30,11 +30,18 @@ def printable(text: str) -> str:
     """The text with an escape for each character that would act on a terminal or hide: `\\x1b`, `\\n`, `\\u202e`.
 
     These are control characters, ends of lines, overrides of the writing direction, halves of characters and spaces
-    other than the usual one, as file names and results of others may hold them.
+    other than the usual one, as file names and results of others may hold them. A byte of a file name that is no UTF-8
+    comes out as `\\xf1`.
     """
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(char: str) -> str:
+    # How Python keeps a byte that is no text (PEP 383).
+    byte = ord(char) - 0xDC00
+    return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else char.encode("unicode_escape").decode()
 
 
 def counted(number: int, one: str, many: str = "") -> str:

@@ -22,7 +22,7 @@ from rich.progress import (
 from rich.table import Table
 
 from cl_bench.cli.shared import err, out, warn
-from cl_bench.errors import UserError
+from cl_bench.errors import UserError, printable
 
 if TYPE_CHECKING:
     from cl_bench.streams.types import Archive, DataSet
@@ -46,13 +46,17 @@ SplitList = Annotated[
 _HEADS = {
     "count": "Numbers of images",
     "classes": "Classes",
+    "empty": "Class folders without images, to be filled or removed",
     "missing": "Missing images",
     "zero-byte": "Empty (zero-byte) images",
     "truncated": "Truncated images",
     "unreadable": "Unreadable images",
+    "of unknown range": "Images of unknown range, to be converted to 8 bits per channel",
+    "too large": "Images with too many pixels",
     "content": "Content",
     "duplicate": "Images with the same pixels",
     "unlisted": "Images that the split list does not name, and that are not used",
+    "not read": "Files that are not read",
     "file": "Files other than the published ones",
 }
 _SHOWN = 20
@@ -196,7 +200,7 @@ def _bars(note: str | None = None) -> Iterator[Progress]:
 
 def _show(dataset: DataSet, report: Report, everything: bool) -> None:
     """What was found, all that is wrong named."""
-    _say(f"{dataset.name} in {report.folder} ({report.layout})")
+    _say(printable(f"{dataset.name} in {report.folder} ({report.layout})"))
     _say(f"{report.classes} classes, {report.train:,} training and {report.test:,} test images")
     if report.published:
         note = "as published"
@@ -214,7 +218,7 @@ def _show(dataset: DataSet, report: Report, everything: bool) -> None:
         if kind == "duplicate" and same and not everything:
             _say(f"{_HEADS[kind]}: {len(found)} groups, as published (--all names them)")
             continue
-        _say(f"{_HEADS[kind]}: {len(found)}")
+        _say(f"{_HEADS[kind]}: {len(found)}{f' ({report.not_read})' if kind == 'not read' else ''}")
         shown = found if everything else found[:_SHOWN]
         for finding in shown:
             _say(f"  {finding.text}")

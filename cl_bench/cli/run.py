@@ -41,6 +41,8 @@ def run(
     if how.dry_run:
         for options in wanted:
             out.print(options.command(), soft_wrap=True, highlight=False, markup=False)
+    for remark in sweep.remarks():
+        warn(remark)
     missing = sweep.missing(warn)
     if how.dry_run:
         preview(sweep, missing, [REFERENCE])

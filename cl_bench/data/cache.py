@@ -29,8 +29,10 @@ from cl_bench.errors import UserError
 from cl_bench.files import sync_folder
 
 VARIABLE = "CL_BENCH_CACHE"
-_FORMAT = 1
+_FORMAT = 2
 """Raised whenever the same image files give other bytes."""
+_AS_IN_FORMAT_1 = (".jpg", ".jpeg")
+"""Files of which format 1 had the same bytes: they hold 8 bits."""
 _CHUNK = 1 << 26
 """Bytes under one checksum."""
 _MAGIC = b"clbench\n"
@@ -61,7 +63,8 @@ def cache_path(dataset: str, part: str, stored: str, names: Sequence[str], paths
     Raises:
         BadImage: one is not there.
     """
-    digest = hashlib.sha256(f"{_FORMAT} {stored}".encode())
+    same = all(path.name.lower().endswith(_AS_IN_FORMAT_1) for path in paths)
+    digest = hashlib.sha256(f"{1 if same else _FORMAT} {stored}".encode())
     for name, path in zip(names, paths, strict=True):
         try:
             status = path.stat()

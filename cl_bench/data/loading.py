@@ -183,7 +183,7 @@ def _jpeg(images: ImageFiles, i: int) -> NDArray[np.uint8] | None:
 
 def _plain(content: bytearray) -> bool:
     """Whether it is a JPEG file of 8 bits in grey or in the usual three channels."""
-    with Image.open(io.BytesIO(content)) as image:
+    with Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
         return image.format == "JPEG" and image.mode in ("L", "RGB") and image.info.get("adobe_transform", 1) == 1
 
 

@@ -27,6 +27,15 @@ class Packed:
     short: int
     long: int
 
+    @classmethod
+    def of(cls, image: Tensor) -> Packed:
+        """One RGB image, uint8 [3, H, W]."""
+        height, width = image.shape[1:]
+        lying = image.transpose(1, 2) if height > width else image
+        flat = torch.cat([lying.flatten(), lying.new_zeros(max(height, width))])
+        offsets, heights, widths = (torch.tensor([number], device=image.device) for number in (0, height, width))
+        return cls(flat, offsets, heights, widths, min(height, width), max(height, width))
+
     def split(self, size: int) -> list[Packed]:
         """Batches of so many of the images, in their order."""
         parts = zip(*(each.split(size) for each in (self.offsets, self.heights, self.widths)), strict=True)

@@ -22,6 +22,8 @@ TRIES = 10
 """How often a crop is drawn before the centre is taken, as in torchvision."""
 
 
+_LONGEST = 32
+"""How many times as long as its short side an image may be to be resized as a whole."""
 _PART = 16
 """How many images a CPU crops at a time: what their crops are computed from then stays in its cache."""
 
@@ -93,9 +95,12 @@ def training_view(
 
 def _centre(images: Tensor, transforms: ImageTransforms) -> Tensor:
     """[B, C, H, W] -> [B, C, size, size] on the [0, 1] scale."""
-    pixels = images.float() / 255
     size, short = transforms.size, transforms.short
-    height, width = pixels.shape[-2:]
+    height, width = images.shape[-2:]
+    if images.shape[1] == 3 and max(height, width) > _LONGEST * min(height, width):
+        # Resized as a whole, an image of 1 x 3000 pixels would take gigabytes.
+        return torch.cat([_packed_centre(Packed.of(image), transforms) for image in images])
+    pixels = images.float() / 255
     if (height, width) != (short, short):
         scale = short / min(height, width)
         shape = [short if side == min(height, width) else int(side * scale) for side in (height, width)]

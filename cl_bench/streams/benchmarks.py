@@ -15,12 +15,13 @@ from cl_bench.data import cache as decoded
 from cl_bench.data.cache import OnProgress
 from cl_bench.data.decoding import BadImage, shrunk, size_of
 from cl_bench.data.images import ImageFiles, ImageStore
-from cl_bench.errors import UserError, unknown_name
+from cl_bench.errors import UserError, counted, unknown_name
 from cl_bench.experiment import ImagesName, Scenario, Storage
 from cl_bench.streams import catalogue, icons
 from cl_bench.streams.config import DataConfig
 from cl_bench.streams.image_files import for_each_image
 from cl_bench.streams.overlaps import shared_classes
+from cl_bench.streams.readers.folders import by_ending
 from cl_bench.streams.split_hash import split_hash
 from cl_bench.streams.types import DataSet, Entry, Listing
 
@@ -89,6 +90,21 @@ class Benchmark:
         if storage == "files" or not isinstance(source.train.images, ImageFiles):
             return source
         return _kept(self.name, storage, self.data, on_progress)
+
+    def remarks(self) -> list[str]:
+        """What the user should know of the files of the data set, though nothing is wrong: those that are not read.
+
+        Raises:
+            UserError: the data are not there or damaged.
+        """
+        if self.dataset is None:
+            return []
+        left = _listing(self.name, self.data).not_read
+        if not left:
+            return []
+        found = by_ending(left, catalogue.locate(self.dataset, self.data.root))
+        files = f"{counted(len(left), 'file')} {'is' if len(left) == 1 else 'are'}"
+        return [f"{self.name}: {files} not read: {found}; 'cl-bench data verify {self.name}' names them"]
 
     def storage(self, images: ImagesName, short: int) -> Storage:
         """How the images are kept for a run, as `Experiment` has it.

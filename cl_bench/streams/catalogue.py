@@ -12,7 +12,7 @@ from types import ModuleType
 
 import cl_bench.streams.datasets
 from cl_bench.data.decoding import BadImage
-from cl_bench.errors import UserError, unknown_name
+from cl_bench.errors import UserError, printable, unknown_name
 from cl_bench.streams.config import ROOT_VARIABLE, existing_root
 from cl_bench.streams.image_files import for_each_image, look_at
 from cl_bench.streams.readers import UnknownLayout, class_trees, first_of
@@ -199,9 +199,9 @@ def load(dataset: DataSet, root: Path | None = None, skip_bad: bool = False, spl
             more = f" (and {len(bad) - 1} more: 'cl-bench data verify {dataset.name}' names them)" if bad[1:] else ""
             raise UserError(f"{dataset.name}: {bad[0]}{more}")
     if faults := class_faults(dataset, listing):
-        raise UserError(
-            f"{dataset.name} in '{folder}' ({listing.layout}): {'; '.join(faults)}; get it again or restore it"
-        )
+        empty = [str(path) for path in listing.empty]
+        way_out = f"remove or fill the empty folder {_few(empty)}" if empty else "get it again or restore it"
+        raise UserError(f"{dataset.name} in '{folder}' ({listing.layout}): {'; '.join(faults)}; {way_out}")
     return listing
 
 
@@ -223,4 +223,4 @@ def split_of(dataset: DataSet, listing: Listing) -> tuple[str, bool]:
 
 def _few(names: list[str], shown: int = 5) -> str:
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(f"'{name}'" for name in names[:shown]) + more
+    return ", ".join(f"'{printable(name)}'" for name in names[:shown]) + more

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,11 +21,16 @@ _CHUNK = 64
 
 
 def look_at(path: Path) -> BadImage | None:
-    """What is wrong with an image file at first sight: it is missing or empty."""
+    """What is wrong with an image file at first sight: it is missing, empty or no file."""
     try:
-        return None if path.stat().st_size else BadImage(path, "zero-byte")
-    except OSError:
+        status = path.stat()
+    except FileNotFoundError:
         return BadImage(path, "missing")
+    except OSError as error:
+        return BadImage(path, "unreadable", str(error.strerror))
+    if not stat.S_ISREG(status.st_mode):
+        return BadImage(path, "unreadable", "not a file")
+    return None if status.st_size else BadImage(path, "zero-byte")
 
 
 def for_each_image(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from cl_bench.errors import UserError
+from cl_bench.errors import UserError, printable
+
+_SHOWN = 3
 
 
 def split_hash(train: Iterable[str], test: Iterable[str]) -> str:
@@ -16,7 +18,7 @@ def split_hash(train: Iterable[str], test: Iterable[str]) -> str:
     """
     digest = hashlib.sha256()
     for part, names in (("train", train), ("test", test)):
-        digest.update(encoded("\n".join([part, *sorted(names)])) + b"\n")
+        digest.update(_lines([part, *sorted(names)]) + b"\n")
     return digest.hexdigest()
 
 
@@ -26,7 +28,15 @@ def names_hash(names: Iterable[str]) -> str:
     Raises:
         UserError: a name is no text.
     """
-    return hashlib.sha256(encoded("\n".join(sorted(names)))).hexdigest()
+    return hashlib.sha256(_lines(sorted(names))).hexdigest()
+
+
+def _lines(names: Sequence[str]) -> bytes:
+    try:
+        return "\n".join(names).encode()
+    except UnicodeEncodeError as error:
+        odd = [name for name in names if not _is_text(name)]
+        raise _not_text(odd) from error
 
 
 def encoded(text: str) -> bytes:
@@ -35,7 +45,23 @@ def encoded(text: str) -> bytes:
     Raises:
         UserError: the file system has a name there that is no text.
     """
+    if not _is_text(text):
+        raise _not_text([text])
+    return text.encode()
+
+
+def _is_text(name: str) -> bool:
     try:
-        return text.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f"the file name {text!r} is not valid UTF-8; rename the file") from error
+        return bool(name.encode()) or True
+    except UnicodeEncodeError:
+        return False
+
+
+def _not_text(names: Sequence[str]) -> UserError:
+    shown = ", ".join(f"'{printable(name)}'" for name in names[:_SHOWN])
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    what = "the file name" if len(names) == 1 else "the file names"
+    return UserError(
+        f"{what} {shown}{more} {'is' if len(names) == 1 else 'are'} not valid UTF-8; "
+        f"rename the file{'' if len(names) == 1 else 's'}"
+    )

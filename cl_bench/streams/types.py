@@ -40,6 +40,8 @@ class Listing:
         layout: which of the layouts was found.
         pixels: uint8 [N, H, W, C] of train and test, for data sets that come as arrays of images of one size.
         unlisted: paths of images that are there, but in neither part of the split list.
+        not_read: paths of other files that lie among the images, and of images where none are looked for.
+        empty: class folders without images.
     """
 
     train: tuple[Entry, ...]
@@ -48,6 +50,8 @@ class Listing:
     layout: str
     pixels: tuple[NDArray[np.uint8], NDArray[np.uint8]] | None = None
     unlisted: tuple[Path, ...] = ()
+    not_read: tuple[Path, ...] = ()
+    empty: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)

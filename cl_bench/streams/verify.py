@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from numpy.typing import NDArray
 
-from cl_bench.data.decoding import BadImage
-from cl_bench.errors import UserError
+from cl_bench.data.decoding import KINDS, BadImage
+from cl_bench.errors import UserError, printable
 from cl_bench.streams.catalogue import class_faults, locate, read, split_of, without
 from cl_bench.streams.image_files import for_each_image, look_at
+from cl_bench.streams.readers.folders import by_ending
 from cl_bench.streams.types import DataSet, Listing
 
 Progress = Callable[[int, int], None]
@@ -27,8 +29,8 @@ class Finding:
     """Something about a copy that is not as it should be, or (no `fault`) worth knowing.
 
     Attributes:
-        kind: `count`, `classes`, `missing`, `zero-byte`, `truncated`, `unreadable`, `content`, `duplicate`, `unlisted`
-            or `file`.
+        kind: `count`, `classes`, `empty`, a kind of `BadImage`, `content`, `duplicate`, `unlisted`, `not read` or
+            `file`.
         text: names the image or file, or says what is wrong.
     """
 
@@ -48,6 +50,7 @@ class Report:
         published: whether the split is a known one.
         content: hash of pixels and labels; None if not every image was read.
         findings: in the order in which they matter.
+        not_read: the files that are not read by the ending of their names; empty if there are none.
     """
 
     folder: Path
@@ -59,6 +62,7 @@ class Report:
     published: bool
     content: str | None
     findings: tuple[Finding, ...]
+    not_read: str
 
     @property
     def good(self) -> bool:
@@ -101,15 +105,20 @@ def verify(
     findings = list(_counts(dataset, listing, published))
     kept = without(listing, {found.path for found in bad}) if skip_bad else listing
     findings += [Finding("classes", text) for text in class_faults(dataset, kept)]
+    findings += [Finding("empty", printable(str(path)), False) for path in listing.empty]
+    # By kind, as they are shown.
+    bad.sort(key=lambda found: KINDS.index(found.kind))
     findings += [Finding(found.kind, _image(found), not skip_bad) for found in bad]
     if content and dataset.content_hash not in (None, content):
         known = f"{dataset.content_hash}"[:12]
         findings.append(Finding("content", f"pixels and labels have the hash {content[:12]}, expected {known}"))
     findings += [Finding("duplicate", text, False) for text in _duplicates(listing, looks)]
-    findings += [Finding("unlisted", str(path), False) for path in listing.unlisted]
+    findings += [Finding("unlisted", printable(str(path)), False) for path in listing.unlisted]
+    findings += [Finding("not read", printable(str(path)), False) for path in listing.not_read]
     findings += [Finding("file", text, False) for text in _other_files(dataset, folder)]
     sizes = len(listing.classes), len(listing.train), len(listing.test)
-    return Report(folder, listing.layout, *sizes, split, published, content, tuple(findings))
+    not_read = by_ending(listing.not_read, folder)
+    return Report(folder, listing.layout, *sizes, split, published, content, tuple(findings), not_read)
 
 
 @dataclass(frozen=True)
@@ -156,7 +165,7 @@ def content_hash(images: Iterable[tuple[str, str]]) -> str:
 def pixel_digest(pixels: NDArray[Any]) -> str:
     """SHA-256 of an image's size and its uint8 pixels [H, W, C]."""
     digest = hashlib.sha256("x".join(map(str, pixels.shape)).encode() + b"\n")
-    digest.update(pixels.tobytes())
+    digest.update(np.ascontiguousarray(pixels).data)
     return digest.hexdigest()
 
 
@@ -191,7 +200,7 @@ def _counts(dataset: DataSet, listing: Listing, published: bool) -> Iterator[Fin
 
 
 def _image(found: BadImage) -> str:
-    return f"{found.path}{f' ({found.detail})' if found.detail else ''}"
+    return f"{printable(str(found.path))}{f' ({found.detail})' if found.detail else ''}"
 
 
 def _duplicates(listing: Listing, looks: Iterable[str | BadImage | None]) -> Iterator[str]:
@@ -201,7 +210,7 @@ def _duplicates(listing: Listing, looks: Iterable[str | BadImage | None]) -> Ite
     for name, digest in zip(entries, looks, strict=True):
         if isinstance(digest, str):
             groups.setdefault(digest, []).append(name)
-    return (" = ".join(names) for names in groups.values() if len(names) > 1)
+    return (printable(" = ".join(names)) for names in groups.values() if len(names) > 1)
 
 
 def _other_files(dataset: DataSet, folder: Path) -> Iterator[str]:

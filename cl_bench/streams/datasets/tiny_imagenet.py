@@ -1,6 +1,6 @@
 """Tiny ImageNet (Stanford's CS231n)."""
 
-from cl_bench.streams.readers import class_folders, first_of, tiny_imagenet
+from cl_bench.streams.readers import TINY_FILES, class_folders, first_of, tiny_imagenet
 from cl_bench.streams.types import Archive, DataSet
 
 DATASET = DataSet(
@@ -21,7 +21,7 @@ DATASET = DataSet(
     },
     read=first_of(
         tiny_imagenet(("tiny-imagenet-200",)),
-        class_folders("class folders", "val", ("tiny-imagenet-200",), through="images"),
+        class_folders("class folders", "val", ("tiny-imagenet-200",), through="images", known=TINY_FILES),
         lists=False,
     ),
     tasks=10,

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from cl_bench.errors import UserError
-from cl_bench.streams.readers.layouts import Files, Layout, image_files, listing_of, scan_classes, tree_tops
+from cl_bench.streams.readers.folders import image_files, not_read, subfolders
+from cl_bench.streams.readers.layouts import Files, Layout, empty_folders, listing_of, scan_classes, tree_tops
 from cl_bench.streams.readers.splits import SplitList, find_split, text_lines
 from cl_bench.streams.types import Listing
 
 
-def class_folders(layout: str, test: str = "test", inner: Sequence[str] = (), through: str | None = None) -> Layout:
-    """`train/CLASS/` and `test/CLASS/`, with nothing to choose."""
+def class_folders(
+    layout: str,
+    test: str = "test",
+    inner: Sequence[str] = (),
+    through: str | None = None,
+    known: tuple[str, ...] = (),
+) -> Layout:
+    """`train/CLASS/` and `test/CLASS/`, with nothing to choose.
+
+    Args:
+        known: see `not_read`.
+    """
 
     def read(folder: Path, split: SplitList | None) -> Listing | None:
         for top in tree_tops(folder, inner):
             if (top / "train").is_dir() and (top / test).is_dir():
-                return listing_of(layout, [scan_classes(top / "train", through), scan_classes(top / test, through)])
+                trees = {name: scan_classes(top / name, through) for name in ("train", test)}
+                left = not_read(top, trees, _paths(trees.values()), known, beside=False)
+                return listing_of(layout, [*trees.values()], not_read=left, empty=_empty(top, trees))
         return None
 
     return read
@@ -44,10 +57,12 @@ def class_trees(
             for test in tests:
                 if not ((top / "train").is_dir() and (top / test).is_dir()):
                     continue
-                trees = [scan_classes(top / "train"), scan_classes(top / test)]
+                trees = {name: scan_classes(top / name) for name in ("train", test)}
+                left = not_read(top, trees, _paths(trees.values()))
+                layout = f"train/ and {test}/ folders"
                 if split is None:
-                    return listing_of(f"train/ and {test}/ folders", trees)
-                return _deal(f"train/ and {test}/ folders, split by {split.path.name}", top, trees, split)
+                    return listing_of(layout, [*trees.values()], not_read=left, empty=_empty(top, trees))
+                return _deal(f"{layout}, split by {split.path.name}", top, [*trees.values()], split, left)
         for top in tops:
             files = {name: images for name, images in scan_classes(top).items() if images}
             chosen = split or (own(folder) if own is not None else None)
@@ -58,14 +73,27 @@ def class_trees(
                     f"'{top}' has class folders, but neither train/ and test/ nor a split list; name a list with "
                     "--split-list, or put one there: NAME_train.txt and NAME_test.txt with lines CLASS/FILE, or .yaml"
                 )
-            return _deal(f"class folders, split by {chosen.path.name}", top, [files], chosen)
+            left = not_read(top, subfolders(top), _paths([files]))
+            return _deal(f"class folders, split by {chosen.path.name}", top, [files], chosen, left)
         return None
 
     return read
 
 
-def _deal(layout: str, top: Path, trees: Sequence[Files], split: SplitList) -> Listing:
-    """The images of trees, as a list splits them."""
+def _paths(trees: Iterable[Files]) -> set[str]:
+    return {path for files in trees for images in files.values() for _, path in images}
+
+
+def _empty(top: Path, trees: dict[str, Files]) -> list[Path]:
+    return [folder for name, files in trees.items() for folder in empty_folders(top / name, files)]
+
+
+def _deal(layout: str, top: Path, trees: Sequence[Files], split: SplitList, left: Sequence[Path]) -> Listing:
+    """The images of trees, as a list splits them.
+
+    Args:
+        left: see `Listing.not_read`.
+    """
     pool: dict[str, str] = {}
     for files in trees:
         for label, images in files.items():
@@ -81,7 +109,11 @@ def _deal(layout: str, top: Path, trees: Sequence[Files], split: SplitList) -> L
         for key, path in entries:
             label, _, name = key.partition("/")
             part.setdefault(label, []).append((name, path))
-    return listing_of(layout, parts, unlisted=unlisted)
+    return listing_of(layout, parts, unlisted, left)
+
+
+TINY_FILES = ("_boxes.txt", "val_annotations.txt")
+"""Files among the images of the original archive."""
 
 
 def tiny_imagenet(inner: Sequence[str]) -> Layout:
@@ -102,8 +134,11 @@ def tiny_imagenet(inner: Sequence[str]) -> Layout:
                     )
                 path = found.pop(fields[0], str(images / fields[0]))
                 test.setdefault(fields[1], []).append((fields[0], path))
-            left = [Path(path) for path in sorted(found.values())]
-            return listing_of("original tree", [scan_classes(top / "train", "images"), test], unlisted=left)
+            unlisted = [Path(path) for path in sorted(found.values())]
+            train = scan_classes(top / "train", "images")
+            left = not_read(top, ["train"], _paths([train]), TINY_FILES, beside=False)
+            empty = empty_folders(top / "train", train)
+            return listing_of("original tree", [train, test], unlisted, left, empty)
         return None
 
     return read

@@ -1,12 +1,15 @@
-"""What a layout is, and how a folder is looked through for images."""
+"""What a layout is, and how listings are made of what lies in folders."""
 
 from __future__ import annotations
 
-import os
+import errno
+import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from cl_bench.errors import UserError
+from cl_bench.errors import UserError, printable
+from cl_bench.streams.readers.folders import image_files, subfolders
 from cl_bench.streams.readers.splits import SplitList, read_split
 from cl_bench.streams.types import Entry, Listing
 
@@ -15,9 +18,6 @@ Layout = Callable[[Path, SplitList | None], Listing | None]
 """Reads one layout; None if the folder has another one."""
 Files = dict[str, list[tuple[str, str]]]
 """By class: the names of its images below the class folder, and their paths."""
-
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-"""Those of torchvision's ImageFolder."""
 
 SPLIT_FOLDERS = """\
 {0}/
@@ -50,46 +50,65 @@ def first_of(*layouts: Layout, lists: bool = True) -> Reader:
                 if (listing := layout(folder, chosen)) is not None:
                     return listing
         except OSError as error:
-            raise UserError(f"'{error.filename}' cannot be read ({error.strerror}); check its permissions") from error
+            name = printable(str(error.filename))
+            if error.errno == errno.ELOOP:
+                raise UserError(f"'{name}' is a symbolic link that leads back to itself; remove it") from error
+            raise UserError(f"'{name}' cannot be read ({error.strerror}); check its permissions") from error
         raise UnknownLayout
 
     return read
 
 
-def subfolders(folder: Path) -> list[str]:
-    """Names of the folders in a folder, in the order of ImageFolder, without those that tools hide there."""
-    with os.scandir(folder) as entries:
-        return sorted(e.name for e in entries if not e.name.startswith((".", "__MACOSX")) and e.is_dir())
-
-
-def image_files(folder: str, prefix: str = "", through: str | None = None) -> Iterator[tuple[str, str]]:
-    """Names and paths of the images at any depth; folders called `through` do not count in the name."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                yield from image_files(
-                    entry.path, prefix if entry.name == through else f"{prefix}{entry.name}/", through
-                )
-            elif entry.name.lower().endswith(EXTENSIONS):
-                yield prefix + entry.name, entry.path
-
-
 def scan_classes(folder: Path, through: str | None = None) -> Files:
     """The images of every class folder, in the order of ImageFolder."""
     classes = (name for name in subfolders(folder) if name != through)
-    return {name: sorted(image_files(str(folder / name), through=through)) for name in classes}
+    return {name: sorted(image_files(str(folder / name), through)) for name in classes}
 
 
-def listing_of(layout: str, parts: Sequence[Files], unlisted: Sequence[Path] = ()) -> Listing:
-    """Entries of both parts, with the classes in alphabetical order."""
+def empty_folders(folder: Path, files: Files) -> list[Path]:
+    """The class folders without images."""
+    return [folder / name for name, images in files.items() if not images]
+
+
+def listing_of(
+    layout: str,
+    parts: Sequence[Files],
+    unlisted: Sequence[Path] = (),
+    not_read: Sequence[Path] = (),
+    empty: Sequence[Path] = (),
+) -> Listing:
+    """Entries of both parts, with the classes in alphabetical order.
+
+    Raises:
+        UserError: the names of two classes of one part differ only in how accents are written.
+    """
+    parts = _with_one_spelling(parts)
     names = tuple(sorted({*parts[0], *parts[1]}))
     train, test = (
         tuple(Entry(name, f"{name}/{file}", Path(path)) for name in names for file, path in sorted(part.get(name, ())))
         for part in parts
     )
-    return Listing(train, test, names, layout, unlisted=tuple(unlisted))
+    return Listing(train, test, names, layout, None, tuple(unlisted), tuple(not_read), tuple(empty))
+
+
+def _with_one_spelling(parts: Sequence[Files]) -> list[Files]:
+    """The parts, with a class called as in the first one where another Unicode form of its name stands in the second.
+
+    Disks and tools differ in how they write accents: as one character (NFC) or as a letter with a mark (NFD).
+    """
+    spelling: dict[str, str] = {}
+    for part in parts:
+        within: Counter[str] = Counter(unicodedata.normalize("NFC", name) for name in part)
+        for form, count in within.items():
+            if count > 1:
+                both = sorted(name for name in part if unicodedata.normalize("NFC", name) == form)
+                raise UserError(
+                    f"there are {count} folders of the class '{printable(form)}', whose names differ in how accents "
+                    f"are written: {', '.join(ascii(name) for name in both)}; put their images into one"
+                )
+        for name in part:
+            spelling.setdefault(unicodedata.normalize("NFC", name), name)
+    return [{spelling[unicodedata.normalize("NFC", name)]: images for name, images in part.items()} for part in parts]
 
 
 def tree_tops(folder: Path, inner: Sequence[str]) -> Iterator[Path]:
