@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import typer
@@ -25,6 +26,7 @@ from cl_bench.cli.show import show
 from cl_bench.cli.table import table
 from cl_bench.cli.tune import tune
 from cl_bench.errors import UserError, unknown_name
+from cl_bench.running.signals import INTERRUPTED, Terminated, ending_command
 
 
 class _Interrupted(Exception):
@@ -70,16 +72,19 @@ def version() -> None:
 
 
 def main() -> None:
-    """Entry point: bad input ends in one sentence and exit code 2."""
-    try:
-        sys.exit(app(standalone_mode=False) or 0)
-    except UserError as error:
-        _refuse(str(error))
-    except _ClickException as error:
-        _refuse(_sentence(error))
-    except (KeyboardInterrupt, _Interrupted):
-        err.print("interrupted; what was finished is stored, and the same command goes on from there")
-        sys.exit(130)
+    """Entry point: bad input ends in one sentence and exit code 2, Ctrl-C in one and 130, SIGTERM in one and 143."""
+    with ending_command():
+        try:
+            sys.exit(app(standalone_mode=False) or 0)
+        except UserError as error:
+            _refuse(str(error))
+        except _ClickException as error:
+            _refuse(_sentence(error))
+        except (KeyboardInterrupt, _Interrupted, Terminated) as error:
+            # With SIGHUP, nobody may be there to read it.
+            with suppress(OSError):
+                err.print(INTERRUPTED)
+            sys.exit(error.code if isinstance(error, Terminated) else 130)
 
 
 _UsageError: Any = typer.BadParameter.__base__

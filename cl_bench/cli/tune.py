@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from cl_bench.cli.shared import err, loading, out, split_given, takes
+from cl_bench.cli.shared import err, loading, out, split_given, takes, warn
 from cl_bench.options import ExecutionOptions, RunOptions
 from cl_bench.running.progress_bars import timed_bars
 from cl_bench.store import Store
@@ -90,7 +90,7 @@ def tune_all(rows: Sequence[Row], how: Search, output: Path) -> None:
     bars = timed_bars(err, "{task.completed}/{task.total} runs")
     with bars:
         bar = bars.add_task(f"tuning on {escape(how.stream)}", total=total)
-        trials = tune.search(rows, how, lambda: bars.advance(bar))
+        trials = tune.search(rows, how, lambda: bars.advance(bar), warn)
     found = []
     for row, tried in zip(rows, trials, strict=True):
         table = Table("validation aaa, %", "setting", title=Text(row.label), title_justify="left", box=SIMPLE_HEAD)

@@ -5,14 +5,14 @@ Records do not depend on the executor.
 
 from __future__ import annotations
 
-import os
 import queue
 import sys
 import traceback
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,13 +21,14 @@ import torch
 from cl_bench import backbones
 from cl_bench.contract.registry import FILE_MODULE
 from cl_bench.errors import UserError
-from cl_bench.running import runner
+from cl_bench.running import memory, runner
 from cl_bench.running.plan import PlannedRun
+from cl_bench.running.pool import TaskFailed, WorkerPool
 from cl_bench.running.progress import Progress
 from cl_bench.running.runner import Settings
 from cl_bench.running.transport import PackedRun, ProgressReplay
-from cl_bench.running.workers import CONTEXT, pick_worker_gpu, pool
-from cl_bench.store import Store
+from cl_bench.running.workers import pick_worker_gpu, report, retry
+from cl_bench.store import DamagedRecord, Store
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,13 @@ class Outcome:
     Attributes:
         failure: why it failed; empty if its record is in the store.
         code: for the exit code: 2 if the user's input is the reason, 1 for another one, 0.
+        out_of_memory: whether there was too little memory.
     """
 
     run: PlannedRun
     failure: str = ""
     code: int = 0
+    out_of_memory: bool = False
 
 
 class Executor(Protocol):
@@ -79,37 +82,38 @@ class SideBySide:
     def __call__(
         self, runs: Sequence[PlannedRun], store: Store, settings: Settings, progress: Progress
     ) -> Generator[Outcome, None, None]:
-        mailbox: Any = CONTEXT.Queue()
-        threads = max(1, torch.get_num_threads() // self.jobs)
+        # What the thread of the pool says, for this one: an event of a run (by index), its end, or a warning.
+        inbox: queue.SimpleQueue[tuple[int | None, tuple[Any, ...]]] = queue.SimpleQueue()
+
+        def put(index: int | None, *content: Any) -> None:
+            inbox.put((index, content))
+
         replays = [ProgressReplay(run, progress) for run in runs]
-        with pool(self.jobs, threads, _set_mailbox, mailbox) as workers:
-            pending: dict[Future[tuple[str, int]], int] = {
-                workers.submit(_run_in_worker, index, PackedRun.pack(run), store, self.device, settings): index
-                for index, run in enumerate(runs)
-            }
-            while pending:
-                _replay_events(replays, mailbox)
-                for future in [future for future in pending if future.done()]:
-                    index = pending.pop(future)
-                    # Its last events come before its outcome.
-                    _replay_events(replays, mailbox)
-                    try:
-                        yield Outcome(runs[index], *future.result())
-                    except BrokenProcessPool:
-                        yield Outcome(runs[index], "its process has died; was there too little memory?", 1)
+        threads = max(1, torch.get_num_threads() // self.jobs)
+        with WorkerPool(self.jobs, threads, partial(put, None)) as workers:
+            ended = []
+            for index, run in enumerate(runs):
+                call = (_run_in_worker, PackedRun.pack(run), store, self.device, settings)
+                future = workers.submit(*call, name=run.name, on_report=partial(put, index))
+                future.add_done_callback(partial(put, index))
+                ended.append(future)
+            left = len(runs)
+            while left:
+                place, content = inbox.get()
+                if place is None:
+                    progress.warn(*content)
+                elif content == (ended[place],):
+                    left -= 1
+                    yield _outcome(runs[place], ended[place])
+                else:
+                    replays[place].apply(*content)
 
 
-def _replay_events(replays: Sequence[ProgressReplay], mailbox: Any) -> None:
-    """Show the progress events that have arrived; wait a little where none has."""
-    wait = True
+def _outcome(run: PlannedRun, future: Future[tuple[str, int]]) -> Outcome:
     try:
-        while True:
-            index, event, values = mailbox.get(wait, 0.1)
-            replays[index].apply(0, event, *values)
-            # Busy runs would always send another event in that time.
-            wait = False
-    except queue.Empty:
-        return
+        return Outcome(run, *future.result())
+    except TaskFailed as error:
+        return Outcome(run, str(error), 1)
 
 
 class ProgressSender(Progress):
@@ -138,38 +142,29 @@ class ProgressSender(Progress):
         self.send("stage", index, stages, accuracy, seconds)
 
 
-class _MailboxSender(ProgressSender):
-    """Puts events into the mailbox of this worker process."""
-
-    def __init__(self, index: int) -> None:
-        self.index = index
+class _ReportSender(ProgressSender):
+    """Sends events to the parent of this worker process."""
 
     def send(self, event: str, *values: Any) -> None:
-        _mailbox.put((self.index, event, values))
+        report(event, *values)
 
 
-_mailbox: Any = None
-"""Queue for progress events; set in worker processes only."""
-
-
-def _set_mailbox(mailbox: Any) -> None:
-    global _mailbox
-    _mailbox = mailbox
-
-
-def _run_in_worker(
-    index: int, packed: PackedRun, store: Store, device: torch.device, settings: Settings
-) -> tuple[str, int]:
+def _run_in_worker(packed: PackedRun, store: Store, device: torch.device, settings: Settings) -> tuple[str, int]:
     """Execute a run in a worker process.
 
     Returns:
         Failure and exit code (see `Outcome`).
+
+    Raises:
+        MemoryError: there was too little.
     """
     try:
         run = packed.unpack()
     except UserError as error:
         return str(error), 2
-    outcome = try_run(run, store, pick_worker_gpu(device), settings, _MailboxSender(index))
+    outcome = retry_run(run, store, pick_worker_gpu(device), settings, _ReportSender(), retry())
+    if outcome.out_of_memory:
+        raise MemoryError(outcome.failure)
     return outcome.failure, outcome.code
 
 
@@ -183,8 +178,8 @@ def local_executor(planned: Sequence[PlannedRun], device: torch.device, jobs: in
     if jobs is None:
         jobs = 1
         if device.type == "cpu" and planned:
-            memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-            jobs = min(len(planned), torch.get_num_threads(), max(1, memory // max(map(_bytes_of, planned))))
+            fit = memory.total_bytes() // max(map(_bytes_of, planned))
+            jobs = min(len(planned), torch.get_num_threads(), max(1, fit))
     return Here(device) if jobs == 1 else SideBySide(device, jobs)
 
 
@@ -198,6 +193,25 @@ def _bytes_of(run: PlannedRun) -> int:
     return 10**9 + 4 * weights + 70 * batch * tokens * int(vit.embed_dim) * len(vit.blocks)
 
 
+def retry_run(
+    run: PlannedRun, store: Store, device: torch.device, settings: Settings, progress: Progress, retry: int
+) -> Outcome:
+    """Execute one run as `try_run` does, though earlier attempts may have died at any point of it.
+
+    Args:
+        retry: how many have.
+    """
+    if retry > 0:
+        if not settings.fresh:
+            # The dead worker may have stored the result before it could say so.
+            with suppress(DamagedRecord):
+                if store.find(run.experiment) is not None:
+                    return Outcome(run)
+        # The checkpoint is that of an earlier attempt, also where `fresh` ignores older ones.
+        settings = replace(settings, fresh=False)
+    return try_run(run, store, device, settings, progress)
+
+
 def try_run(run: PlannedRun, store: Store, device: torch.device, settings: Settings, progress: Progress) -> Outcome:
     """Execute one run and store its record; an error becomes its outcome, so that other runs go on."""
     try:
@@ -206,6 +220,8 @@ def try_run(run: PlannedRun, store: Store, device: torch.device, settings: Setti
         return Outcome(run, str(error), 2)
     except Exception as error:
         reason = str(error).strip() or "no reason given"
+        if memory.is_exhausted(error):
+            return Outcome(run, f"out of memory ({reason.splitlines()[0]})", 1, out_of_memory=True)
         return Outcome(run, f"{type(error).__name__}: {reason}{_place(error)}", 1)
     return Outcome(run)
 

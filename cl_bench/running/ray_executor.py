@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from cl_bench import __version__
 from cl_bench.errors import UserError
+from cl_bench.running.pool import MAX_RETRIES
 from cl_bench.running.ray_cluster import connect, has_resources, parse_address
 from cl_bench.running.ray_worker import Attempt, Mailbox, SweepConfig, run_task
 from cl_bench.running.transport import PackedRun, ProgressReplay
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from cl_bench.running.runner import Settings
     from cl_bench.store import Store
 
-MAX_RETRIES = 5
-"""How often a run is repeated when its worker or host has died; each retry continues from the last checkpoint."""
 HOST_CHECK_INTERVAL = 5
 """Seconds between two checks which hosts of the cluster are alive."""
 

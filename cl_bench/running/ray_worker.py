@@ -10,7 +10,7 @@ import os
 import socket
 import tempfile
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,10 +101,7 @@ class Mailbox:
 
 
 def run_task(config: SweepConfig, packed: PackedRun, attempt: Attempt, mailbox: Any) -> TaskResult:
-    """Execute one run in a Ray worker.
-
-    A retry first looks into the store: the dead worker may have stored the result before its reply was lost.
-    """
+    """Execute one run in a Ray worker."""
     host = socket.gethostname()
     if config.version != __version__:
         return TaskResult(
@@ -115,25 +112,19 @@ def run_task(config: SweepConfig, packed: PackedRun, attempt: Attempt, mailbox: 
     _adopt_environment(config)
     import torch
 
-    from cl_bench.running.executors import try_run
-    from cl_bench.store import DamagedRecord, Store
+    from cl_bench.running.executors import retry_run
+    from cl_bench.store import Store
 
     torch.set_num_threads(config.threads)
     try:
         run = packed.unpack()
     except UserError as error:
         return TaskResult(f"host {host}: {error}", 2)
-    # A retry continues from the checkpoint of the attempt before it, also where `fresh` ignores older checkpoints.
-    settings = replace(config.settings, fresh=config.settings.fresh and attempt.retry == 0)
     progress = _progress_sender(attempt, mailbox)
     with contextlib.ExitStack() as stack:
         folder = config.store or stack.enter_context(tempfile.TemporaryDirectory(prefix="cl-bench-"))
         store = Store(folder)
-        if attempt.retry > 0 and not config.settings.fresh:
-            with contextlib.suppress(DamagedRecord):
-                if store.find(run.experiment) is not None:
-                    return TaskResult()
-        outcome = try_run(run, store, torch.device(config.device), settings, progress)
+        outcome = retry_run(run, store, torch.device(config.device), config.settings, progress, attempt.retry)
         progress.close()
         if outcome.failure or config.store is not None:
             return TaskResult(outcome.failure, outcome.code)

@@ -32,6 +32,7 @@ class Settings:
     Attributes:
         checkpoint_every: minutes between checkpoints inside a task.
         fresh: start from the beginning, whatever checkpoint there is.
+        replace: the result takes the place of one that is stored already.
         compiled: compile the backbone; None: on a GPU only, where it is worth its time.
         deterministic: the same numbers twice on one device, for slower kernels.
     """
@@ -40,6 +41,7 @@ class Settings:
     fresh: bool = False
     compiled: bool | None = None
     deterministic: bool = False
+    replace: bool = False
 
 
 def run(
@@ -62,7 +64,7 @@ def run(
         store.forget_checkpoint(planned.experiment)
     record, arrays = execute(planned, device, progress or Progress(), path, settings)
     # If another process was first, its record stays: the numbers are the same.
-    store.write(record, arrays, replace=settings.fresh)
+    store.write(record, arrays, replace=settings.replace)
     store.forget_checkpoint(planned.experiment)
     return record
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from cl_bench.errors import UserError
 from cl_bench.options import ExecutionOptions, RunOptions, options_of
 from cl_bench.running.imports import quiet_imports
+from cl_bench.running.signals import terminating
 from cl_bench.store import DamagedRecord, RunRecord, Store
 
 if TYPE_CHECKING:
@@ -120,16 +121,16 @@ class Sweep:
     def carry_out(self, runs: Sequence[PlannedRun], progress: Progress) -> list[Outcome]:
         """Carry out these runs and store their records; with `fail_fast` up to the first that fails.
 
-        Ctrl-C ends them all: their checkpoints stay, and the next sweep goes on from there.
+        Ctrl-C, SIGTERM and SIGHUP end them all: their checkpoints stay, and the next sweep goes on from there.
         """
         from cl_bench.running.executors import local_executor
         from cl_bench.running.runner import Settings
 
         how = self.how
-        settings = Settings(how.checkpoint_every, how.force, how.compile, how.deterministic)
+        settings = Settings(how.checkpoint_every, how.force, how.compile, how.deterministic, replace=how.force)
         executor = self.on_ray or local_executor(self.planned, self.device, how.jobs)
         outcomes = []
-        with _random_state_kept(), closing(executor(runs, self.store, settings, progress)) as ended:
+        with terminating(), _random_state_kept(), closing(executor(runs, self.store, settings, progress)) as ended:
             for outcome in ended:
                 outcomes.append(outcome)
                 if outcome.failure and how.fail_fast:

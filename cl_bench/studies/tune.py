@@ -22,9 +22,10 @@ from cl_bench.contract.registry import MethodEntry
 from cl_bench.contract.search import Choice, LogUniform, Uniform, resolved
 from cl_bench.errors import Diverged, UserError
 from cl_bench.experiment import Limits, Precision, Value
-from cl_bench.running import recipes
+from cl_bench.running import memory, recipes
+from cl_bench.running.pool import TaskFailed, WorkerPool
 from cl_bench.running.recipes import Tuned
-from cl_bench.running.workers import pick_worker_gpu, pool
+from cl_bench.running.workers import pick_worker_gpu
 from cl_bench.store import DamagedRecord, Store
 from cl_bench.streams import DataConfig
 
@@ -136,11 +137,17 @@ class _Outcome:
     failure: str = ""
 
 
-def search(rows: Sequence[Row], how: Search, on_run: Callable[[], None] = lambda: None) -> list[list[Trial]]:
+def search(
+    rows: Sequence[Row],
+    how: Search,
+    on_run: Callable[[], None] = lambda: None,
+    warn: Callable[[str], None] = lambda text: None,
+) -> list[list[Trial]]:
     """Carry out the search; for each row its trials in order.
 
     Args:
         on_run: called after every run.
+        warn: called with a sentence where a worker process has died, from another thread.
 
     Raises:
         UserError: a row with nothing to search, or one whose options leave nothing.
@@ -153,7 +160,7 @@ def search(rows: Sequence[Row], how: Search, on_run: Callable[[], None] = lambda
             raise UserError(f"'{row.label}' has nothing to tune; leave it out (its search space: none)")
     studies = [_study(row) for row in rows]
     trials: list[list[Trial]] = [[] for _ in rows]
-    with _workers(how) as submit:
+    with _workers(how, warn) as submit:
         for start in range(0, how.budget, ROUND):
             asked = []
             for row, study in zip(rows, studies, strict=True):
@@ -166,7 +173,7 @@ def search(rows: Sequence[Row], how: Search, on_run: Callable[[], None] = lambda
                         run.add_done_callback(lambda _: on_run())
                     asked.append((study, trial, values, runs, trials[rows.index(row)]))
             for study, trial, values, runs, done in asked:
-                outcomes = [run.result() for run in runs]
+                outcomes = [_outcome(run) for run in runs]
                 failure = next((outcome.failure for outcome in outcomes if outcome.failure), "")
                 score = None if failure else sum(outcome.score for outcome in outcomes) / len(outcomes)
                 done.append(Trial(values, score, sum(outcome.seconds for outcome in outcomes), failure))
@@ -224,11 +231,11 @@ def _rounded(value: Any) -> Any:
 
 
 @contextmanager
-def _workers(how: Search) -> Iterator[Callable[..., Future[_Outcome]]]:
+def _workers(how: Search, warn: Callable[[str], None]) -> Iterator[Callable[..., Future[_Outcome]]]:
     """What carries `_run` out: in processes of their own, or one after the other in this one."""
     if how.jobs > 1:
-        with pool(how.jobs, threads=1) as workers:
-            yield lambda *arguments: workers.submit(_run, *arguments)
+        with WorkerPool(how.jobs, 1, warn) as workers:
+            yield lambda *arguments: workers.submit(_run, *arguments, name=f"{arguments[0]} seed {arguments[2]}")
         return
 
     def here(*arguments: Any) -> Future[_Outcome]:
@@ -237,6 +244,13 @@ def _workers(how: Search) -> Iterator[Callable[..., Future[_Outcome]]]:
         return future
 
     yield here
+
+
+def _outcome(run: Future[_Outcome]) -> _Outcome:
+    try:
+        return run.result()
+    except TaskFailed as error:
+        return _Outcome(0.0, 0.0, str(error))
 
 
 def _run(name: str, options: Mapping[str, Value], seed: int, how: Search) -> _Outcome:
@@ -269,5 +283,8 @@ def _run(name: str, options: Mapping[str, Value], seed: int, how: Search) -> _Ou
     except UserError:
         raise
     except Exception as error:
+        if how.jobs > 1 and memory.is_exhausted(error):
+            # The pool tries it again with fewer side by side.
+            raise
         return _Outcome(0.0, 0.0, f"{type(error).__name__}: {error}")
     return _Outcome(metrics.aaa(record.correct, record.total), record.seconds)

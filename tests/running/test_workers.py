@@ -1,37 +1,215 @@
-"""Worker processes and their GPUs."""
+"""Worker processes: their GPUs, what happens when one dies or memory is short, and that none outlives its parent."""
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from cl_bench.running.workers import CONTEXT, pick_worker_gpu, pool
+from cl_bench.errors import UserError
+from cl_bench.running import pool
+from cl_bench.running.pool import TaskFailed, WorkerPool
+from cl_bench.running.workers import pick_worker_gpu, report, retry
+from tests.helpers import ROOT, gate, processes
+from tests.helpers.command import TRIAL, Cli, stored
 
-_barrier: Any = None
+SWEEP = [
+    *("run", "--benchmark", "icons-tune", "--device", "cpu", *TRIAL, "--checkpoint-every", "0", "--seeds", "0-1"),
+    *(*gate.GATED, "gated[epochs=1,batch_size=8]"),
+]
 
 
-def _set_barrier(barrier: Any) -> None:
-    global _barrier
-    _barrier = barrier
+@dataclass
+class Pool:
+    """A pool of two workers, what it has warned of, and an empty folder."""
+
+    workers: WorkerPool
+    warnings: list[str]
+    folder: Path
+
+    def submit(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Future[Any]:
+        return self.workers.submit(function, *arguments, **{"name": function.__name__, **named})
 
 
-def _gpu_of_two() -> int | None:
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
+    """For all tests here: a worker imports torch, which takes seconds."""
+    warnings: list[str] = []
+    with WorkerPool(2, 1, warnings.append) as workers:
+        yield Pool(workers, warnings, tmp_path_factory.mktemp("pool"))
+
+
+def meet(folder: Path, name: str) -> None:
+    """Wait until two workers have come here."""
+    (folder / f"{name}-{os.getpid()}").touch()
+    while len(list(folder.glob(f"{name}-*"))) < 2:
+        time.sleep(0.01)
+
+
+def gpu_of_two(folder: Path) -> int | None:
     # No worker can do this twice while another has not.
-    _barrier.wait()
+    meet(folder, "gpu")
     with pytest.MonkeyPatch.context() as patch:
         # How many GPUs there are is the one thing that this machine cannot show.
         patch.setattr(torch.cuda, "device_count", lambda: 2)
         return pick_worker_gpu(torch.device("cuda")).index
 
 
-def test_workers_share_the_gpus_evenly() -> None:
-    with pool(3, 1, _set_barrier, CONTEXT.Barrier(3)) as workers:
-        futures = [workers.submit(_gpu_of_two) for _ in range(3)]
-        assert sorted(future.result() for future in futures) == [0, 0, 1]
+def refuse() -> None:
+    raise UserError("no such thing")
+
+
+def be_killed(folder: Path) -> int:
+    if retry() == 0:
+        meet(folder, "killed")
+        report("dying")
+        os.kill(os.getpid(), signal.SIGKILL)
+    (folder / "tried-again").touch()
+    return retry()
+
+
+def outlive(folder: Path) -> int:
+    """Work before another worker dies, and until that one has been replaced."""
+    meet(folder, "killed")
+    while not (folder / "tried-again").exists():
+        time.sleep(0.01)
+    return retry()
+
+
+def take_memory(folder: Path, name: str, tries: int) -> int:
+    """Take too much memory for so many tries, for the first time with another one at its side."""
+    if retry() == 0:
+        meet(folder, "memory")
+    if retry() < tries:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes.")
+    return retry()
+
+
+def test_workers_share_the_gpus_evenly(two: Pool) -> None:
+    gpus = [two.submit(gpu_of_two, two.folder).result for _ in range(2)]
+    assert {gpu() for gpu in gpus} == {0, 1}
 
 
 @pytest.mark.parametrize("named", ["cpu", "cuda:1"])
 def test_a_named_device_is_kept(named: str) -> None:
     assert pick_worker_gpu(torch.device(named)) == torch.device(named)
+
+
+def test_an_error_of_a_task_is_raised_where_its_result_is_asked_for(two: Pool) -> None:
+    with pytest.raises(UserError, match="no such thing"):
+        two.submit(refuse).result()
+
+
+def test_a_worker_that_dies_is_replaced_and_the_others_go_on(two: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    two.warnings.clear()
+    reports: list[tuple[Any, ...]] = []
+    dead = two.submit(be_killed, two.folder, name="lora", on_report=lambda *values: reports.append(values))
+    living = two.submit(outlive, two.folder)
+    assert (dead.result(), living.result()) == (1, 0)
+    assert reports == [(0, "dying")]
+    assert two.warnings == ["lora: its worker process was ended by SIGKILL; it begins again (1 of 5 times)"]
+
+    monkeypatch.setattr(pool, "MAX_RETRIES", 0)
+    with pytest.raises(TaskFailed, match="its worker process ended with exit code 3, 1 times"):
+        two.submit(os._exit, 3).result()
+
+
+def test_what_lacked_memory_is_tried_again_with_fewer_at_its_side(two: Pool) -> None:
+    two.warnings.clear()
+    modest = two.submit(take_memory, two.folder, "modest", 1, name="modest")
+    greedy = two.submit(take_memory, two.folder, "greedy", 2, name="greedy")
+    assert modest.result() == 1
+    with pytest.raises(TaskFailed) as failed:
+        greedy.result()
+    reason = "out of memory (RuntimeError: DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes.)"
+    assert str(failed.value) == f"{reason}, with no other run at its side"
+    assert sorted(two.warnings) == [f"{name}: {reason}; it begins again alone" for name in ("greedy", "modest")]
+
+
+BUSY = """
+from pathlib import Path
+from cl_bench.running.pool import WorkerPool
+
+def work(name):
+    Path(name).touch()
+    # Never lets another thread of its process work.
+    sum(range(10**15))
+
+if __name__ == "__main__":
+    import busy
+
+    with WorkerPool(2, 1, print) as workers:
+        for name in ("first", "second", "waiting"):
+            workers.submit(busy.work, name, name=name)
+"""
+
+
+def test_workers_in_the_middle_of_a_task_end_with_their_parent(tmp_path: Path) -> None:
+    (tmp_path / "busy.py").write_text(BUSY)
+    parent = subprocess.Popen([sys.executable, "busy.py"], cwd=tmp_path)
+    begun = [tmp_path / "first", tmp_path / "second"]
+    gate.wait(lambda: all(path.exists() for path in begun), lambda: parent.poll() is None, tmp_path / "log")
+    left = processes.descendants(parent.pid)
+    assert len(left) >= 2
+    parent.kill()
+    parent.wait()
+    while any(map(processes.is_alive, left)):
+        time.sleep(0.05)
+    assert not (tmp_path / "waiting").exists()
+
+
+def test_a_sweep_loses_nothing_by_a_killed_worker_and_ctrl_c_three_times(tmp_path: Path, cl_bench: Cli) -> None:
+    away, here = tmp_path / "away", tmp_path / "here"
+    gate.lay(away, 1)
+    gate.lay(here)
+    log = away / "log"
+    command = [*SWEEP, "--jobs", "2"]
+    with log.open("w") as out:
+        # A background job starts with SIGINT ignored, and Python leaves that as it is.
+        sweep = subprocess.Popen(
+            [sys.executable, "-m", "cl_bench", *command],
+            cwd=away,
+            env=os.environ | {"COLUMNS": "200", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            stdout=out,
+            stderr=out,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+
+    def wait(ready: Callable[[], Any]) -> None:
+        gate.wait(ready, lambda: sweep.poll() is None, log)
+
+    store = away / "results" / "runs"
+    # Both runs have begun, and neither can end before the gate is open.
+    wait(lambda: len(list(store.glob(".checkpoints/*.safetensors"))) == 2)
+    reached = {pid for pid in processes.descendants(sweep.pid) if b"spawn_main" in processes.command_of(pid)}
+    os.kill(min(reached), signal.SIGKILL)
+    wait(lambda: "its worker process was ended by SIGKILL; it begins again (1 of 5 times)" in log.read_text())
+    left = processes.descendants(sweep.pid)
+    for _ in range(3):
+        sweep.send_signal(signal.SIGINT)
+        time.sleep(0.02)
+    assert sweep.wait() == 130, log.read_text()
+    while any(map(processes.is_alive, left)):
+        time.sleep(0.05)
+    text = log.read_text()
+    assert "interrupted" in text and "Traceback" not in text and "failed" not in text, text
+    assert not list(store.glob("*.json"))
+
+    gate.open_gates(away)
+    for folder in (here, away):
+        os.chdir(folder)
+        outcome = cl_bench(*SWEEP, "--jobs", "1")
+        assert outcome.code == 0, outcome.err
+    for one, other in zip(stored(here / "results/runs"), stored(store), strict=True):
+        assert (one["key"], one["correct"], one["sessions"]) == (other["key"], other["correct"], 1)
+        assert other["sessions"] == 2

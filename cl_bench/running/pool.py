@@ -1,0 +1,275 @@
+"""Tasks for worker processes, and what is done when one of them dies or memory is used up."""
+
+from __future__ import annotations
+
+import pickle
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from types import TracebackType
+from typing import Any
+
+from cl_bench.running import memory
+from cl_bench.running.workers import CONTEXT, Message, Worker
+
+GRACE = 5
+"""Seconds in which a worker must end when it is asked to; then it is killed."""
+MAX_RETRIES = 5
+"""How often a run is repeated when its worker or host has died; each retry continues from the last checkpoint."""
+
+
+class TaskFailed(Exception):
+    """A task has been given up: its workers died, or there was too little memory. The message says why."""
+
+
+@dataclass(eq=False)
+class _Task:
+    """A task, from when it is submitted until its future is done.
+
+    Attributes:
+        name: for the user.
+        call: its function and arguments, pickled.
+        on_report: is given what it reports.
+        retry: how often it has been tried before.
+        deaths: of its workers, but for those for want of memory.
+        concurrent: the most tasks, this one included, that were carried out at a time while it was.
+    """
+
+    name: str
+    call: bytes
+    on_report: Callable[..., None]
+    future: Future[Any]
+    retry: int = 0
+    deaths: int = 0
+    concurrent: int = 0
+
+
+class WorkerPool:
+    """Worker processes that carry out tasks, one at a time each.
+
+    A task whose worker dies is tried again in a new one, up to `MAX_RETRIES` times. If memory was used up, there are
+    half as many tasks at a time from then on; a task for which there is too little memory alone is given up. What other
+    workers do goes on.
+
+    The `with` block ends when all tasks have; an exception in it, Ctrl-C included, ends those that still work.
+
+    Args:
+        jobs: number of processes.
+        threads: torch threads of each.
+        warn: told in a sentence, from another thread, what has died and what follows.
+    """
+
+    def __init__(self, jobs: int, threads: int, warn: Callable[[str], None]) -> None:
+        self.limit, self.threads, self.warn = jobs, threads, warn
+        self._waiting: deque[_Task] = deque()
+        self._workers: dict[int, Worker] = {}
+        """By place."""
+        self._tasks: dict[Worker, _Task] = {}
+        """What workers are doing."""
+        self._retired: list[Worker] = []
+        self._failed_starts = 0
+        self._kills = memory.count_kills()
+        self._woken, self._wake = CONTEXT.Pipe(duplex=False)
+        self._closed = self._terminated = False
+        # Signals reach the main thread alone, so that nothing here is interrupted halfway; and Linux ends workers with
+        # the thread that started them.
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+
+    def __enter__(self) -> WorkerPool:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._terminated = error is not None
+        self._closed = True
+        with suppress(OSError):
+            self._wake.send(None)
+        self._thread.join()
+
+    def submit(
+        self, function: Callable[..., Any], *arguments: Any, name: str, on_report: Callable[..., None] = lambda *_: None
+    ) -> Future[Any]:
+        """Have a function called in a worker process; all of it must be picklable.
+
+        Args:
+            name: of the task, for the user.
+            on_report: called, from another thread, with how often the task has been tried before and what it reports
+                (see `workers.report`).
+
+        Returns:
+            Its result, or what it has raised; `TaskFailed` if it was given up.
+        """
+        task = _Task(name, pickle.dumps((function, arguments)), on_report, Future())
+        self._waiting.append(task)
+        self._wake.send(None)
+        return task.future
+
+    def _serve(self) -> None:
+        try:
+            while not self._terminated and not (self._closed and not self._waiting and not self._tasks):
+                self._retired = [worker for worker in self._retired if worker.process.is_alive()]
+                self._start_workers()
+                self._hand_out()
+                self._listen()
+            if not self._terminated:
+                for worker in self._workers.values():
+                    worker.retire()
+        except Exception as error:
+            self._terminated = True
+            self._give_up(error)
+        finally:
+            if self._terminated:
+                for worker in self._workers.values():
+                    worker.terminate()
+                self._give_up(CancelledError())
+            until = time.monotonic() + GRACE
+            for worker in [*self._workers.values(), *self._retired]:
+                worker.wait(until - time.monotonic())
+            self._woken.close()
+            self._wake.close()
+
+    def _start_workers(self) -> None:
+        """Have as many workers as there is work for."""
+        wanted = min(self.limit, len(self._tasks) + len(self._waiting))
+        for index in range(self.limit):
+            if len(self._workers) >= wanted:
+                return
+            if index in self._workers:
+                continue
+            try:
+                self._workers[index] = Worker(index, self.threads)
+            except OSError as error:
+                self._fail_start(str(error), memory.is_exhausted(error))
+                return
+
+    def _hand_out(self) -> None:
+        """Give waiting tasks to workers that are ready, and let those go for which there is no work any more."""
+        for worker in [each for each in self._workers.values() if each.ready and each not in self._tasks]:
+            if self._waiting and len(self._tasks) < self.limit:
+                task = self._waiting.popleft()
+                self._tasks[worker] = task
+                for each in self._tasks.values():
+                    each.concurrent = max(each.concurrent, len(self._tasks))
+                worker.give(task.retry, task.call)
+            elif len(self._workers) > self.limit:
+                self._retire(worker)
+
+    def _retire(self, worker: Worker) -> None:
+        del self._workers[worker.index]
+        worker.retire()
+        self._retired.append(worker)
+
+    def _listen(self) -> None:
+        """Wait until there is something to do, and do it."""
+        sources: list[Connection | int] = [self._woken]
+        for worker in self._workers.values():
+            sources += [worker.pipe, worker.process.sentinel]
+        # Children of a dead worker may hold the other ends of its pipe and sentinel.
+        wait(sources, timeout=1)
+        while self._woken.poll():
+            self._woken.recv()
+        for worker in list(self._workers.values()):
+            messages, alive = worker.hear()
+            for message in messages:
+                self._take(worker, message)
+            if not alive and self._workers.get(worker.index) is worker:
+                self._bury(worker)
+
+    def _take(self, worker: Worker, message: Message) -> None:
+        if message.kind == "ready":
+            worker.ready = True
+            self._failed_starts = 0
+        elif message.kind == "unusable":
+            self._retire(worker)
+            self._fail_start(message.content, message.exhausted)
+        elif message.kind == "event":
+            task = self._tasks[worker]
+            task.on_report(task.retry, *message.content)
+        else:
+            task = self._tasks.pop(worker)
+            if message.kind == "result":
+                task.future.set_result(message.content)
+            elif not message.exhausted:
+                task.future.set_exception(message.content)
+            else:
+                # It may never give its memory back.
+                self._retire(worker)
+                self._lack_memory(task, f"out of memory ({message.content})")
+
+    def _bury(self, worker: Worker) -> None:
+        """Go on without a worker that has died."""
+        del self._workers[worker.index]
+        code = worker.wait(GRACE)
+        how = f"was ended by {_name_of(-code)}" if code < 0 else f"ended with exit code {code}"
+        killed = code == -signal.SIGKILL
+        for_memory = killed and self._saw_kill()
+        task = self._tasks.pop(worker, None)
+        if task is None and worker.ready:
+            self.warn(f"a worker process without a run {how}; another one takes its place")
+        elif task is None:
+            self._fail_start(f"it {how}", for_memory)
+        elif for_memory:
+            self._lack_memory(task, "the system ended its worker process for want of memory")
+        else:
+            task.deaths += 1
+            # Not every system says why it kills; and under `ulimit -v` libraries end their process in many ways.
+            perhaps = killed and (self._kills is None or task.deaths > 1)
+            if perhaps or memory.address_space_is_limited():
+                how += ", perhaps for want of memory"
+                self._lower_limit(task)
+            if task.deaths > MAX_RETRIES:
+                task.future.set_exception(TaskFailed(f"its worker process {how}, {task.deaths} times"))
+            else:
+                self._try_again(task, f"its worker process {how}", f"({task.deaths} of {MAX_RETRIES} times)")
+
+    def _saw_kill(self) -> bool:
+        """Whether the system has ended a process for want of memory since the last call."""
+        before, self._kills = self._kills, memory.count_kills()
+        return None not in (before, self._kills) and before != self._kills
+
+    def _lack_memory(self, task: _Task, reason: str) -> None:
+        """Try a task for which there was too little memory again with fewer at its side, or give it up."""
+        if task.concurrent == 1:
+            task.future.set_exception(TaskFailed(f"{reason}, with no other run at its side"))
+            return
+        self._lower_limit(task)
+        self._try_again(task, reason, f"with {self.limit} at a time" if self.limit > 1 else "alone")
+
+    def _lower_limit(self, task: _Task) -> None:
+        self.limit = min(self.limit, max(1, task.concurrent // 2))
+
+    def _try_again(self, task: _Task, reason: str, how: str) -> None:
+        self.warn(f"{task.name}: {reason}; it begins again {how}")
+        task.retry += 1
+        task.concurrent = 0
+        self._waiting.appendleft(task)
+
+    def _fail_start(self, reason: str, exhausted: bool) -> None:
+        """Go on without a worker that has died, or could do nothing, before it had a task."""
+        self._failed_starts += 1
+        if exhausted or self._failed_starts > MAX_RETRIES:
+            self.limit = max(1, len(self._workers))
+        if self._failed_starts > MAX_RETRIES and not self._workers:
+            self._give_up(TaskFailed(f"no worker process can begin: {reason}"))
+        else:
+            self.warn(f"a worker process did not begin: {reason}; no run is lost")
+
+    def _give_up(self, error: BaseException) -> None:
+        """End all tasks, begun or not, with an error."""
+        tasks = [*self._tasks.values(), *self._waiting]
+        self._tasks.clear()
+        self._waiting.clear()
+        for task in tasks:
+            task.future.set_exception(error)
+
+
+def _name_of(number: int) -> str:
+    return next((each.name for each in signal.Signals if each == number), f"signal {number}")
