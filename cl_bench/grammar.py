@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from cl_bench.errors import UserError, unknown_name
 from cl_bench.experiment import MAX_SEED, NAMED_ORDER, Tasks
@@ -166,33 +166,6 @@ def is_order_file(text: str) -> bool:
     except (OSError, ValueError):
         # Too long for a path, or with characters that none has.
         return False
-
-
-def read_order(path: Path, classes: Sequence[str], what: Literal["class", "domain"] = "class") -> str:
-    """The class order in a file: one class per line, by name or by index in the data set's own order.
-
-    Args:
-        what: a class or a domain, for messages.
-
-    Raises:
-        UserError: unreadable, or not every class once.
-    """
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--order file '{path}' cannot be read ({error})") from error
-    plural = {"class": "classes", "domain": "domains"}[what]
-    index = {name: number for number, name in enumerate(classes)}
-    if not set(lines) & index.keys():
-        index = {str(number): number for number in range(len(classes))}
-    for number, line in enumerate(lines, start=1):
-        if line not in index:
-            raise UserError(f"--order file '{path}', line {number}: there is no {what} '{line}'; expected one per line")
-        if line in lines[: number - 1]:
-            raise UserError(f"--order file '{path}', line {number}: {what} '{line}' comes twice; name each one once")
-    if missing := [name for name in index if name not in lines]:
-        raise UserError(f"--order file '{path}' lacks {len(missing)} of {len(classes)} {plural}, e.g. '{missing[0]}'")
-    return "order:" + ",".join(str(index[line]) for line in lines)
 
 
 def parse_pair(text: str, where: str) -> tuple[str, str]:

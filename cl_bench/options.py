@@ -16,6 +16,7 @@ from typing import Any, Literal, Self, get_args
 from cl_bench import grammar
 from cl_bench.errors import UserError, unknown_name
 from cl_bench.experiment import ImagesName, Limits, Precision, ProbeName, Scenario, Tasks
+from cl_bench.files import clipped
 from cl_bench.grammar import (
     MethodSpec,
     number_between,
@@ -158,7 +159,7 @@ class _Options:
 
 def _read(option: Option, value: Any) -> Any:
     several = list(value) if isinstance(value, list | tuple | range) else [value]
-    texts = [_text(one, option.flag) for one in several]
+    texts = [_text(one, option) for one in several]
     if option.kind == "flag":
         return parse_yes_or_no(texts[0] if len(texts) == 1 else "", option.flag)
     if not texts:
@@ -170,12 +171,13 @@ def _read(option: Option, value: Any) -> Any:
     return tuple(itertools.chain(*read)) if option.parse is _methods else tuple(read)
 
 
-def _text(value: Any, flag: str) -> str:
-    if isinstance(value, bool):
+def _text(value: Any, option: Option) -> str:
+    if isinstance(value, bool) and option.parse is parse_yes_or_no:
         return "yes" if value else "no"
-    if isinstance(value, str | int | float | Path):
-        return str(value)
-    raise UserError(f"{flag} cannot be read ({value!r:.60}); expected a text, a number or a list of them")
+    if isinstance(value, str | float | Path) or (isinstance(value, int) and abs(value) < 10**18):
+        return str(value).lower() if isinstance(value, bool) else str(value)
+    shown = "nothing" if value is None else "too large a number" if isinstance(value, int) else clipped(repr(value))
+    raise UserError(f"{option.flag} cannot be read ({shown}); expected a text, a number or a list of them")
 
 
 def _texts_of(name: str, value: Any, option: Option) -> list[str]:
@@ -187,7 +189,7 @@ def _texts_of(name: str, value: Any, option: Option) -> list[str]:
     if name == "tasks":
         return [grammar.format_tasks(tasks) for tasks in value]
     several = value if option.kind in ("list", "alternatives") else [value]
-    return [_text(one, option.flag) if isinstance(one, bool) else f"{one}" for one in several]
+    return [_text(one, option) if isinstance(one, bool) else f"{one}" for one in several]
 
 
 @dataclass(frozen=True, kw_only=True)

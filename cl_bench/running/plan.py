@@ -29,11 +29,12 @@ from cl_bench.experiment import (
     number_of,
     value_text,
 )
-from cl_bench.grammar import is_order_file, parse_order, parse_settings, read_order
+from cl_bench.grammar import is_order_file, parse_order, parse_settings
 from cl_bench.options import RunOptions
 from cl_bench.running import recipes
 from cl_bench.running.recipes import Recipe, Tuned
 from cl_bench.streams import Benchmark, DataConfig, Source
+from cl_bench.streams.readers.orders import read_order
 from cl_bench.streams.scenarios import sizes_of
 from cl_bench.training.probes import PROBES
 
@@ -81,6 +82,7 @@ class PlannedRun:
     Attributes:
         backbone: pinned to the weights that the experiment names.
         data: where the images are and how they are read.
+        remarks: how the input was understood, where it could mean something else; a sentence each.
     """
 
     experiment: Experiment
@@ -89,6 +91,7 @@ class PlannedRun:
     recipe: Recipe
     backbone: Backbone
     data: DataConfig
+    remarks: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -108,6 +111,7 @@ class _Ground:
     split: str
     transforms: ImageTransforms
     storage: str
+    remarks: tuple[str, ...]
 
 
 def plan(specs: Iterable[RunSpec], tuned: Sequence[Tuned] = ()) -> list[PlannedRun]:
@@ -153,7 +157,7 @@ def plan(specs: Iterable[RunSpec], tuned: Sequence[Tuned] = ()) -> list[PlannedR
             )
         except ValidationError as error:
             raise UserError(f"{label}: {first_fault(error)}") from error
-        run = PlannedRun(experiment, method, label, recipe, ground.backbone, ground.benchmark.data)
+        run = PlannedRun(experiment, method, label, recipe, ground.backbone, ground.benchmark.data, ground.remarks)
         runs.setdefault(experiment.key, run)
     return list(runs.values())
 
@@ -175,6 +179,7 @@ def _ground(spec: RunSpec) -> _Ground:
         size=spec.size,
     )
     scenario, tasks, order = spec.scenario or benchmark.scenario, spec.tasks, spec.order
+    remarks: tuple[str, ...] = ()
     if scenario == "class-incremental":
         tasks = class_incremental(benchmark, tasks, spec.limits)
     from_file = order is not None and is_order_file(order)
@@ -185,7 +190,8 @@ def _ground(spec: RunSpec) -> _Ground:
         tasks = domain_incremental(spec.benchmark, source, tasks, spec.limits)
     if order is not None and from_file:
         domains = scenario == "domain-incremental"
-        order = read_order(Path(order), source.domains if domains else source.classes, "domain" if domains else "class")
+        read = read_order(Path(order), source.domains if domains else source.classes, "domain" if domains else "class")
+        order, remarks = read.order, (read.remark,) if read.remark else ()
     assert tasks is not None
     backbone = backbones.verify(backbone)
     transforms = ImageTransforms(
@@ -197,7 +203,7 @@ def _ground(spec: RunSpec) -> _Ground:
         resize=benchmark.resize,
     )
     storage = benchmark.storage(spec.images, transforms.short)
-    return _Ground(benchmark, backbone, scenario, tasks, order, source.split, transforms, storage)
+    return _Ground(benchmark, backbone, scenario, tasks, order, source.split, transforms, storage, remarks)
 
 
 def _method(spec: RunSpec, ground: _Ground, tuned: Sequence[Tuned]) -> tuple[Method, Recipe, str]:

@@ -7,20 +7,20 @@ in the method's own file; `unified`, the same budget for every method, for every
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cl_bench.contract.registry import MethodEntry
 from cl_bench.errors import UserError, unknown_name
 from cl_bench.experiment import Scalar, Value
-from cl_bench.files import write_atomically
+from cl_bench.files import clipped, parse_toml, read_text, write_atomically
 from cl_bench.streams import Benchmark
 
 HEADER = """\
@@ -46,7 +46,7 @@ class Tuned(BaseModel):
         revision: of the method that was tuned.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     method: str
     stream: str
@@ -54,17 +54,17 @@ class Tuned(BaseModel):
     when: dict[str, Value] = {}
     values: dict[str, Value]
     score: float
-    trials: int
+    trials: int = Field(ge=0)
     seeds: list[int]
-    minutes: float
+    minutes: float = Field(ge=0)
     revision: int | str
 
 
 class _File(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     unified: dict[str, Scalar] = {}
-    tuned: list[Tuned] = []
+    tuned: Annotated[list[Tuned], Field(fail_fast=True)] = []
 
 
 @dataclass(frozen=True)
@@ -91,20 +91,42 @@ def read(path: Path) -> list[Tuned]:
     """The tuned recipes of a file.
 
     Raises:
-        UserError: unreadable, no TOML, or not of this form.
+        UserError: unreadable, no TOML, empty, or not of this form; the entry and its field are named.
     """
+    return _read(path).tuned
+
+
+def _read(path: Path) -> _File:
+    what = f"recipes file '{path}'"
+    found = parse_toml(read_text(path, what), what)
+    if not found:
+        raise UserError(f"{what} holds no recipes; 'cl-bench tune' writes them, as '[[tuned]]' with their fields")
     try:
-        return _File.model_validate(tomllib.loads(path.read_text(encoding="utf-8"))).tuned
-    except OSError as error:
-        raise UserError(f"recipes file '{path}' cannot be read ({error.strerror})") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"recipes file '{path}' is no TOML: {error}") from error
+        return _File.model_validate(found)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise UserError(
-            f"recipes file '{path}' is not one that 'cl-bench tune' writes: {where}: {first['msg']}"
-        ) from error
+        raise UserError(f"{what} is not one that 'cl-bench tune' writes: {_fault(error)}") from error
+
+
+def _fault(error: ValidationError) -> str:
+    """The first thing that is wrong, with its place; a field that does not exist rather than the one that it is not."""
+    faults = error.errors(include_url=False, include_input=False)
+    first = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
+    place = list(first["loc"])
+    where = "the file"
+    fields: Iterable[str] = _File.model_fields
+    if len(place) > 1 and place[0] == "tuned":
+        where, fields = f"entry {int(place[1]) + 1} of 'tuned'", Tuned.model_fields
+        place = place[2:]
+    name = clipped(".".join(map(str, place[:2])))
+    if first["type"] == "extra_forbidden":
+        return str(unknown_name(f"field of {where}", name, fields))
+    if first["type"] == "missing":
+        return f"{where} has no '{name}'"
+    message = first["msg"]
+    if len(place) > 1 and place[0] in ("values", "when", "unified"):
+        # One for each type that a value may have.
+        message = "expected a text, a number, true or false, or a list of these"
+    return f"{where}: {name or 'it'}: {message[0].lower()}{message[1:]}"
 
 
 def write(path: Path, found: Sequence[Tuned]) -> None:
@@ -113,12 +135,12 @@ def write(path: Path, found: Sequence[Tuned]) -> None:
     Raises:
         UserError: the file exists and is no recipes file, or cannot be written.
     """
-    old = read(path) if path.exists() else []
+    old = _read(path) if path.exists() else _File()
     rows = [(new.method, new.stream, new.backbone, new.when) for new in found]
-    kept = [entry for entry in old if (entry.method, entry.stream, entry.backbone, entry.when) not in rows]
+    kept = [entry for entry in old.tuned if (entry.method, entry.stream, entry.backbone, entry.when) not in rows]
     document: dict[str, Any] = {}
-    if path.exists() and (unified := tomllib.loads(path.read_text(encoding="utf-8")).get("unified")):
-        document["unified"] = unified
+    if old.unified:
+        document["unified"] = old.unified
     document["tuned"] = [
         entry.model_dump(exclude_defaults=True)
         for entry in sorted([*kept, *found], key=lambda e: (e.stream, e.backbone, e.method, str(e.when)))

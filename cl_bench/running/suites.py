@@ -7,9 +7,8 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
-import yaml  # type: ignore[import-untyped]
-
-from cl_bench.errors import UserError, unknown_name
+from cl_bench.errors import UserError, naming, unknown_name
+from cl_bench.files import clipped, parse_yaml, read_text
 from cl_bench.options import RunOptions
 
 
@@ -40,14 +39,17 @@ def find(name: str) -> Suite:
     if name in names():
         return _parse((_shipped() / f"{name}.yaml").read_text(encoding="utf-8"), name)
     path = Path(name)
-    if not name.endswith((".yaml", ".yml")) and not path.exists():
+    if not name.endswith((".yaml", ".yml")) and not _is_there(path):
         raise unknown_name("suite", name, names(), "Or name a YAML file.")
+    return _parse(read_text(path, f"--suite file '{path}'"), str(path))
+
+
+def _is_there(path: Path) -> bool:
     try:
-        return _parse(path.read_text(encoding="utf-8"), str(path))
-    except OSError as error:
-        raise UserError(f"--suite file '{path}' cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"--suite file '{path}' is no text ({error.reason})") from error
+        return path.exists()
+    except (OSError, ValueError):
+        # Too long for a path, or with characters that none has.
+        return False
 
 
 def _shipped() -> Traversable:
@@ -55,23 +57,20 @@ def _shipped() -> Traversable:
 
 
 def _parse(text: str, where: str) -> Suite:
-    try:
-        document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"suite '{where}' is no YAML: {' '.join(str(error).split())}") from error
+    document = parse_yaml(text, f"suite '{where}'")
     if not isinstance(document, dict) or not isinstance(document.get("runs"), list) or not document["runs"]:
         raise UserError(f"suite '{where}' has no list 'runs'; expected 'title: ...' and 'runs:' with '- methods: ...'")
-    if unknown := next((name for name in document if name not in ("title", "defaults", "runs")), None):
-        raise unknown_name(f"field of suite '{where}'", str(unknown), ("title", "defaults", "runs"))
-    if not isinstance(document.get("title"), str):
+    known = ("title", "defaults", "runs")
+    for name in document:
+        if name not in known:
+            raise unknown_name(f"field of suite '{where}'", clipped(name), known)
+    title, shared, runs = document.get("title"), document.get("defaults", {}), document["runs"]
+    if not isinstance(title, str) or not title.strip():
         raise UserError(f"suite '{where}' has no title; write in a line what it is for, 'title: ...'")
-    shared, runs = document.get("defaults", {}), document["runs"]
     if not isinstance(shared, dict) or not all(isinstance(run, dict) for run in runs):
         raise UserError(f"suite '{where}': 'defaults' and each of 'runs' must be fields, e.g. 'methods: sdlora'")
     read = []
     for number, run in enumerate(runs, start=1):
-        try:
+        with naming(f"suite '{where}', run {number}"):
             read.append(RunOptions.of(shared | run))
-        except UserError as error:
-            raise UserError(f"suite '{where}', run {number}: {error}") from error
-    return Suite(document["title"], tuple(read))
+    return Suite(title, tuple(read))

@@ -99,11 +99,12 @@ class Sweep:
         return [run for run in self.planned if self._find(run, on_damaged) is None]
 
     def remarks(self) -> list[str]:
-        """What the user should know of the data of all runs, each once."""
+        """What the user should know of the data of all runs and how the input was understood, each once."""
         from cl_bench import streams
 
         needed = dict.fromkeys((run.experiment.benchmark, run.data) for run in self.planned)
-        return [text for name, data in needed for text in streams.find(name, data).remarks()]
+        of_data = [text for name, data in needed for text in streams.find(name, data).remarks()]
+        return [*dict.fromkeys(text for run in self.planned for text in run.remarks), *of_data]
 
     def decode(self, runs: Sequence[PlannedRun], on_progress: Callable[[int, int], None]) -> None:
         """Decode once what these runs keep decoded, unless that was done before; hosts of Ray do so themselves.

@@ -8,7 +8,8 @@ from pathlib import Path
 from cl_bench.errors import UserError
 from cl_bench.streams.readers.folders import image_files, not_read, subfolders
 from cl_bench.streams.readers.layouts import Files, Layout, empty_folders, listing_of, scan_classes, tree_tops
-from cl_bench.streams.readers.splits import SplitList, find_split, text_lines
+from cl_bench.streams.readers.list_files import Listed, text_lines
+from cl_bench.streams.readers.splits import SplitList, find_split
 from cl_bench.streams.types import Listing
 
 
@@ -62,19 +63,21 @@ def class_trees(
                 layout = f"train/ and {test}/ folders"
                 if split is None:
                     return listing_of(layout, [*trees.values()], not_read=left, empty=_empty(top, trees))
-                return _deal(f"{layout}, split by {split.path.name}", top, [*trees.values()], split, left)
+                return _deal(f"{layout}, split by {split.name}", top, [*trees.values()], split, left)
         for top in tops:
             files = {name: images for name, images in scan_classes(top).items() if images}
             chosen = split or (own(folder) if own is not None else None)
             if not files or (chosen is None and "train" in files):
                 continue
+            chosen = chosen or find_split([folder, folder / "splits", top], needed=True)
             if chosen is None:
                 raise UserError(
                     f"'{top}' has class folders, but neither train/ and test/ nor a split list; name a list with "
-                    "--split-list, or put one there: NAME_train.txt and NAME_test.txt with lines CLASS/FILE, or .yaml"
+                    "--split-list, or put one there: NAME_train.txt and NAME_test.txt with lines CLASS/FILE, or .csv, "
+                    ".json or .yaml"
                 )
             left = not_read(top, subfolders(top), _paths([files]))
-            return _deal(f"class folders, split by {chosen.path.name}", top, [files], chosen, left)
+            return _deal(f"class folders, split by {chosen.name}", top, [files], chosen, left)
         return None
 
     return read
@@ -152,8 +155,8 @@ def cub_lists(folder: Path) -> SplitList | None:
             paths, in_train = _numbered(images), _numbered(chosen)
             if paths.keys() != in_train.keys() or not {*in_train.values()} <= {"0", "1"}:
                 raise UserError(f"'{images}' and '{chosen}' do not fit each other; restore both from the archive")
-            parts = [[(paths[i], None) for i in paths if in_train[i] == flag] for flag in ("1", "0")]
-            return SplitList(chosen, *parts)
+            train, test = ([Listed(paths[i]) for i in paths if in_train[i] == flag] for flag in ("1", "0"))
+            return SplitList(chosen, train, test)
     return None
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from cl_bench.errors import UserError
 from cl_bench.streams.readers.layouts import Layout, scan_classes, tree_tops
-from cl_bench.streams.readers.splits import SplitList, read_part
+from cl_bench.streams.readers.list_files import read_part
+from cl_bench.streams.readers.splits import SplitList
 from cl_bench.streams.split_hash import encoded
 from cl_bench.streams.types import Entry, Listing
 
@@ -51,7 +52,7 @@ def domain_folders(
             if split is not None:
                 dealt, unlisted = split.deal(pool, top, 3)
                 classes = split.order() if by_label else None
-                return _with_domains(f"domain folders, split by {split.path.name}", dealt, classes, unlisted)
+                return _with_domains(f"domain folders, split by {split.name}", dealt, classes, unlisted)
             if test_share is None:
                 names = [name.format(there[0]) for name in lists]
                 raise UserError(f"'{top}' has no split lists; put {' and '.join(names)} there, and so for each domain")
@@ -70,8 +71,8 @@ def _domain_lists(domains: Sequence[str], names: tuple[str, str], folders: Seque
             continue
         if lacking:
             raise UserError(f"'{lacking[0]}' is missing; the split needs a training and a test list for each domain")
-        parts = [[listed for path in part for listed in read_part(path)] for part in paths]
-        return SplitList(folder / names[0].format("*"), *parts)
+        train, test = ([listed for path in part for listed in read_part(path)] for part in paths)
+        return SplitList(folder / names[0].format("*"), train, test)
     return None
 
 
@@ -105,6 +106,3 @@ def _with_domains(
         return tuple(sorted(found, key=lambda entry: (position[entry.label], entry.name)))
 
     return Listing(entries(parts[0]), entries(parts[1]), names, layout, unlisted=tuple(unlisted))
-
-
-# Split lists

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import re
+import os
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml  # type: ignore[import-untyped]
-
 from cl_bench.errors import UserError
-
-Listed = tuple[str, int | None]
-"""A path in a split list, and its label if the list has labels."""
-_LISTS = (".yaml", ".yml", ".txt")
-_PARTS = ("train", "test")
+from cl_bench.streams.readers.list_files import TABLES, TEXTS, Listed, read_part, read_parts
 
 
 @dataclass(frozen=True)
@@ -24,11 +19,19 @@ class SplitList:
     Attributes:
         path: of the list, for messages.
         train, test: paths as the list has them, and labels if it has any.
+        validation: how many images it names for validation, which are in neither part.
     """
 
     path: Path
     train: Sequence[Listed]
     test: Sequence[Listed]
+    validation: int = 0
+
+    @property
+    def name(self) -> str:
+        """The list in the name of a layout."""
+        left = f" (its {self.validation:,} images for validation are not used)" if self.validation else ""
+        return f"{self.path.name}{left}"
 
     def deal(
         self, pool: dict[str, str], top: Path, depth: int
@@ -45,10 +48,11 @@ class SplitList:
         """
         taken: dict[str, str] = {}
         parts: list[list[tuple[str, str]]] = []
-        for part, listed in zip(_PARTS, (self.train, self.test), strict=True):
+        composed = {unicodedata.normalize("NFC", key): key for key in pool if not key.isascii()}
+        for part, listed in (("train", self.train), ("test", self.test)):
             entries = []
             for text, _ in listed:
-                key = _key(text, pool, depth)
+                key = _key(text, pool, composed, depth)
                 if key is None:
                     wanted = "CLASS/FILE" if depth == 2 else "DOMAIN/CLASS/FILE"
                     raise UserError(f"'{text}' in the split list '{self.path}' is not {wanted}; write it like that")
@@ -82,114 +86,73 @@ class SplitList:
         return tuple(sorted(labels, key=lambda name: numbers[name]))
 
 
-def _key(text: str, pool: dict[str, str], depth: int) -> str | None:
-    """The longest end of a path that names an image of the pool, else its last `depth` steps."""
+def _key(text: str, pool: dict[str, str], composed: dict[str, str], depth: int) -> str | None:
+    """The longest end of a path that names an image of the pool, else its last `depth` steps.
+
+    Args:
+        composed: keys of the pool by their composed Unicode form: file systems and editors differ in it.
+    """
     steps = text.split("/")
-    for start in range(len(steps) - depth + 1):
-        if (key := "/".join(steps[start:])) in pool:
+    ends = ["/".join(steps[start:]) for start in range(len(steps) - depth + 1)]
+    for end in ends:
+        if end in pool:
+            return end
+        if composed and (key := composed.get(unicodedata.normalize("NFC", end))):
             return key
-    return "/".join(steps[-depth:]) if len(steps) >= depth and all(steps[-depth:]) else None
+    return ends[-1] if ends and ends[-1] else None
 
 
 def read_split(path: Path) -> SplitList:
-    """A split list: one file with both parts, or one of a pair whose names differ in `train` and `test`.
+    """A split list: one file with both parts, or one of a pair whose names differ in `train` and `test` (or `val`).
 
-    A part is a text file with a path on each line, which a label may follow, or a YAML list of paths, plain or under
-    `data` as CODA-Prompt has it. Both parts in one file are lines that begin with `train` or `test`, or the YAML keys
-    `train` and `test`.
+    A part is a text file with a path on each line, which a label may follow; a CSV file with such columns; a JSON or
+    YAML list of paths or of `[path, label]`, plain or under `data` as CODA-Prompt has it. Both parts in one file are
+    lines that begin with `train` or `test`, a column of a CSV file that says so, or the keys `train` and `test`. With
+    no `test`, `val` is the test part.
 
     Raises:
         UserError: there is no such file, or it is none of these.
     """
-    if not path.is_file():
-        raise UserError(f"there is no split list '{path}'; name a text or YAML file")
+    if not os.path.lexists(path):
+        raise UserError(f"there is no split list '{path}'; name a text, CSV, JSON or YAML file")
     if (pair := _pair(path)) is not None:
-        return SplitList(path, *(read_part(part) for part in pair))
-    if path.suffix in (".yaml", ".yml"):
-        content = _yaml(path)
-        if not isinstance(content, dict) or not {*_PARTS} <= content.keys():
-            raise UserError(f"the split list '{path}' has no keys train and test, and there is no file for the other")
-        return SplitList(path, *(_listed(content[part], None, path) for part in _PARTS))
-    parts: dict[str, list[Listed]] = {part: [] for part in _PARTS}
-    for number, line in enumerate(text_lines(path), start=1):
-        match = re.match(r"(?:\./)?(train|test)[\s/]+(\S.*)", line)
-        if match is None:
-            raise UserError(
-                f"line {number} of the split list '{path}' is '{line}', expected 'train/CLASS/FILE' or "
-                "'test/CLASS/FILE' (or two files, with train and test in their names)"
-            )
-        parts[match[1]].append(_with_label(match[2]))
-    return SplitList(path, parts["train"], parts["test"])
+        return SplitList(path, read_part(pair[0]), read_part(pair[1]))
+    parts = read_parts(path)
+    tests = parts.get("test") or parts.get("val", [])
+    return SplitList(path, parts.get("train", []), tests, len(parts.get("val", [])) if parts.get("test") else 0)
 
 
-def _pair(path: Path) -> tuple[Path, Path] | None:
-    for mine, other in (_PARTS, _PARTS[::-1]):
+def _pair(path: Path, tests: Sequence[str] = ("test", "val")) -> tuple[Path, Path] | None:
+    """The files of the training and of the test part, of which this is one."""
+    for mine in ("train", *tests):
         head, found, tail = path.name.rpartition(mine)
-        partner = path.with_name(head + other + tail)
-        if found and partner.is_file():
-            return (path, partner) if mine == "train" else (partner, path)
+        for other in tests if mine == "train" else ("train",):
+            partner = path.with_name(head + other + tail)
+            if found and partner.is_file():
+                return (path, partner) if mine == "train" else (partner, path)
     return None
 
 
-def find_split(folders: Iterable[Path]) -> SplitList | None:
-    """The one split list in these folders, or None."""
+def find_split(folders: Iterable[Path], needed: bool = False) -> SplitList | None:
+    """The one split list in these folders, or None.
+
+    Args:
+        needed: whether there is no split without one. Then CSV and JSON files and `NAME_val` count, too, which may be
+            anything beside a tree that is split already.
+    """
     found = set()
     for folder in folders:
         for path in folder.iterdir() if folder.is_dir() else ():
-            if path.suffix in _LISTS and path.is_file():
-                if pair := _pair(path):
-                    found.add(pair[0])
-                elif path.stem in ("split", "split_list"):
-                    found.add(path)
+            ending, stem = path.suffix.lower(), path.stem
+            if ending not in (*TEXTS, *TABLES) or not path.is_file():
+                continue
+            if pair := _pair(path) if needed else _pair(path, ("test",)) if ending in TEXTS else None:
+                found.add(pair[0])
+            elif stem in ("split", "split_list"):
+                found.add(path)
     if len(found) > 1:
         names = ", ".join(f"'{path}'" for path in sorted(found))
         raise UserError(
             f"there are several split lists: {names}; choose one with --split-list, or move the others away"
         )
     return read_split(found.pop()) if found else None
-
-
-def read_part(path: Path) -> list[Listed]:
-    if path.suffix not in (".yaml", ".yml"):
-        return [_with_label(line) for line in text_lines(path)]
-    content = _yaml(path)
-    if isinstance(content, dict):
-        return _listed(content.get("data"), content.get("targets"), path)
-    return _listed(content, None, path)
-
-
-def _listed(paths: object, labels: object, path: Path) -> list[Listed]:
-    if not (isinstance(paths, list) and all(isinstance(text, str) for text in paths)):
-        raise UserError(f"'{path}' holds no list of paths; write one, plain or under the key 'data'")
-    if not (isinstance(labels, list) and len(labels) == len(paths) and all(isinstance(i, int) for i in labels)):
-        labels = [None] * len(paths)
-    return [(_slashes(text), label) for text, label in zip(paths, labels, strict=True)]
-
-
-def _with_label(line: str) -> Listed:
-    match = re.fullmatch(r"(.*\S)\s+([0-9]+)", line)
-    return (_slashes(match[1]), int(match[2])) if match else (_slashes(line), None)
-
-
-def _slashes(text: str) -> str:
-    return text.replace("\\", "/")
-
-
-def text_lines(path: Path) -> list[str]:
-    """Lines without spaces around them, and without empty ones.
-
-    Raises:
-        UserError: it is no text.
-    """
-    try:
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise UserError(f"'{path}' cannot be read as text; restore the file") from error
-
-
-def _yaml(path: Path) -> object:
-    try:
-        # The C parser is ten times as fast; lists have 100,000 lines.
-        return yaml.load("\n".join(text_lines(path)), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except yaml.YAMLError as error:
-        raise UserError(f"'{path}' is no YAML ({' '.join(str(error).split())}); mend it") from error
