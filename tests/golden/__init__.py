@@ -9,6 +9,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,23 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from cl_bench.contract.phase import Phase, clip
+from cl_bench.contract.phase import Phase, take_step
 
 FOLDER = Path(__file__).parent
 
 
 def normal(name: str, shape: tuple[int, ...], scale: float = 1.0, shift: float = 0.0) -> Tensor:
     """shift + scale * standard normals, seeded by the CRC-32 of the name; all in fp32."""
+    return torch.from_numpy(np.float32(shift) + np.float32(scale) * _standard_normal(name, shape))
+
+
+@lru_cache(maxsize=1024)
+def _standard_normal(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Kept, as replays of one file ask for the same again and again; not to be changed."""
     rng = np.random.Generator(np.random.PCG64(zlib.crc32(name.encode())))
     values = rng.standard_normal(shape, dtype=np.float32)
-    return torch.from_numpy(np.float32(shift) + np.float32(scale) * values)
+    values.flags.writeable = False
+    return values
 
 
 def tiny_vit(
@@ -64,8 +72,7 @@ def train(
             loss = phase.loss(forward(inputs), labels).mean()
             losses.append(loss.detach())
             loss.backward()
-            clip(phase)
-            optimizer.step()
+            take_step(phase, optimizer)
     return torch.stack(losses)
 
 
@@ -158,7 +165,7 @@ class Fixture:
         """Length of an axis of the first array whose key begins like the pattern."""
         return next((int(value.shape[axis]) for key, value in self.data.items() if re.match(pattern, key)), default)
 
-    @property
+    @cached_property
     def prefix(self) -> str:
         """What all names of random streams start with."""
         return str(self["cfg/prefix" if self.any("cfg/") else "meta.prefix"])
