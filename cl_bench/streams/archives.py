@@ -2,59 +2,24 @@
 
 from __future__ import annotations
 
-import bz2
 import errno
-import gzip
-import io
 import lzma
 import os
-import re
 import shutil
-import stat
 import struct
 import tarfile
 import unicodedata
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path, PureWindowsPath
-from typing import IO, Literal, cast
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
 
 from cl_bench.errors import UserError
+from cl_bench.streams.archive_members import Limits, Member, Refused, members
 from cl_bench.streams.transfer import SILENT, Progress, locked
 
 _CHUNK = 1 << 16
-_DEEPEST = 64
-_LONGEST_READ = 1 << 20
-
-
-class _Refused(Exception):
-    """A member that must not be unpacked."""
-
-    def __init__(self, name: str, reason: str) -> None:
-        # repr: a name may hold what a terminal takes for commands.
-        super().__init__(f"{name!r} {reason}")
-
-
-@dataclass(frozen=True)
-class _Member:
-    """A file, a folder, or a link, of an archive of any kind.
-
-    Attributes:
-        name: as the archive has it.
-        path: its steps from the top of the archive.
-        target: of a link: the steps to what it stands for.
-        open: of a file: its content.
-    """
-
-    name: str
-    path: tuple[str, ...]
-    kind: Literal["file", "folder", "link"]
-    target: tuple[str, ...] = ()
-    open: Callable[[], IO[bytes]] = io.BytesIO
-
-
 _DAMAGE = (
     zipfile.BadZipFile,
     tarfile.TarError,
@@ -85,8 +50,9 @@ def unpack(archive: Path, folder: Path, *, progress: Progress = SILENT) -> None:
     Raises:
         UserError: the archive cannot be read, is truncated, damaged or of another kind; a member has an absolute
             path, `..`, a backslash or control characters in its name, is a device, a link out of the archive, or
-            differs from another only in case or content; a file there has other content; nothing can be written; or
-            another process is unpacking there now.
+            differs from another only in case or content; it would become 100 times as large as it is (and larger than
+            100 MiB), hold far too many files for its size, or fill the disk; a file there has other content; nothing
+            can be written; or another process is unpacking there now.
     """
     # So that a link to a folder on another disk stays one.
     folder = Path(os.path.realpath(folder))
@@ -102,7 +68,7 @@ def unpack(archive: Path, folder: Path, *, progress: Progress = SILENT) -> None:
             work = _place(folder) / f".{folder.name}.unpacking"
             with locked(work.with_name(f"{work.name}.lock"), str(folder)):
                 _unpack(raw, work, folder, progress)
-        except _Refused as refused:
+        except Refused as refused:
             raise UserError(
                 f"'{archive}' is not unpacked, because its member {refused}; make sure that it is the official file"
             ) from refused
@@ -162,12 +128,12 @@ def _extract(raw: IO[bytes], top: Path, progress: Progress) -> None:
             progress.advance(here - done)
             done = here
 
-    is_zip = raw.read(2) == b"PK"
-    raw.seek(0)
+    limits = Limits(size, top)
     names: dict[tuple[str, ...], tuple[tuple[str, ...], str]] = {}
     links = []
-    for member in _zip_members(raw) if is_zip else _tar_members(raw):
+    for member in members(raw, limits):
         _claim(member, names)
+        limits.count(member.name, len(names))
         if member.kind == "folder":
             top.joinpath(*member.path).mkdir(parents=True, exist_ok=True)
         elif member.kind == "link":
@@ -178,23 +144,24 @@ def _extract(raw: IO[bytes], top: Path, progress: Progress) -> None:
     targets: dict[tuple[str, ...], tuple[str, ...]] = {}
     for link in links:
         if targets.setdefault(link.path, link.target) != link.target:
-            raise _Refused(link.name, "comes twice and links to different files")
+            raise Refused(link.name, "comes twice and links to different files")
     for link in links:
         path, passed = link.path, set()
         while path in targets and path not in passed:
             passed.add(path)
             path = targets[path]
         if not top.joinpath(*path).is_file():
-            raise _Refused(link.name, f"links to {'/'.join(link.target)!r}, which is no file of the archive")
+            raise Refused(link.name, f"links to {'/'.join(link.target)!r}, which is no file of the archive")
+        limits.add(link.name, top.joinpath(*path).stat().st_size)
         with top.joinpath(*path).open("rb") as source:
             _write(link, source, top, tick)
     progress.advance(size - done)
 
 
-def _claim(member: _Member, names: dict[tuple[str, ...], tuple[tuple[str, ...], str]]) -> None:
+def _claim(member: Member, names: dict[tuple[str, ...], tuple[tuple[str, ...], str]]) -> None:
     """Note the names that a member takes; refuse it where another has one of them for something else."""
     if not member.path and member.kind != "folder":
-        raise _Refused(member.name, "is no name of a file")
+        raise Refused(member.name, "is no name of a file")
     for depth in range(1, len(member.path) + 1):
         path = member.path[:depth]
         kind = "folder" if depth < len(member.path) or member.kind == "folder" else "file"
@@ -202,19 +169,19 @@ def _claim(member: _Member, names: dict[tuple[str, ...], tuple[tuple[str, ...], 
         folded = tuple(unicodedata.normalize("NFC", step).lower() for step in path)
         first, kind_of_first = names.setdefault(folded, (path, kind))
         if first != path:
-            raise _Refused(member.name, f"differs from {'/'.join(first)!r} only in case or in how accents are written")
+            raise Refused(member.name, f"differs from {'/'.join(first)!r} only in case or in how accents are written")
         if kind_of_first != kind:
-            raise _Refused(member.name, "needs one name for both a file and a folder")
+            raise Refused(member.name, "needs one name for both a file and a folder")
 
 
-def _write(member: _Member, source: IO[bytes], top: Path, tick: Callable[[], None]) -> None:
+def _write(member: Member, source: IO[bytes], top: Path, tick: Callable[[], None]) -> None:
     """Write a file, or make sure that it is the same as the one that is there."""
     path = top.joinpath(*member.path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
         with path.open("rb") as file:
             if not _same(source, file):
-                raise _Refused(member.name, "comes twice with different content")
+                raise Refused(member.name, "comes twice with different content")
         return
     with path.open("xb") as file:
         while chunk := source.read(_CHUNK):
@@ -227,115 +194,6 @@ def _same(one: IO[bytes], other: IO[bytes]) -> bool:
         if other.read(len(chunk)) != chunk:
             return False
     return not other.read(1)
-
-
-def _zip_members(raw: IO[bytes]) -> Iterator[_Member]:
-    with zipfile.ZipFile(raw) as archive:
-        for info in archive.infolist():
-            yield _zip_member(archive, info)
-
-
-def _zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Member:
-    # `filename` is what zipfile has made of it, cut at a NUL.
-    name = info.orig_filename
-    path = _inside(name, name)
-    mode = stat.S_IFMT(info.external_attr >> 16)
-    if name.endswith("/") or stat.S_ISDIR(mode):
-        return _Member(name, path, "folder")
-    if stat.S_ISLNK(mode):
-        with archive.open(info) as content:
-            target = content.read(_CHUNK).decode("utf-8", "surrogateescape")
-        return _Member(name, path, "link", _inside(name, target, path[:-1]))
-    if mode and not stat.S_ISREG(mode):
-        raise _Refused(name, "is neither a file, a folder nor a link")
-    return _Member(name, path, "file", open=lambda: archive.open(info))
-
-
-class _Tape:
-    """A stream that remembers what was read last: tarfile takes a damaged header, or none, for the end as well."""
-
-    def __init__(self, stream: IO[bytes]) -> None:
-        self.seek, self.tell = stream.seek, stream.tell
-        self.stream = stream
-        self.last = b""
-
-    def read(self, size: int) -> bytes:
-        if not 0 <= size <= _LONGEST_READ:
-            # Only a damaged header of a long name asks for this, and memory would be set aside for it.
-            raise tarfile.ReadError("a header has an impossible length")
-        self.last = self.stream.read(size)
-        return self.last
-
-
-def _tar_members(raw: IO[bytes]) -> Iterator[_Member]:
-    stream = _decompressed(raw)
-    tape = _Tape(stream)
-    with tarfile.open(fileobj=cast("IO[bytes]", tape), mode="r:", encoding="utf-8") as archive:
-        for info in archive:
-            if info.size < 0:
-                # Before tarfile goes back by as much, and round and round.
-                raise tarfile.ReadError("a member has a negative length")
-            yield _tar_member(archive, info)
-        if tape.last != bytes(tarfile.BLOCKSIZE):
-            raise tarfile.ReadError("the end is missing")
-    # The checksum of a compressed stream comes last.
-    while stream.read(_CHUNK):
-        pass
-
-
-def _tar_member(archive: tarfile.TarFile, info: tarfile.TarInfo) -> _Member:
-    name = info.name
-    path = _inside(name, name)
-    if info.isdir():
-        return _Member(name, path, "folder")
-    if info.issym():
-        return _Member(name, path, "link", _inside(name, info.linkname, path[:-1]))
-    if info.islnk():
-        return _Member(name, path, "link", _inside(name, info.linkname))
-    if not info.isreg():
-        raise _Refused(name, "is neither a file, a folder nor a link")
-    return _Member(name, path, "file", open=lambda: cast("IO[bytes]", archive.extractfile(info)))
-
-
-def _decompressed(raw: IO[bytes]) -> IO[bytes]:
-    start = raw.read(4)
-    raw.seek(0)
-    if start.startswith(b"\x1f\x8b"):
-        return cast("IO[bytes]", gzip.GzipFile(fileobj=raw))
-    if start.startswith(b"BZh"):
-        return bz2.BZ2File(raw)
-    if start.startswith(b"\xfd7zX"):
-        return lzma.LZMAFile(raw)
-    return raw
-
-
-def _inside(name: str, path: str, start: tuple[str, ...] | None = None) -> tuple[str, ...]:
-    """The steps of a path from the top of an archive.
-
-    Args:
-        name: the member to blame.
-        path: as in the archive.
-        start: of a symbolic link: the folder from which its path leads, where it may go up by `..`.
-    """
-    subject = "has" if path == name else f"links to {path!r}, which has"
-    if re.search("[\x00-\x1f\x7f-\x9f\ud800-\udfff]", path):
-        raise _Refused(name, f"{subject} control characters or broken text in its name")
-    windows = PureWindowsPath(path)
-    if windows.drive or windows.root:
-        raise _Refused(name, f"{subject} an absolute path")
-    if "\\" in path:
-        raise _Refused(name, f"{subject} a backslash in its name")
-    steps = list(start or ())
-    for step in path.split("/"):
-        if step == "..":
-            if start is None or not steps:
-                raise _Refused(name, f"{subject} '..' in its path and could leave the folder")
-            steps.pop()
-        elif step not in ("", "."):
-            steps.append(step)
-    if len(steps) > _DEEPEST:
-        raise _Refused(name, f"{subject} more than {_DEEPEST} folders in its path")
-    return tuple(steps)
 
 
 def _compare(source: Path, target: Path) -> None:

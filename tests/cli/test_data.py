@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -11,13 +12,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
+from cl_bench import streams
 from cl_bench.streams import catalogue
 from cl_bench.streams.verify import verify
 from tests.helpers import trees
-from tests.helpers.command import Outcome
+from tests.helpers.command import Cli, Outcome
 from tests.helpers.layouts import names_of
 
 pytestmark = pytest.mark.usefixtures("nowhere")
@@ -149,3 +153,53 @@ def test_list_and_verify_need_no_torch(tmp_path: Path) -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert found.stdout == "False\n"
+
+
+def test_the_command_counts_in_its_heading_and_names_below(data: Callable[..., Outcome], tmp_path: Path) -> None:
+    mine = trees.pre_split(tmp_path, "mine")
+    for i in range(30):
+        (mine / f"train/{trees.WNIDS[0]}/{i:02d}\x1b[2J.heic").write_bytes(b"x")
+    result = data("verify", "folder:mine")
+    assert result.code == 0 and "\x1b" not in result.out
+    assert f"Files that are not read: 30 (30 .heic in train/{trees.WNIDS[0]}/)\n  " in result.out
+    assert r"00\x1b[2J.heic" in result.out and "... and 10 more (--all names them)" in result.out
+    assert r"29\x1b[2J.heic" in data("verify", "folder:mine", "--all").out
+
+
+def test_a_name_that_is_no_text_is_shown_with_escapes(data: Callable[..., Outcome], tmp_path: Path) -> None:
+    folder = trees.pre_split(tmp_path, "mine") / "train"
+    try:
+        Path(os.fsdecode(os.fsencode(folder) + b"/\xe9.h\xe9ic")).write_bytes(b"x")
+    except OSError:
+        pytest.skip("the file system takes no such names")
+    result = data("verify", "folder:mine")
+    assert result.code == 0 and r"Files that are not read: 1 (1 .h\xe9ic in train/)" in result.out
+
+
+# --- what a run says of its data -------------------------------------------------------------------------------
+
+RUN = (
+    "run", "--benchmark", "folder:mine", "--methods", "simplecil,linear", "--tasks", "3",
+    "--backbone", "vit_tiny_patch4_32.tinyimagenet156",
+)  # fmt: skip
+
+
+def test_a_run_says_it_once(cl_bench: Cli, tmp_path: Path) -> None:
+    mine = trees.pre_split(tmp_path, "mine")
+    trees.save(mine / "val/ant/1.png")
+    result = cl_bench(*RUN, "--seeds", "0-2", "--dry-run")
+    sentence = "folder:mine: 1 file is not read: 1 .png in val/ant/; 'cl-bench data verify folder:mine' names them"
+    assert result.code == 0 and result.err.count(sentence) == result.err.count("warning:") == 1
+    assert streams.find("folder:mine").remarks() == [sentence]
+    assert streams.find("icons-100").remarks() == []
+
+
+def test_a_run_refuses_an_image_of_unknown_range(cl_bench: Cli, tmp_path: Path) -> None:
+    mine = trees.pre_split(tmp_path, "mine")
+    Image.fromarray(np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)).save(
+        mine / f"train/{trees.WNIDS[0]}/float.tif"
+    )
+    result = cl_bench(*RUN)
+    assert result.code == 2 and result.err.count("error:") == 1
+    assert f"image '{mine}/train/{trees.WNIDS[0]}/float.tif' is of unknown range" in result.err
+    assert not list(Path("results/runs").glob("*.json"))

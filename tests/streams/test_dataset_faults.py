@@ -6,6 +6,7 @@ import gzip
 import os
 import pickle
 import shutil
+import struct
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,37 @@ def test_damaged_idx_files_are_refused(tmp_path: Path) -> None:
     images.unlink()
     with pytest.raises(UserError, match="is missing; all four idx files are needed"):
         catalogue.load(trees.FASHION_MNIST, tmp_path)
+
+
+def test_an_idx_file_does_not_become_any_size(tmp_path: Path) -> None:
+    folder = trees.fashion(tmp_path)
+    for sizes, content in (
+        ((1 << 20, 28, 28), bytes(101 << 20)),
+        ((0xFFFFFFFF,) * 3, b""),
+        ((1, 1, 1), bytes(1 << 20)),
+    ):
+        packed = gzip.compress(struct.pack(">4I", 0x803, *sizes) + content, 1)
+        (folder / "train-images-idx3-ubyte.gz").write_bytes(packed)
+        with pytest.raises(UserError, match="train-images-idx3-ubyte.gz' is damaged or no idx3-ubyte file"):
+            catalogue.load(trees.FASHION_MNIST, tmp_path)
+
+
+def test_a_pickle_makes_no_array_larger_than_its_file(tmp_path: Path) -> None:
+    path = trees.cifar_pickles(tmp_path) / "cifar-100-python" / "train"
+    for call in ("numpy._core.multiarray _reconstruct", "numpy ndarray"):
+        module, name = call.split()
+        shape = "((I1000000000000\nt" if name == "ndarray" else "(cnumpy\nndarray\n(I1000000000000\ntS'b'\nt"
+        path.write_bytes(f"c{module}\n{name}\n{shape}R.".encode())
+        with pytest.raises(UserError, match="is not as in cifar-100-python"):
+            catalogue.load(trees.CIFAR100, tmp_path)
+
+
+@pytest.mark.parametrize("names", [5, None, [1, 2], {"a": 1}, "text"])
+def test_class_names_that_are_no_names(names: object, tmp_path: Path) -> None:
+    path = trees.cifar_pickles(tmp_path) / "cifar-100-python" / "meta"
+    path.write_bytes(pickle.dumps({"fine_label_names": names}, protocol=2))
+    with pytest.raises(UserError, match="no list of class names"):
+        catalogue.load(trees.CIFAR100, tmp_path)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
-from cl_bench.streams import archives
-from tests.helpers.archives import Entry, Make, refused, tree_in
+from cl_bench.streams import archive_members, archives
+from tests.helpers.archives import Entry, Make, packed, refused, tree_in
 
 ABSOLUTE = ["/etc/x", "//etc/x", "C:/x", "C:x", "\\x", "\\\\host\\share\\x"]
 UPWARDS = ["../x", "a/../../x", "a/../b", "..", "a/.."]
@@ -125,3 +129,78 @@ def test_names_that_many_disks_take_for_one(tmp_path: Path, make: Make, kind: st
 )
 def test_a_name_for_both_a_file_and_a_folder(tmp_path: Path, make: Make, kind: str, entries: list[Entry]) -> None:
     refused(make(kind, entries), tmp_path / "out", "both a file and a folder")
+
+
+# --- too much --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def low_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A million bytes and 100 names in any case: real bombs take seconds."""
+    monkeypatch.setattr(archive_members, "_ALWAYS", 1_000_000)
+    monkeypatch.setattr(archive_members, "_NAMES", 100)
+
+
+def test_a_bomb(tmp_path: Path, make: Make) -> None:
+    archive = make("zip-deflated", [Entry("good", b"1"), Entry("zeros", bytes(101 << 20))])
+    sentence = refused(archive, tmp_path / "out", "'zeros' makes it larger than 104,857,600 bytes")
+    assert "make sure that it is the official file" in sentence
+
+
+@pytest.mark.usefixtures("low_limits")
+@pytest.mark.parametrize("kind", ["zip-deflated", "zip-bz2", "zip-lzma", "tgz", "tar.bz2", "tar.xz"])
+@pytest.mark.parametrize("members", [1, 11])
+def test_a_bomb_of_any_kind(tmp_path: Path, make: Make, kind: str, members: int) -> None:
+    entries = [Entry(f"zeros{i}", bytes(1_100_000 // members)) for i in range(members)]
+    refused(make(kind, entries), tmp_path / "out", f"'zeros{members - 1}' makes it larger than 1,000,000 bytes")
+
+
+def test_a_sparse_file_counts_with_its_holes(tmp_path: Path) -> None:
+    source = tmp_path / "in" / "holes"
+    source.parent.mkdir()
+    with source.open("wb") as file:
+        file.truncate(1 << 40)
+    command = ["tar", "--sparse", "-cf", tmp_path / "in" / "set.tar", "-C", source.parent, "holes"]
+    if subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("tar knows no sparse files")
+    source.unlink()
+    refused(tmp_path / "in" / "set.tar", tmp_path / "out", "'holes' makes it larger than 104,857,600 bytes")
+
+
+@pytest.mark.usefixtures("low_limits")
+@pytest.mark.parametrize("link", ["symlink", "hardlink"])
+def test_links_count_as_the_copies_that_they_become(tmp_path: Path, make: Make, link: Any) -> None:
+    links = [Entry(f"link{i}", b"zeros", link) for i in range(2)]
+    archive = make("tgz", [Entry("zeros", bytes(400_000)), *links])
+    refused(archive, tmp_path / "out", "'link1' makes it larger")
+
+
+@pytest.mark.usefixtures("low_limits")
+@pytest.mark.parametrize("kind", ["tgz", "zip"])
+def test_too_many_files_and_folders(tmp_path: Path, make: Make, kind: str) -> None:
+    """Folders count that are only in the paths of files."""
+    archive = make(kind, [Entry("/".join([str(i), *"a" * 60]), b"x") for i in range(9)])
+    refused(archive, tmp_path / "out", "is one of more than ... files and folders")
+
+
+@pytest.mark.usefixtures("low_limits")
+def test_what_follows_the_last_member_counts(tmp_path: Path) -> None:
+    archive = tmp_path / "in" / "set.tgz"
+    archive.parent.mkdir()
+    archive.write_bytes(gzip.compress(packed("tar", [Entry("a", b"1")]) + bytes(1_100_000)))
+    refused(archive, tmp_path / "out", "'what follows the last one' makes it larger")
+
+
+def test_an_archive_that_the_disk_has_no_room_for(tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    sentence = refused(make("zip", [Entry("a", bytes(600)), Entry("b", bytes(600))]), tmp_path / "out", "make room")
+    assert "(1,000 bytes are free, and it needs more)" in sentence
+
+
+@pytest.mark.usefixtures("low_limits")
+def test_real_archives_are_far_from_the_limits(tmp_path: Path, make: Make) -> None:
+    """Ten times as large as packed, as lists may be, and many small files."""
+    random = np.random.default_rng(0)
+    entries = [Entry(f"{i}/x", random.bytes(700) * 10) for i in range(200)]
+    archives.unpack(make("tgz", entries), tmp_path / "out")
+    assert len(tree_in(tmp_path / "out")) == 200

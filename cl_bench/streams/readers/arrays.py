@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
+import math
 import pickle
 import zlib
 from collections.abc import Sequence
@@ -13,26 +15,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cl_bench.errors import UserError
+from cl_bench.streams.archive_members import most_bytes
 from cl_bench.streams.readers.layouts import Layout, tree_tops
 from cl_bench.streams.readers.splits import SplitList
 from cl_bench.streams.types import Entry, Listing
 
 
-class _Unpickler(pickle.Unpickler):
-    """Makes arrays, and nothing that could run code."""
+def _empty_array(kind: object, shape: object, code: object) -> NDArray[Any]:
+    """In the place of numpy's `_reconstruct`, which would make an array of any size before its content is there."""
+    return np.empty(0, dtype=np.uint8)
 
-    _ALLOWED = {
-        ("numpy.core.multiarray", "_reconstruct"),
-        ("numpy._core.multiarray", "_reconstruct"),
-        ("numpy", "ndarray"),
-        ("numpy", "dtype"),
-        ("_codecs", "encode"),
+
+class _Unpickler(pickle.Unpickler):
+    """Makes arrays as large as what is in the file, and nothing that could run code."""
+
+    _ALLOWED: dict[tuple[str, str], Any] = {
+        ("numpy.core.multiarray", "_reconstruct"): _empty_array,
+        ("numpy._core.multiarray", "_reconstruct"): _empty_array,
+        # An argument of `_reconstruct`, never called.
+        ("numpy", "ndarray"): "ndarray",
+        ("numpy", "dtype"): np.dtype,
+        ("_codecs", "encode"): codecs.encode,
     }
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self._ALLOWED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+        return self._ALLOWED[module, name]
 
 
 def _unpickle(path: Path) -> dict[str, Any]:
@@ -55,10 +64,17 @@ def cifar_pickles(folder: Path, split: SplitList | None) -> Listing | None:
     """`train`, `test` and `meta` of cifar-100-python, as torchvision unpacks it."""
     for top in tree_tops(folder, ("cifar-100-python",)):
         if all((top / name).is_file() for name in ("train", "test", "meta")):
-            classes = tuple(map(str, _unpickle(top / "meta").get("fine_label_names", ())))
+            classes = _class_names(top / "meta")
             (train, images), (test, others) = (_cifar_part(top / part, classes) for part in ("train", "test"))
             return Listing(train, test, classes, "cifar-100-python", (images, others))
     return None
+
+
+def _class_names(path: Path) -> tuple[str, ...]:
+    names = _unpickle(path).get("fine_label_names")
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise _no_cifar(path, "no list of class names")
+    return tuple(names)
 
 
 def _cifar_part(path: Path, classes: tuple[str, ...]) -> tuple[tuple[Entry, ...], NDArray[np.uint8]]:
@@ -109,15 +125,20 @@ def idx_files(classes: Sequence[str]) -> Layout:
 
 def _idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     """An array in the format of MNIST: magic number, sizes (big-endian), bytes."""
+    damaged = UserError(f"'{path}' is damaged or no idx{dimensions}-ubyte file; get it again")
     try:
-        raw = path.read_bytes()
-        raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            start = file.read(4 + 4 * dimensions)
+            magic, *sizes = np.frombuffer(start, ">u4").tolist() if len(start) == 4 + 4 * dimensions else (0,)
+            count = math.prod(sizes)
+            if magic != 0x800 + dimensions or count > most_bytes(path.stat().st_size):
+                raise damaged
+            # With a byte more there is no other end, and the checksum has been read.
+            content = file.read(count + 1)
     except FileNotFoundError as error:
         raise UserError(f"'{path}' is missing; all four idx files are needed") from error
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"'{path}' is damaged ({error}); get it again") from error
-    start = 4 + 4 * dimensions
-    header = np.frombuffer(raw[:start], ">u4") if len(raw) >= start else np.zeros(1)
-    if header[0] != 0x800 + dimensions or len(raw) - start != np.prod(header[1:], dtype=np.int64):
-        raise UserError(f"'{path}' is damaged or no idx{dimensions}-ubyte file; get it again")
-    return np.frombuffer(raw, np.uint8, offset=start).reshape(header[1:].astype(int))
+    if len(content) != count:
+        raise damaged
+    return np.frombuffer(content, np.uint8).reshape(sizes)
