@@ -81,7 +81,7 @@ class OnRay:
         Raises:
             UserError: the cluster cannot be reached, or no host of it has room for a run.
         """
-        from cl_bench.data import cache
+        from cl_bench.data import cache, decoding
 
         if not runs:
             return
@@ -97,6 +97,7 @@ class OnRay:
                 device="cuda" if gpus else "cpu",
                 threads=self.cpus,
                 settings=settings,
+                max_pixels=os.environ.get(decoding.LIMIT_VARIABLE),
             )
             yield from _Sweep(ray, config, self.cpus, gpus, store, progress).outcomes(runs, packed)
 

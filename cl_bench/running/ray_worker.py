@@ -31,8 +31,9 @@ SHARED_FILE_TIMEOUT = 10
 class SweepConfig:
     """Settings that all tasks of a sweep share.
 
-    Where data sets are and how they are read is part of each run (`PlannedRun.data`). The one environment variable of
-    cl-bench that a worker still reads is `CL_BENCH_CACHE`, so the driver's value travels here.
+    Where data sets are and how they are read is part of each run (`PlannedRun.data`). The environment variables of
+    cl-bench that a worker still reads are `CL_BENCH_CACHE` and `CL_BENCH_MAX_PIXELS`, so the driver's values travel
+    here.
 
     Attributes:
         version: the driver's version of cl-bench, which workers must have too.
@@ -43,6 +44,7 @@ class SweepConfig:
         device: `cpu` or `cuda`.
         threads: torch threads of a task.
         settings: how runs are executed.
+        max_pixels: the driver's `CL_BENCH_MAX_PIXELS`; None: not set.
     """
 
     version: str
@@ -53,6 +55,7 @@ class SweepConfig:
     device: str
     threads: int
     settings: Settings
+    max_pixels: str | None = None
 
 
 @dataclass(frozen=True)
@@ -134,12 +137,13 @@ def run_task(config: SweepConfig, packed: PackedRun, attempt: Attempt, mailbox: 
 
 def _adopt_environment(config: SweepConfig) -> None:
     """Read and write where the driver would: its cache, and its current folder if this host has it."""
-    from cl_bench.data import cache
+    from cl_bench.data import cache, decoding
 
-    if config.cache is None:
-        os.environ.pop(cache.VARIABLE, None)
-    else:
-        os.environ[cache.VARIABLE] = config.cache
+    for variable, value in ((cache.VARIABLE, config.cache), (decoding.LIMIT_VARIABLE, config.max_pixels)):
+        if value is None:
+            os.environ.pop(variable, None)
+        else:
+            os.environ[variable] = value
     if Path(config.folder).is_dir():
         os.chdir(config.folder)
 
