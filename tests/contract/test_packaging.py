@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -59,3 +63,51 @@ def test_the_code_holds_no_symbolic_link() -> None:
         ["git", "ls-files", "-s", "cl_bench", "methods"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
     assert [line for line in tracked.splitlines() if line.startswith("120000")] == []
+
+
+def normal(name: str) -> str:
+    """A distribution's name as all spellings of it compare (PyPA's specification of names)."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def declared(extras: set[str]) -> set[str]:
+    """Distributions that pyproject.toml asks for, with these extras."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    optional = project["optional-dependencies"]
+    listed = [*project["dependencies"], *(requirement for extra in extras for requirement in optional[extra])]
+    return {normal(re.match(r"[\w.-]+", requirement)[0]) for requirement in listed}  # type: ignore[index]
+
+
+def imported(*folders: str) -> dict[str, set[str]]:
+    """Modules outside the standard library and the package, by the file that imports them, wherever in it."""
+    found: dict[str, set[str]] = {}
+    for path in (path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level and node.module:
+                names = [node.module]
+            for module in {name.partition(".")[0] for name in names} - {*sys.stdlib_module_names, "cl_bench"}:
+                found.setdefault(module, set()).add(str(path.relative_to(ROOT)))
+    return found
+
+
+OF_THE_HOST = {"IPython"}
+"""What only code that a notebook runs imports, where it is always there."""
+
+
+def test_every_import_is_declared() -> None:
+    """A library that only comes with another one goes when that one lets it go."""
+    known, distributions = declared({"ray", "icons"}), packages_distributions()
+    found = imported("cl_bench", "methods")
+    assert {"torch", "yaml", "PIL", "ray"} <= found.keys()
+    undeclared = {
+        module: files
+        for module, files in found.items()
+        if module not in OF_THE_HOST and known.isdisjoint(map(normal, distributions.get(module, [module])))
+    }
+    assert undeclared == {}
+
+
+def test_every_dependency_has_a_version_that_tests_ran_with() -> None:
+    pinned = {normal(line.partition("==")[0]) for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    assert declared({"test", "ray"}) <= pinned
