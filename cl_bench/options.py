@@ -263,7 +263,7 @@ class RunOptions(_Options):
     )
     checkpoint: Path | None = _option(
         "Backbone",
-        "File with its weights: safetensors, torch state dict, Google npz.",
+        "File with its weights: safetensors, torch state dict, Google npz; FILE::NAME for one network of several.",
         parse_path,
         metavar="FILE",
     )

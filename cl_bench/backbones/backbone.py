@@ -23,14 +23,15 @@ class Backbone:
     Weights come from `asset`, else from `checkpoint`, else, if `pretrained`, from timm; else they are random.
 
     Attributes:
-        name: as in records: of the embedded backbone, a timm tag, `NAME:FILE` for a checkpoint, or a timm architecture
-            without tag for random weights.
+        name: as in records: of the embedded backbone, a timm tag, `NAME:FILE` or `NAME:FILE::NETWORK` for a
+            checkpoint, or a timm architecture without tag for random weights.
         description: one line.
         architecture, options: timm's model name and its arguments, as the weights were trained.
         size: side of the square input, in pixels; where the weights had another, timm resamples position embeddings.
         channels, mean, std: of the input.
         asset: an embedded file.
         checkpoint: a file of the user's.
+        network: which of the networks in that file, such as "teacher"; empty: it holds one.
         weights: SHA-256 of the weights (see `weights_hash`); empty until `verify` has read them.
         tuned_as: another backbone, whose tuned recipes hold for this one.
     """
@@ -45,6 +46,7 @@ class Backbone:
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     asset: str | None = None
     checkpoint: Path | None = None
+    network: str = ""
     pretrained: bool = True
     weights: str = field(default="", compare=False)
     tuned_as: str = field(default="", compare=False)

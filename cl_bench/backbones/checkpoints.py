@@ -2,73 +2,246 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
-from timm.models import load_state_dict
+import torch
+from timm.models import clean_state_dict
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor
 
 from cl_bench.backbones.backbone import Backbone
+from cl_bench.backbones.containers import SEPARATOR, Network, read, unreadable
+from cl_bench.backbones.layouts import NO_FEATURES, TIMM, converted
 from cl_bench.backbones.networks import build
+from cl_bench.backbones.wording import printable, reason
 from cl_bench.errors import UserError
 
-_HEADS = ("head", "head_dist")
+_HEADS = ("head", "head_dist", "pre_logits")
+_PLAIN = {"model", "state_dict", "module", "_orig_mod"}
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_GOOGLE = re.compile(r"(?:opt/target/|params/|params/img/)?(?:cls|embedding/|pos_embedding|Transformer/|MAPHead_0/)")
 
 
-def check_file(path: Path) -> None:
-    if not path.is_file():
-        raise UserError(f"--checkpoint '{path}' is no file; expected safetensors, a torch state dict or Google's .npz")
+@dataclass(frozen=True)
+class Weights:
+    """Weights of a network, by timm's names, in fp32.
+
+    Attributes:
+        size: side of the input, in pixels, that their position embedding is for; None: that of the architecture.
+        note: what was chosen, left out and will be resampled; empty where the file holds just these weights.
+    """
+
+    state: dict[str, Tensor]
+    size: int | None = None
+    note: str = ""
 
 
-def from_file(backbone: Backbone, path: Path) -> dict[str, Tensor]:
+def from_file(backbone: Backbone, path: Path) -> Weights:
+    """Weights from a file of the user's.
+
+    Raises:
+        UserError: a file that cannot be read, holds several networks or none that fits, or weights that are not finite
+            floating-point numbers.
+    """
+    if path.suffix == ".npz":
+        if backbone.network:
+            raise UserError(f"--checkpoint '{path}' holds one network; leave out '{SEPARATOR}{backbone.network}'")
+        return _google(backbone, path)
+    network = read(path, backbone.network)
+    own = network.own if network.path else clean_state_dict(network.own)
+    names = {key: network.layout.rename(key) for key in own}
+    unused = [key for key, name in names.items() if NO_FEATURES.fullmatch(name)]
+    tensors = {names[key]: tensor for key, tensor in own.items() if key not in unused}
+    in_file = {name: f"{network.root}{key}" for key, name in names.items()}
     vit = build(backbone)
-    state = (_google if path.suffix == ".npz" else _torch)(backbone, path, vit)
-    state = {key: tensor for key, tensor in state.items() if key.split(".")[0] not in _HEADS}
     expected = vit.state_dict()
+    _check_kind(backbone, path, tensors, expected, in_file)
+    # DINOv2 with registers keeps a position for its class token, which goes into the token when it is converted.
+    extra = int("register_tokens" in tensors)
+    kernel, positions = (
+        (in_file.get(name, name), _shape(tensors.get(name))) for name in ("patch_embed.proj.weight", "pos_embed")
+    )
+    vit, size = _of_grid(backbone, path, vit, kernel, positions, extra)
+    for name, tensor in tensors.items():
+        if isinstance(tensor, Tensor):
+            _check_numbers(path, in_file[name], tensor)
+    try:
+        state = checkpoint_filter_fn(converted(tensors), vit, adapt_layer_scale=True)
+    except Exception as error:
+        raise _misfit(backbone, path, f"timm cannot convert it ({reason(error)})") from error
+    _check_names(backbone, path, state, vit.state_dict(), in_file)
+    note = _note(network, [f"{network.root}{key}" for key in unused], len(names) - len(unused))
+    return Weights({key: state[key].float() for key in expected}, size, _with_grid(note, backbone, vit, size))
+
+
+def _check_kind(
+    backbone: Backbone,
+    path: Path,
+    tensors: Mapping[str, Any],
+    expected: Mapping[str, Tensor],
+    in_file: Mapping[str, str],
+) -> None:
+    """Refuse networks that look like a VisionTransformer and compute something else, by what tells them apart."""
+    relative = next((name for name in tensors if "relative_position" in name or "rel_pos" in name), None)
+    if relative is not None:
+        raise UserError(
+            f"--checkpoint '{path}' is of another network: '{printable(in_file[relative])}' holds relative positions "
+            "inside attention, as in BEiT, and timm's VisionTransformer, which methods adapt, has none; take weights "
+            "of a plain ViT, such as DINO, MAE, DeiT or CLIP"
+        )
+    if "norm_pre.weight" in tensors and "norm_pre.weight" not in expected:
+        raise _misfit(
+            backbone,
+            path,
+            f"'{in_file['norm_pre.weight']}' is a norm before the first block, as in CLIP's architectures",
+        )
+    if "fc_norm.weight" in tensors and "fc_norm.weight" not in expected:
+        raise UserError(
+            f"--checkpoint '{path}' does not fit {backbone.architecture}: '{in_file['fc_norm.weight']}' normalises the "
+            "mean of the patch tokens (MAE's fine-tuning), while this architecture normalises the class token, which "
+            "was not trained then; take the checkpoint before fine-tuning, which has 'norm.weight'"
+        )
+
+
+def _check_numbers(path: Path, key: str, tensor: Tensor) -> None:
+    """Refuse all but finite floating-point numbers that lie in memory one beside the other."""
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if tensor.is_quantized:
+        what = f"is quantised ({dtype})"
+    elif tensor.layout is not torch.strided or tensor.is_nested:
+        what = f"is {'nested' if tensor.is_nested else str(tensor.layout).removeprefix('torch.')}, not a dense tensor"
+    elif tensor.device.type == "meta":
+        what = "is on torch's meta device: it has a shape and no numbers"
+    elif tensor.dtype not in _FLOATS:
+        what = f"is of type {dtype}"
+    else:
+        _check_finite(path, key, tensor)
+        return
+    _refuse_numbers(path, key, what)
+
+
+def _check_finite(path: Path, key: str, tensor: Tensor) -> None:
+    if not tensor.float().isfinite().all():
+        beyond = "is beyond fp32" if tensor.isfinite().all() else "holds NaN" if tensor.isnan().any() else "holds Inf"
+        _refuse_numbers(path, key, beyond)
+
+
+def _refuse_numbers(path: Path, key: str, what: str) -> NoReturn:
+    raise UserError(
+        f"--checkpoint '{path}' cannot be used: '{printable(key)}' {what}; weights are finite numbers of type float32, "
+        "float64, float16 or bfloat16, so look for another copy of the file, or convert it where it comes from"
+    )
+
+
+def _of_grid(
+    backbone: Backbone,
+    path: Path,
+    vit: VisionTransformer,
+    kernel: tuple[str, tuple[int, ...]],
+    positions: tuple[str, tuple[int, ...]],
+    extra: int = 0,
+) -> tuple[VisionTransformer, int | None]:
+    """The network for inputs of the size that a file's position embedding is for, as timm would resample it unasked.
+
+    Args:
+        vit: the network as the architecture has it.
+        kernel, positions: name and shape in the file; an empty shape: it is not there.
+        extra: positions of the file for tokens that have none in the network.
+
+    Returns:
+        The network and that size; `vit` and None if it is the architecture's.
+
+    Raises:
+        UserError: patches of another size; positions that are no square grid.
+    """
+    if len(kernel[1]) == 4:
+        _compare(backbone, path, *kernel, tuple(vit.patch_embed.proj.weight.shape))
+    if vit.pos_embed is None or len(positions[1]) < 2:
+        return vit, None
+    found = positions[1][-2]
+    others = extra + (0 if vit.no_embed_class else vit.num_prefix_tokens)
+    side = math.isqrt(max(found - others, 0))
+    if not side or side * side + others != found:
+        expected = f"a square grid of them{f' and {others} for other tokens' if others else ''}"
+        raise _misfit(backbone, path, f"'{positions[0]}' has {found} positions, expected {expected}")
+    if (side, side) == vit.patch_embed.grid_size:
+        return vit, None
+    size = side * vit.patch_embed.patch_size[0]
+    return build(backbone, img_size=size), size
+
+
+def _with_grid(note: str, backbone: Backbone, vit: VisionTransformer, size: int | None) -> str:
+    """The note, with what will happen to a position grid that is neither the architecture's nor the one asked for."""
+    if size is None or size == backbone.size:
+        return note
+    patch = vit.patch_embed.patch_size[0]
+    old, new = size // patch, backbone.size // patch
+    resampled = f"position grid resampled from {old} x {old} to {new} x {new}"
+    return f"{note}; {resampled}" if note else resampled
+
+
+def _check_names(
+    backbone: Backbone,
+    path: Path,
+    state: Mapping[str, Any],
+    expected: Mapping[str, Tensor],
+    in_file: Mapping[str, str],
+) -> None:
     unexpected = next((key for key in state if key not in expected), None)
+    theirs = unexpected and in_file.get(unexpected, unexpected)
     for key, tensor in expected.items():
         if key not in state:
-            instead = f" (it holds '{unexpected}' instead)" if unexpected else ""
+            instead = f" (it holds '{theirs}' instead)" if theirs else ""
             raise _misfit(backbone, path, f"'{key}' is missing{instead}")
         if not isinstance(state[key], Tensor):
             raise _misfit(backbone, path, f"'{key}' is no tensor but {type(state[key]).__name__}")
-        _compare(backbone, path, key, tuple(state[key].shape), tuple(tensor.shape))
-    if unexpected:
-        raise _misfit(backbone, path, f"'{unexpected}' is unexpected")
-    return {key: state[key].float() if state[key].is_floating_point() else state[key] for key in expected}
+        _compare(backbone, path, in_file.get(key, key), _shape(state[key]), _shape(tensor))
+    if theirs:
+        raise _misfit(backbone, path, f"'{theirs}' is unexpected")
 
 
-def _torch(backbone: Backbone, path: Path, vit: VisionTransformer) -> dict[str, Any]:
-    """A safetensors file or torch state dict, unwrapped and renamed as timm does."""
-    try:
-        state = load_state_dict(str(path), weights_only=True)
-    except Exception as error:
-        raise _unreadable(path, error) from error
-    _check_input(backbone, path, vit, {key: tuple(getattr(value, "shape", ())) for key, value in state.items()})
-    try:
-        return checkpoint_filter_fn(state, vit, adapt_layer_scale=True)
-    except Exception as error:
-        raise _misfit(backbone, path, f"timm cannot convert it ({reason(error)})") from error
+def _note(network: Network, unused: list[str], used: int) -> str:
+    """What was taken and left out; nothing to say of a plain state dict with a classifier."""
+    said = []
+    if not {*network.path} <= _PLAIN:
+        said.append(f"{used} tensors of '{printable('.'.join(network.path))}'")
+    if network.layout is not TIMM:
+        said.append(f"named as in {network.layout.name}")
+    beside = {key.removeprefix("module.").split(".")[0] for key in network.others}
+    inside = {key.removeprefix(network.root).split(".")[0] for key in unused}
+    left_out = sorted(beside | (inside if said or not inside <= {*_HEADS} else set()))
+    if left_out:
+        said.append(f"left out {', '.join(map(printable, left_out[:8]))}{', ...' if len(left_out) > 8 else ''}")
+    return "; ".join(said)
 
 
-def _google(backbone: Backbone, path: Path, vit: VisionTransformer) -> dict[str, Any]:
+def _google(backbone: Backbone, path: Path) -> Weights:
     """An npz file of Google's JAX code, as timm reads it; what timm would pass over in silence is refused."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            # The text tower of an image-text model is no concern of ours.
-            keys = [key for key in arrays.files if "txt/" not in key]
-            shapes = {key: arrays[key].shape for key in keys if key.endswith(("pos_embedding", "LayerNorm_0/scale"))}
-            kernels = {key: arrays[key].shape for key in keys if key.endswith("embedding/kernel")}
+            # The text tower of an image-text model and the optimiser's state are no concern of ours.
+            found = {key: arrays[key] for key in arrays.files if _GOOGLE.match(key)}
     except Exception as error:
-        raise _unreadable(path, error) from error
-    shapes |= {key: (shape[3], shape[2], *shape[:2]) for key, shape in kernels.items() if len(shape) == 4}
-    _check_input(backbone, path, vit, shapes)
-    depth = len({match[0] for key in keys if (match := re.search(r"encoderblock_\d+/", key))})
-    depth = depth or max((shape[0] for key, shape in shapes.items() if "encoderblock/LayerNorm_0" in key), default=0)
+        raise unreadable(path, reason(error)) from error
+    shapes: dict[str, tuple[str, tuple[int, ...]]] = {"embedding/kernel": ("", ()), "pos_embedding": ("", ())}
+    for key, array in found.items():
+        # Height, width, channels and features of a kernel; of positions the order is torch's.
+        shape = array.transpose(3, 2, 0, 1).shape if array.ndim == 4 else array.shape
+        shapes |= {end: (key, shape) for end in shapes if key.endswith(end)}
+    vit, size = _of_grid(backbone, path, build(backbone), shapes["embedding/kernel"], shapes["pos_embedding"])
+    for key, array in found.items():
+        if array.dtype not in (np.float16, np.float32, np.float64):
+            _refuse_numbers(path, key, f"is of type {array.dtype}")
+        _check_finite(path, key, torch.from_numpy(np.ascontiguousarray(array)))
+    depth = len({match[0] for key in found if (match := re.search(r"encoderblock_\d+/", key))})
+    stacked = (array.shape[0] for key, array in found.items() if "encoderblock/LayerNorm_0/scale" in key)
+    depth = depth or max(stacked, default=0)
     if depth != len(vit.blocks):
         raise _misfit(backbone, path, f"'encoderblock' is there {depth} times, expected {len(vit.blocks)}")
     vit.to_empty(device="cpu")
@@ -87,21 +260,11 @@ def _google(backbone: Backbone, path: Path, vit: VisionTransformer) -> dict[str,
     for key, tensor in state.items():
         if tensor.isnan().any():
             raise _misfit(backbone, path, f"'{key}' is missing or not a number")
-    return state
+    return Weights(state, size, _with_grid("", backbone, vit, size))
 
 
-def _check_input(backbone: Backbone, path: Path, vit: VisionTransformer, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """timm would resample a checkpoint of another resolution or patch size without being asked to."""
-    kernels = ("patch_embed.proj.weight", "visual.conv1.weight", "embedding/kernel")
-    for key, shape in shapes.items():
-        if key.endswith(kernels) and len(shape) == 4:
-            _compare(backbone, path, key, shape, tuple(vit.patch_embed.proj.weight.shape))
-    positions = ("pos_embed", "visual.positional_embedding", "pos_embedding")
-    patches, others = vit.patch_embed.num_patches, vit.num_prefix_tokens
-    for key, shape in shapes.items():
-        if key.endswith(positions) and len(shape) > 1 and not patches <= shape[-2] <= patches + others:
-            expected = f"{patches} (and up to {others} for other tokens)"
-            raise _misfit(backbone, path, f"'{key}' has {shape[-2]} positions, expected {expected}")
+def _shape(value: Any) -> tuple[int, ...]:
+    return tuple(getattr(value, "shape", ()))
 
 
 def _compare(backbone: Backbone, path: Path, key: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
@@ -111,18 +274,6 @@ def _compare(backbone: Backbone, path: Path, key: str, found: tuple[int, ...], e
 
 def _misfit(backbone: Backbone, path: Path, what: str) -> UserError:
     return UserError(
-        f"--checkpoint '{path}' does not fit {backbone.architecture}: {what}; "
+        f"--checkpoint '{path}' does not fit {backbone.architecture}: {printable(what)}; "
         "name the architecture that it was saved from with --backbone"
     )
-
-
-def _unreadable(path: Path, error: Exception) -> UserError:
-    return UserError(
-        f"--checkpoint '{path}' cannot be read ({reason(error)}); "
-        "expected safetensors, a torch state dict (.pth, .pt, .bin) or Google's .npz"
-    )
-
-
-def reason(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:160]}{'...' if len(text) > 160 else ''}"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.resources import files
+from pathlib import Path
 
 import timm
 import torch
@@ -15,11 +17,14 @@ from timm.models import get_pretrained_cfg
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from cl_bench.backbones import hub
 from cl_bench.backbones.backbone import Backbone
-from cl_bench.backbones.checkpoints import check_file, from_file, reason
-from cl_bench.backbones.embedded import EMBEDDED
+from cl_bench.backbones.checkpoints import Weights, from_file
+from cl_bench.backbones.containers import check_file
+from cl_bench.backbones.embedded import EMBEDDED, names
 from cl_bench.backbones.lookup import find
 from cl_bench.backbones.networks import build, with_random_weights
+from cl_bench.backbones.wording import reason
 from cl_bench.errors import UserError
 from cl_bench.randomness import seeded
 
@@ -47,7 +52,10 @@ def verify(backbone: str | Backbone) -> Backbone:
         UserError: weights that are not there, damaged, do not fit, or are not those that `backbone` is pinned to.
     """
     found = find(backbone) if isinstance(backbone, str) else backbone
-    return replace(found, weights=_weights(found)[1])
+    read = _weights(found)
+    if read.note and found.checkpoint is not None:
+        print(f"weights from '{found.checkpoint.name}': {read.note}", file=sys.stderr)
+    return replace(found, weights=read.hash)
 
 
 def weights(backbone: Backbone) -> Mapping[str, Tensor]:
@@ -56,7 +64,7 @@ def weights(backbone: Backbone) -> Mapping[str, Tensor]:
     Raises:
         UserError: as `verify`.
     """
-    return _weights(backbone)[0]
+    return _weights(backbone).state
 
 
 def create(backbone: str | Backbone) -> VisionTransformer:
@@ -67,7 +75,7 @@ def create(backbone: str | Backbone) -> VisionTransformer:
     """
     found = find(backbone) if isinstance(backbone, str) else backbone
     vit = skeleton(found)
-    vit.load_state_dict({key: tensor.clone() for key, tensor in _weights(found)[0].items()}, assign=True)
+    vit.load_state_dict({key: tensor.clone() for key, tensor in _weights(found).state.items()}, assign=True)
     return vit
 
 
@@ -77,41 +85,50 @@ def skeleton(backbone: str | Backbone) -> VisionTransformer:
     return build(found, img_size=found.size)
 
 
-def _weights(backbone: Backbone) -> tuple[dict[str, Tensor], str]:
-    """All weights by timm's names, and their hash; not to be changed in place."""
+@dataclass(frozen=True)
+class _Read:
+    """Weights by timm's names for the size asked for, not to be changed in place; their hash; what to say of them."""
+
+    state: dict[str, Tensor]
+    hash: str
+    note: str
+
+
+def _weights(backbone: Backbone) -> _Read:
     changed = None
     if backbone.checkpoint is not None:
         check_file(backbone.checkpoint)
         stat = backbone.checkpoint.stat()
         changed = (stat.st_mtime_ns, stat.st_size)
-    state, found = _read(backbone, changed)
-    if backbone.weights not in ("", found):
+    read = _read(backbone, changed)
+    if backbone.weights not in ("", read.hash):
         raise UserError(
-            f"the weights of '{backbone.name}' are not those that the run was planned with: SHA-256 {found[:16]}..., "
-            f"expected {backbone.weights[:16]}...; bring the file back, or plan the run anew"
+            f"the weights of '{backbone.name}' are not those that the run was planned with: SHA-256 "
+            f"{read.hash[:16]}..., expected {backbone.weights[:16]}...; bring the file back, or plan the run anew"
         )
-    return state, found
+    return read
 
 
 @lru_cache(maxsize=2)
-def _read(backbone: Backbone, changed: tuple[int, int] | None) -> tuple[dict[str, Tensor], str]:
+def _read(backbone: Backbone, changed: tuple[int, int] | None) -> _Read:
     """Kept for the next run; `changed` tells two states of one file apart."""
     if backbone.asset is not None:
-        state = _embedded(backbone.asset, EMBEDDED[backbone.name].weights)
+        found = Weights(_embedded(backbone.asset, EMBEDDED[backbone.name].weights))
     elif backbone.checkpoint is not None:
-        state = from_file(backbone, backbone.checkpoint)
+        found = from_file(backbone, backbone.checkpoint)
     elif backbone.pretrained:
-        state = _from_timm(backbone)
+        found = Weights(_from_timm(backbone))
     else:
         with seeded(("random backbone",)):
-            state = with_random_weights(backbone, img_size=backbone.size).state_dict()
-    native = build(backbone)
+            found = Weights(with_random_weights(backbone, img_size=backbone.size).state_dict())
+    state = found.state
+    native = build(backbone, **({"img_size": found.size} if found.size else {}))
     if backbone.pretrained and native.patch_embed.img_size != (backbone.size, backbone.size):
         native.load_state_dict(state, assign=True)
         native.set_input_size((backbone.size, backbone.size))
         state = native.state_dict()
     state = {key: tensor.detach().contiguous() for key, tensor in state.items()}
-    return state, weights_hash(state)
+    return _Read(state, weights_hash(state), found.note)
 
 
 def _embedded(asset: str, expected: str) -> dict[str, Tensor]:
@@ -129,37 +146,48 @@ def _embedded(asset: str, expected: str) -> dict[str, Tensor]:
 
 
 def _from_timm(backbone: Backbone) -> dict[str, Tensor]:
-    """The weights of a tag: from the cache if they are there, which needs no network, else downloaded by timm."""
-    from huggingface_hub import constants, try_to_load_from_cache
-
+    """The weights of a tag: from the cache if they are there, which needs no network, else fetched."""
     cfg = get_pretrained_cfg(backbone.architecture)
-    cached = None
-    if cfg.hf_hub_id:
-        found = (try_to_load_from_cache(cfg.hf_hub_id, file) for file in ("model.safetensors", "pytorch_model.bin"))
-        cached = next((path for path in found if isinstance(path, str)), None)
-    overlay = {"file": cached} if cached else {}
+    file = None
     try:
+        if cfg.hf_hub_id:
+            file = hub.cached(cfg.hf_hub_id) or hub.fetch(cfg.hf_hub_id, backbone.name)
         with torch.random.fork_rng(devices=[]):
-            # With the head, as timm is strict about missing weights only then.
+            # With the head, as timm is strict about missing weights only then. A file is never Google's npz.
+            overlay = {"file": str(file), "custom_load": False} if file else {}
             vit = timm.create_model(
                 backbone.architecture, pretrained=True, pretrained_cfg_overlay=overlay, **backbone.options
             )
     except Exception as error:
-        if cached:
-            raise UserError(
-                f"the weights of '{backbone.name}' in '{cached}' are damaged ({reason(error)}); remove the file and "
-                "run again with a network"
-            ) from error
-        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
-        why, where, source = reason(cause), f"in '{torch.hub.get_dir()}/checkpoints'", cfg.url
-        if cfg.hf_hub_id:
-            why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else why
-            where = f"for '{cfg.hf_hub_id}' in '{constants.HF_HUB_CACHE}'"
-            source = f"model.safetensors from https://huggingface.co/{cfg.hf_hub_id}"
-        raise UserError(
-            f"the weights of '{backbone.name}' are not on this machine and cannot be fetched ({why}): timm looks "
-            f"{where}; on another machine get {source}, then name the file with --backbone {backbone.name} "
-            "--checkpoint FILE"
-        ) from error
+        if file:
+            raise _damaged(backbone, file, reason(error)) from error
+        raise _not_here(backbone, error) from error
     vit.reset_classifier(0)
-    return vit.state_dict()
+    state = vit.state_dict()
+    if unusable := next((key for key, tensor in state.items() if not tensor.isfinite().all()), None):
+        raise _damaged(backbone, file, f"'{unusable}' holds numbers that are not finite")
+    return state
+
+
+def _damaged(backbone: Backbone, file: Path | None, why: str) -> UserError:
+    where = file or f"{torch.hub.get_dir()}/checkpoints"
+    return UserError(
+        f"the weights of '{backbone.name}' in '{where}' are damaged ({why}); remove the file and run again with a "
+        "network"
+    )
+
+
+def _not_here(backbone: Backbone, error: Exception) -> UserError:
+    from huggingface_hub import constants
+
+    cfg = get_pretrained_cfg(backbone.architecture)
+    why = str(error) if isinstance(error, hub.NotFetched) else reason(error)
+    where, source = f"in '{torch.hub.get_dir()}/checkpoints'", cfg.url
+    if cfg.hf_hub_id:
+        where = f"for '{cfg.hf_hub_id}' in '{constants.HF_HUB_CACHE}'"
+        source = f"model.safetensors from https://huggingface.co/{cfg.hf_hub_id}"
+    return UserError(
+        f"the weights of '{backbone.name}' are not on this machine and cannot be fetched ({why}): timm looks "
+        f"{where}; on another machine get {source}, then name the file with --backbone {backbone.name} "
+        f"--checkpoint FILE; or take a backbone that comes with cl-bench and needs no network: {', '.join(names())}"
+    )

@@ -14,7 +14,7 @@ from timm.models import get_deprecated_models, get_pretrained_cfg
 from timm.models.vision_transformer import VisionTransformer
 
 from cl_bench.backbones.backbone import Backbone
-from cl_bench.backbones.checkpoints import check_file
+from cl_bench.backbones.containers import SEPARATOR, check_file, split_choice
 from cl_bench.backbones.embedded import EMBEDDED, names
 from cl_bench.backbones.networks import build
 from cl_bench.errors import UserError
@@ -36,7 +36,8 @@ def find(
     Args:
         name: of an embedded backbone, or of a timm VisionTransformer with its tag; without tag only if the weights come
             from elsewhere.
-        checkpoint: a file with the weights: safetensors, a torch state dict, or Google's npz.
+        checkpoint: a file with the weights: safetensors, a torch state dict, or Google's npz; `FILE::NETWORK` for one
+            of several networks in it.
         pretrained: False: random weights, the same in every run.
         normalise: one of `NORMALISE`.
         size: side of the input in pixels, if not that of the weights.
@@ -60,13 +61,16 @@ def find(
         )
     found = EMBEDDED[name] if name in EMBEDDED else _of_timm(name, checkpoint is not None, pretrained, normalise)
     if checkpoint is not None:
-        check_file(checkpoint)
+        path, network = split_choice(checkpoint)
+        check_file(path)
+        chosen = f"{SEPARATOR}{network}" if network else ""
         found = replace(
             found,
-            name=f"{name}:{checkpoint.name}",
-            description=f"{found.architecture}, weights from {checkpoint}",
+            name=f"{name}:{path.name}{chosen}",
+            description=f"{found.architecture}, weights from {path}{chosen}",
             asset=None,
-            checkpoint=checkpoint.absolute(),
+            checkpoint=path.absolute(),
+            network=network,
             weights="",
         )
     if normalise == "none":

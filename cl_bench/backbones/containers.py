@@ -1,0 +1,161 @@
+"""The networks in a checkpoint file: found by the names of their patch embeddings, one of them chosen."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from cl_bench.backbones.layouts import LAYOUTS, TIMM, Layout
+from cl_bench.backbones.wording import printable, reason
+from cl_bench.errors import UserError
+
+SEPARATOR = "::"
+"""Between a file and the network in it, where it holds several."""
+
+_DEEPEST = 4
+_WRAPPERS = ("module", "_orig_mod", "state_dict", "model_state_dict")
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network in a checkpoint.
+
+    Attributes:
+        keys: of the dictionaries that lead to it.
+        root: what precedes its names: "module.backbone.".
+        layout: of the names that follow.
+        tensors: the dictionary that holds it; other networks may lie in it, too.
+    """
+
+    keys: tuple[str, ...]
+    root: str
+    layout: Layout
+    tensors: Mapping[str, Any]
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        return (*self.keys, *filter(None, self.root.split(".")))
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """Its weights, by their names without the root."""
+        return {key[len(self.root) :]: value for key, value in self.tensors.items() if key.startswith(self.root)}
+
+    @property
+    def others(self) -> list[str]:
+        """Names of what lies beside it in its dictionary."""
+        return [key for key in self.tensors if not key.startswith(self.root)]
+
+
+def split_choice(given: Path) -> tuple[Path, str]:
+    """`FILE::NAME` as file and name; a file that has `::` in its own name is that file."""
+    file, separator, name = str(given).rpartition(SEPARATOR)
+    return (given, "") if not separator or given.exists() else (Path(file), name)
+
+
+def check_file(path: Path) -> None:
+    """Refuse what is no file.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not path.is_file():
+        raise UserError(f"--checkpoint '{path}' is no file; expected safetensors, a torch state dict or Google's .npz")
+
+
+def read(path: Path, choice: str) -> Network:
+    """The one network in a safetensors or torch file, or the one that is chosen.
+
+    Raises:
+        UserError: a file that cannot be read, or only by running code in it; several networks and no choice among them;
+            a choice that is not there.
+    """
+    checkpoint = _load(path)
+    networks = list(_networks(checkpoint))
+    if not networks and not choice:
+        return _unknown_network(path, checkpoint)
+    names = _names(networks)
+    listed = ", ".join(printable(name) for name in names) or "none"
+    if choice:
+        found = [network for network, name in zip(networks, names, strict=True) if choice in (name, _dotted(network))]
+        found = found or [network for network in networks if choice in network.path]
+        if len(found) != 1:
+            which = f"{len(found)} networks" if found else "no network"
+            raise UserError(f"--checkpoint '{path}' holds {which} '{printable(choice)}'; expected one of: {listed}")
+        return found[0]
+    if len(networks) > 1:
+        raise UserError(
+            f"--checkpoint '{path}' holds the weights of {len(networks)} networks: {listed}; "
+            f"choose one, such as --checkpoint {path}{SEPARATOR}{printable(names[0])}"
+        )
+    return networks[0]
+
+
+def _load(path: Path) -> Any:
+    """What the file holds; nothing in it is run."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        # Training scripts keep their arguments beside the weights, in this class without code. Kinds of tensors that
+        # torch warns of are refused by name later.
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        if asked := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            what = f"it holds an object of '{asked[1]}' beside tensors, and would run its code"
+            raise unreadable(
+                path, f"{what}; where you trust it, load it in Python and save its state dict alone"
+            ) from error
+        raise unreadable(path, reason(error)) from error
+
+
+def _networks(node: Any, keys: tuple[str, ...] = ()) -> Iterator[Network]:
+    if not isinstance(node, Mapping) or len(keys) > _DEEPEST:
+        return
+    named = {key: value for key, value in node.items() if isinstance(key, str)}
+    for layout in LAYOUTS:
+        for root in layout.roots(named):
+            yield Network(keys, root, layout, named)
+    for key, value in named.items():
+        yield from _networks(value, (*keys, key))
+
+
+def _unknown_network(path: Path, checkpoint: Any) -> Network:
+    """Weights among which no patch embedding is: what is wrong with them is said where they are compared."""
+    tensors = checkpoint
+    while isinstance(tensors, Mapping):
+        inner = next((key for key in ("state_dict", "model", "encoder") if key in tensors), None)
+        if inner is None:
+            return Network((), "", TIMM, {str(key): value for key, value in tensors.items()})
+        tensors = tensors[inner]
+    raise unreadable(path, f"it holds {type(tensors).__name__} instead of weights by name")
+
+
+def _names(networks: Sequence[Network]) -> list[str]:
+    """The shortest name of each network: the first part of its path that no other's has, else the whole path."""
+    found = []
+    for network in networks:
+        others = {part for other in networks if other is not network for part in other.path}
+        own = (part for part in network.path if part not in others | {*_WRAPPERS} and not part.isdigit())
+        found.append(next(own, _dotted(network)))
+    return found
+
+
+def _dotted(network: Network) -> str:
+    return ".".join(network.path) or "."
+
+
+def unreadable(path: Path, why: str) -> UserError:
+    return UserError(
+        f"--checkpoint '{path}' cannot be read ({why}); "
+        "expected safetensors, a torch state dict (.pth, .pt, .bin) or Google's .npz"
+    )

@@ -1,0 +1,123 @@
+"""Weights on the Hugging Face hub: found in its cache or fetched by its library, with one line for what happens."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cl_bench.backbones.wording import reason
+
+FILES = ("model.safetensors", "pytorch_model.bin")
+"""Where weights lie in a repository of timm's, the preferred one first."""
+
+_BUSY = (408, 425, 429, 500, 502, 503, 504)
+_ATTEMPTS = 3
+
+
+class NotFetched(Exception):
+    """Weights that cannot be had from the hub, and why."""
+
+
+def cached(repository: str) -> Path | None:
+    """The weights of a repository in the hub's cache; None: they are not there."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = (try_to_load_from_cache(repository, file) for file in FILES)
+    return next((Path(path) for path in found if isinstance(path, str)), None)
+
+
+def fetch(repository: str, name: str) -> Path:
+    """The weights of a repository, fetched into the hub's cache, with a line on stderr.
+
+    What the hub's library says of its retries is held back. A connection that breaks is taken up where it broke; of a
+    process that was ended, the next one begins anew.
+
+    Args:
+        name: of the weights, for that line.
+
+    Raises:
+        NotFetched: nobody answers, or not with the weights.
+    """
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError, RemoteEntryNotFoundError
+
+    if constants.HF_HUB_OFFLINE:
+        raise NotFetched("HF_HUB_OFFLINE is set")
+    with _quiet():
+        for file in FILES:
+            url, size = hf_hub_url(repository, file), None
+            try:
+                # The library would ask a server that is not there six times; one answer is enough to begin.
+                size = get_hf_file_metadata(url).size
+            except RemoteEntryNotFoundError:
+                continue
+            except HfHubHTTPError as error:
+                if error.response.status_code not in _BUSY:
+                    raise NotFetched(_why(error, repository)) from error
+            except Exception as error:
+                raise NotFetched(reason(error)) from error
+            amount = f" ({size / 1e6:,.1f} MB)" if size else ""
+            print(f"getting the weights of '{name}'{amount} from {url}", file=sys.stderr)
+            return _download(repository, file)
+    raise NotFetched(f"HTTP 404: neither {' nor '.join(FILES)} is there")
+
+
+def _download(repository: str, file: str) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    for attempt in range(_ATTEMPTS):
+        try:
+            path = Path(hf_hub_download(repository, file))
+            break
+        except Exception as error:
+            # An OSError is an answer, or none, or no place to write to; else a connection broke in a way that the
+            # library does not take up.
+            if isinstance(error, OSError) or attempt == _ATTEMPTS - 1:
+                raise NotFetched(_why(error, repository)) from error
+    # The library compares lengths only; large files are named by their SHA-256.
+    blob = path.resolve()
+    if re.fullmatch("[0-9a-f]{64}", blob.name):
+        with blob.open("rb") as content:
+            found = hashlib.file_digest(content, "sha256").hexdigest()
+        if found != blob.name:
+            path.unlink()
+            blob.unlink(missing_ok=True)
+            raise NotFetched(f"what came has SHA-256 {found[:16]}..., expected {blob.name[:16]}...")
+    return path
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's bars and its log of retries."""
+    from huggingface_hub.utils import logging
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    verbosity, bars = logging.get_verbosity(), not are_progress_bars_disabled()
+    logging.set_verbosity_error()
+    if bars:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            enable_progress_bars()
+
+
+def _why(error: Exception, repository: str) -> str:
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
+
+    if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    if not isinstance(error, HfHubHTTPError):
+        return reason(error)
+    status = f"HTTP {error.response.status_code}"
+    if isinstance(error, GatedRepoError):
+        return f"{status}: access is restricted; ask for it at https://huggingface.co/{repository} and set HF_TOKEN"
+    if status in ("HTTP 401", "HTTP 403"):
+        return f"{status}: the repository is private or not there; where you may read it, set HF_TOKEN"
+    return status
