@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check soak reports clean
+.PHONY: demo test check mutants soak reports clean
 
 demo: .venv/demo
 	$(BIN)/cl-bench run --methods sdlora,coda
@@ -17,6 +17,10 @@ check: .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# One-line mistakes in the maths, each of which tests must notice; in copies of the tree.
+mutants: .venv/test
+	$(BIN)/python -m tools.mutants
 
 # The long campaigns, for hours: runs killed at over a hundred random points, every variant of a row, a leak and a wrong
 # method, and the audit of every method on the whole benchmark, which replaces the table in docs/audit.md.

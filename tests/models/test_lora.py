@@ -20,7 +20,7 @@ from cl_bench.methods.inflora import InfLoRAModel, design, remember, restrict
 from cl_bench.methods.sdlora import SDLoRA, SDLoRAModel
 from cl_bench.methods.sdlora_kd import SDLoRAKD, SDLoRAKDModel
 from cl_bench.methods.sdlora_rr import SDLoRARR
-from cl_bench.models.lora import LoRABank, LoRAModel, Target
+from cl_bench.models.lora import LoRABank, LoRAModel, Target, attention_covariances
 from cl_bench.randomness import seeded
 from tests.helpers.command import TRIAL, Cli, assert_refused, computed, stored
 from tests.helpers.rows import LORA, small
@@ -205,6 +205,19 @@ def assert_merges(model: LoRAModel, coefficients: Sequence[Sequence[Sequence[flo
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_a_direction_starts_as_lora_does() -> None:
+    """A ~ U(-1/sqrt(d), 1/sqrt(d)), B = 0 or drawn as A; no two draws are the same."""
+    bank, bound = LoRABank(tiny_vit(), ("q", "v"), 8), DIM**-0.5
+    bank.grow(8, torch.Generator().manual_seed(3), torch.device("cpu"))
+    bank.grow(8, torch.Generator().manual_seed(4), torch.device("cpu"), zero=False)
+    assert not bank.B[0].any()
+    for factor in (bank.A[0], bank.A[1], bank.B[1]):
+        values = factor.detach().flatten() / bound
+        # Of n = 1024 the standard error of the mean is 0.018, and of the mean square 0.009.
+        assert float(values.abs().max()) < 1 and len(values.unique()) == len(values) == 4 * 8 * DIM
+        assert abs(float(values.mean())) < 0.07 and abs(float(values.square().mean()) - 1 / 3) < 0.04
+
+
 @pytest.mark.parametrize("alpha", [None, 3.0, 12.0])
 def test_alpha_over_rank_scales_whatever_is_said_of_a_direction(alpha: float | None) -> None:
     """As if B were as many times larger; what is trained, and what penalties see, has no scale."""
@@ -324,6 +337,22 @@ def test_new_directions_avoid_what_old_tasks_use() -> None:
                 assert basis.shape[1] > 0
                 torch.testing.assert_close(basis.T @ basis, torch.eye(basis.shape[1]).double(), atol=1e-5, rtol=0)
     assert modes == {"remove", "retain"}
+
+
+def test_directions_are_designed_and_remembered_on_training_views() -> None:
+    """As released: inputs are those of the views that the task is trained on, one of each image."""
+    plugin, found = small("inflora", epochs=1, batch_size=100), []
+
+    def look(strategy: Any) -> None:
+        images = TaskSamples(samples_of(cut().train[0].dataset), strategy.task.key, torch.device("cpu"))
+        for batches in (images.batches(augmented=True), images.batches()):
+            inputs, _ = attention_covariances(strategy.model, batches)
+            found.append(torch.stack([design(each, plugin.rank) for each in inputs]).abs())
+
+    strategy = train(strategy_of(plugin, Spy(before_training_iteration=look)), cut(), stages=1)
+    A = strategy.model.bank.A[0].detach()[:, 0].abs()
+    torch.testing.assert_close(A, found[0].float(), rtol=1e-4, atol=1e-5)
+    assert distance(A, found[1]) > 0.05
 
 
 @pytest.mark.parametrize(("threshold", "directions", "mode"), [(0.52, 16, "remove"), (0.6, 19, "retain")])

@@ -123,6 +123,14 @@ def test_test_images_of_all_tasks_are_mixed() -> None:
     assert len(seen) == len(of_task) == TASKS and all(batch & task for batch in seen for task in of_task)
 
 
+def test_so_many_tasks_count_as_learned() -> None:
+    """Those that a caller says, where classes come again with every task."""
+    strategy = train(strategy_of(small("linear")), cut())
+    for learned in range(TASKS + 1):
+        counts = strategy.count_matrix(cut().test, learned)
+        assert [hits is None for hits in counts.correct] == [task >= learned for task in range(TASKS)]
+
+
 def test_counts_are_the_hits_of_the_predictions() -> None:
     stream = cut()
     strategy = train(strategy_of(small("finetune", lr=0.01)), stream, stages=2)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
 from cl_bench.contract.gradient import GradientMethod
 from cl_bench.contract.losses import masked_cross_entropy
@@ -80,6 +80,16 @@ def test_learning_rates_follow_the_schedule_and_groups_keep_their_own(
     assert len(seen) == 2 * len(expected)
     for (_, found), wanted in zip(seen, expected * 2, strict=True):
         assert found == pytest.approx(wanted, rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adam", "adamw"])
+def test_optimisers_are_made_with_the_methods_hyper_parameters(kind: Literal["sgd", "adam", "adamw"]) -> None:
+    plugin = TwoPhases(optimizer=kind, lr=0.3, momentum=0.6, weight_decay=0.02)
+    made = plugin.phase([{"params": [nn.Parameter(torch.zeros(2))]}], lambda logits, labels: logits).optimizer
+    optimizer = made([{"params": [nn.Parameter(torch.zeros(2))]}])
+    expected = {"lr": 0.3, "weight_decay": 0.02} | ({"momentum": 0.6, "nesterov": False} if kind == "sgd" else {})
+    assert type(optimizer) is {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[kind]
+    assert {name: optimizer.param_groups[0][name] for name in expected} == expected
 
 
 def test_every_phase_of_every_task_starts_with_a_fresh_optimiser() -> None:

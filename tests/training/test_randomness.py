@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
 
 from tests.helpers.rows import GRADIENT, ROWS, small
 from tests.helpers.tiny import cut, tiny_vit
@@ -73,6 +74,16 @@ def test_every_choice_of_a_seed_reaches_initialisation_order_and_views() -> None
         models.append(train(strategy, cut(), stages=1).model)
     # All images are in one batch: only views can differ, and a pure reordering would change rounding alone.
     assert not torch.allclose(models[0].head.weight, models[1].head.weight, atol=1e-4)
+
+
+def test_every_epoch_has_an_order_and_views_of_its_own() -> None:
+    seen: list[tuple[Tensor, Tensor]] = []
+    spy = Spy(before_training_iteration=lambda s: seen.append((s.mb_y.clone(), s.mb_x.flatten(1).sum(dim=1))))
+    size = len(cut().train[0].dataset)
+    train(strategy_of(small("linear", epochs=3, batch_size=size), spy), cut(), stages=2)
+    assert len({tuple(labels.tolist()) for labels, _ in seen}) == len(seen) == 6
+    # Each view of each image is another one.
+    assert all(len(torch.cat([sums for _, sums in seen[task : task + 3]]).unique()) == 3 * size for task in (0, 3))
 
 
 @pytest.mark.parametrize("name", ROWS)

@@ -1,0 +1,8 @@
+"""The command: see `trials`."""
+
+import sys
+
+from tools.mutants.trials import main
+
+if __name__ == "__main__":
+    sys.exit(main())
