@@ -22,10 +22,11 @@ check: .venv/test
 mutants: .venv/test
 	$(BIN)/python -m tools.mutants
 
-# The long campaigns, for hours: runs killed at over a hundred random points, every variant of a row, a leak and a wrong
-# method, and the audit of every method on the whole benchmark, which replaces the table in docs/audit.md.
+# The long campaigns, for hours: runs, workers and parents of sweeps killed at nearly two hundred random points, every
+# variant of a row, a leak and a wrong method, and the audit of every method on the whole benchmark, which replaces the
+# table in docs/audit.md.
 soak: .venv/test
-	CL_BENCH_KILLS=12 $(BIN)/python -m pytest tests/training/test_resume.py
+	CL_BENCH_KILLS=12 $(BIN)/python -m pytest -s tests/training/test_resume.py
 	CL_BENCH_SOAK=1 $(BIN)/python -m pytest tests/studies/test_audit.py tests/golden
 	$(BIN)/cl-bench audit --all --whole --ceiling 'joint[epochs=20],joint[train=lora,epochs=20]' --out docs/audit.md
 

@@ -26,7 +26,8 @@ from cl_bench.cli.show import show
 from cl_bench.cli.table import table
 from cl_bench.cli.tune import tune
 from cl_bench.errors import UserError, unknown_name
-from cl_bench.running.signals import INTERRUPTED, Terminated, ending_command
+from cl_bench.running import memory
+from cl_bench.running.signals import INTERRUPTED, ending_command
 
 
 class _Interrupted(Exception):
@@ -73,18 +74,23 @@ def version() -> None:
 
 def main() -> None:
     """Entry point: bad input ends in one sentence and exit code 2, Ctrl-C in one and 130, SIGTERM in one and 143."""
-    with ending_command():
+    with ending_command() as exit_code:
         try:
             sys.exit(app(standalone_mode=False) or 0)
         except UserError as error:
             _refuse(str(error))
         except _ClickException as error:
             _refuse(_sentence(error))
-        except (KeyboardInterrupt, _Interrupted, Terminated) as error:
+        except Exception as error:
+            if not memory.is_exhausted(error):
+                raise
+            err.print(f"[bold red]error:[/] {escape(memory.describe(error))}")
+            sys.exit(1)
+        except (KeyboardInterrupt, _Interrupted):
             # With SIGHUP, nobody may be there to read it.
             with suppress(OSError):
                 err.print(INTERRUPTED)
-            sys.exit(error.code if isinstance(error, Terminated) else 130)
+            sys.exit(exit_code())
 
 
 _UsageError: Any = typer.BadParameter.__base__

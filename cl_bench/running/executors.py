@@ -27,7 +27,7 @@ from cl_bench.running.pool import TaskFailed, WorkerPool
 from cl_bench.running.progress import Progress
 from cl_bench.running.runner import Settings
 from cl_bench.running.transport import PackedRun, ProgressReplay
-from cl_bench.running.workers import pick_worker_gpu, report, retry
+from cl_bench.running.workers import describe, pick_worker_gpu, report, retry
 from cl_bench.store import DamagedRecord, Store
 
 
@@ -114,6 +114,8 @@ def _outcome(run: PlannedRun, future: Future[tuple[str, int]]) -> Outcome:
         return Outcome(run, *future.result())
     except TaskFailed as error:
         return Outcome(run, str(error), 1)
+    except Exception as error:
+        return Outcome(run, describe(error), 1)
 
 
 class ProgressSender(Progress):
@@ -219,9 +221,9 @@ def try_run(run: PlannedRun, store: Store, device: torch.device, settings: Setti
     except UserError as error:
         return Outcome(run, str(error), 2)
     except Exception as error:
-        reason = str(error).strip() or "no reason given"
         if memory.is_exhausted(error):
-            return Outcome(run, f"out of memory ({reason.splitlines()[0]})", 1, out_of_memory=True)
+            return Outcome(run, memory.describe(error), 1, out_of_memory=True)
+        reason = str(error).strip() or "no reason given"
         return Outcome(run, f"{type(error).__name__}: {reason}{_place(error)}", 1)
     return Outcome(run)
 

@@ -8,8 +8,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-_MESSAGES = ("allocate memory", "bad_alloc", "not enough memory", "out of memory", "start new thread")
-"""What allocators say: of torch on a CPU and a GPU, of C++, of the system, and of threads without room for a stack."""
+_MESSAGES = (
+    *("allocate memory", "bad_alloc", "not enough memory", "out of memory"),
+    *("start new thread", "failed to map segment"),
+)
+"""What allocators say: of torch on a CPU and a GPU, of C++, of the system; where a thread or library has no room."""
 
 
 def is_exhausted(error: BaseException) -> bool:
@@ -18,6 +21,12 @@ def is_exhausted(error: BaseException) -> bool:
         return True
     # torch has no class of its own for a CPU.
     return isinstance(error, RuntimeError | ImportError) and any(text in str(error).lower() for text in _MESSAGES)
+
+
+def describe(error: BaseException) -> str:
+    """One line for an error that says that memory is used up."""
+    reason = str(error).strip() or "no reason given"
+    return f"out of memory ({reason.splitlines()[0]})"
 
 
 def total_bytes() -> int:

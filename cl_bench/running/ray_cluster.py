@@ -7,22 +7,22 @@ import logging
 import os
 import re
 import secrets
-import shutil
+import signal
 import socket
+import subprocess
+import sys
 import tempfile
-import time
+import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from cl_bench.errors import UserError
+from cl_bench.running import ray_guard
 
 CONNECT_TIMEOUT = 5
 """Seconds to wait for a TCP connection to a cluster."""
 OBJECT_STORE_BYTES = 256 * 2**20
 """Shared memory for objects that processes of this host exchange: records and predictions, no images."""
-CLEANUP_TIMEOUT = 60
-"""Seconds to wait until no process writes into Ray's temporary folder any more."""
 
 
 def parse_address(address: str) -> tuple[str, int]:
@@ -56,7 +56,7 @@ def connect(address: str | None) -> Iterator[Any]:
         _check_port(address)
     # Read when Ray is imported. By default it tries for many minutes to reach what listens there but is no cluster.
     os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
-    folder: Path | None = None
+    guard: subprocess.Popen[bytes] | None = None
     if address is None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         # A token of our own: Ray would write one into the home folder.
@@ -70,22 +70,27 @@ def connect(address: str | None) -> Iterator[Any]:
             if address is None:
                 # Not in Ray's usual folder, where it would be found by --address auto. Paths of sockets must be short.
                 short = tempfile.gettempdir() if len(tempfile.gettempdir()) < 30 else "/tmp"
-                folder = Path(tempfile.mkdtemp(prefix="cl-bench-", dir=short))
+                folder = tempfile.mkdtemp(prefix="cl-bench-", dir=short)
+                # In a session of its own, which no signal to this one reaches.
+                command = [sys.executable, ray_guard.__file__, folder]
+                guard = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
                 local = {
                     "include_dashboard": False,
                     "object_store_memory": OBJECT_STORE_BYTES,
-                    "_temp_dir": str(folder),
+                    "_temp_dir": folder,
                 }
-                ray.init(address="local", **local, **quiet)
+                with _sigterm_kept():
+                    ray.init(address="local", **local, **quiet)
             else:
-                ray.init(address=address, **quiet)
+                with _sigterm_kept():
+                    ray.init(address=address, **quiet)
         except (OSError, RuntimeError, ValueError) as error:
             raise UserError(_connection_failure(address, error)) from error
         yield ray
     finally:
         ray.shutdown()
-        if folder is not None:
-            _remove(folder)
+        if guard is not None:
+            guard.communicate()
 
 
 def _check_port(address: str) -> None:
@@ -104,12 +109,15 @@ def _check_port(address: str) -> None:
         ) from error
 
 
-def _remove(folder: Path) -> None:
-    """Delete Ray's logs and sockets; its processes may write for a moment after they were asked to end."""
-    until = time.monotonic() + CLEANUP_TIMEOUT
-    while folder.exists() and time.monotonic() < until:
-        shutil.rmtree(folder, ignore_errors=True)
-        time.sleep(0.1)
+@contextlib.contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Keep the handler of SIGTERM, which Ray replaces by one that ends the process with exit code 15."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _connection_failure(address: str | None, error: BaseException) -> str:

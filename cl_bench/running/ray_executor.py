@@ -9,7 +9,7 @@ import os
 import time
 import uuid
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -152,9 +152,10 @@ class _Sweep:
         self.ray, self.store, self.progress = ray, store, progress
         self.cpus, self.gpus = cpus, gpus
         this_host = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self.marker = store.root / config.marker if config.marker else None
         self.mailbox = ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=this_host).remote()
         # Retries are our own: the user is not told of Ray's.
-        self.task = ray.remote(run_task).options(num_cpus=cpus, num_gpus=gpus, max_retries=0)
+        self.task = ray.remote(max_retries=0)(run_task)
         self.config = ray.put(config)
         self.alive: set[str] = set()
         self.last_host_check = -math.inf
@@ -166,7 +167,8 @@ class _Sweep:
         pending: dict[Any, Attempt] = {}
 
         def submit(attempt: Attempt) -> None:
-            pending[self.task.remote(self.config, packed[attempt.run], attempt, self.mailbox)] = attempt
+            task = self.task.options(**self._resources(attempt))
+            pending[task.remote(self.config, packed[attempt.run], attempt, self.mailbox)] = attempt
 
         try:
             for index in range(len(runs)):
@@ -177,9 +179,9 @@ class _Sweep:
                 self._check_hosts()
                 for task in done:
                     attempt = pending.pop(task)
-                    outcome = self._outcome(runs[attempt.run], task, attempt.retry)
-                    if outcome is None:
-                        submit(Attempt(attempt.run, attempt.retry + 1))
+                    outcome = self._outcome(runs[attempt.run], task, attempt)
+                    if isinstance(outcome, Attempt):
+                        submit(outcome)
                     else:
                         yield outcome
         finally:
@@ -188,8 +190,14 @@ class _Sweep:
                     self.ray.cancel(task, force=True)
                 self.ray.kill(self.mailbox)
 
-    def _outcome(self, run: PlannedRun, task: Any, retry: int) -> Outcome | None:
-        """Outcome of a task that has ended; None: its worker or host died, and the run is to be repeated."""
+    def _resources(self, attempt: Attempt) -> dict[str, float]:
+        """What Ray sets aside for an attempt: more than it uses if memory was short, so that fewer are at its side."""
+        most = max((node["Resources"].get("CPU", 0) for node in self.ray.nodes() if node["Alive"]), default=0)
+        cpus = max(self.cpus, min(self.cpus * attempt.share, int(most)))
+        return {"num_cpus": cpus, "num_gpus": min(1.0, self.gpus * attempt.share)}
+
+    def _outcome(self, run: PlannedRun, task: Any, attempt: Attempt) -> Outcome | Attempt:
+        """Outcome of a task that has ended, or the next attempt if its worker or host died or lacked memory."""
         from cl_bench.running.executors import Outcome
         from cl_bench.store import RunRecord
 
@@ -198,19 +206,34 @@ class _Sweep:
             result = self.ray.get(task)
         except errors.RayTaskError as error:
             return Outcome(run, f"its worker fails: {str(error).strip().splitlines()[-1]}", 1)
+        except errors.OutOfMemoryError:
+            return self._with_more_room(run, attempt, "out of memory (Ray has ended its worker)")
         except errors.RayError as error:
-            reason = "out of memory" if isinstance(error, errors.OutOfMemoryError) else "its worker or host died"
-            if retry < MAX_RETRIES:
-                name = f"{run.label} seed {run.experiment.seed}"
-                self.progress.warn(f"{name}: {reason}; it begins again ({retry + 1} of {MAX_RETRIES} times)")
-                return None
+            reason = "its worker or host died"
+            if attempt.retry < MAX_RETRIES:
+                self.progress.warn(
+                    f"{run.name}: {reason}; it begins again ({attempt.retry + 1} of {MAX_RETRIES} times)"
+                )
+                return replace(attempt, retry=attempt.retry + 1)
             return Outcome(run, f"{reason}, {MAX_RETRIES + 1} times: {str(error).strip().splitlines()[0]}", 1)
+        if result.out_of_memory:
+            return self._with_more_room(run, attempt, result.failure)
         if result.record:
             try:
                 self.store.write(RunRecord.model_validate_json(result.record), result.arrays)
             except (OSError, UserError) as error:
                 return Outcome(run, str(error), 2)
         return Outcome(run, result.failure, result.code)
+
+    def _with_more_room(self, run: PlannedRun, attempt: Attempt, reason: str) -> Outcome | Attempt:
+        """The next attempt, with fewer others at its side, or the failure of a run that had a whole host for itself."""
+        from cl_bench.running.executors import Outcome
+
+        wider = replace(attempt, retry=attempt.retry + 1, share=2 * attempt.share)
+        if self._resources(wider) == self._resources(attempt):
+            return Outcome(run, f"{reason}, with no other run at its side", 1)
+        self.progress.warn(f"{run.name}: {reason}; it begins again with fewer at its side")
+        return wider
 
     def _replay_events(self, replays: Sequence[ProgressReplay]) -> None:
         """Show the progress that workers have reported since the last call."""
@@ -223,6 +246,10 @@ class _Sweep:
         if time.monotonic() - self.last_host_check < HOST_CHECK_INTERVAL:
             return
         self.last_host_check = time.monotonic()
+        if self.marker is not None:
+            # One that nobody touches any more is that of a driver that was killed.
+            with contextlib.suppress(OSError):
+                self.marker.touch()
         hosts = {node["NodeID"]: node for node in self.ray.nodes()}
         for name in sorted(self.alive):
             if not hosts[name]["Alive"]:

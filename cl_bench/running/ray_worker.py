@@ -65,10 +65,12 @@ class Attempt:
     Attributes:
         run: index of the run in the sweep.
         retry: how many executions of the run have died before.
+        share: how many times the resources of a run are set aside for it.
     """
 
     run: int
     retry: int
+    share: int = 1
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,13 @@ class TaskResult:
     Attributes:
         failure: why it failed; empty if it did not.
         code: exit code of the failure (see `executors.Outcome`).
+        out_of_memory: whether there was too little memory.
         record, arrays: the result (record as JSON), if it returns through Ray; else empty.
     """
 
     failure: str = ""
     code: int = 0
+    out_of_memory: bool = False
     record: str = ""
     arrays: Arrays = field(default_factory=dict)
 
@@ -130,7 +134,7 @@ def run_task(config: SweepConfig, packed: PackedRun, attempt: Attempt, mailbox: 
         outcome = retry_run(run, store, torch.device(config.device), config.settings, progress, attempt.retry)
         progress.close()
         if outcome.failure or config.store is not None:
-            return TaskResult(outcome.failure, outcome.code)
+            return TaskResult(outcome.failure, outcome.code, outcome.out_of_memory)
         record = store.load(store.json_path(run.experiment))
         return TaskResult(record=record.model_dump_json(), arrays=store.arrays(record))
 

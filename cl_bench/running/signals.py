@@ -16,58 +16,63 @@ INTERRUPTED = "interrupted; what was finished is stored, and the same command go
 _TERMINATING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
-class Terminated(SystemExit):
-    """SIGTERM or SIGHUP has come; the exit code is 128 + its number."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(128 + number)
-
-
 @contextmanager
 def terminating() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise `Terminated`, once: a second one ends the process as it would have without this.
+    """SIGTERM and SIGHUP end what is in this block as Ctrl-C does; a second one ends the process as it always would.
 
     Signals that have another meaning already, and other threads than the main one, stay as they are.
+
+    Raises:
+        SystemExit: one of them has come; the exit code is 128 + its number.
     """
+    came: list[int] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
+        came.append(number)
         signal.signal(number, signal.SIG_DFL)
-        raise Terminated(number)
+        # Ray ends the process where it meets SystemExit.
+        raise KeyboardInterrupt
 
     handled = _handle(handle, dict.fromkeys(_TERMINATING, signal.SIG_DFL))
     try:
         yield
+    except KeyboardInterrupt:
+        if came:
+            raise SystemExit(128 + came[0]) from None
+        raise
     finally:
         for number in handled:
             signal.signal(number, signal.SIG_DFL)
 
 
 @contextmanager
-def ending_command() -> Iterator[None]:
-    """Ctrl-C, SIGTERM and SIGHUP are raised, once: the second one of them ends the process at once.
+def ending_command() -> Iterator[Callable[[], int]]:
+    """Ctrl-C, SIGTERM and SIGHUP raise `KeyboardInterrupt`, once: the second one of them ends the process at once.
 
     That holds until the process has ended, since Python says much if it is interrupted while it is taken down; and
     an exception may be lost in code of others, which is why the second one is none.
+
+    Yields:
+        The exit code that says which of them has come: 128 + its number.
     """
-    begun = False
+    came: list[int] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
-        nonlocal begun
-        if begun:
+        came.append(number)
+        if len(came) > 1:
             with suppress(OSError):
                 # A progress bar has hidden the cursor.
                 cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
                 os.write(sys.stderr.fileno(), f"{cursor}{INTERRUPTED}\n".encode())
-            os._exit(128 + number)
-        begun = True
-        raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
+            os._exit(128 + came[0])
+        raise KeyboardInterrupt
 
     before = {signal.SIGINT: signal.default_int_handler} | dict.fromkeys(_TERMINATING, signal.SIG_DFL)
     handled = _handle(handle, before)
     try:
-        yield
+        yield lambda: 128 + (came or [signal.SIGINT])[0]
     finally:
-        if not begun:
+        if not came:
             for number in handled:
                 signal.signal(number, before[number])
 

@@ -14,7 +14,7 @@ from cl_bench.errors import UserError
 from cl_bench.store import CHECKPOINTS, DamagedRecord, RunRecord, Store, UnreadableRecord
 
 Prefer = Literal["source", "dest"]
-_TEMPORARY = re.compile(r"\.(probe|.+\.(json|npz|parquet|safetensors))-[a-z0-9_]{8}")
+_TEMPORARY = re.compile(r"\.((probe|.+\.(json|npz|parquet|safetensors))-[a-z0-9_]{8}|shared-[0-9a-f]{32})")
 _QUIET_SECONDS = 3600
 """Younger files may belong to a run that is being stored."""
 

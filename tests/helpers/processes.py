@@ -8,7 +8,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -18,18 +18,21 @@ _CONTEXT.set_forkserver_preload(
 )
 
 
-def start(folder: Path, *arguments: str, largest_file: int | None = None) -> BaseProcess:
-    """`cl-bench ARGUMENTS` in a folder, its output in `log` there.
+def start(
+    folder: Path, *arguments: str, largest_file: int | None = None, environment: Mapping[str, str] | None = None
+) -> BaseProcess:
+    """`cl-bench ARGUMENTS` in a folder, in a session of its own, its output in `log` there.
 
     Args:
         largest_file: bytes; writing beyond fails, as on a full disk.
+        environment: further variables.
     """
-    process = _CONTEXT.Process(target=_work, args=(str(folder), arguments, largest_file))
+    process = _CONTEXT.Process(target=_work, args=(str(folder), arguments, largest_file, environment or {}))
     process.start()
     return process
 
 
-def _work(folder: str, arguments: Sequence[str], largest_file: int | None) -> None:
+def _work(folder: str, arguments: Sequence[str], largest_file: int | None, environment: Mapping[str, str]) -> None:
     import torch
 
     from cl_bench import cli
@@ -37,6 +40,8 @@ def _work(folder: str, arguments: Sequence[str], largest_file: int | None) -> No
     # The numbers of several threads are the same in every run, too, but wait for each other where cores are busy.
     torch.set_num_threads(1)
     os.chdir(folder)
+    os.setsid()
+    os.environ.update(environment)
     # A server's children ignore Ctrl-C unless told otherwise.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if largest_file is not None:
@@ -49,22 +54,15 @@ def _work(folder: str, arguments: Sequence[str], largest_file: int | None) -> No
         cli.main()
 
 
-def descendants(pid: int) -> list[int]:
-    """Processes that this one has started, and those that they have."""
+def in_sessions(sessions: Collection[int]) -> list[int]:
+    """Processes of these sessions that have not ended."""
     found = []
-    for path in Path("/proc").glob(f"{pid}/task/*/children"):
+    for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            for child in map(int, path.read_text().split()):
-                found += [child, *descendants(child)]
+            state, _, _, session = (process / "stat").read_text().rpartition(")")[2].split()[:4]
+            if state not in "ZX" and int(session) in sessions:
+                found.append(int(process.name))
     return found
-
-
-def is_alive(pid: int) -> bool:
-    """Whether there is such a process, and it has not ended."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
 
 
 def command_of(pid: int) -> bytes:
@@ -73,3 +71,8 @@ def command_of(pid: int) -> bytes:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return b""
+
+
+def workers_of(session: int) -> list[int]:
+    """The worker processes in a session."""
+    return [pid for pid in in_sessions([session]) if b"spawn_main" in command_of(pid)]

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from cl_bench import __version__
 from cl_bench.running.runner import Settings
 from cl_bench.running.transport import PackedRun
 from cl_bench.streams import catalogue
-from tests.helpers import ROOT, gate, trees
+from tests.helpers import ROOT, gate, processes, trees
 from tests.helpers.command import TRIAL, Outcome
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'cl-bench[ray]'")
@@ -62,6 +63,8 @@ class Frail(SimpleCIL):
     def phases(self, task: Task) -> list[Phase]:
         if self.action == "fail":
             raise RuntimeError("it had to come to this")
+        if self.action == "starve":
+            raise MemoryError("no room for 99 bytes")
         if self.action == "die" and not Path("died").exists():
             Path("died").touch()
             os._exit(1)
@@ -85,26 +88,19 @@ class Processes:
                 stdout=out,
                 stderr=out,
                 start_new_session=True,
-                # A background job starts with SIGINT ignored, and Python leaves that as it is.
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
         self.sessions.append(process.pid)
         return process
 
-    def alive(self, sessions: Collection[int]) -> list[int]:
-        """Process ids."""
-        found = []
-        for entry in Path("/proc").glob("[0-9]*"):
-            try:
-                state, _, _, session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
-            except OSError:
-                continue
-            if state != "Z" and int(session) in sessions:
-                found.append(int(entry.name))
-        return found
+    def drive(self, folder: Path, *arguments: str, **variables: str) -> BaseProcess:
+        """`cl-bench ARGUMENTS` in a session of its own; its output is in `log` in the folder."""
+        process = processes.start(folder, *arguments, environment=self.environment | variables)
+        assert process.pid is not None
+        self.sessions.append(process.pid)
+        return process
 
     def kill(self, sessions: Collection[int]) -> None:
-        while pids := self.alive(sessions):
+        while pids := processes.in_sessions(sessions):
             for pid in pids:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -130,12 +126,6 @@ def short() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="cb-", dir="/tmp"))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture
-def processes(short: Path) -> Iterator[Processes]:
-    with ended(short) as found:
-        yield found
 
 
 @contextmanager
@@ -166,18 +156,14 @@ def cluster(short: Path) -> Iterator[Cluster]:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     ray = str(Path(sys.executable).with_name("ray"))
     node = ["--num-cpus=1", "--num-gpus=0", "--object-store-memory=100000000", "--block"]
-    with ended(short) as processes:
+    with ended(short) as started:
         head_log, second_log = short / "head.log", short / "second.log"
         head = ["--head", f"--port={address.rpartition(':')[2]}", "--include-dashboard=false"]
-        first = processes.start(short, head_log, ray, "start", *head, f"--temp-dir={short / 'h'}", *node)
-        wait(lambda: "runtime started" in head_log.read_text(), first, head_log)
-        second = processes.start(short, second_log, ray, "start", f"--address={address}", *node)
-        wait(lambda: "runtime started" in second_log.read_text(), second, second_log)
-        yield Cluster(address, second.pid, processes)
-
-
-def wait(ready: Callable[[], Any], process: subprocess.Popen[bytes], log: Path) -> None:
-    gate.wait(ready, lambda: process.poll() is None, log)
+        first = started.start(short, head_log, ray, "start", *head, f"--temp-dir={short / 'h'}", *node)
+        gate.wait(lambda: "runtime started" in head_log.read_text(), lambda: first.poll() is None, head_log)
+        second = started.start(short, second_log, ray, "start", f"--address={address}", *node)
+        gate.wait(lambda: "runtime started" in second_log.read_text(), lambda: second.poll() is None, second_log)
+        yield Cluster(address, second.pid, started)
 
 
 def records(folder: Path) -> dict[str, tuple[dict[str, Any], dict[str, np.ndarray]]]:
@@ -197,18 +183,19 @@ def records(folder: Path) -> dict[str, tuple[dict[str, Any], dict[str, np.ndarra
 def test_every_run_ends_once_though_a_node_is_killed(
     cluster: Cluster, cl_bench: Callable[..., Outcome], tmp_path: Path
 ) -> None:
-    away, log = tmp_path / "away", tmp_path / "log"
+    away = tmp_path / "away"
+    log = away / "log"
     gate.lay(away, 1)
     gate.lay(tmp_path)
-    command = [sys.executable, "-m", "cl_bench", *SWEEP, "--executor", "ray", "--address", cluster.address]
-    driver = cluster.processes.start(away, log, *command)
+    driver = cluster.processes.drive(away, *SWEEP, "--executor", "ray", "--address", cluster.address)
     checkpoints = away / "results" / "runs" / ".checkpoints"
     # Each node has room for one run, so with two checkpoints both are in the middle of one, where they wait.
-    wait(lambda: len(list(checkpoints.glob("*.safetensors"))) == 2, driver, log)
+    gate.wait(lambda: len(list(checkpoints.glob("*.safetensors"))) == 2, driver.is_alive, log)
     cluster.processes.kill([cluster.second])
     gate.open_gates(away)
-    assert driver.wait() == 0, log.read_text()
+    driver.join()
     text = log.read_text()
+    assert driver.exitcode == 0, text
     assert "it begins again (1 of 5 times)" in text and "6 run(s) computed" in text, text
 
     threads = torch.get_num_threads()
@@ -228,58 +215,59 @@ def test_every_run_ends_once_though_a_node_is_killed(
 
 
 def test_results_come_back_through_ray_and_a_dead_worker_is_replaced(cluster: Cluster, tmp_path: Path) -> None:
-    folder, log = tmp_path / "driver", tmp_path / "log"
-    folder.mkdir()
-    (folder / "frail.py").write_text(METHOD)
-    command = [*RUN, *TRIAL, "--method-file", "frail.py", "--methods", "frail[action=live|fail|die]", "--collect"]
-    ray = ["--executor", "ray", "--address", cluster.address]
-    driver = cluster.processes.start(folder, log, sys.executable, "-m", "cl_bench", *command, *ray)
-    assert driver.wait() == 1, log.read_text()
-    text = log.read_text()
-    assert "frail[action=fail] seed 0 failed: RuntimeError: it had to come to this" in text, text
-    assert "frail[action=die] seed 0: its worker or host died; it begins again" in text, text
-    assert sorted(record["label"] for record, _ in records(folder).values()) == [
-        "frail[action=die]",
-        "frail[action=live]",
-    ]
-
-
-def test_workers_read_data_below_the_root_and_keep_images_in_the_cache_of_the_driver(
-    cluster: Cluster, tmp_path: Path
-) -> None:
-    """Both are relative paths, and nothing in the environment of the cluster names them."""
+    """Images lie below a root and are kept in a cache: relative paths, which nothing in the cluster's environment
+    names."""
     for domain in catalogue.find("pacs").domains:
         for name in ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person"):
             for number in range(5):
                 trees.save(tmp_path / "sets" / "pacs" / domain / name / f"{number}.jpg")
-    log = tmp_path / "log"
-    command = ["run", "--benchmark", "pacs", "--backbone", "vit_tiny_patch8_32.icons", "--device", "cpu"]
-    data = ["--root", "sets", *TRIAL, "--methods", "simplecil"]
-    ray = ["--executor", "ray", "--address", cluster.address]
-    python = ["/usr/bin/env", "CL_BENCH_CACHE=decoded", sys.executable]
-    driver = cluster.processes.start(tmp_path, log, *python, "-m", "cl_bench", *command, *data, *ray)
-    assert driver.wait() == 0, log.read_text()
-    ((record, _),) = records(tmp_path).values()
-    assert record["experiment"]["benchmark"] == "pacs"
+    (tmp_path / "frail.py").write_text(METHOD)
+    driver = cluster.processes.drive(
+        tmp_path,
+        *("run", "--benchmark", "pacs", "--root", "sets", *TRIAL, "--backbone", "vit_tiny_patch8_32.icons"),
+        *("--method-file", "frail.py", "--methods", "frail[action=live|fail|starve|die]", "--device", "cpu"),
+        *("--executor", "ray", "--address", cluster.address, "--collect"),
+        CL_BENCH_CACHE="decoded",
+    )
+    driver.join()
+    text = (tmp_path / "log").read_text()
+    assert driver.exitcode == 1, text
+    assert "frail[action=fail] seed 0 failed: RuntimeError: it had to come to this" in text, text
+    assert "frail[action=die] seed 0: its worker or host died; it begins again" in text, text
+    lacking = "out of memory (no room for 99 bytes), with no other run at its side"
+    assert f"frail[action=starve] seed 0 failed: {lacking}" in text, text
+    found = [record for record, _ in records(tmp_path).values()]
+    assert sorted(record["label"] for record in found) == ["frail[action=die]", "frail[action=live]"]
+    assert {record["experiment"]["benchmark"] for record in found} == {"pacs"}
     assert list((tmp_path / "decoded").glob("pacs-train-*.images"))
 
 
-def test_interrupted_on_this_host_alone_nothing_goes_on(processes: Processes, short: Path, tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    gate.lay(tmp_path, 1)
-    command = [*RUN, *TRIAL, *gate.GATED, "gated[epochs=1,batch_size=8]", "--seeds", "0-3", "--executor", "ray"]
-    before = set(short.glob("cl-bench-*"))
-    driver = processes.start(tmp_path, log, sys.executable, "-m", "cl_bench", *command, "--checkpoint-every", "0")
-    checkpoints = tmp_path / "results" / "runs" / ".checkpoints"
-    wait(lambda: list(checkpoints.glob("*.safetensors")), driver, log)
-    assert len(processes.alive([driver.pid])) > 4, "Ray's processes and the workers are in the session of the driver"
-    os.killpg(driver.pid, signal.SIGINT)
-    assert driver.wait() == 130, log.read_text()
-    while processes.alive([driver.pid]):
-        time.sleep(0.05)
-    assert "interrupted; what was finished is stored" in log.read_text()
-    assert set(short.glob("cl-bench-*")) == before
-    assert not list(checkpoints.parent.glob("*.json")) and not list(checkpoints.parent.glob(".shared-*"))
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_ended_on_this_host_alone_nothing_goes_on(how: signal.Signals, short: Path, tmp_path: Path) -> None:
+    with ended(short) as started:
+        before = set(short.glob("cl-bench-*"))
+        driver = started.drive(tmp_path, *RUN, *TRIAL, "--methods", "simplecil", "--seeds", "0-3", "--executor", "ray")
+        assert driver.pid is not None
+        session = driver.pid
+        at_work = b"ray::run_task"
+        gate.wait(
+            lambda: any(processes.command_of(pid).startswith(at_work) for pid in processes.in_sessions([session])),
+            driver.is_alive,
+            tmp_path / "log",
+        )
+        assert len(processes.in_sessions([session])) > 4, (
+            "Ray's processes and the workers are in the session of the driver"
+        )
+        os.kill(session, how)
+        driver.join()
+        log = (tmp_path / "log").read_text()
+        assert driver.exitcode == (143 if how == signal.SIGTERM else -how), log
+        while processes.in_sessions([session]) or set(short.glob("cl-bench-*")) != before:
+            time.sleep(0.05)
+    store = tmp_path / "results" / "runs"
+    assert not list(store.glob("*.json"))
+    assert len(list(store.glob(".shared-*"))) == (how == signal.SIGKILL)
+    assert ("interrupted; what was finished is stored" in log) == (how == signal.SIGTERM)
 
 
 def test_a_host_that_does_not_see_the_store_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -156,14 +156,13 @@ if __name__ == "__main__":
 
 def test_workers_in_the_middle_of_a_task_end_with_their_parent(tmp_path: Path) -> None:
     (tmp_path / "busy.py").write_text(BUSY)
-    parent = subprocess.Popen([sys.executable, "busy.py"], cwd=tmp_path)
+    parent = subprocess.Popen([sys.executable, "busy.py"], cwd=tmp_path, start_new_session=True)
     begun = [tmp_path / "first", tmp_path / "second"]
     gate.wait(lambda: all(path.exists() for path in begun), lambda: parent.poll() is None, tmp_path / "log")
-    left = processes.descendants(parent.pid)
-    assert len(left) >= 2
+    assert len(processes.in_sessions([parent.pid])) > 2
     parent.kill()
     parent.wait()
-    while any(map(processes.is_alive, left)):
+    while processes.in_sessions([parent.pid]):
         time.sleep(0.05)
     assert not (tmp_path / "waiting").exists()
 
@@ -182,6 +181,7 @@ def test_a_sweep_loses_nothing_by_a_killed_worker_and_ctrl_c_three_times(tmp_pat
             env=os.environ | {"COLUMNS": "200", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
             stdout=out,
             stderr=out,
+            start_new_session=True,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
 
@@ -191,15 +191,13 @@ def test_a_sweep_loses_nothing_by_a_killed_worker_and_ctrl_c_three_times(tmp_pat
     store = away / "results" / "runs"
     # Both runs have begun, and neither can end before the gate is open.
     wait(lambda: len(list(store.glob(".checkpoints/*.safetensors"))) == 2)
-    reached = {pid for pid in processes.descendants(sweep.pid) if b"spawn_main" in processes.command_of(pid)}
-    os.kill(min(reached), signal.SIGKILL)
+    os.kill(min(processes.workers_of(sweep.pid)), signal.SIGKILL)
     wait(lambda: "its worker process was ended by SIGKILL; it begins again (1 of 5 times)" in log.read_text())
-    left = processes.descendants(sweep.pid)
     for _ in range(3):
         sweep.send_signal(signal.SIGINT)
         time.sleep(0.02)
     assert sweep.wait() == 130, log.read_text()
-    while any(map(processes.is_alive, left)):
+    while processes.in_sessions([sweep.pid]):
         time.sleep(0.05)
     text = log.read_text()
     assert "interrupted" in text and "Traceback" not in text and "failed" not in text, text

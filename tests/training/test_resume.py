@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import time
+from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +46,21 @@ STATEFUL = [
 """Killed in the long campaign only."""
 
 
-def result(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+NUMBERS = ("key", "stages", "correct", "correct_task_aware", "total", "trainable", "stored", "train_samples", "traces")
+"""Fields of a record that do not depend on when and how it was computed."""
+Result = tuple[dict[str, Any], dict[str, np.ndarray]]
+"""A record with its arrays."""
+
+
+def assert_equal_results(one: Result, other: Result) -> None:
+    for name in NUMBERS:
+        assert one[0][name] == other[0][name], name
+    assert one[1].keys() == other[1].keys()
+    for name, values in one[1].items():
+        np.testing.assert_array_equal(values, other[1][name], err_msg=name)
+
+
+def result(folder: Path) -> Result:
     """The only record in a folder, with its arrays."""
     (path,) = (folder / "results" / "runs").glob("*.json")
     (arrays,) = (folder / "results" / "runs").glob("*.npz")
@@ -83,15 +100,93 @@ def test_a_killed_run_ends_as_if_it_had_never_been_killed(method: str, tmp_path:
         process.join()
         kills += 1
     finish(killed, *RUN, method, *probe)
-    (one, arrays), (other, arrays_of_other) = result(whole), result(killed)
-    assert ("interpolation" in one["traces"]) == bool(probe)
-    for name in ("key", "stages", "correct", "correct_task_aware", "total", "trainable", "stored", "traces"):
-        assert one[name] == other[name], name
-    assert one["train_samples"] == other["train_samples"]
-    for name, values in arrays.items():
-        np.testing.assert_array_equal(values, arrays_of_other[name], err_msg=name)
-    assert one["sessions"] == 1
+    assert ("interpolation" in result(whole)[0]["traces"]) == bool(probe)
+    assert result(whole)[0]["sessions"] == 1
+    assert_equal_results(result(whole), result(killed))
     assert not list((killed / "results" / "runs" / ".checkpoints").glob("*"))
+
+
+WORKER_SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM)
+PARENT_SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+@pytest.mark.skipif(KILLS == 1, reason="takes minutes: make soak")
+def test_a_sweep_ends_as_if_no_worker_or_parent_had_been_killed(tmp_path: Path) -> None:
+    """Victims and moments are random; moments are counted in checkpoints, of which there is one after every batch."""
+    sweep = [*RUN, "sdlora[epochs=2],inflora[epochs=2],ranpac[epochs=2,projection=500]", "--seeds", "0-1"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole.mkdir()
+    killed.mkdir()
+    finish(whole, *sweep, "--jobs", "1")
+    expected = all_results(whole)
+    assert len(expected) == 6
+    store = killed / "results" / "runs"
+    chance = random.Random(KILLS)
+    victims: Counter[str] = Counter()
+
+    def checked() -> None:
+        found = all_results(killed)
+        assert found.keys() == expected.keys()
+        for key, (record, arrays) in found.items():
+            assert_equal_results(expected[key], (record, arrays))
+        assert not list((store / ".checkpoints").glob("*.safetensors"))
+        victims["sweeps"] += 1
+
+    while sum(victims.values()) - victims["sweeps"] < 4 * KILLS:
+        parent = processes.start(killed, *sweep, "--jobs", "2")
+        assert parent.pid is not None
+        while parent.is_alive():
+            moment, before = chance.randrange(60), checkpoints(killed)
+            seen = before
+            while parent.is_alive() and len(seen - before) < moment:
+                seen |= checkpoints(killed)
+                time.sleep(0.01)
+            workers = processes.workers_of(parent.pid)
+            if workers and chance.random() < 0.5:
+                how = chance.choice(WORKER_SIGNALS)
+                with suppress(ProcessLookupError):
+                    os.kill(chance.choice(workers), how)
+                    victims[f"worker {how.name}"] += 1
+            elif parent.is_alive():
+                how = chance.choice(PARENT_SIGNALS)
+                os.kill(parent.pid, how)
+                parent.join()
+                victims[f"parent {how.name}"] += 1
+                # At its very beginning it does not handle signals yet.
+                ends = {-how} if how == signal.SIGKILL else {128 + how} if moment > 0 else {128 + how, -how}
+                assert parent.exitcode in ends | {0}, (killed / "log").read_text()
+        # Workers and the process that keeps account of shared memory end, too.
+        while processes.in_sessions([parent.pid]):
+            time.sleep(0.01)
+        assert "Traceback" not in (killed / "log").read_text()
+        if parent.exitcode == 0:
+            checked()
+            shutil.rmtree(store)
+    finish(killed, *sweep, "--jobs", "2")
+    checked()
+    print(dict(victims))
+
+
+def checkpoints(folder: Path) -> set[tuple[str, int]]:
+    """Name and time of each checkpoint."""
+    found = set()
+    for path in (folder / "results" / "runs" / ".checkpoints").glob("*.safetensors"):
+        with suppress(FileNotFoundError):
+            found.add((path.name, path.stat().st_mtime_ns))
+    return found
+
+
+def all_results(folder: Path) -> dict[str, Result]:
+    """By key, all records in a folder, each with its arrays; there is one npz for each."""
+    store = folder / "results" / "runs"
+    found = {}
+    for path in store.glob("*.json"):
+        (packed,) = store.glob(f"{path.stem}-*.npz")
+        with np.load(packed) as arrays:
+            record = json.loads(path.read_text())
+            found[record["key"]] = record, dict(arrays)
+    assert len(list(store.glob("*.npz"))) == len(found)
+    return found
 
 
 def ended_at_the_gate(folder: Path, task: int, how: signal.Signals) -> int | None:
