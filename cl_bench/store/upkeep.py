@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -11,12 +13,25 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from cl_bench.errors import UserError
-from cl_bench.store import CHECKPOINTS, DamagedRecord, RunRecord, Store, UnreadableRecord
+from cl_bench.files import open_regular
+from cl_bench.store import CHECKPOINTS, DamagedRecord, RunRecord, Store, UnreadableRecord, index
+from cl_bench.store.record import MAX_JSON_BYTES
 
 Prefer = Literal["source", "dest"]
-_TEMPORARY = re.compile(r"\.((probe|.+\.(json|npz|parquet|safetensors))-[a-z0-9_]{8}|shared-[0-9a-f]{32})")
+# The names that this store gives to files, and none that somebody else would choose.
+_STEM = r".+-s[0-9]{1,10}-[0-9a-f]{16}"
+_JSON = re.compile(rf"{_STEM}\.json")
+_ARRAYS = re.compile(rf"({_STEM})-([0-9a-f]{{8}})\.npz")
+_CHECKPOINT = re.compile(rf"({_STEM})\.safetensors")
+_TEMPORARY = re.compile(
+    rf"\.({_STEM}(\.json|-[0-9a-f]{{8}}\.npz|\.safetensors)|\.?{re.escape(index.NAME[1:])})-[a-z0-9_]{{8}}"
+)
+_PROBE = re.compile(r"\.probe-[a-z0-9_]{8}|\.shared-[0-9a-f]{32}")
+"""Empty files: of a writer that tries whether it can write, of a sweep that tries whether hosts share the folder."""
 _QUIET_SECONDS = 3600
-"""Younger files may belong to a run that is being stored."""
+"""Younger files may belong to a run that is being stored, or to a copy of the folder that is being made."""
+_STALE_SECONDS = 30 * 86400
+"""A checkpoint that is older is of a run that nobody goes on with."""
 
 
 @dataclass
@@ -126,53 +141,97 @@ def verify(store: Store, progress: Callable[[], None] = lambda: None) -> Iterato
         yield f"{path}: {reason}"
 
 
-def leftovers(store: Store, damaged: bool = False) -> list[Leftover]:
+def leftovers(store: Store, damaged: bool = False, unfinished: bool = False) -> list[Leftover]:
     """Files that nobody needs: left by killed writers, npz files that no record names, checkpoints of stored runs.
+
+    Only files whose names have exactly the form that this store gives them, and that have not changed for an hour: a
+    copy that keeps times of modification, as `rsync -a` does, sets the time of change.
 
     Args:
         damaged: also records that are damaged for good, with their npz files; never one that may only be unreadable
             here (of a newer schema, no permission).
+        unfinished: also checkpoints from which no run has gone on for 30 days.
     """
-    names = store.names()
-    needed: set[str] = set()
-    doubtful: dict[str, str] = {}
-    found = []
-    for name in names:
-        arrays = store.named_arrays(store.root / name)
-        if arrays is None:
-            doubtful[name.removesuffix(".json")] = ""
-        else:
-            needed.add(arrays.name)
-        if damaged:
-            try:
-                store.check(store.root / name)
-            except UnreadableRecord:
-                continue
-            except DamagedRecord as error:
-                found.append(Leftover(store.root / name, f"damaged record ({error})"))
-                doubtful[name.removesuffix(".json")] = "npz of a damaged record"
-                if arrays is not None:
-                    needed.discard(arrays.name)
+    found, doubtful, needed = _of_records(store, damaged)
+    names = {*store.names()}
     for name in sorted(os.listdir(store.root)) if store.root.is_dir() else []:  # noqa: PTH208
         path = store.root / name
-        if not _forgotten(path):
+        if not quiet(path):
             continue
         if _TEMPORARY.fullmatch(name):
             found.append(Leftover(path, "left by a writer that was killed"))
-        elif name.endswith(".npz") and name not in needed:
-            reason = doubtful.get(name[: -len("-01234567.npz")], "npz that no record names")
+        elif _PROBE.fullmatch(name) and path.stat().st_size == 0:
+            who = "sweep" if name.startswith(".shared") else "writer"
+            found.append(Leftover(path, f"left by a {who} that was killed"))
+        elif (arrays := _ARRAYS.fullmatch(name)) and not {name, arrays[2]} & needed:
+            reason = doubtful.get(arrays[1], "npz that no record names")
             if reason:
                 found.append(Leftover(path, reason))
     for path in sorted((store.root / CHECKPOINTS).glob("*")):
-        if _TEMPORARY.fullmatch(path.name) and _forgotten(path):
+        checkpoint = _CHECKPOINT.fullmatch(path.name)
+        if _TEMPORARY.fullmatch(path.name) and quiet(path):
             found.append(Leftover(path, "left by a writer that was killed"))
-        elif f"{path.name.removesuffix('.safetensors')}.json" in names:
+        elif checkpoint and f"{checkpoint[1]}.json" in names and quiet(path):
             found.append(Leftover(path, "checkpoint of a run that is stored"))
+        elif checkpoint and unfinished and quiet(path, _STALE_SECONDS):
+            found.append(Leftover(path, "checkpoint of a run that has not gone on for 30 days"))
     return found
 
 
-def _forgotten(path: Path) -> bool:
+def _of_records(store: Store, damaged: bool) -> tuple[list[Leftover], dict[str, str], set[str]]:
+    """What the records of a store leave over.
+
+    Returns:
+        Damaged records, if they are wanted; by the stem of a damaged record, why its npz is left over, or "" if it may
+        be needed; and names of npz files that are needed, or the hashes in their names.
+    """
+    found, doubtful, needed = list[Leftover](), dict[str, str](), set[str]()
+    for name in store.names():
+        path, stem = store.root / name, name.removesuffix(".json")
+        arrays = store.named_arrays(path)
+        if damaged and _JSON.fullmatch(name) and quiet(path):
+            try:
+                store.check(path)
+            except UnreadableRecord:
+                pass
+            except DamagedRecord as error:
+                found.append(Leftover(path, f"damaged record ({error})"))
+                doubtful[stem] = "npz of a damaged record"
+                continue
+        if arrays is None:
+            doubtful[stem] = ""
+            needed |= _claimed(path)
+        else:
+            needed.add(arrays.name)
+    return found, doubtful, needed
+
+
+def _claimed(path: Path) -> set[str]:
+    """Hashes in the names that the npz of a renamed or altered record may have: nobody else has its arrays."""
     try:
-        return path.is_file() and not path.is_symlink() and time.time() - path.lstat().st_mtime > _QUIET_SECONDS
+        with open_regular(path, MAX_JSON_BYTES) as file:
+            fields = json.load(file)
+    except (OSError, ValueError, RecursionError):
+        return set()
+    return {str(fields.get(name))[:8] for name in ("arrays_sha256", "checksum")} if isinstance(fields, dict) else set()
+
+
+def remove(leftover: Leftover) -> bool:
+    """Delete it, unless it has changed since it was found to be one; returns whether it is gone.
+
+    Raises:
+        OSError: it cannot be deleted.
+    """
+    if not quiet(leftover.path):
+        return False
+    leftover.path.unlink(missing_ok=True)
+    return True
+
+
+def quiet(path: Path, seconds: float = _QUIET_SECONDS) -> bool:
+    """Whether this is a file, and neither its content nor anything else about it has changed for so long."""
+    try:
+        status = path.lstat()
     except OSError:
         return False
+    return stat.S_ISREG(status.st_mode) and time.time() - max(status.st_mtime, status.st_ctime) > seconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -22,7 +23,7 @@ from cl_bench import metrics
 from cl_bench.files import open_regular
 from cl_bench.reporting.frames import tidy
 from cl_bench.reporting.runs import collect
-from cl_bench.store import DamagedRecord, RunRecord, Store, index, record
+from cl_bench.store import DamagedRecord, RunRecord, Store, index, record, upkeep
 from tests.helpers import ROOT, factories
 from tests.helpers.command import Cli, assert_refused
 from tests.helpers.damage import one_bit, to_folder
@@ -38,8 +39,20 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def aged(*paths: Path) -> None:
+    """Modified long ago, as files are that a copy keeps the times of; the time of change cannot be set."""
     for path in paths:
         os.utime(path, (time.time() - OLD,) * 2)
+
+
+@pytest.fixture
+def wait(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """`wait(seconds)`: the time that upkeep reads goes on."""
+    begin = time.time
+
+    def wait(seconds: float) -> None:
+        monkeypatch.setattr("cl_bench.store.upkeep.time.time", lambda: begin() + seconds)
+
+    return wait
 
 
 # --- ls and show -----------------------------------------------------------------------------------------------
@@ -168,6 +181,28 @@ def test_merge_never_copies_what_is_damaged(cl_bench: Cli, damage: str) -> None:
     assert content(Path("b")) == before and Store("b").load(good[0])
 
 
+@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize("case", ["counts", "task-aware counts", "npz of another run"])
+def test_merge_never_copies_what_its_predictions_contradict(cl_bench: Cli, case: str, there: bool) -> None:
+    """Whoever forges a record mends its hashes; only counting again tells."""
+    bad, good = factories.write(Path("a"), factories.record("alpha"), factories.record("beta", first=0.6))
+    if case == "npz of another run":
+        packed = factories.npz(good).read_bytes()
+        factories.npz(bad).write_bytes(packed)
+        digest = hashlib.sha256(packed).hexdigest()
+        factories.edit(bad, lambda data: data.update(arrays_sha256=digest), sealed=True)
+    else:
+        DAMAGE[case][0](bad)
+    if there:
+        factories.write(Path("b"), factories.record("alpha"))
+    before = content(Path("b")) if there else {}
+    outcome = cl_bench("results", "merge", "a", "--into", "b", "--prefer", "source")
+    assert outcome.code == 1 and "1 copied" in outcome.out and "1 damaged" in outcome.out
+    assert re.search(f"not copied, damaged: a/{re.escape(bad.stem)}.*(hits|images per task|shape)", outcome.out)
+    merged = content(Path("b"))
+    assert merged == before | {file.name: file.read_bytes() for file in (good, factories.npz(good))}
+
+
 def test_merge_mends_a_damaged_record_only_when_told(cl_bench: Cli) -> None:
     factories.write(Path("a"), factories.record())
     (path,) = factories.write(Path("b"), factories.record())
@@ -290,7 +325,7 @@ def test_verify_names_each_damage(cl_bench: Cli, case: str) -> None:
     assert re.search(pattern, line), line
 
 
-def test_verify_names_files_that_belong_to_nothing(cl_bench: Cli) -> None:
+def test_verify_names_files_that_belong_to_nothing(cl_bench: Cli, wait: Callable[[float], None]) -> None:
     (path,) = factories.write(RUNS, factories.record())
     stray = RUNS / f"{path.stem}-01234567.npz"
     stray.write_bytes(factories.npz(path).read_bytes())
@@ -298,7 +333,7 @@ def test_verify_names_files_that_belong_to_nothing(cl_bench: Cli) -> None:
     left.write_text("half")
     (RUNS / "README.md").write_text("not ours")
     assert cl_bench("results", "verify").code == 0, "another process may be writing just now"
-    aged(*RUNS.iterdir())
+    wait(OLD)
     outcome = cl_bench("results", "verify")
     assert outcome.code == 1 and "2 faults" in outcome.out
     assert all(str(file) in outcome.out for file in (stray, left)) and "README" not in outcome.out
@@ -307,26 +342,103 @@ def test_verify_names_files_that_belong_to_nothing(cl_bench: Cli) -> None:
 # --- prune -----------------------------------------------------------------------------------------------------
 
 
-def test_prune_deletes_what_it_lists_and_only_with_yes(cl_bench: Cli) -> None:
+def test_prune_deletes_what_it_lists_and_only_with_yes(cl_bench: Cli, wait: Callable[[float], None]) -> None:
     whole, bad = factories.write(RUNS, factories.record("alpha"), factories.record("beta"))
-    kept = {whole.name, factories.npz(whole).name, bad.name, factories.npz(bad).name, "README.md", "fresh.npz"}
+    kept = {whole.name, factories.npz(whole).name, bad.name, factories.npz(bad).name, "README.md", "mine.npz"}
     bad_npz = factories.npz(bad)
     (newer,) = factories.write(RUNS, factories.record("gamma"))
     kept |= {newer.name, factories.npz(newer).name}
     factories.edit(newer, lambda data: data.update(schema_version=99), sealed=False)
     bad.write_text("{")
-    waste = {".probe-abcdefgh", f".{whole.name}-a1b2c3d4", f"{whole.stem}-00000000.npz", ".index.parquet-x_1y2z3w"}
-    for name in ("README.md", "fresh.npz", *waste):
+    waste = {".probe-abcdefgh", f".{whole.name}-a1b2c3d4", f"{whole.stem}-00000000.npz", "..index.parquet-x_1y2z3w"}
+    waste |= {f".{whole.stem}-00000000.npz-0123abcd", f".shared-{'0123456789abcdef' * 2}"}
+    for name in ("README.md", "mine.npz", *waste):
         (RUNS / name).write_text("")
-    aged(*(file for file in RUNS.iterdir() if file.name != "fresh.npz"))
+    wait(OLD)
     listing = cl_bench("results", "prune")
-    assert listing.code == 0 and "4 files; --yes deletes them" in listing.err
+    assert listing.code == 0 and "6 files; --yes deletes them" in listing.err
     assert {Path(line.split()[2].rstrip(":")).name for line in listing.out.splitlines()} == waste
     assert set(content(RUNS)) == kept | waste
     assert cl_bench("results", "prune", "--yes").code == 0 and set(content(RUNS)) == kept
     outcome = cl_bench("results", "prune", "--damaged", "--yes")
     assert outcome.code == 0 and set(content(RUNS)) == kept - {bad.name, bad_npz.name}, outcome
     assert "0 files" in cl_bench("results", "prune", "--damaged", "--yes").err
+
+
+def test_prune_leaves_alone_what_has_no_name_of_ours(cl_bench: Cli, wait: Callable[[float], None]) -> None:
+    (path,) = factories.write(RUNS, factories.record())
+    theirs = {"my_features.npz", ".data.json-abcdefgh", ".weights.safetensors-abcdefgh", ".notes.npz-12345678"}
+    theirs |= {f"{path.stem}.npz", f"{path.stem}-0123456.npz", f".{path.name}-ABCDEFGH", f".{path.name}.aB3xYz"}
+    theirs |= {"notes.json", ".shared-notes", f".index.parquet-{'a' * 9}", f".{path.stem}-01234567.npz.Xy12Zw"}
+    filled = {".probe-abcdefgh", f".shared-{'0' * 32}"}
+    for name in theirs | filled:
+        (RUNS / name).write_text("theirs")
+    (RUNS / ".checkpoints").mkdir()
+    (RUNS / ".checkpoints" / "model.safetensors").write_text("theirs")
+    before = content(RUNS / ".checkpoints") | {name: (RUNS / name).read_bytes() for name in theirs | filled}
+    wait(400 * 86400)
+    outcome = cl_bench("results", "prune", "--damaged", "--unfinished", "--yes")
+    assert outcome.code == 0 and "0 files" in outcome.err, outcome
+    assert before.items() <= (content(RUNS / ".checkpoints") | content_of_files(RUNS)).items()
+
+
+def content_of_files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_prune_leaves_alone_a_copy_that_is_being_made(cl_bench: Cli, wait: Callable[[float], None]) -> None:
+    """`rsync -a` keeps the times of modification, and the npz of a record arrives before its JSON."""
+    (path,) = factories.write(Path("there"), factories.record())
+    arriving = RUNS / factories.npz(path).name
+    RUNS.mkdir(parents=True)
+    arriving.write_bytes(factories.npz(path).read_bytes())
+    aged(arriving)
+    assert "0 files" in cl_bench("results", "prune", "--yes").err and arriving.exists()
+    # A record whose npz is still to come is not damaged for good.
+    arriving.rename(RUNS.parent / "npz")
+    (RUNS / path.name).write_bytes(path.read_bytes())
+    aged(RUNS / path.name)
+    assert "0 files" in cl_bench("results", "prune", "--damaged", "--yes").err and (RUNS / path.name).exists()
+    wait(OLD)
+    assert "1 file\n" in cl_bench("results", "prune", "--damaged", "--yes").err
+
+
+def test_prune_keeps_the_predictions_of_a_record_that_was_renamed(cl_bench: Cli, wait: Callable[[float], None]) -> None:
+    (path,) = factories.write(RUNS, factories.record())
+    path.rename(path.with_name(f"copy-{path.name}"))
+    before = content(RUNS)
+    wait(OLD)
+    assert "0 files" in cl_bench("results", "prune", "--yes").err and content(RUNS) == before
+
+
+def test_prune_knows_checkpoints_that_nobody_goes_on_from(cl_bench: Cli, wait: Callable[[float], None]) -> None:
+    stored, going = factories.record(), factories.record("beta")
+    factories.write(RUNS, stored)
+    done, alive = (Store(RUNS).checkpoint_path(run.experiment) for run in (stored, going))
+    done.parent.mkdir()
+    half = done.with_name(f".{alive.name}-ab12cd34")
+    for path in (done, alive, half):
+        path.write_text("checkpoint")
+    assert "0 files" in cl_bench("results", "prune", "--unfinished").err, "another process may be at work"
+    wait(OLD)
+    assert "2 files" in cl_bench("results", "prune", "--unfinished", "--yes").err
+    assert alive.exists() and not done.exists() and not half.exists()
+    wait(31 * 86400)
+    assert "0 files" in cl_bench("results", "prune", "--yes").err and alive.exists()
+    assert "1 file; --yes deletes it" in cl_bench("results", "prune", "--unfinished").err
+    assert "1 file\n" in cl_bench("results", "prune", "--unfinished", "--yes").err and not alive.exists()
+
+
+def test_prune_leaves_alone_what_has_changed_since_it_was_listed(tmp_path: Path, wait: Callable[[float], None]) -> None:
+    (path,) = factories.write(tmp_path, factories.record())
+    stray = tmp_path / f"{path.stem}-01234567.npz"
+    stray.write_text("")
+    wait(OLD)
+    (leftover,) = upkeep.leftovers(Store(tmp_path))
+    wait(0)
+    assert not upkeep.remove(leftover) and stray.exists()
+    wait(OLD)
+    assert upkeep.remove(leftover) and not stray.exists()
 
 
 # --- export ----------------------------------------------------------------------------------------------------
