@@ -3,7 +3,8 @@
 All of them take `correct`, the integer matrix of class-incremental hits, and `total`, the test-set sizes. Row t is
 the state after training stage t, column j is task j; `correct[t][j]` is None where stage t has not seen task j yet (a
 full, task-aware matrix is not accepted: its upper triangle would enter the averages). Results are fractions in
-[0, 1], forgetting and transfer in [-1, 1].
+[0, 1], forgetting and transfer in [-1, 1]; NaN where a metric is not defined, as all that compare tasks learned
+earlier with later ones are for a single task.
 
 Two averages are in use and often mixed up: *sample-weighted* (all test images of the seen classes pooled; PILOT,
 InfLoRA and the SD-LoRA code) and *over tasks* (mean of the per-task accuracies; Lopez-Paz & Ranzato 2017, L2P,
@@ -23,7 +24,8 @@ Totals = Sequence[int]
 
 
 def accuracy_matrix(correct: Counts, total: Totals) -> NDArray[np.float64]:
-    """Accuracies R[t, j] = correct[t][j] / total[j], shape [stages, tasks]; NaN where there is no count.
+    """Accuracies R[t, j] = correct[t][j] / total[j], shape [stages, tasks]; NaN where there is no count or no
+    test image.
 
     Raises:
         ValueError: a count exceeds its total, or the shapes do not fit.
@@ -34,7 +36,22 @@ def accuracy_matrix(correct: Counts, total: Totals) -> NDArray[np.float64]:
         raise ValueError(f"counts of shape {hits.shape} do not fit {sizes.shape[0]} test sets")
     if ((hits < 0) | (hits > sizes)).any():
         raise ValueError("a count is negative or larger than its test set")
-    return hits / sizes
+    return _ratio(hits, np.broadcast_to(sizes, hits.shape))
+
+
+def _ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Quotients, NaN where the whole is empty."""
+    return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
+
+
+def _mean(values: Sequence[float] | NDArray[np.float64]) -> float:
+    """The mean, NaN of nothing."""
+    return float(np.mean(values)) if len(values) else float("nan")
+
+
+def _best(accuracy: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The best accuracy on each task over the stages that were tested on it."""
+    return np.fmax.reduce(accuracy, axis=0)
 
 
 def is_sequential(correct: Counts, total: Totals) -> bool:
@@ -54,7 +71,7 @@ def learning_accuracy(correct: Counts, total: Totals) -> float:
 
     Source: `learning_acc` of the L2P and DualPrompt code.
     """
-    return float(np.diag(accuracy_matrix(correct, total)).mean())
+    return _mean(np.diag(accuracy_matrix(correct, total)))
 
 
 def accuracy_curve(correct: Counts, total: Totals) -> NDArray[np.float64]:
@@ -65,7 +82,7 @@ def accuracy_curve(correct: Counts, total: Totals) -> NDArray[np.float64]:
     accuracy = accuracy_matrix(correct, total)
     seen = ~np.isnan(accuracy)
     sizes = np.asarray(total, dtype=np.float64)
-    return np.nansum(accuracy * sizes, axis=1) / (seen * sizes).sum(axis=1)
+    return _ratio(np.nansum(accuracy * sizes, axis=1), (seen * sizes).sum(axis=1))
 
 
 def accuracy_curve_task(correct: Counts, total: Totals) -> NDArray[np.float64]:
@@ -73,7 +90,8 @@ def accuracy_curve_task(correct: Counts, total: Totals) -> NDArray[np.float64]:
 
     Source: Lopez-Paz & Ranzato 2017; Chaudhry et al. 2018. Shape [stages].
     """
-    return np.nanmean(accuracy_matrix(correct, total), axis=1)
+    accuracy = accuracy_matrix(correct, total)
+    return _ratio(np.nansum(accuracy, axis=1), (~np.isnan(accuracy)).sum(axis=1, dtype=np.float64))
 
 
 def acc(correct: Counts, total: Totals) -> float:
@@ -102,17 +120,16 @@ def forgetting_per_task(correct: Counts, total: Totals) -> NDArray[np.float64]:
     Source: L2P and DualPrompt code, PILOT, Mammoth. Shape [tasks - 1].
     """
     accuracy = accuracy_matrix(correct, total)
-    return np.nanmax(accuracy[:, :-1], axis=0) - accuracy[-1, :-1]
+    return _best(accuracy[:, :-1]) - accuracy[-1, :-1]
 
 
 def forgetting(correct: Counts, total: Totals) -> float:
-    """Mean of `forgetting_per_task`; 0 for a single task."""
-    per_task = forgetting_per_task(correct, total)
-    return float(per_task.mean()) if per_task.size else 0.0
+    """Mean of `forgetting_per_task`; NaN for a single task."""
+    return _mean(forgetting_per_task(correct, total))
 
 
 def forgetting_curve(correct: Counts, total: Totals) -> NDArray[np.float64]:
-    """`forgetting` after each stage k = 0..T-1 (0 at the first), over the tasks learned before k. Shape [stages]."""
+    """`forgetting` after each stage k = 0..T-1 (NaN at the first), over the tasks learned before k. Shape [stages]."""
     stages = range(1, len(correct) + 1)
     return np.array([forgetting([row[:k] for row in correct[:k]], total[:k]) for k in stages])
 
@@ -120,12 +137,12 @@ def forgetting_curve(correct: Counts, total: Totals) -> NDArray[np.float64]:
 def forgetting_rwalk(correct: Counts, total: Totals) -> float:
     """1/(T-1) sum_j (max_{j<=l<=T-2} R[l, j] - R[T-1, j]): the best strictly before the last stage; may be negative.
 
-    Source: Chaudhry et al. 2018 (RWalk), f_j^k with the maximum over stages before k. 0 for a single task.
+    Source: Chaudhry et al. 2018 (RWalk), f_j^k with the maximum over stages before k. NaN for a single task.
     """
     accuracy = accuracy_matrix(correct, total)
-    if accuracy.shape[1] < 2:
-        return 0.0
-    return float((np.nanmax(accuracy[:-1, :-1], axis=0) - accuracy[-1, :-1]).mean())
+    if len(accuracy) < 2:
+        return float("nan")
+    return _mean(_best(accuracy[:-1, :-1]) - accuracy[-1, :-1])
 
 
 def forgetting_rwalk_curve(correct: Counts, total: Totals) -> NDArray[np.float64]:
@@ -135,35 +152,33 @@ def forgetting_rwalk_curve(correct: Counts, total: Totals) -> NDArray[np.float64
 
 
 def forgetting_coda(correct: Counts, total: Totals) -> float:
-    """1/(T-1) sum_{t=1..T-1} 1/t sum_{i<t} (R[t-1, i] - R[t, i]): drops from stage to stage. 0 for a single task.
+    """1/(T-1) sum_{t=1..T-1} 1/t sum_{i<t} (R[t-1, i] - R[t, i]): drops from stage to stage. NaN for a single task.
 
     Source: CODA-Prompt's released helper, which assumes tasks of equal size.
     """
     accuracy = accuracy_matrix(correct, total)
     drops = [float((accuracy[t - 1, :t] - accuracy[t, :t]).mean()) for t in range(1, len(accuracy))]
-    return float(np.mean(drops)) if drops else 0.0
+    return _mean(drops)
 
 
 def bwt(correct: Counts, total: Totals) -> float:
-    """Backward transfer 1/(T-1) sum_{j<T-1} (R[T-1, j] - R[j, j]) (Lopez-Paz & Ranzato 2017). 0 for a single task."""
+    """Backward transfer 1/(T-1) sum_{j<T-1} (R[T-1, j] - R[j, j]) (Lopez-Paz & Ranzato 2017). NaN for a single task."""
     accuracy = accuracy_matrix(correct, total)
-    if accuracy.shape[1] < 2:
-        return 0.0
-    return float((accuracy[-1, :-1] - np.diag(accuracy)[:-1]).mean())
+    return _mean(accuracy[-1, :-1] - np.diag(accuracy)[:-1])
 
 
 def bwt_all(correct: Counts, total: Totals) -> float:
     """Backward transfer over all stages: sum_{i=1..T-1} sum_{j<i} (R[i, j] - R[j, j]) / (T (T-1) / 2).
 
-    Source: Diaz-Rodriguez et al. 2018. 0 for a single task.
+    Source: Diaz-Rodriguez et al. 2018. NaN for a single task.
     """
     accuracy = accuracy_matrix(correct, total)
     changes = [accuracy[i, j] - accuracy[j, j] for i in range(1, len(accuracy)) for j in range(i)]
-    return float(np.mean(changes)) if changes else 0.0
+    return _mean(changes)
 
 
 def fwt(correct_task_aware: Counts, total: Totals, baseline: Sequence[float]) -> float:
-    """Forward transfer 1/(T-1) sum_{j=1..T-1} (R[j-1, j] - b_j) (Lopez-Paz & Ranzato 2017). 0 for a single task.
+    """Forward transfer 1/(T-1) sum_{j=1..T-1} (R[j-1, j] - b_j) (Lopez-Paz & Ranzato 2017). NaN for a single task.
 
     Args:
         correct_task_aware: the full matrix: hits on task j before it was learned need the task's identity.
@@ -171,7 +186,7 @@ def fwt(correct_task_aware: Counts, total: Totals, baseline: Sequence[float]) ->
     """
     accuracy = accuracy_matrix(correct_task_aware, total)
     gains = [accuracy[j - 1, j] - baseline[j] for j in range(1, accuracy.shape[1])]
-    return float(np.mean(gains)) if gains else 0.0
+    return _mean(gains)
 
 
 def intransigence_per_task(correct: Counts, total: Totals, reference: Sequence[float]) -> NDArray[np.float64]:
@@ -196,9 +211,7 @@ def pilot_aaa(correct: Counts, total: Totals) -> float:
 def pilot_forgetting(correct: Counts, total: Totals) -> float:
     """`forgetting` in percent as PILOT prints it: from per-task accuracies rounded to two decimals."""
     rounded = np.around(100 * accuracy_matrix(correct, total), 2)
-    if len(rounded) < 2:
-        return 0.0
-    return float((np.nanmax(rounded[:, :-1], axis=0) - rounded[-1, :-1]).mean())
+    return _mean(_best(rounded[:, :-1]) - rounded[-1, :-1])
 
 
 class Metric(NamedTuple):
@@ -210,6 +223,7 @@ class Metric(NamedTuple):
         value: from counts and totals, a fraction.
         higher: whether more is better.
         sequential: defined only where the tasks are learned one after the other.
+        tasks: so many at least it needs.
     """
 
     title: str
@@ -217,13 +231,14 @@ class Metric(NamedTuple):
     value: Callable[[Counts, Totals], float]
     higher: bool = True
     sequential: bool = True
+    tasks: int = 1
 
 
 METRICS: Mapping[str, Metric] = {
     "acc": Metric("acc, %", "top-1 accuracy over all classes after the last task", acc, sequential=False),
     "aaa": Metric("aaa, %", "top-1 accuracy over the classes seen so far, averaged over the tasks", aaa),
     "forgetting": Metric(
-        "forgetting, %", "best minus last accuracy, averaged over all tasks but the last", forgetting, higher=False
+        "forgetting, %", "best minus last accuracy, averaged over all tasks but the last", forgetting, False, tasks=2
     ),
     "acc_task": Metric(
         "acc (tasks), %", "mean over tasks of the accuracy after the last one", acc_task, sequential=False
@@ -237,12 +252,17 @@ METRICS: Mapping[str, Metric] = {
         "best accuracy before the last stage minus the last (Chaudhry)",
         forgetting_rwalk,
         False,
+        tasks=2,
     ),
     "forgetting_coda": Metric(
-        "forgetting (CODA), %", "drop of accuracy from stage to stage, mean (CODA-Prompt)", forgetting_coda, False
+        "forgetting (CODA), %",
+        "drop of accuracy from stage to stage, mean (CODA-Prompt)",
+        forgetting_coda,
+        False,
+        tasks=2,
     ),
-    "bwt": Metric("bwt, %", "last accuracy minus that right after learning (Lopez-Paz & Ranzato)", bwt),
-    "bwt_all": Metric("bwt (all), %", "the same over all stages (Diaz-Rodriguez)", bwt_all),
+    "bwt": Metric("bwt, %", "last accuracy minus that right after learning (Lopez-Paz & Ranzato)", bwt, tasks=2),
+    "bwt_all": Metric("bwt (all), %", "the same over all stages (Diaz-Rodriguez)", bwt_all, tasks=2),
 }
 """By the name under which tables, the page and the command line know them."""
 

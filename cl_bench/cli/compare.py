@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,11 +12,16 @@ from cl_bench.cli.reports import (
     Form,
     OutFile,
     Results,
+    from_sections,
     print_table,
-    stored_sections,
 )
+from cl_bench.cli.shared import err
 from cl_bench.errors import UserError, unknown_name
 from cl_bench.store import folders_to_read
+
+if TYPE_CHECKING:
+    from cl_bench.reporting.runs import Section
+    from cl_bench.reporting.text_tables import TextTable
 
 
 def compare(
@@ -53,23 +58,34 @@ def compare(
         raise unknown_name("metric", metric, metrics.METRICS)
     if margin is not None and not 0 < margin < 100:
         raise UserError(f"--margin {margin:g}: expected percentage points above 0 and below 100, e.g. --margin 1")
-    found = stored_sections(results, benchmark, backbone)
-    known = {label for section in found for label in section.rows}
-    for label in [*named, against]:
-        if label not in known:
-            raise unknown_name("row", label, known, "See 'cl-bench results ls'.")
-    if named and all(label == against for label in named):
-        raise UserError(
-            f"'{against}' cannot be compared with itself: name a second row, or all others with --baseline '{against}' "
-            "and no row"
-        )
     stores = folders_to_read(results or ()) if samples else ()
-    fitting = [section for section in found if against in section.rows]
-    made = [
-        table
-        for section in fitting
-        if (table := comparison.text_table(section, against, named, metric, margin, stores))
-    ]
+
+    def tables(found: list[Section]) -> tuple[list[TextTable], dict[str, str]]:
+        """The comparisons, and by protocol why there is none."""
+        known = {label for section in found for label in section.rows}
+        for label in [*named, against]:
+            if label not in known:
+                raise unknown_name("row", label, known, "See 'cl-bench results ls'.")
+        if named and all(label == against for label in named):
+            raise UserError(
+                f"'{against}' cannot be compared with itself: name a second row, or all others with --baseline "
+                f"'{against}' and no row"
+            )
+        fitting = [section for section in found if against in section.rows]
+        made = [comparison.text_table(section, against, named, metric, margin, stores) for section in fitting]
+        undefined = {
+            f"{section.protocol.benchmark}, {section.protocol.shape} (protocol {section.protocol.digest})": reason
+            for section in fitting
+            if (reason := comparison.why_undefined(section, against, metric))
+        }
+        return [table for table in made if table is not None], undefined
+
+    made, undefined = from_sections(tables, results, benchmark, backbone)
+    if undefined and not made:
+        reasons = " and ".join(dict.fromkeys(undefined.values()))
+        raise UserError(f"'{against}' cannot be compared: {reasons}; compare by --metric acc, or with another row")
+    for protocol, reason in undefined.items():
+        err.print(f"no comparison with '{against}' on {protocol}: {reason}", markup=False)
     if not made:
         needs = f", and {metric} needs tasks learned one after the other" if metrics.METRICS[metric].sequential else ""
         raise UserError(

@@ -12,7 +12,9 @@ import numpy as np
 import pandas as pd
 
 from cl_bench import metrics, stats
+from cl_bench.errors import counted
 from cl_bench.reporting.charts import Chart, Ranks
+from cl_bench.reporting.result_table import order_text
 from cl_bench.reporting.runs import Run, Section
 from cl_bench.reporting.text_tables import DASH, Column, TextTable
 from cl_bench.stats import Equivalence, Paired
@@ -52,6 +54,16 @@ def values(section: Section, metric: str) -> pd.DataFrame:
         for label, runs in section.rows.items()
     }
     return pd.DataFrame(found).sort_index()
+
+
+def why_undefined(section: Section, row: str, metric: str) -> str:
+    """Why no run of a row has this metric, in words; empty if one has."""
+    runs, kind = section.rows[row], metrics.METRICS[metric]
+    if any(np.isfinite(metrics.value(metric, run.record.correct, run.record.total)) for run in runs):
+        return ""
+    if max(len(run.record.total) for run in runs) < kind.tasks:
+        return f"{metric} is not defined where a single task is learned"
+    return f"{metric} needs tasks learned one after the other"
 
 
 def against(
@@ -185,14 +197,15 @@ def _numbers(pair: Pair, metric: str, inside: Sequence[tuple[dict[str, float], s
 
 def _notes(pairs: Sequence[Pair], metric: str, margin: float | None) -> list[str]:
     counts = sorted({len(pair.blocks) for pair in pairs})
-    runs = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    span = "" if len(counts) == 1 else f"{counts[0]} to "
+    runs = span + counted(counts[-1], "pair of runs", "pairs of runs")
     better = "more" if metrics.METRICS[metric].higher else "less"
     tests = sum(pair.holm is not None for pair in pairs)
     notes = [
         f"{metric}: {metrics.METRICS[metric].description}; {better} is better.",
-        f"Difference: mean over {runs} pairs of runs of the same seed and class order ± half-width of its 95 % "
+        f"Difference: mean over {runs} of the same seed and class order ± half-width of its 95 % "
         "Student-t interval; p: paired t test, two-sided.",
-        f"p (Holm): corrected for the {tests} test{'' if tests == 1 else 's'} of this table; effect: Cohen's d of the "
+        f"p (Holm): corrected for the {counted(tests, 'test')} of this table; effect: Cohen's d of the "
         "differences with Hedges' correction, from 3 pairs on.",
     ]
     single = [pair.row for pair in pairs if len(pair.blocks) == 1]
@@ -221,7 +234,7 @@ def _about_samples(unseen: int, blocks: int) -> list[str]:
         "paired bootstrap over the test images of each task; it covers the choice of images, not that of seeds."
     ]
     if unseen:
-        notes.append(f"Without stored predictions of the same images: {unseen} of {blocks} pairs of runs.")
+        notes.append(f"Without stored predictions of the same images: {unseen} of {counted(blocks, 'pair')} of runs.")
     return notes
 
 
@@ -263,7 +276,7 @@ def _names(pairs: Sequence[Pair]) -> dict[Block, str]:
     """Blocks by their seed, and by their class order too where a table has several with the same seed."""
     blocks = sorted({block for pair in pairs for block in pair.blocks})
     uses = Counter(seed for seed, _ in blocks)
-    return {(seed, order): f"{seed}" if uses[seed] == 1 else f"{seed} {order}" for seed, order in blocks}
+    return {(seed, order): f"{seed}" if uses[seed] == 1 else f"{seed} {order_text(order)}" for seed, order in blocks}
 
 
 def _block(run: Run) -> Block:
@@ -305,9 +318,8 @@ def ranks(sections: Sequence[Section], metric: str = "acc") -> Chart | None:
     ranking = stats.average_ranks(best, metrics.METRICS[metric].higher)
     used = len({digest for digest, *_ in best.index})
     note = (
-        f"average rank by {metric} over {ranking.blocks} blocks (stream x seed) of {used} protocol"
-        f"{'s' if used > 1 else ''}; bars: not told apart by Nemenyi's test at 5 %; Friedman p: "
-        f"{probability(ranking.p)}"
+        f"average rank by {metric} over {ranking.blocks} blocks (stream x seed) of {counted(used, 'protocol')}; "
+        f"bars: not told apart by Nemenyi's test at 5 %; Friedman p: {probability(ranking.p)}"
     )
     panel = Ranks("", tuple(ranking.ranks.items()), ranking.groups, note)
     caption = (

@@ -79,10 +79,6 @@ def long_frame(runs: Sequence[Run]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).astype({"correct": "Int64"})
 
 
-_EARLIER_TASKS = ("forgetting", "forgetting_rwalk", "forgetting_coda", "bwt", "bwt_all")
-"""Metrics of tasks learned before the last one, which are undefined where there is none."""
-
-
 def _at_stage(run: Run, stage: int) -> dict[str, Any]:
     """What `stage_frame` has for a stage of a run."""
     record = run.record
@@ -90,8 +86,6 @@ def _at_stage(run: Run, stage: int) -> dict[str, Any]:
     total = [record.total[task] for task in seen]
     correct = [[row[task] for task in seen] for row in record.correct[: stage + 1]]
     values = {name: metrics.value(name, correct, total) for name in metrics.METRICS}
-    if stage == 0:
-        values |= dict.fromkeys(_EARLIER_TASKS, float("nan"))
     aware = sum(record.correct_task_aware[stage][task] for task in seen) / sum(total)
     per_stage = {name: getattr(record, name)[stage] for name in _OF_A_STAGE}
     return {"stage": stage, "tasks_seen": len(seen), **values, "acc_task_aware": aware, **per_stage}

@@ -43,14 +43,7 @@ def standard(section: Section) -> dict[str, Chart]:
         return {}
     made = [
         _accuracy(sequential, ceilings),
-        _curves_chart(
-            "forgetting",
-            "Forgetting along the stream",
-            "Best minus current accuracy, averaged over the tasks learned before.",
-            "forgetting, points",
-            sequential,
-            metrics.forgetting_curve,
-        ),
+        _forgetting(sequential),
         _retention(sequential),
         _tasks(sequential),
         _matrix(sequential),
@@ -86,19 +79,23 @@ def _accuracy(sequential: Rows, ceilings: Rows) -> Chart:
     return Chart("accuracy", "Accuracy so far", caption, (panel,), SHOWN)
 
 
-def _curves_chart(
-    name: str, title: str, caption: str, unit: str, rows: Rows, curve: Callable[..., NDArray[np.float64]]
-) -> Chart:
-    panel = Lines("", "tasks learned", unit, _lines(rows, curve))
-    return Chart(name, title, f"{caption} {_BANDS}{_note(rows)}", (panel,), SHOWN)
+def _forgetting(rows: Rows) -> Chart | None:
+    """From the second task on: before it there is nothing to forget."""
+    lines = _lines(rows, metrics.forgetting_curve, first=2)
+    if not lines[0].x:
+        return None
+    caption = f"Best minus current accuracy, averaged over the tasks learned before. {_BANDS}{_note(rows)}"
+    panel = Lines("", "tasks learned", "forgetting, points", lines)
+    return Chart("forgetting", "Forgetting along the stream", caption, (panel,), SHOWN)
 
 
-def _lines(rows: Rows, curve: Callable[..., NDArray[np.float64]]) -> tuple[Line, ...]:
-    """A curve in percent against tasks learned, for each row."""
+def _lines(rows: Rows, curve: Callable[..., NDArray[np.float64]], first: int = 1) -> tuple[Line, ...]:
+    """A curve in percent against tasks learned, for each row, from so many tasks on."""
     lines = []
     for label, runs in rows.items():
-        points = summarise_curves([100 * curve(run.record.correct, run.record.total) for run in runs])
-        lines.append(Line(label, tuple(range(1, len(points) + 1)), tuple(points)))
+        values = [100 * curve(run.record.correct, run.record.total)[first - 1 :] for run in runs]
+        points = summarise_curves(values)
+        lines.append(Line(label, tuple(range(first, first + len(points))), tuple(points)))
     return tuple(lines)
 
 
@@ -202,6 +199,8 @@ def _places(stages: Sequence[int]) -> tuple[float, ...]:
 
 
 def _stability(rows: Rows) -> Chart | None:
+    if any(len(run.record.total) < 2 for runs in rows.values() for run in runs):
+        return None
     points = []
     for label, runs in rows.items():
         diagonals = [100 * float(np.diag(_matrix_of(run)).mean()) for run in runs]

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
+from cl_bench.errors import counted
 from cl_bench.experiment import ImageTransforms, Limits, Tasks, number_of
 from cl_bench.store import RunRecord
 
@@ -16,6 +17,8 @@ PROTOCOL_FIELDS = (
     "benchmark", "scenario", "tasks", "split", "transforms", "backbone", "weights", "precision", "limits",
 )  # fmt: skip
 """The fields of an experiment that make its protocol."""
+_MOST_SIZES = 12
+"""Sizes of tasks that are written out."""
 
 
 @dataclass(frozen=True)
@@ -56,21 +59,24 @@ class Protocol:
     def shape(self) -> str:
         """Tasks and classes in words, e.g. `10 tasks x 10 classes` with a multiplication sign."""
         if self.scenario == "domain-incremental":
-            return f"{self.tasks} domains of {self.classes} classes"
+            return f"{counted(self.num_tasks, 'domain')} of {counted(self.classes, 'class')}"
+        tasks = counted(self.num_tasks, "task")
         if isinstance(self.tasks, int):
-            return f"{self.tasks} tasks \N{MULTIPLICATION SIGN} {self.classes / self.tasks:g} classes"
+            return f"{tasks} \N{MULTIPLICATION SIGN} {counted(self.classes // self.tasks, 'class')}"
         runs = _runs(self.tasks)
+        if len(runs) > _MOST_SIZES:
+            return f"{tasks} of {min(self.tasks)} to {counted(max(self.tasks), 'class')}"
         sizes = [f"{n} \N{MULTIPLICATION SIGN} {size}" if n > 1 else f"{size}" for n, size in runs]
-        return f"{len(self.tasks)} tasks of {' + '.join(sizes)} classes"
+        return f"{tasks} of {' + '.join(sizes)} {'class' if self.tasks == (1,) else 'classes'}"
 
     @property
     def name(self) -> str:
         """Readable part of file names; not necessarily unique (see `runs.sections`)."""
         parts = [re.sub(r"[^A-Za-z0-9._-]+", "_", part).strip("._")[:60] for part in (self.benchmark, self.backbone)]
         if self.scenario == "domain-incremental":
-            shape = f"{self.tasks}-domains"
+            shape = f"{self.num_tasks}-domains"
         elif isinstance(self.tasks, int):
-            shape = f"{self.tasks}x{self.classes / self.tasks:g}"
+            shape = f"{self.tasks}x{self.classes // self.tasks}"
         else:
             shape = "+".join(f"{n}x{size}" if n > 1 else f"{size}" for n, size in _runs(self.tasks))[:60]
         cuts = self.limits.model_dump(exclude_none=True)
@@ -79,12 +85,19 @@ class Protocol:
     def limits_text(self) -> str:
         """The limits in words; empty where there are none."""
         words = {
-            "tasks": f"first {self.limits.tasks} of {self.num_tasks} tasks only",
-            "train_per_class": f"at most {self.limits.train_per_class} training images per class",
-            "test_per_class": f"at most {self.limits.test_per_class} test images per class",
+            "tasks": f"first {self.limits.tasks} of {counted(self.num_tasks, 'task')} only",
+            "train_per_class": f"at most {counted(self.limits.train_per_class or 0, 'training image')} per class",
+            "test_per_class": f"at most {counted(self.limits.test_per_class or 0, 'test image')} per class",
             "validation": f"validated on {self.limits.validation or 0:.0%} of the training images, not tested",
         }
         return ", ".join(words[name] for name in words if getattr(self.limits, name) is not None)
+
+
+def file_name(*parts: str | None) -> str:
+    """A readable name of a file, without its ending, from names that may hold anything; a long one ends in its hash."""
+    whole = "-".join(part for part in parts if part)
+    readable = re.sub(r"[^A-Za-z0-9._-]+", "_", whole)
+    return readable if len(readable) <= 150 else f"{readable[:140]}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
 
 
 def _runs(sizes: Sequence[int]) -> list[tuple[int, int]]:

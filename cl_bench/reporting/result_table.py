@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from cl_bench import metrics
+from cl_bench.errors import counted
 from cl_bench.experiment import Value
 from cl_bench.reporting.protocol import Protocol
 from cl_bench.reporting.runs import Run, Section
@@ -76,7 +77,7 @@ class Row:
         """Which seeds and class orders the runs have, in words."""
         distinct = sorted(set(self.seeds))
         seeds = f"seed{'s' if len(distinct) > 1 else ''} {_ranges(distinct)}"
-        orders = sorted({_order(order) for order in self.class_orders})
+        orders = sorted({order_text(order) for order in self.class_orders})
         if all(order == f"permutation:{seed}" for seed, order in zip(self.seeds, self.class_orders, strict=True)):
             return f"{seeds}, each of which also sets the class order" if len(distinct) > 1 else f"{seeds}, {orders[0]}"
         return f"{seeds}, class order{'s' if len(orders) > 1 else ''} {', '.join(orders)}"
@@ -266,18 +267,20 @@ def _notes(rows: Sequence[Row]) -> list[str]:
     spread = "Mean ± half-width of the 95 % Student-t interval of the mean over " + (
         f"{repeats.pop()} runs per row" if len(repeats) == 1 else "the runs of the row"
     )
-    single = [row.label for row in rows if row.acc.n == 1]
+    alone = [row.label for row in rows if row.acc.n == 1]
     notes = [
         "; ".join(f"{name}: {metrics.METRICS[name].description}" for name in TABLE_METRICS) + ".",
-        "One run per row: no intervals." if len(single) == len(rows) else f"{spread}.",
+        "One run per row: no intervals." if len(alone) == len(rows) else f"{spread}.",
     ]
-    if single and len(single) < len(rows):
-        notes.append(f"One run only, no interval: {', '.join(single)}.")
+    if alone and len(alone) < len(rows):
+        notes.append(f"One run only, no interval: {', '.join(alone)}.")
     notes.append(by_row("Runs", [(row.label, row.varied) for row in rows]))
     joint = [row.label for row in rows if not row.sequential]
     if joint:
         undefined = [name for name in TABLE_METRICS if metrics.METRICS[name].sequential]
         notes.append(f"{', '.join(joint)}: trained on all tasks at once, so {_and(undefined)} are not defined.")
+    if single := [name for name in TABLE_METRICS if any(row.sequential and row.metrics[name] is None for row in rows)]:
+        notes.append(f"A single task is learned, so {_and(single)} {'is' if len(single) == 1 else 'are'} not defined.")
     if any(row.leaky for row in rows):
         notes.append(
             f"{LEAKY_MARK}: samples of a batch see each other, in training or at test, as in released code that is "
@@ -303,11 +306,11 @@ def _provenance(row: Row) -> str:
     """Where a row's hyper-parameters came from, in words."""
     if not row.hyperparameters:
         return "none"
-    trials = f", best of {row.tuning_trials} settings" if row.tuning_trials else ""
+    trials = f", best of {counted(row.tuning_trials, 'setting')}" if row.tuning_trials else ""
     return f"{', '.join(row.recipes)}{trials}"
 
 
-def _order(class_order: str) -> str:
+def order_text(class_order: str) -> str:
     """A class order in a few words: a list of classes by the start of its hash."""
     listed = class_order.startswith("order:")
     return f"list {hashlib.sha256(class_order.encode()).hexdigest()[:8]}" if listed else class_order

@@ -38,14 +38,17 @@ def _draw_lines(axes: Axes, panel: Lines, look: Mapping[str, Style]) -> None:
             markersize=4 if line.order is None else 2.8, linewidth=1.25 if line.order is None else 1.0,
         )  # fmt: skip
         low, high = _interval(line.y)
-        if np.isfinite(low).any() and len(panel.lines) <= _BANDS:
+        if np.isfinite(low).any() and len(panel.lines) <= _BANDS and len(line.x) > 1:
             axes.fill_between(line.x, low, high, color=style.colour, alpha=0.13, linewidth=0)
         elif np.isfinite(low[-1]) and line.order is None:
             # Bands of many rows would cover each other: bars at the end, side by side.
-            place = line.x[-1] + (line.x[-1] - line.x[0]) * (0.02 + 0.007 * number)
+            place = line.x[-1] + (line.x[-1] - line.x[0] or 1) * (0.02 + 0.007 * number)
             axes.plot([place, place], [low[-1], high[-1]], color=style.colour, linewidth=1.4, clip_on=False)
     axes.set(xlabel=panel.x, ylabel=panel.y)
     axes.margins(x=0.04)
+    places = {place for line in panel.lines for place in line.x}
+    if len(places) == 1:
+        axes.set_xlim(min(places) - 0.5, min(places) + 0.5)
     axes.ticklabel_format(useOffset=False)
 
 
