@@ -199,11 +199,13 @@ def load(*folders: str | Path) -> pd.DataFrame:
     """
     from cl_bench.reporting.frames import stage_frame
     from cl_bench.reporting.report import load as load_sections
+    from cl_bench.reporting.salvage import salvaged
 
     read = _existing(folders)
     found, damaged = load_sections([(folder, folder.name) for folder in read])
+    frame = salvaged(stage_frame, [run for section in found for run in section.runs], damaged.append)
     _warn_damaged(damaged)
-    return stage_frame([run for section in found for run in section.runs])
+    return frame
 
 
 def report(*folders: str | Path, out: str | Path = "reports", pictures: str | Sequence[str] = ()) -> Path:

@@ -56,8 +56,10 @@ LEAKY_OPTION = "as_published_leaky"
 def first_fault(error: ValidationError) -> str:
     """The first field that pydantic refuses and why, without its value, which may be of any size."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    where = ".".join(str(part)[:60] for part in first["loc"])
-    return f"{where}: {first['msg']}" if where else first["msg"]
+    # Parts with brackets are pydantic's own names of types.
+    where = ".".join(str(part)[:60] for part in first["loc"] if "[" not in str(part))
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message
 
 
 def number_of(tasks: Tasks) -> int:

@@ -25,7 +25,7 @@ from cl_bench.cli.shared import err, out
 from cl_bench.cli.show import show
 from cl_bench.cli.table import table
 from cl_bench.cli.tune import tune
-from cl_bench.errors import UserError, unknown_name
+from cl_bench.errors import UserError, printable, unknown_name
 from cl_bench.running import memory
 from cl_bench.running.signals import INTERRUPTED, ending_command
 
@@ -98,7 +98,7 @@ _ClickException: Any = _UsageError.__base__
 
 
 def _refuse(sentence: str) -> None:
-    err.print(f"[bold red]error:[/] {escape(sentence)}")
+    err.print(f"[bold red]error:[/] {escape(printable(sentence))}")
     sys.exit(2)
 
 

@@ -12,8 +12,8 @@ from cl_bench.cli.reports import (
     Benchmark,
     Results,
     check_known,
-    stored_runs,
-    stored_sections,
+    from_runs,
+    from_sections,
 )
 from cl_bench.cli.shared import err, out
 from cl_bench.errors import UserError
@@ -41,19 +41,25 @@ def figure(
     check_known(name, "figure", [*figure_layouts(), *plots.NAMES, "ranks"])
     charts: list[tuple[Chart, str, tuple[str, ...]]] = []
     if name == "ranks":
-        ranks = comparison.ranks(stored_sections(results, benchmark, backbone))
+        ranks = from_sections(comparison.ranks, results, benchmark, backbone)
         if ranks is None:
             raise UserError("average ranks need three rows with runs on the same ten streams and seeds; run more seeds")
         charts.append((ranks, ranks.name, ()))
     elif name in plots.NAMES:
-        for section in stored_sections(results, benchmark, backbone):
-            found = plots.standard(section)
-            if name in found:
-                charts.append((found[name], f"{section.slug}-{name}", section.ceilings))
+        charts = from_sections(
+            lambda found: [
+                (made[name], f"{section.slug}-{name}", section.ceilings)
+                for section in found
+                if name in (made := plots.standard(section))
+            ],
+            results,
+            benchmark,
+            backbone,
+        )
         if not charts:
             raise UserError(f"no stored run can fill the figure '{name}'; see 'cl-bench results ls' for what there is")
     else:
-        made = paper_figures.build(name, stored_runs(results), benchmark, backbone)
+        made = from_runs(lambda runs: paper_figures.build(name, runs, benchmark, backbone), results)
         for note in made.notes:
             err.print(note)
         if made.command:

@@ -10,7 +10,7 @@ import typer
 from rich.table import Column, Table
 
 from cl_bench.cli.shared import err, out, takes, warn
-from cl_bench.errors import UserError
+from cl_bench.errors import UserError, counted
 from cl_bench.running.imports import quiet_imports
 
 app = typer.Typer(no_args_is_help=True, help="List what there is.")
@@ -66,7 +66,7 @@ def ls_benchmarks(given: Mapping[str, Any]) -> None:
             else:
                 sizes = item.dataset.train, item.dataset.test
                 here, checked = presence(item.dataset, data.root).state, item.dataset.checked
-            tasks = f"{item.tasks} domains" if item.scenario == "domain-incremental" else str(item.tasks)
+            tasks = counted(item.tasks, "domain") if item.scenario == "domain-incremental" else str(item.tasks)
             images = "/".join(f"{size:,}" for size in sizes)
             facts.add_row(name, tasks, str(item.num_classes), images, here, checked)
             titles.add_row(name, item.description)

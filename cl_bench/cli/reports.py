@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -29,17 +29,29 @@ Form = Annotated[str, typer.Option("--format", help="terminal, md, csv, tex (LaT
 OutFile = Annotated[Path | None, typer.Option("--out", help="File to write to.", show_default="the screen")]
 
 
-def stored_sections(results: Sequence[Path] | None, benchmark: str | None, backbone: str | None) -> list[Section]:
-    """The stored runs by protocol.
+Made = TypeVar("Made")
+
+
+def from_sections(
+    make: Callable[[list[Section]], Made], results: Sequence[Path] | None, benchmark: str | None, backbone: str | None
+) -> Made:
+    """What is made of the stored runs by protocol; damaged ones are named and left out.
 
     Raises:
         UserError: there are none, or none of this benchmark or backbone.
     """
     from cl_bench.reporting import report as reports
+    from cl_bench.reporting.runs import sections
+    from cl_bench.reporting.salvage import salvaged
 
     found, damaged = reports.load([(folder, folder.name) for folder in folders_to_read(results or ())])
     for sentence in damaged:
         warn_damaged(sentence)
+    runs = [run for section in found for run in section.runs]
+    return salvaged(lambda some: make(_chosen(sections(some), benchmark, backbone)), runs, warn_damaged)
+
+
+def _chosen(found: list[Section], benchmark: str | None, backbone: str | None) -> list[Section]:
     for option, value in (("benchmark", benchmark), ("backbone", backbone)):
         if value is not None:
             there = {getattr(section.protocol, option) for section in found}
@@ -49,11 +61,13 @@ def stored_sections(results: Sequence[Path] | None, benchmark: str | None, backb
     return found
 
 
-def stored_runs(results: Sequence[Path] | None) -> list[Run]:
-    """All stored runs; none where there is nothing yet."""
+def from_runs(make: Callable[[Sequence[Run]], Made], results: Sequence[Path] | None) -> Made:
+    """What is made of all stored runs, of none where there is nothing yet; damaged ones are named and left out."""
     from cl_bench.reporting.runs import collect
+    from cl_bench.reporting.salvage import salvaged
 
-    return collect([(folder, folder.name) for folder in folders_of(results)], warn_damaged)
+    runs = collect([(folder, folder.name) for folder in folders_of(results)], warn_damaged)
+    return salvaged(make, runs, warn_damaged)
 
 
 def check_known(name: str, what: str, names: Sequence[str] | dict[str, str]) -> None:

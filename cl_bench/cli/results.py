@@ -15,10 +15,12 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from cl_bench.cli.shared import err, out
-from cl_bench.errors import UserError
+from cl_bench.errors import UserError, counted, printable
 from cl_bench.store import REFERENCE, RESULTS
 
 # pandas and pyarrow are imported by the commands that need them.
+_WIDEST = 60
+"""Characters of a column of `ls`; a longer text moves the rest of its own line only."""
 
 app = typer.Typer(no_args_is_help=True, help="Stored results: list, show, merge, verify, export and prune them.")
 
@@ -49,7 +51,7 @@ def folders_of(results: Sequence[Path] | None) -> list[Path]:
 
 def warn_damaged(sentence: str) -> None:
     """Name a record that was skipped."""
-    err.print(f"[yellow]warning:[/] skipped a damaged result: {escape(_line(sentence))}")
+    err.print(f"[yellow]warning:[/] skipped a damaged result: {escape(printable(sentence))}")
 
 
 def show_run(key: str, folders: Sequence[Path]) -> bool:
@@ -70,7 +72,7 @@ def show_run(key: str, folders: Sequence[Path]) -> bool:
     if not found:
         return False
     ((record, store),) = found
-    out.print(f"[bold]{escape(_line(record.label))}[/] seed {record.experiment.seed}, key {record.key}")
+    out.print(f"[bold]{escape(printable(record.label))}[/] seed {record.experiment.seed}, key {record.key}")
     finished = f", finished {record.finished:%Y-%m-%d %H:%M} UTC" if record.finished else ""
     _say(f"{store.json_path(record.experiment)}{finished}")
     out.print_json(data=record.experiment.model_dump(mode="json"))
@@ -93,6 +95,7 @@ def ls_(
 ) -> None:
     """List stored runs: key, row, benchmark, seed, accuracy, when it finished, folder."""
     from cl_bench import metrics
+    from cl_bench.reporting.salvage import unusable
     from cl_bench.store import Store
 
     wanted = _Filter.of(method, benchmark, backbone, label, seed)
@@ -101,16 +104,20 @@ def ls_(
         for record in Store(folder).records(warn_damaged):
             experiment = record.experiment
             if wanted.fits(experiment.method, experiment.benchmark, experiment.backbone, record.label, experiment.seed):
-                accuracy = f"{100 * metrics.acc(record.correct, record.total):.2f}"
+                try:
+                    accuracy = f"{100 * metrics.acc(record.correct, record.total):.2f}"
+                except Exception as error:
+                    warn_damaged(unusable(str(folder), record, error))
+                    continue
                 finished = f"{record.finished:%Y-%m-%d %H:%M}" if record.finished else "-"
                 names = record.key, record.label, experiment.benchmark, str(experiment.seed)
                 rows.append((*names, accuracy, finished, str(folder)))
     # One line each, so that they can be searched and sorted.
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows if rows[1:] else []:
-        _say("  ".join(map(str.ljust, row, widths)).rstrip())
-    runs = len(rows) - 1
-    err.print(f"{runs:,} run{'' if runs == 1 else 's'}")
+    lines = [tuple(map(printable, row)) for row in rows]
+    widths = [min(max(map(len, column)), _WIDEST) for column in zip(*lines, strict=True)]
+    for line in lines if lines[1:] else []:
+        _say("  ".join(map(str.ljust, line, widths)).rstrip())
+    err.print(counted(len(rows) - 1, "run"))
 
 
 @app.command(epilog="Example: cl-bench results show 08f4ef8b --results results/reference")
@@ -167,8 +174,8 @@ def verify(results: Folders = None) -> None:
             found = list(upkeep.verify(store, advance))
         for sentence in found:
             _say(sentence)
-        wrong = f"{len(found)} fault{'' if len(found) == 1 else 's'}" if found else "nothing wrong"
-        _say(f"{store.root}: {records:,} record{'' if records == 1 else 's'}, {wrong}")
+        wrong = counted(len(found), "fault") if found else "nothing wrong"
+        _say(f"{store.root}: {counted(records, 'record')}, {wrong}")
         faults += len(found)
     raise typer.Exit(1 if faults else 0)
 
@@ -196,10 +203,12 @@ def export(
     wanted = _Filter.of(method, benchmark, backbone, label, seed)
     from cl_bench.files import write_atomically
     from cl_bench.reporting.frames import export_frame, long_frame
-    from cl_bench.reporting.runs import collect
+    from cl_bench.reporting.runs import Run, collect
+    from cl_bench.reporting.salvage import salvaged
+    from cl_bench.reporting.spreadsheets import to_csv
 
     folders = folders_of(results)
-    runs = [
+    found = [
         run
         for run in collect([(folder, str(folder)) for folder in folders], warn_damaged)
         if wanted.fits(
@@ -210,21 +219,26 @@ def export(
             run.record.experiment.seed,
         )
     ]
-    if not runs:
+    if not found:
         where = ", ".join(f"'{folder}'" for folder in folders) or f"'{RESULTS}'"
         raise UserError(f"no such runs in {where}; 'cl-bench results ls' lists what is there")
-    table = long_frame(runs) if counts else export_frame(runs)
-    if chosen == "csv":
-        content = table.to_csv(index=False).encode()
-    else:
+
+    def exported(runs: Sequence[Run]) -> tuple[bytes, str]:
+        """The content of the file, and what it holds in words."""
+        table = long_frame(runs) if counts else export_frame(runs)
+        held = f"{counted(len(table), 'row')} of {counted(len(runs), 'run')}"
+        if chosen == "csv":
+            return to_csv(table).encode(), held
         buffer = io.BytesIO()
         table.to_parquet(buffer, index=False)
-        content = buffer.getvalue()
+        return buffer.getvalue(), held
+
+    content, held = salvaged(exported, found, warn_damaged)
     try:
         write_atomically(output, content)
     except OSError as error:
         raise UserError(f"'{output}' cannot be written ({error.strerror}); name another file") from error
-    err.print(escape(f"{len(table):,} rows of {len(runs):,} runs: {output}"))
+    err.print(escape(f"{held}: {output}"))
 
 
 @app.command(epilog="Example: cl-bench results prune --results results/runs --yes")
@@ -234,6 +248,9 @@ def prune(
         typer.Option("--results", help="Folders; may be given several times.", show_default=f"{RESULTS}"),
     ] = None,
     damaged: Annotated[bool, typer.Option("--damaged", help="Also records that are damaged for good.")] = False,
+    unfinished: Annotated[
+        bool, typer.Option("--unfinished", help="Also checkpoints from which no run has gone on for 30 days.")
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Delete; without it, only list.")] = False,
 ) -> None:
     """List, or delete with --yes, files that nobody needs: left by killed writers an hour ago or more, stray npz."""
@@ -241,16 +258,17 @@ def prune(
 
     number = 0
     for store in map(Store, folders_of(results or [RESULTS])):
-        for path, reason in upkeep.leftovers(store, damaged):
-            if yes:
-                try:
-                    path.unlink(missing_ok=True)
-                except OSError as error:
-                    raise UserError(f"'{path}' cannot be deleted ({error.strerror}); check its permissions") from error
+        for leftover in upkeep.leftovers(store, damaged, unfinished):
+            path, reason = leftover
+            try:
+                if yes and not upkeep.remove(leftover):
+                    continue
+            except OSError as error:
+                raise UserError(f"'{path}' cannot be deleted ({error.strerror}); check its permissions") from error
             _say(f"{'deleted' if yes else 'would delete'} {path}: {reason}")
             number += 1
-    note = "" if yes or not number else "; --yes deletes them"
-    err.print(f"{number:,} file{'' if number == 1 else 's'}{note}")
+    note = "" if yes or not number else f"; --yes deletes {'it' if number == 1 else 'them'}"
+    err.print(f"{counted(number, 'file')}{note}")
 
 
 @dataclass(frozen=True)
@@ -291,10 +309,6 @@ def _bar(what: str, total: int) -> Iterator[Callable[[], None]]:
         yield lambda: bars.advance(task)
 
 
-def _line(text: str) -> str:
-    """One line for a terminal, whatever names of files hold."""
-    return "".join(character if character.isprintable() else "?" for character in text)
-
-
 def _say(text: str) -> None:
-    out.print(_line(text), soft_wrap=True, highlight=False, markup=False)
+    """One line, whatever names of files hold."""
+    out.print(printable(text), soft_wrap=True, highlight=False, markup=False)

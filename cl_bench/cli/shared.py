@@ -9,9 +9,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
+from rich.segment import Segment
 
+from cl_bench.errors import printable
 from cl_bench.options import ExecutionOptions, Option, RunOptions, options_of
 from cl_bench.running.imports import quiet_imports
 from cl_bench.running.progress_bars import RunBars
@@ -19,8 +21,25 @@ from cl_bench.running.progress_bars import RunBars
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-out = Console()
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+class _PlainConsole(Console):
+    """A console that shows an escape for what acts on a terminal in a text: names and results of others hold anything.
+
+    It leaves alone what a text is laid out with: the ends of its lines.
+    """
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            if segment.control or segment.text.isprintable():
+                yield segment
+            else:
+                lines = map(printable, segment.text.split("\n"))
+                yield Segment("\n".join(lines), segment.style)
+
+
+# A name such as `a:fire:b` is no emoji.
+out = _PlainConsole(emoji=False)
+err = _PlainConsole(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 OPTIONS = options_of(RunOptions) | options_of(ExecutionOptions)
 """Every option of `cl-bench run`, by field name."""

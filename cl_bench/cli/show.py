@@ -12,6 +12,7 @@ from rich.table import Table
 
 from cl_bench.cli.results import show_run
 from cl_bench.cli.shared import out, takes
+from cl_bench.errors import counted
 from cl_bench.running.imports import quiet_imports
 from cl_bench.store import RESULTS
 
@@ -62,11 +63,12 @@ def show_thing(name: str, benchmark: str, backbone: str | None, method_files: Se
     elif name in streams.names():
         item = streams.find(name)
         out.print(f"[bold]{name}[/]: {item.description}")
-        kind = "domains" if item.scenario == "domain-incremental" else "tasks"
-        out.print(f"{item.num_classes} classes in {item.tasks} {kind}, {item.scenario}", highlight=False)
+        kind = "domain" if item.scenario == "domain-incremental" else "task"
+        parts = counted(item.tasks, kind)
+        out.print(f"{counted(item.num_classes, 'class')} in {parts}, {item.scenario}", highlight=False)
         if item.dataset is None:
             source = item.source()
-            out.print(f"{len(source.train)} training images, {len(source.test)} test images")
+            out.print(f"{counted(len(source.train), 'training image')}, {counted(len(source.test), 'test image')}")
             out.print(", ".join(source.classes))
         else:
             facts = item.dataset

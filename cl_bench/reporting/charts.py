@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from cl_bench.reporting import spreadsheets
 from cl_bench.stats import Summary
 
 
@@ -155,7 +156,7 @@ def to_frame(chart: Chart) -> pd.DataFrame:
 
 def to_csv(chart: Chart) -> str:
     """`to_frame` as CSV, 10 significant digits."""
-    return to_frame(chart).to_csv(index=False, lineterminator="\n", float_format="%.10g")
+    return spreadsheets.to_csv(to_frame(chart), float_format="%.10g")
 
 
 def _values(panel: Panel) -> Iterator[dict[str, object]]:

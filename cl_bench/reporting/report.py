@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from cl_bench.errors import UserError
+from cl_bench.errors import UserError, printable
 from cl_bench.reporting import charts, comparison, page, plots, result_table, text_tables
 from cl_bench.reporting.charts import Chart
 from cl_bench.reporting.intransigence import is_reference
@@ -16,6 +17,7 @@ from cl_bench.reporting.paper import figures as paper_figures
 from cl_bench.reporting.paper import tables as paper_tables
 from cl_bench.reporting.paper.layouts import figure_layouts, table_benchmarks, table_names
 from cl_bench.reporting.runs import Run, Section, collect, labelled, sections
+from cl_bench.reporting.salvage import salvaged
 from cl_bench.reporting.text_tables import TextTable
 from cl_bench.running.workers import CONTEXT
 from cl_bench.store import RunRecord
@@ -88,9 +90,17 @@ def render(folders: Iterable[tuple[Path, str]], out: Path, command: str, picture
         UserError: no valid run, or `out` cannot be written.
     """
     folders = list(folders)
-    everything, damaged = load(folders)
-    places = {origin: str(path) for path, origin in folders}
-    return render_sections(everything, damaged, places, out, command, pictures)
+    found, damaged = load(folders)
+    places = {printable(origin): printable(str(path)) for path, origin in folders}
+
+    def write(chosen: Sequence[Run], to: Path = out) -> Report:
+        return render_sections(sections(chosen), damaged, places, to, printable(command), pictures)
+
+    def attempt(chosen: Sequence[Run]) -> None:
+        with TemporaryDirectory() as folder:
+            write(chosen, Path(folder))
+
+    return salvaged(write, [run for section in found for run in section.runs], damaged.append, attempt)
 
 
 def render_sections(

@@ -14,14 +14,18 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cl_bench import metrics
+from cl_bench.errors import counted, printable
 from cl_bench.experiment import Value
 from cl_bench.reporting.protocol import PROTOCOL_FIELDS, Protocol
 from cl_bench.store import RunRecord, Store
 
 _REPEAT_FIELDS = ("seed", "class_order")
 _Identity = frozenset[tuple[str, str]]
+_LONGEST_LABEL = 300
+"""Characters; longer ones are cut."""
 
 
 @dataclass(frozen=True)
@@ -114,9 +118,34 @@ def labelled(records: Iterable[tuple[RunRecord, str]]) -> list[Run]:
         labels[protocol][identity] = min(candidates, key=lambda label: (len(label), label))
     distinct = {protocol: _distinct(rows) for protocol, rows in labels.items()}
     return [
-        Run(record, origin, protocol, distinct[protocol][identity])
+        _shown(record, origin, protocol, distinct[protocol][identity])
         for (protocol, identity, _, _), (record, origin) in unique.items()
     ]
+
+
+def _shown(record: RunRecord, origin: str, protocol: Protocol, label: str) -> Run:
+    """The run with nothing in its texts that acts on what shows them (see `printable`)."""
+    facts = record.experiment.model_dump(mode="json", exclude={"transforms", "limits"})
+    texts = {"label": record.label, "recipe": record.recipe, "environment": record.environment}
+    safe = _printable(facts), _printable(texts)
+    if safe != (facts, texts):
+        experiment = record.experiment.model_copy(update={name: safe[0][name] for name in _TEXTS})
+        record = record.model_copy(update=safe[1] | {"experiment": experiment})
+        protocol = Protocol.of(record)
+    return Run(record, printable(origin), protocol, label)
+
+
+_TEXTS = ("method", "revision", "hyperparameters", "defaults", "benchmark", "split", "backbone", "weights")
+"""The fields of an experiment that may hold any text."""
+
+
+def _printable(value: Any) -> Any:
+    """The value with every text in it, names of fields too, as `printable` shows it."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, dict):
+        return {printable(name): _printable(item) for name, item in value.items()}
+    return [_printable(item) for item in value] if isinstance(value, list) else value
 
 
 def choose_backbone(
@@ -135,8 +164,7 @@ def choose_backbone(
     first, *others = sorted(counts, key=lambda name: (-counts[name], name))
     if not others:
         return first, ()
-    left = sum(counts[name] for name in others)
-    what = f"{left} run{'s' if left > 1 else ''} on {benchmark} with another backbone"
+    what = f"{counted(sum(counts[name] for name in others), 'run')} on {benchmark} with another backbone"
     return first, (f"Backbone: {first}. Left out: {what} ({', '.join(others)}); --backbone shows them.",)
 
 
@@ -184,12 +212,17 @@ def _distinct(labels: dict[_Identity, str]) -> dict[_Identity, str]:
             common = frozenset.intersection(*rows)
             for identity in rows:
                 result[identity] = _with_options(label, sorted(identity - common))
-    # Only labels that contradict their own hyper-parameters can still clash.
-    uses: Counter[str] = Counter()
+    # Only labels that contradict their own hyper-parameters can still clash, or such as are not shown in full.
+    taken: set[str] = set()
     for identity in sorted(result, key=sorted):
-        label = result[identity]
-        uses[label] += 1
-        result[identity] = label if uses[label] == 1 else f"{label} ({uses[label]})"
+        whole = printable(result[identity])
+        label = short = whole if len(whole) <= _LONGEST_LABEL else f"{whole[:_LONGEST_LABEL]} ..."
+        number = 1
+        while label in taken:
+            number += 1
+            label = f"{short} ({number})"
+        taken.add(label)
+        result[identity] = label
     return result
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from cl_bench.errors import unknown_name
+from cl_bench.reporting import spreadsheets
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -81,7 +82,7 @@ def write(table: TextTable, form: str) -> str:
 
 def csv(table: TextTable) -> str:
     """Raw numbers, empty where undefined."""
-    return table.data.to_csv(index=False, lineterminator="\n")
+    return spreadsheets.to_csv(table.data)
 
 
 def markdown(table: TextTable) -> str:
@@ -99,7 +100,8 @@ def markdown(table: TextTable) -> str:
 
 def latex(table: TextTable) -> str:
     """A `table` environment; needs the package `booktabs`. What is too wide for a page is cut as on a terminal."""
-    lines = [r"\begin{table}", r"\centering", rf"\caption{{{_latex(table.caption)}}}", rf"\label{{tab:{table.name}}}"]
+    label = re.sub(r"[^A-Za-z0-9._:+-]+", "-", table.name)
+    lines = [r"\begin{table}", r"\centering", rf"\caption{{{_latex(table.caption)}}}", rf"\label{{tab:{label}}}"]
     for number, part in enumerate(_parts(table, PAGE)):
         lines += ["", r"\medskip"] if number else []
         lines += _tabular(part)

@@ -304,7 +304,7 @@ def test_predictions_on_other_images_are_left_out(tmp_path: Path) -> None:
     (section,) = _sections(tmp_path)
     made = comparison.text_table(section, "alpha", folders=[tmp_path])
     assert made is not None and made.rows[0][-1] == text_tables.DASH
-    assert any("1 of 1 pairs" in note for note in made.notes)
+    assert any("1 of 1 pair of runs" in note for note in made.notes)
 
 
 def test_two_orders_of_one_seed_are_told_apart(tmp_path: Path) -> None:

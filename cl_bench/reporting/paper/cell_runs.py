@@ -112,7 +112,7 @@ def _against_paper(run: Run, paper: Paper | None) -> Iterator[str]:
     epochs = run.record.experiment.hyperparameters.get("epochs")
     known_epochs = paper.epochs.get(run.protocol.benchmark, ())
     if known_epochs and epochs is not None and epochs not in known_epochs:
-        yield f"{epochs} epochs (paper: {' or '.join(map(str, known_epochs))})"
+        yield f"{'1 epoch' if epochs == 1 else f'{epochs} epochs'} (paper: {' or '.join(map(str, known_epochs))})"
 
 
 def _against_column(run: Run, main: Protocol, first: Run) -> Iterator[str]:

@@ -23,10 +23,10 @@ import numpy as np
 import pandas as pd
 
 from cl_bench import metrics
-from cl_bench.errors import unknown_name
+from cl_bench.errors import counted, unknown_name
 from cl_bench.reporting.charts import Chart, Heat, Line, Lines, Panel
 from cl_bench.reporting.paper.layouts import PAPERS, FigureLayout, Kind, PanelLayout, figure_layouts
-from cl_bench.reporting.protocol import Protocol
+from cl_bench.reporting.protocol import Protocol, file_name
 from cl_bench.reporting.runs import Run, choose_backbone
 from cl_bench.stats import Summary, summarise, summarise_curves
 
@@ -83,7 +83,7 @@ def build(name: str, runs: Sequence[Run], benchmark: str | None = None, backbone
     command = f"cl-bench run --suite {name}" if missing else ""
     for option, value in (("--benchmark", benchmark), ("--backbone", vit)):
         command += f" {option} {value}" if value and command else ""
-    slug = "-".join(part for part in (name, benchmark, backbone) if part).replace(":", "_").replace("/", "_")
+    slug = file_name(name, benchmark, backbone)
     chart = Chart(slug, layout.title, _caption(panels, counts, layout), tuple(panels)) if panels else None
     return Figure(chart, filled, tuple(dict.fromkeys(notes)), command)
 
@@ -123,18 +123,23 @@ def _choose(panel: PanelLayout, runs: Iterable[Run]) -> tuple[dict[str, list[Run
     for run in fitting[main]:
         by_row[run.record.label].append(run)
     others = sum(len(found) for protocol, found in fitting.items() if protocol != main)
-    note = f"{others} runs on {_stream(panel)} have another protocol than {main.digest} and are left out."
+    note = f"Left out: {counted(others, 'run')} on {_stream(panel)} of another protocol than {main.digest}."
     return dict(by_row), [note] if others else []
 
 
 def _has(kind: Kind, run: Run) -> bool:
     """Whether a run can fill a panel of this kind."""
     trace = _TRACES.get(kind)
-    return run.sequential if trace is None else trace in run.record.traces
+    if trace is None:
+        return run.sequential
+    name, columns = trace
+    rows = run.record.traces.get(name, ())
+    # A method may trace something else under this name, or numbers that were not finite.
+    return bool(rows) and all(isinstance(row.get(column), int | float) for row in rows for column in columns)
 
 
 def _stream(panel: PanelLayout) -> str:
-    return f"{panel.benchmark} in {panel.tasks} tasks"
+    return f"{panel.benchmark} in {counted(panel.tasks, 'task')}"
 
 
 def _caption(panels: Sequence[Panel], counts: set[int], layout: FigureLayout) -> str:
@@ -252,10 +257,11 @@ _BUILDERS: Mapping[Kind, Callable[[PanelLayout, Mapping[str, Sequence[Run]]], Pa
     "relative-residuals": _relative_residuals,
     "interpolation": _interpolation,
 }
-_TRACES: Mapping[Kind, str] = {
-    "distances": "optima",
-    "magnitudes": "magnitudes",
-    "residuals": "residuals",
-    "relative-residuals": "residuals",
-    "interpolation": "interpolation",
+_TRACES: Mapping[Kind, tuple[str, tuple[str, ...]]] = {
+    "distances": ("optima", ("stage", "task", "distance", "norm")),
+    "magnitudes": ("magnitudes", ("stage", "direction", "value")),
+    "residuals": ("residuals", ("stage", "step", "frobenius")),
+    "relative-residuals": ("residuals", ("stage", "step", "relative")),
+    "interpolation": ("interpolation", ("stage", "task", "x", "correct", "total")),
 }
+"""The trace that a panel shows, and its columns."""

@@ -8,7 +8,6 @@ paper or from the other rows of a column are marked, and told in a note what dif
 from __future__ import annotations
 
 import math
-import re
 import shlex
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,11 +17,11 @@ from string import ascii_lowercase
 import pandas as pd
 
 from cl_bench import metrics
-from cl_bench.errors import unknown_name
+from cl_bench.errors import counted, unknown_name
 from cl_bench.grammar import parse_methods
 from cl_bench.reporting.paper.cell_runs import RunGroup, Stream, StreamRuns, choose_runs
 from cl_bench.reporting.paper.layouts import TableLayout, TablesLayout, published_numbers, table_layouts, table_names
-from cl_bench.reporting.protocol import Protocol
+from cl_bench.reporting.protocol import Protocol, file_name
 from cl_bench.reporting.runs import Run, choose_backbone
 from cl_bench.reporting.text_tables import Column, TextTable, by_row
 from cl_bench.running import suites
@@ -110,7 +109,7 @@ def build(name: str, runs: Sequence[Run], benchmark: str | None = None, backbone
 
     missing = [(stream, label) for label in table.rows for stream in streams if label not in by_stream[stream].rows]
     text_table = TextTable(
-        re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(part for part in (name, benchmark, backbone) if part)),
+        file_name(name, benchmark, backbone),
         _caption(table, streams, own),
         _columns(table, streams, own),
         tuple(lines),
@@ -272,7 +271,7 @@ def _notes(
         yield "The paper counts the adapters of one task as trained, and as stored features and statistics of classes."
     trials = sum(one.trials for one in by_stream.values())
     if trials:
-        yield f"Left out: {trials} run{'s' if trials > 1 else ''} of these rows on a part of the data only (trials)."
+        yield f"Left out: {counted(trials, 'run')} of these rows on a part of the data only (trials)."
     for text, letter in letters.items():
         yield f"[{letter}] {text}."
 
