@@ -21,7 +21,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from cl_bench.cli.shared import err, out, warn
+from cl_bench.cli.shared import OPTIONS, err, out, warn
 from cl_bench.errors import UserError, printable
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ SplitList = Annotated[
 _HEADS = {
     "count": "Numbers of images",
     "classes": "Classes",
+    "domains": "Domains without images, or without those of a class",
     "empty": "Class folders without images, to be filled or removed",
     "missing": "Missing images",
     "zero-byte": "Empty (zero-byte) images",
@@ -137,6 +138,13 @@ def verify_(
     name: Name,
     root: DataRoot = None,
     split_list: SplitList = None,
+    scenario: Annotated[
+        str | None,
+        typer.Option(
+            help="Of folder:PATH. With domain-incremental its folders are domains with class folders in them.",
+            show_default="the data set's",
+        ),
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Do not decode the images.")] = False,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Images that cannot be read are no fault: a run would skip them.")
@@ -147,7 +155,8 @@ def verify_(
     from cl_bench.streams import catalogue
     from cl_bench.streams.verify import verify
 
-    dataset = catalogue.find(name)
+    wanted = OPTIONS["scenario"].parse(scenario, "--scenario") if scenario is not None else None
+    dataset = catalogue.find(name, domains=wanted == "domain-incremental")
     with _bars("{task.completed}/{task.total} images") as bars:
         bar = bars.add_task("decoding", total=None, visible=not quick)
         report = verify(

@@ -170,7 +170,7 @@ _GROUND = (
 
 
 def _ground(spec: RunSpec) -> _Ground:
-    benchmark = streams.find(spec.benchmark, spec.data)
+    benchmark = streams.find(spec.benchmark, spec.data, spec.scenario)
     backbone = backbones.find(
         spec.backbone or benchmark.backbone,
         checkpoint=spec.checkpoint,

@@ -92,19 +92,23 @@ class Benchmark:
         return _kept(self.name, storage, self.data, on_progress)
 
     def remarks(self) -> list[str]:
-        """What the user should know of the files of the data set, though nothing is wrong: those that are not read.
+        """What the user should know of the data set, though nothing is wrong: files not read, classes a domain lacks.
 
         Raises:
             UserError: the data are not there or damaged.
         """
         if self.dataset is None:
             return []
-        left = _listing(self.name, self.data).not_read
+        listing = _listing(self.name, self.data)
+        left = listing.not_read
+        gaps = catalogue.domain_faults(self.dataset, listing)[1] if self.scenario == "domain-incremental" else []
+        more = f" (and {len(gaps) - 1} more: 'cl-bench data verify' names them)" if gaps[1:] else ""
+        of_domains = [f"{self.name}: {gaps[0]}{more}"] if gaps else []
         if not left:
-            return []
+            return of_domains
         found = by_ending(left, catalogue.locate(self.dataset, self.data.root))
         files = f"{counted(len(left), 'file')} {'is' if len(left) == 1 else 'are'}"
-        return [f"{self.name}: {files} not read: {found}; 'cl-bench data verify {self.name}' names them"]
+        return [*of_domains, f"{self.name}: {files} not read: {found}; 'cl-bench data verify {self.name}' names them"]
 
     def storage(self, images: ImagesName, short: int) -> Storage:
         """How the images are kept for a run, as `Experiment` has it.
@@ -240,11 +244,12 @@ def has_domains(name: str) -> bool:
     return benchmark.scenario == "domain-incremental" or bool(benchmark.dataset and benchmark.dataset.domains)
 
 
-def find(name: str, data: DataConfig | None = None) -> Benchmark:
+def find(name: str, data: DataConfig | None = None, scenario: Scenario | None = None) -> Benchmark:
     """The benchmark with this name: an embedded one, a data set, or `folder:PATH`.
 
     Args:
         data: where data sets are and how they are read; None: as `DataConfig.of` finds them by itself.
+        scenario: that is wanted, if one is; the folders of `folder:PATH` are domains if it is domain-incremental.
 
     Raises:
         UserError: there is none; the closest name is suggested. A folder is not there or has another layout.
@@ -254,14 +259,19 @@ def find(name: str, data: DataConfig | None = None) -> Benchmark:
         return replace(_BENCHMARKS[name], data=data)
     if name not in names() and not name.startswith(catalogue.FOLDER):
         raise unknown_name("benchmark", name, [*names(), "folder:PATH"], "'cl-bench ls benchmarks' describes them.")
-    dataset = _dataset(name)
+    if scenario and name.startswith(catalogue.FOLDER):
+        data = replace(data, domains=scenario == "domain-incremental")
+    dataset = _dataset(name, data)
     classes = dataset.classes or len(_listing(name, data).classes)
-    domains = dataset.scenario == "domain-incremental"
+    if dataset.scenario == "domain-incremental":
+        tasks = len(dataset.domains or _listing(name, data).domains)
+    else:
+        tasks = dataset.tasks or default_tasks(classes)
     return Benchmark(
         name=name,
         description=dataset.title,
         num_classes=classes,
-        tasks=len(dataset.domains) if domains else dataset.tasks or default_tasks(classes),
+        tasks=tasks,
         scenario=dataset.scenario,
         # Training and test views as in PILOT and SD-LoRA's code.
         crop="pixels",
@@ -287,11 +297,11 @@ def _source(name: str, data: DataConfig) -> Source:
 
 @cache
 def _listing(name: str, data: DataConfig) -> Listing:
-    return catalogue.load(_dataset(name), data.root, data.skip_bad, data.split_list)
+    return catalogue.load(_dataset(name, data), data.root, data.skip_bad, data.split_list)
 
 
-def _dataset(name: str) -> DataSet:
-    return _SUBSETS[name].dataset() if name in _SUBSETS else catalogue.find(name)
+def _dataset(name: str, data: DataConfig) -> DataSet:
+    return _SUBSETS[name].dataset() if name in _SUBSETS else catalogue.find(name, data.domains)
 
 
 def _load(name: str, data: DataConfig) -> Source:
@@ -306,7 +316,7 @@ def _load(name: str, data: DataConfig) -> Source:
         domains = np.array([entry.domain for entry in entries]) if known else None
         return ImageStore(images, targets, tuple(entry.name for entry in entries), domains=domains)
 
-    known = _dataset(name).domains
+    known = _dataset(name, data).domains or listing.domains
     return Source(store(0), store(1), listing.classes, known)
 
 

@@ -15,7 +15,7 @@ from cl_bench.data.decoding import BadImage
 from cl_bench.errors import UserError, printable, unknown_name
 from cl_bench.streams.config import ROOT_VARIABLE, existing_root
 from cl_bench.streams.image_files import for_each_image, look_at
-from cl_bench.streams.readers import UnknownLayout, class_trees, first_of
+from cl_bench.streams.readers import UnknownLayout, class_trees, first_of, own_domain_folders
 from cl_bench.streams.split_hash import names_hash, split_hash
 from cl_bench.streams.types import DataSet, Listing
 
@@ -37,9 +37,26 @@ _ANY_FOLDER = DataSet(
             "PATH/\n  CLASS/* (any depth)\n  NAME_train.txt, NAME_test.txt (or .yaml, or --split-list FILE)"
         ),
     },
-    read=first_of(class_trees(tests=("test", "val"))),
+    read=first_of(
+        class_trees(
+            tests=("test", "val"), hint="; if its folders are domains with class folders: --scenario domain-incremental"
+        )
+    ),
     tasks=0,
     folders=(),
+)
+_ANY_DOMAINS = replace(
+    _ANY_FOLDER,
+    title="any tree of domain folders with class folders",
+    layouts={
+        "domain folders, split by a list or by name": (
+            "PATH/\n  DOMAIN/CLASS/* (any depth)\n  NAME_train.txt, NAME_test.txt (or --split-list FILE), if there are"
+        ),
+        "domain folders with both parts": "PATH/\n  DOMAIN/train/CLASS/*\n  DOMAIN/test/CLASS/* (or val/)",
+        "parts with domain folders": "PATH/\n  train/DOMAIN/CLASS/*\n  test/DOMAIN/CLASS/* (or val/)",
+    },
+    read=first_of(own_domain_folders(tests=("test", "val"))),
+    scenario="domain-incremental",
 )
 
 
@@ -68,10 +85,13 @@ def names() -> list[str]:
     return sorted({*shipped(), *_of_packages()})
 
 
-def find(name: str) -> DataSet:
+def find(name: str, domains: bool = False) -> DataSet:
     """The data set with this name, or `folder:PATH`; one of an installed package comes before ours.
 
     Sizes of a folder's data set are 0, which stands for unknown.
+
+    Args:
+        domains: whether the folders of `folder:PATH` are domains rather than classes.
 
     Raises:
         UserError: there is none; the closest name is suggested. The entry point of a package does not import or
@@ -81,7 +101,8 @@ def find(name: str) -> DataSet:
         path = name.removeprefix(FOLDER)
         if not path:
             raise UserError(f"'{name}' names no folder; write {FOLDER}PATH")
-        return replace(_ANY_FOLDER, name=name, folders=(str(Path(path).expanduser().absolute()),))
+        dataset = _ANY_DOMAINS if domains else _ANY_FOLDER
+        return replace(dataset, name=name, folders=(str(Path(path).expanduser().absolute()),))
     points = _of_packages()
     if name in points:
         return _load_entry_point(points[name])
@@ -172,6 +193,20 @@ def class_faults(dataset: DataSet, listing: Listing) -> list[str]:
         if empty := [name for name in listing.classes if name not in labels]:
             faults.append(f"no {part} images of class {_few(empty)}")
     return faults
+
+
+def domain_faults(dataset: DataSet, listing: Listing) -> tuple[list[str], list[str]]:
+    """What is wrong with the domains, and what is worth knowing: one without images; classes that one lacks."""
+    faults, gaps = [], []
+    for part, entries in (("training", listing.train), ("test", listing.test)):
+        pairs = {(entry.domain, entry.label) for entry in entries}
+        for domain in dataset.domains or listing.domains:
+            lacking = [label for label in listing.classes if (domain, label) not in pairs]
+            if len(lacking) == len(listing.classes):
+                faults.append(f"domain '{printable(domain)}' has no {part} images")
+            elif lacking:
+                gaps.append(f"domain '{printable(domain)}' has no {part} images of class {_few(lacking)}")
+    return faults, gaps
 
 
 def load(dataset: DataSet, root: Path | None = None, skip_bad: bool = False, split_list: Path | None = None) -> Listing:

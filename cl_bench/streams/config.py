@@ -21,11 +21,13 @@ class DataConfig:
         root: folder with the data sets.
         skip_bad: leave out images that cannot be decoded.
         split_list: which images train and which test; None: as the data set's folder says.
+        domains: of `folder:PATH`, whether its folders are domains rather than classes.
     """
 
     root: Path
     skip_bad: bool = False
     split_list: Path | None = None
+    domains: bool = False
 
     @classmethod
     def of(cls, root: Path | None = None, skip_bad: bool = False, split_list: Path | None = None) -> Self:

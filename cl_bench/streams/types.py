@@ -42,6 +42,7 @@ class Listing:
         unlisted: paths of images that are there, but in neither part of the split list.
         not_read: paths of other files that lie among the images, and of images where none are looked for.
         empty: class folders without images.
+        domains: names of the domains where the data set does not say them, in alphabetical order.
     """
 
     train: tuple[Entry, ...]
@@ -52,6 +53,7 @@ class Listing:
     unlisted: tuple[Path, ...] = ()
     not_read: tuple[Path, ...] = ()
     empty: tuple[Path, ...] = ()
+    domains: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from cl_bench.data.decoding import KINDS, BadImage
 from cl_bench.errors import UserError, printable
-from cl_bench.streams.catalogue import class_faults, locate, read, split_of, without
+from cl_bench.streams.catalogue import class_faults, domain_faults, locate, read, split_of, without
 from cl_bench.streams.image_files import for_each_image, look_at
 from cl_bench.streams.readers.folders import by_ending
 from cl_bench.streams.types import DataSet, Listing
@@ -29,8 +29,8 @@ class Finding:
     """Something about a copy that is not as it should be, or (no `fault`) worth knowing.
 
     Attributes:
-        kind: `count`, `classes`, `empty`, a kind of `BadImage`, `content`, `duplicate`, `unlisted`, `not read` or
-            `file`.
+        kind: `count`, `classes`, `domains`, `empty`, a kind of `BadImage`, `content`, `duplicate`, `unlisted`,
+            `not read` or `file`.
         text: names the image or file, or says what is wrong.
     """
 
@@ -105,6 +105,7 @@ def verify(
     findings = list(_counts(dataset, listing, published))
     kept = without(listing, {found.path for found in bad}) if skip_bad else listing
     findings += [Finding("classes", text) for text in class_faults(dataset, kept)]
+    findings += _domains(dataset, kept)
     findings += [Finding("empty", printable(str(path)), False) for path in listing.empty]
     # By kind, as they are shown.
     bad.sort(key=lambda found: KINDS.index(found.kind))
@@ -197,6 +198,15 @@ def _counts(dataset: DataSet, listing: Listing, published: bool) -> Iterator[Fin
             for name, size in Counter(entry.label for entry in entries).items():
                 if size != each:
                     yield Finding("count", f"{size:,} {part} images of class '{name}', expected {each:,}")
+
+
+def _domains(dataset: DataSet, listing: Listing) -> Iterator[Finding]:
+    """Domains without images, a fault where each is a task, and those that lack a class."""
+    wrong, gaps = domain_faults(dataset, listing)
+    for text in wrong:
+        yield Finding("domains", text, dataset.scenario == "domain-incremental")
+    for text in gaps:
+        yield Finding("domains", text, False)
 
 
 def _image(found: BadImage) -> str:

@@ -84,7 +84,7 @@ def planned(
             f"'{found.name}' was at revision {experiment.revision} when this was run and is at {found.revision} now, "
             "so its results are not comparable; take the version of cl-bench in the record's environment"
         )
-    benchmark = streams.find(experiment.benchmark, data)
+    benchmark = streams.find(experiment.benchmark, data, experiment.scenario)
     split = benchmark.source().split
     if split != experiment.split:
         raise UserError(

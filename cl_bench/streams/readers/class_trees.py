@@ -38,7 +38,10 @@ def class_folders(
 
 
 def class_trees(
-    inner: Sequence[str] = (), tests: Sequence[str] = ("test",), own: Callable[[Path], SplitList | None] | None = None
+    inner: Sequence[str] = (),
+    tests: Sequence[str] = ("test",),
+    own: Callable[[Path], SplitList | None] | None = None,
+    hint: str = "",
 ) -> Layout:
     """One tree of class folders, split by a list, or `train/` and `test/`.
 
@@ -49,6 +52,7 @@ def class_trees(
         inner: folders in which the tree may lie.
         tests: what the test folder may be called.
         own: finds the list that an archive brings along.
+        hint: what the folders may be otherwise, for the sentence that refuses them.
     """
 
     def read(folder: Path, split: SplitList | None) -> Listing | None:
@@ -74,7 +78,7 @@ def class_trees(
                 raise UserError(
                     f"'{top}' has class folders, but neither train/ and test/ nor a split list; name a list with "
                     "--split-list, or put one there: NAME_train.txt and NAME_test.txt with lines CLASS/FILE, or .csv, "
-                    ".json or .yaml"
+                    f".json or .yaml{hint}"
                 )
             left = not_read(top, subfolders(top), _paths([files]))
             return _deal(f"class folders, split by {chosen.name}", top, [files], chosen, left)

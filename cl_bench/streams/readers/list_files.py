@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cl_bench.errors import UserError
+from cl_bench.errors import UserError, counted
 from cl_bench.files import LIST_BYTES, clipped, parse_json, parse_yaml, read_text
 
 PARTS = ("train", "test", "val")
@@ -32,7 +33,7 @@ _COLUMNS = {
 _LABEL = r"(?:\s*[\s,;]\s*([0-9]{1,9}))"
 _PART_LINE = re.compile(r"(?:\./)?(train|test|val)[\s/]+(\S.*)")
 _QUOTED = re.compile(rf"""(["'])(.+)\1{_LABEL}?""")
-_LABELLED = re.compile(rf"(.*\S){_LABEL}")
+_LABELLED = re.compile(rf"(.*[^\s,;]){_LABEL}")
 _COMMENT = re.compile(rf"\s#(?!.*\.\w{{2,5}}{_LABEL}?$).*")
 """A `#` behind a path, not one inside of it."""
 
@@ -54,7 +55,7 @@ def read_part(path: Path) -> list[Listed]:
     if _is_table(path):
         return [image for _, image in _rows(path, what)]
     if (document := _document(path, what)) is None:
-        return [_of_line(line) for _, line in _lines(path, what)]
+        return [_of_line(line) for _, line in _without_comments(read_text(path, what, LIST_BYTES))]
     return _images(document, what)
 
 
@@ -79,7 +80,7 @@ def read_parts(path: Path) -> dict[str, list[Listed]]:
             raise UserError(f"{what} has no keys train and test, and there is no file for the other")
         parts = {part: _images(document[part], what, part) for part in PARTS if part in document}
     else:
-        for number, line in _lines(path, what):
+        for number, line in _without_comments(read_text(path, what, LIST_BYTES)):
             if (match := _PART_LINE.match(line)) is None:
                 raise UserError(
                     f"line {number} of {what} is '{clipped(line)}', expected 'train/CLASS/FILE' or "
@@ -95,18 +96,18 @@ def text_lines(path: Path) -> list[str]:
     Raises:
         UserError: it is no text.
     """
-    return [line for _, line in _numbered(path, f"'{path}'")]
+    return [line for _, line in _numbered(read_text(path, f"'{path}'", LIST_BYTES))]
 
 
-def _numbered(path: Path, what: str) -> Iterator[tuple[int, str]]:
+def _numbered(text: str) -> Iterator[tuple[int, str]]:
     # Not `splitlines`: a name may have a line separator of Unicode in it.
-    for number, line in enumerate(read_text(path, what, LIST_BYTES).split("\n"), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if line := line.strip():
             yield number, line
 
 
-def _lines(path: Path, what: str) -> Iterator[tuple[int, str]]:
-    return ((number, line) for number, line in _numbered(path, what) if not line.startswith("#"))
+def _without_comments(text: str) -> Iterator[tuple[int, str]]:
+    return ((number, line) for number, line in _numbered(text) if not line.startswith("#"))
 
 
 def _of_line(line: str) -> Listed:
@@ -194,23 +195,27 @@ def _rows(path: Path, what: str) -> Iterator[tuple[str | None, Listed]]:
 
 
 def _cells(text: str, what: str) -> list[tuple[int, list[str]]]:
-    """Rows with their line numbers, all of the same width, at the delimiter that makes them so."""
-    tables = []
+    """Rows with their line numbers, all of the same width, at the delimiter that most rows have most often."""
+    lines = list(_without_comments(text))
+    widths = {}
     for delimiter in (",", ";", "\t"):
-        reader = csv.reader(text.split("\n"), delimiter=delimiter, skipinitialspace=True, strict=True)
+        counts = Counter(line.count(delimiter) for _, line in lines)
+        widths[delimiter] = counts.most_common(1)[0][0] if counts else 0
+    delimiter, width = max(widths.items(), key=lambda item: item[1])
+    if width == 0:
+        # What looks like a delimiter in some rows is part of a name.
+        return [(number, [line.strip('"')]) for number, line in lines]
+    rows = []
+    for number, line in lines:
         try:
-            rows = [(reader.line_num, row) for row in reader if any(row) and not row[0].startswith("#")]
+            (row,) = csv.reader([line], delimiter=delimiter, skipinitialspace=True, strict=True)
         except csv.Error as error:
-            raise UserError(f"line {reader.line_num} of {what} is no CSV ({error}); mend it") from error
-        widths = [len(row) for _, row in rows]
-        if len({*widths}) <= 1:
-            tables.append((max(widths, default=0), rows))
-        elif min(widths) > 1:
-            number, row = next(one for one in rows if len(one[1]) != widths[0])
-            raise UserError(f"line {number} of {what} has {len(row)} columns, the first has {widths[0]}; mend it")
-    if not tables:
-        raise UserError(f"{what} has lines with and without a delimiter (, ; or tab); give all the same columns")
-    return max(tables, key=lambda table: table[0])[1]
+            raise UserError(f"line {number} of {what} is no CSV ({error}); mend it") from error
+        rows.append((number, row))
+        if len(row) != len(rows[0][1]):
+            expected = f"line {rows[0][0]} has {len(rows[0][1])}"
+            raise UserError(f"line {number} of {what} has {counted(len(row), 'column')}, {expected}; mend it")
+    return rows
 
 
 def _header(row: Sequence[str]) -> dict[str, int]:
