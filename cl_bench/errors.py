@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 
@@ -52,6 +52,12 @@ def counted(number: int, one: str, many: str = "") -> str:
         many: what several are called, where neither -s nor, after an s, -es makes it.
     """
     return f"{number:,} {one if number == 1 else many or one + ('es' if one.endswith('s') else 's')}"
+
+
+def named(names: Sequence[str], shown: int = 5) -> str:
+    """The first of some names in quotes, and how many more there are: `'a', 'b' and 3 more`."""
+    more = f" and {len(names) - shown:,} more" if len(names) > shown else ""
+    return ", ".join(f"'{printable(name)}'" for name in names[:shown]) + more
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], hint: str = "") -> UserError:

@@ -15,7 +15,7 @@ from cl_bench.data import cache as decoded
 from cl_bench.data.cache import OnProgress
 from cl_bench.data.decoding import BadImage, shrunk, size_of
 from cl_bench.data.images import ImageFiles, ImageStore
-from cl_bench.errors import UserError, counted, unknown_name
+from cl_bench.errors import UserError, counted, named, unknown_name
 from cl_bench.experiment import ImagesName, Scenario, Storage
 from cl_bench.streams import catalogue, icons
 from cl_bench.streams.config import DataConfig
@@ -92,23 +92,27 @@ class Benchmark:
         return _kept(self.name, storage, self.data, on_progress)
 
     def remarks(self) -> list[str]:
-        """What the user should know of the data set, though nothing is wrong: files not read, classes a domain lacks.
+        """What the user should know of the data set, though nothing is wrong: files that are not read, images left out,
+        classes that a domain lacks.
 
         Raises:
             UserError: the data are not there or damaged.
         """
         if self.dataset is None:
             return []
-        listing = _listing(self.name, self.data)
-        left = listing.not_read
+        listing, found = _listing(self.name, self.data), []
         gaps = catalogue.domain_faults(self.dataset, listing)[1] if self.scenario == "domain-incremental" else []
         more = f" (and {len(gaps) - 1} more: 'cl-bench data verify' names them)" if gaps[1:] else ""
         of_domains = [f"{self.name}: {gaps[0]}{more}"] if gaps else []
-        if not left:
-            return of_domains
-        found = by_ending(left, catalogue.locate(self.dataset, self.data.root))
-        files = f"{counted(len(left), 'file')} {'is' if len(left) == 1 else 'are'}"
-        return [*of_domains, f"{self.name}: {files} not read: {found}; 'cl-bench data verify {self.name}' names them"]
+        if files := listing.not_read:
+            count = f"{counted(len(files), 'file')} {'is' if len(files) == 1 else 'are'}"
+            endings = by_ending(files, catalogue.locate(self.dataset, self.data.root))
+            found.append(f"{count} not read: {endings}")
+        if bad := [str(path) for path in listing.left_out]:
+            count = f"{counted(len(bad), 'image')} {'is' if len(bad) == 1 else 'are'}"
+            found.append(f"{count} left out (--skip-bad): {named(bad, 3)}")
+        names_them = f"'cl-bench data verify {self.name}' names them"
+        return [*of_domains, *(f"{self.name}: {text}; {names_them}" for text in found)]
 
     def storage(self, images: ImagesName, short: int) -> Storage:
         """How the images are kept for a run, as `Experiment` has it.

@@ -12,10 +12,11 @@ from types import ModuleType
 
 import cl_bench.streams.datasets
 from cl_bench.data.decoding import BadImage
-from cl_bench.errors import UserError, printable, unknown_name
+from cl_bench.errors import UserError, named, printable, unknown_name
 from cl_bench.streams.config import ROOT_VARIABLE, existing_root
 from cl_bench.streams.image_files import for_each_image, look_at
 from cl_bench.streams.readers import UnknownLayout, class_trees, first_of, own_domain_folders
+from cl_bench.streams.readers.folders import by_ending
 from cl_bench.streams.split_hash import names_hash, split_hash
 from cl_bench.streams.types import DataSet, Listing
 
@@ -187,11 +188,11 @@ def class_faults(dataset: DataSet, listing: Listing) -> list[str]:
     present = [{entry.label for entry in part} for part in (listing.train, listing.test)]
     if dataset.classes and len(listing.classes) != dataset.classes:
         odd = sorted(present[0] ^ present[1])
-        hint = f"; in one part only: {_few(odd)}" if odd else ""
+        hint = f"; in one part only: {named(odd)}" if odd else ""
         faults.append(f"{len(listing.classes)} classes, expected {dataset.classes}{hint}")
     for part, labels in zip(("training", "test"), present, strict=True):
         if empty := [name for name in listing.classes if name not in labels]:
-            faults.append(f"no {part} images of class {_few(empty)}")
+            faults.append(f"no {part} images of class {named(empty)}")
     return faults
 
 
@@ -205,7 +206,7 @@ def domain_faults(dataset: DataSet, listing: Listing) -> tuple[list[str], list[s
             if len(lacking) == len(listing.classes):
                 faults.append(f"domain '{printable(domain)}' has no {part} images")
             elif lacking:
-                gaps.append(f"domain '{printable(domain)}' has no {part} images of class {_few(lacking)}")
+                gaps.append(f"domain '{printable(domain)}' has no {part} images of class {named(lacking)}")
     return faults, gaps
 
 
@@ -235,15 +236,16 @@ def load(dataset: DataSet, root: Path | None = None, skip_bad: bool = False, spl
             raise UserError(f"{dataset.name}: {bad[0]}{more}")
     if faults := class_faults(dataset, listing):
         empty = [str(path) for path in listing.empty]
-        way_out = f"remove or fill the empty folder {_few(empty)}" if empty else "get it again or restore it"
-        raise UserError(f"{dataset.name} in '{folder}' ({listing.layout}): {'; '.join(faults)}; {way_out}")
+        way_out = f"remove or fill the empty folder {named(empty)}" if empty else "get it again or restore it"
+        other = f" (not read: {by_ending(listing.not_read, folder)})" if listing.not_read else ""
+        raise UserError(f"{dataset.name} in '{folder}' ({listing.layout}): {'; '.join(faults)}{other}; {way_out}")
     return listing
 
 
 def without(listing: Listing, bad: set[Path]) -> Listing:
-    """A listing of files without some of them."""
+    """A listing of files without some of them, which it names as left out."""
     train, test = (tuple(entry for entry in part if entry.path not in bad) for part in (listing.train, listing.test))
-    return replace(listing, train=train, test=test)
+    return replace(listing, train=train, test=test, left_out=tuple(sorted(bad)))
 
 
 def split_of(dataset: DataSet, listing: Listing) -> tuple[str, bool]:
@@ -254,8 +256,3 @@ def split_of(dataset: DataSet, listing: Listing) -> tuple[str, bool]:
         if found == known:
             return name, True
     return f"{OWN} {split_hash(*names)[:8]}", False
-
-
-def _few(names: list[str], shown: int = 5) -> str:
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(f"'{printable(name)}'" for name in names[:shown]) + more

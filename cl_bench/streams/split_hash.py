@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 
-from cl_bench.errors import UserError, printable
-
-_SHOWN = 3
+from cl_bench.errors import UserError, named
 
 
 def split_hash(train: Iterable[str], test: Iterable[str]) -> str:
@@ -58,10 +56,6 @@ def _is_text(name: str) -> bool:
 
 
 def _not_text(names: Sequence[str]) -> UserError:
-    shown = ", ".join(f"'{printable(name)}'" for name in names[:_SHOWN])
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    what = "the file name" if len(names) == 1 else "the file names"
-    return UserError(
-        f"{what} {shown}{more} {'is' if len(names) == 1 else 'are'} not valid UTF-8; "
-        f"rename the file{'' if len(names) == 1 else 's'}"
-    )
+    if len(names) == 1:
+        return UserError(f"the file name {named(names)} is not valid UTF-8; rename the file")
+    return UserError(f"the file names {named(names, 3)} are not valid UTF-8; rename the files")

@@ -43,6 +43,7 @@ class Listing:
         not_read: paths of other files that lie among the images, and of images where none are looked for.
         empty: class folders without images.
         domains: names of the domains where the data set does not say them, in alphabetical order.
+        left_out: paths of images that cannot be read, which the user wants left out.
     """
 
     train: tuple[Entry, ...]
@@ -54,6 +55,7 @@ class Listing:
     not_read: tuple[Path, ...] = ()
     empty: tuple[Path, ...] = ()
     domains: tuple[str, ...] = ()
+    left_out: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from PIL import Image
 
 from cl_bench import streams
 from cl_bench.streams import catalogue
+from cl_bench.streams.config import DataConfig
 from cl_bench.streams.verify import verify
 from tests.helpers import trees
 from tests.helpers.command import Cli, Outcome
@@ -192,6 +193,13 @@ def test_a_run_says_it_once(cl_bench: Cli, tmp_path: Path) -> None:
     assert result.code == 0 and result.err.count(sentence) == result.err.count("warning:") == 1
     assert streams.find("folder:mine").remarks() == [sentence]
     assert streams.find("icons-100").remarks() == []
+    # Those that are left out on demand, too.
+    trees.truncate(mine / f"train/{trees.WNIDS[0]}/art_0.jpg")
+    trees.empty(mine / f"train/{trees.WNIDS[0]}/art_1.jpg")
+    _, left_out = streams.find("folder:mine", DataConfig.of(skip_bad=True)).remarks()
+    assert left_out.startswith(
+        f"folder:mine: 2 images are left out (--skip-bad): '{mine}/train/{trees.WNIDS[0]}/art_0.jpg', "
+    )
 
 
 def test_a_run_refuses_an_image_of_unknown_range(cl_bench: Cli, tmp_path: Path) -> None:

@@ -235,3 +235,13 @@ def test_an_empty_class_folder_is_named(part: str, mine: Path) -> None:
     report = verify(dataset)
     assert ("empty", f"{mine}/{part}/none") in [(finding.kind, finding.text) for finding in report.findings]
     assert not report.good
+
+
+def test_a_class_of_files_that_are_not_read_is_explained(mine: Path) -> None:
+    for path in (mine / "train/bee").iterdir():
+        path.rename(path.with_suffix(".heic"))
+    with pytest.raises(
+        UserError,
+        match=r"no training images of class 'bee' \(not read: 4 .heic in train/bee/\); remove or fill the empty",
+    ):
+        catalogue.load(catalogue.find(f"folder:{mine}"))
