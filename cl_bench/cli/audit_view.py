@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cl_bench.cli.shared import err, out
-from cl_bench.errors import UserError
+from cl_bench.errors import UserError, counted
 from cl_bench.files import write_atomically
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def audit_all(rows: Sequence[Row], joint: Sequence[PlannedRun], where: Slice) ->
 def _audited_on(run: PlannedRun, ceiling: str, accuracy: float) -> str:
     experiment = run.experiment
     limits = experiment.limits
-    tasks = f"{experiment.num_tasks} tasks"
+    tasks = counted(experiment.num_tasks, "task")
     shape = f"the first {limits.tasks} of {tasks}" if limits.tasks else tasks
     cuts = {"training": limits.train_per_class, "test": limits.test_per_class}
     counts = " and ".join(f"{count} {part}" for part, count in cuts.items() if count)

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cl_bench.cli.shared import err, loading, out, split_given, takes
-from cl_bench.errors import UserError
+from cl_bench.errors import UserError, counted
 from cl_bench.options import ExecutionOptions, RunOptions
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def bench_all(
 
     experiment = planned[0].experiment
     if task >= experiment.num_tasks:
-        raise UserError(f"--task {task + 1} is more than the {experiment.num_tasks} tasks there are")
+        raise UserError(f"--task {task + 1} is more than the {counted(experiment.num_tasks, 'task')} of the stream")
     found = []
     with err.status("a large matrix product ..."):
         ceiling = bench.ceiling(device, experiment.precision)

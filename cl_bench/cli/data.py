@@ -22,7 +22,7 @@ from rich.progress import (
 from rich.table import Table
 
 from cl_bench.cli.shared import OPTIONS, err, out, warn
-from cl_bench.errors import UserError, printable
+from cl_bench.errors import UserError, counted, printable
 
 if TYPE_CHECKING:
     from cl_bench.streams.types import Archive, DataSet
@@ -210,7 +210,8 @@ def _bars(note: str | None = None) -> Iterator[Progress]:
 def _show(dataset: DataSet, report: Report, everything: bool) -> None:
     """What was found, all that is wrong named."""
     _say(printable(f"{dataset.name} in {report.folder} ({report.layout})"))
-    _say(f"{report.classes} classes, {report.train:,} training and {report.test:,} test images")
+    images = f"{report.train:,} training and {counted(report.test, 'test image')}"
+    _say(f"{counted(report.classes, 'class')}, {images}")
     if report.published:
         note = "as published"
     elif dataset.split_hashes:

@@ -14,7 +14,7 @@ from cl_bench.backbones import Backbone
 from cl_bench.contract import registry
 from cl_bench.contract.method import Method, build_model
 from cl_bench.contract.registry import MethodEntry
-from cl_bench.errors import UserError, unknown_name
+from cl_bench.errors import UserError, counted, unknown_name
 from cl_bench.experiment import (
     Experiment,
     ImagesName,
@@ -333,7 +333,9 @@ def domain_incremental(name: str, source: Source, tasks: Tasks | None, limits: L
 
 def _check_length(length: int, limits: Limits) -> None:
     if limits.tasks and limits.tasks > length:
-        raise UserError(f"--limit-tasks {limits.tasks} is more than the {length} tasks there are; leave it out for all")
+        raise UserError(
+            f"--limit-tasks {limits.tasks} is more than the {counted(length, 'task')} of the stream; leave it out"
+        )
 
 
 def settings_for(methods: Mapping[str, MethodEntry], texts: Sequence[str]) -> dict[str, dict[str, str]]:

@@ -13,6 +13,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from cl_bench import metrics
+from cl_bench.errors import printable
 from cl_bench.experiment import Limits
 from cl_bench.reporting.report import render
 from cl_bench.store import RunRecord
@@ -417,7 +418,7 @@ def test_hostile_texts_stay_texts(visit: Visit) -> None:
     section = page.locator("section.protocol:visible")
     assert "<b>bold</b>" in section.locator("h2").inner_text()
     row = section.locator("button.row").first
-    assert row.text_content() == HOSTILE
+    assert row.text_content() == printable(HOSTILE)
     row.click()
     section.locator("tr.detail button").first.click()
     assert "<script>alert(1)</script>" in page.locator("#run-title").inner_text()

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import csv
+import json
+import re
 import subprocess
 import sys
 from io import StringIO
@@ -9,10 +11,12 @@ from typing import Any
 
 import matplotlib.image
 import numpy as np
+import pandas as pd
 import pytest
 from rich.console import Console
 from scipy import stats as scipy_stats
 
+from cl_bench import metrics
 from cl_bench.errors import UserError
 from cl_bench.experiment import Limits
 from cl_bench.reporting import plots, result_table, text_tables
@@ -21,6 +25,7 @@ from cl_bench.reporting.render import drawing
 from cl_bench.reporting.report import Report, load, render
 from cl_bench.reporting.runs import collect
 from cl_bench.store import RunRecord
+from tests.helpers.command import Cli, assert_refused
 from tests.helpers.factories import WEIGHTS, arrays, edit, npz, record, write
 
 SLUG = "icons-100-10x10-vit_tiny_patch8_32.icons"
@@ -369,9 +374,45 @@ def test_joint_training_alone_makes_a_report_without_figures(runs: Path) -> None
     assert made.tables[0].rows[0].label == "joint"
 
 
-def test_a_single_task_makes_a_report(runs: Path) -> None:
-    write(runs, *(record("alpha", s, tasks=1) for s in range(2)))
-    assert report(runs).tables[0].rows[0].metrics["aaa"] is not None
+def test_a_single_task_has_nothing_to_forget_wherever_it_is_shown(cl_bench: Cli) -> None:
+    folder = Path("results/runs")
+    for name in ("alpha", "joint"):
+        write(folder, *(record(name, s, tasks=1, classes_per_task=2, joint=name == "joint") for s in range(3)))
+    done = cl_bench("report", "--out", "out")
+    assert done.code == 0 and done.err == ""
+    ((acc, aaa, forgetting, seeds),) = re.findall(r"^ *alpha +(\S+ ± \S+) +(\S+ ± \S+) +(\S+) +(\d)", done.out, re.M)
+    assert acc == aaa and (forgetting, seeds) == (text_tables.DASH, "3")
+    stem = "icons-100-1x2-vit_tiny_patch8_32.icons"
+    table = pd.read_csv(f"out/tables/{stem}.csv").set_index("label")
+    assert table.loc[["alpha", "joint"], "forgetting_mean"].isna().all() and table.acc_mean.notna().all()
+    texts = {form: Path(f"out/tables/{stem}.{form}").read_text() for form in ("md", "tex", "html")}
+    assert f"| {text_tables.DASH} | 3 |" in texts["md"] and "& -- & 3 &" in texts["tex"]
+    page = Path("out/index.html").read_text()
+    for text in (*texts.values(), page, done.out):
+        assert "1 task " in text.replace("$", " ") and "A single task is learned, so forgetting" in text
+        assert not re.search(r"\b1 tasks\b|[^\d]0\.00 ± 0\.00", text)
+    (data,) = re.findall(r'id="data">(.*?)</script>', page)
+    (protocol,) = json.loads(data)["protocols"]
+    undefined = {"forgetting", "forgetting_rwalk", "forgetting_coda", "bwt", "bwt_all", "fwt", "intransigence"}
+    assert all({*metrics.METRICS, "fwt", "intransigence"} - {*row["metrics"]} == undefined for row in protocol["rows"])
+    figures = {path.name.removeprefix(f"{stem}-") for path in Path("out/figures").iterdir()}
+    assert figures == {"accuracy.csv", "matrix.csv", "tasks.csv", "cost.csv"}
+    for form, read in (("csv", pd.read_csv), ("parquet", pd.read_parquet)):
+        assert cl_bench("results", "export", "--out", f"runs.{form}").code == 0
+        assert read(f"runs.{form}")[sorted(undefined)].isna().all(axis=None)
+
+
+def test_compare_says_what_is_undefined_instead_of_testing_it(cl_bench: Cli) -> None:
+    folder = Path("results/runs")
+    write(folder, *(record(name, s, tasks=1) for name in ("alpha", "beta") for s in range(3)))
+    for metric in ("forgetting", "bwt"):
+        done = cl_bench("compare", "alpha", "beta", "--metric", metric)
+        assert_refused(done, f"'alpha' cannot be compared: {metric} is not defined where a single task is learned")
+    assert "mean over 3 pairs of runs" in " ".join(cl_bench("compare", "alpha", "beta").out.split())
+    write(folder, *(record(name, 0) for name in ("alpha", "beta")))
+    done = cl_bench("compare", "alpha", "beta", "--metric", "forgetting")
+    assert done.code == 0 and "mean over 1 pair of runs" in " ".join(done.out.split())
+    assert re.fullmatch(r"no comparison with 'alpha' on icons-100, 1 task × .* is not defined .*\n", done.err), done.err
 
 
 def test_the_same_records_give_the_same_bytes(drawn: tuple[Path, Report]) -> None:
