@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -36,6 +37,12 @@ PlainScalar = bool | int | float | str | None
 # Checked after pydantic has chosen the type: a number too large for one would be taken for the next.
 Scalar = Annotated[PlainScalar, AfterValidator(bounded)]
 Value = Scalar | Annotated[list[Scalar], Field(fail_fast=True)]
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Seconds = Annotated[float, Field(ge=0, le=10**9)]
+"""Up to thirty years, so that sums stay finite."""
+Item = TypeVar("Item")
+# One fault is enough; a hostile file could hold millions.
+Items = Annotated[list[Item], Field(fail_fast=True, max_length=10**6)]
 Scenario = Literal["class-incremental", "domain-incremental"]
 Precision = Literal["fp32", "bf16"]
 ProbeName = Literal["none", "interpolation"]
@@ -51,6 +58,42 @@ MAX_SEED = 2**32 - 1
 
 LEAKY_OPTION = "as_published_leaky"
 """The hyper-parameter under which a method shows a leak of its released code: samples of a batch see each other."""
+
+
+Environment = dict[Text, Scalar]
+"""On what and with which versions a run was computed, by name; empty where that was not recorded."""
+
+
+class Session(BaseModel):
+    """Processes that worked on a run in turn, all in the same environment, and left it to another process.
+
+    Attributes:
+        processes: how many.
+        stages: finished at the last checkpoint that they left.
+        phase, epoch: of the next stage, in which that checkpoint lies; None: before its first step.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    environment: Environment
+    processes: Count = Field(default=1, ge=1)
+    stages: Count
+    phase: Count | None = None
+    epoch: Count | None = None
+
+
+def differences(environments: Iterable[Mapping[str, PlainScalar]]) -> dict[str, list[PlainScalar]]:
+    """The values in which environments differ, by name, in the order in which they appear.
+
+    What only some of them record does not count.
+    """
+    found: dict[str, list[PlainScalar]] = {}
+    for environment in environments:
+        for name, value in environment.items():
+            values = found.setdefault(name, [])
+            if value not in values:
+                values.append(value)
+    return {name: values for name, values in found.items() if len(values) > 1}
 
 
 def first_fault(error: ValidationError) -> str:

@@ -367,6 +367,20 @@ def _reason(error: Exception) -> str:
     return "a number has too many digits" if "integer string conversion" in str(error) else clipped(str(error), 200)
 
 
+def kind_of(path: Path) -> str:
+    """What is at a path, links followed: `file`, `folder`, `pipe`, `socket` or `device`; empty: nothing.
+
+    Raises:
+        OSError: that cannot be found out, e.g. since links go in a circle.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return ""
+    kinds = {"file": stat.S_ISREG, "folder": stat.S_ISDIR, "pipe": stat.S_ISFIFO, "socket": stat.S_ISSOCK}
+    return next((kind for kind, fits in kinds.items() if fits(mode)), "device")
+
+
 def _rename_to_new(temporary: Path, path: Path) -> None:
     """A rename that fails where there is a file already, atomically where the file system has hard links."""
     try:

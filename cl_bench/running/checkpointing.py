@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ from avalanche.core import SupervisedPlugin
 from numpy.typing import NDArray
 
 from cl_bench import backbones
+from cl_bench.errors import counted
+from cl_bench.experiment import Environment, Session
 from cl_bench.running.plan import PlannedRun
 from cl_bench.running.progress import Progress
-from cl_bench.store import Arrays
+from cl_bench.store import Arrays, predictions
+from cl_bench.streams.scenarios import TaskStream
 from cl_bench.training.checkpoint import Checkpoint, Facts, Stage, random_state, write
 from cl_bench.training.evaluation import Counts
 from cl_bench.training.probes import PROBES, Probe
@@ -29,13 +33,17 @@ class StageLog:
         total: test images per task.
         probe: what is measured besides.
         sessions: how many processes have worked on the run.
+        environment: of this process.
+        earlier_sessions: those before it.
     """
 
-    def __init__(self, probe: Probe) -> None:
+    def __init__(self, probe: Probe, environment: Environment) -> None:
         self.stages: list[Stage] = []
         self.total: list[int] = []
         self.probe = probe
         self.sessions = 1
+        self.environment = environment
+        self.earlier_sessions: list[Session] = []
         self._predictions: dict[str, list[NDArray[np.int16]]] = {"predicted": [], "predicted_task_aware": []}
         self._images: dict[str, NDArray[np.int16]] = {}
 
@@ -66,20 +74,82 @@ class StageLog:
                 raise ValueError(f"'{name}' does not have one row for each stage")
         self._images = {name: tensors[name].numpy() for name in ("label", "task") if facts.stages}
         self.stages, self.total = list(facts.stages), facts.total
-        self.probe.load(checkpoint.part("probe."))
         self.sessions = facts.sessions + 1
+        self.earlier_sessions = _with_writer(facts)
+
+    def check(self, facts: Facts, stream: TaskStream, stages: Sequence[Sequence[int]]) -> None:
+        """Raise `ValueError` if what was restored is not of this stream, or could not be of an unfinished run on it.
+
+        Args:
+            stages: the tasks that each stage of the run learns.
+        """
+        done = len(self.stages)
+        if done >= len(stages):
+            raise ValueError(f"{counted(done, 'stage')} are done of {len(stages)}, so the run would be over")
+        learned = [label for stage in stages[: done + (facts.position is not None)] for j in stage for label in
+                   stream.tasks[j]]  # fmt: skip
+        if facts.seen != sorted(set(learned)):
+            raise ValueError(f"{counted(len(facts.seen), 'class')} seen are not those of the tasks so far")
+        if not done:
+            return
+        arrays, sizes = self.arrays(), [len(experience.dataset) for experience in stream.test]
+        if self.total != sizes:
+            raise ValueError(f"test sets of {self.total} images, the stream has {sizes}")
+        labels = np.concatenate([experience.dataset.targets for experience in stream.test])
+        shape = (done, len(labels))
+        fit = all(arrays[name].shape == shape and arrays[name].dtype.kind == "i" for name in self._predictions)
+        if not fit or not np.array_equal(arrays["label"], labels):
+            raise ValueError("its predictions are not of the test images of the stream")
+        for stage, tasks in zip(self.stages, stages, strict=False):
+            if [hits is not None for hits in stage.correct] != [j <= tasks[-1] for j in range(len(sizes))]:
+                raise ValueError("hits are not counted on the tasks that were learned")
+        counts = {
+            "predicted": [stage.correct for stage in self.stages],
+            "predicted_task_aware": [stage.correct_task_aware for stage in self.stages],
+        }
+        if wrong := predictions.fault(arrays, sizes, len(stream.classes), counts):
+            raise ValueError(wrong)
+
+
+def _with_writer(facts: Facts) -> list[Session]:
+    """The sessions before the one that goes on from a checkpoint: those before its writer, and its writer."""
+    earlier = list(facts.earlier_sessions)
+    unknown = facts.sessions - 1 - sum(session.processes for session in earlier)
+    if unknown < 0 or (unknown and earlier):
+        raise ValueError(f"{counted(len(earlier), 'session')} are not the {facts.sessions - 1} before its writer")
+    if unknown:
+        earlier.append(Session(environment={}, processes=unknown, stages=0))
+    place = facts.position
+    writer = Session(
+        environment=facts.environment,
+        stages=len(facts.stages),
+        phase=place.phase if place else None,
+        epoch=place.epoch if place else None,
+    )
+    if earlier and earlier[-1].environment == writer.environment:
+        # Of thousands of sessions, a record keeps what differs.
+        before = earlier.pop()
+        writer = writer.model_copy(update={"processes": before.processes + 1})
+    return [*earlier, writer]
 
 
 class Checkpointer(SupervisedPlugin):  # type: ignore[misc]
     """Writes checkpoints while a run executes, and keeps the time and the images of the current stage.
 
     Args:
+        environment: of this process.
         path: of the checkpoint; None: none are written.
         every: minutes between two of them inside a task.
     """
 
     def __init__(
-        self, planned: PlannedRun, device: torch.device, progress: Progress, path: Path | None, every: float
+        self,
+        planned: PlannedRun,
+        device: torch.device,
+        environment: Environment,
+        progress: Progress,
+        path: Path | None,
+        every: float,
     ) -> None:
         super().__init__()
         self.planned, self.progress, self.path, self.every = planned, progress, path, every
@@ -88,7 +158,7 @@ class Checkpointer(SupervisedPlugin):  # type: ignore[misc]
             f"model.backbone.{name}": tensor.pin_memory() if device.type == "cuda" else tensor
             for name, tensor in backbones.weights(planned.backbone).items()
         }
-        self.log = StageLog(PROBES[planned.experiment.probe]())
+        self.log = StageLog(PROBES[planned.experiment.probe](), environment)
         self._warned = False
         self._written = time.monotonic()
         self.begin_stage(0.0, 0)
@@ -122,7 +192,14 @@ class Checkpointer(SupervisedPlugin):  # type: ignore[misc]
         if self.path is None:
             return
         log = self.log
-        done = Facts(key=self.planned.experiment.key, sessions=log.sessions, stages=log.stages, total=log.total)
+        done = Facts(
+            key=self.planned.experiment.key,
+            sessions=log.sessions,
+            environment=log.environment,
+            earlier_sessions=log.earlier_sessions,
+            stages=log.stages,
+            total=log.total,
+        )
         found = strategy.checkpoint(done)
         if found.facts.position is not None:
             found.facts.position.seconds = time.perf_counter() - self._start

@@ -15,7 +15,7 @@ import torch
 
 from cl_bench import __version__
 from cl_bench.errors import UserError, unknown_name
-from cl_bench.experiment import Precision, Scalar
+from cl_bench.experiment import Environment, Precision
 from cl_bench.models.vit import Execution
 
 
@@ -86,8 +86,8 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def environment_of(device: torch.device) -> dict[str, Scalar]:
-    """What a record says of where a run was made: versions, device, threads."""
+def environment_of(device: torch.device) -> Environment:
+    """What a record says of where a run was made: versions, device, kernels, threads."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "cl-bench": __version__,
@@ -100,5 +100,8 @@ def environment_of(device: torch.device) -> dict[str, Scalar]:
         "device": device.type,
         "device_name": name,
         "threads": torch.get_num_threads(),
+        # Which kernels multiply: AVX2 and AVX-512 round differently, as do versions of cuDNN.
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        **({"cudnn": torch.backends.cudnn.version()} if device.type == "cuda" else {}),
         "cpus": os.cpu_count(),
     }

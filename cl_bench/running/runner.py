@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from avalanche.core import SupervisedPlugin
@@ -12,6 +14,7 @@ from avalanche.core import SupervisedPlugin
 from cl_bench import backbones, streams
 from cl_bench.contract.method import build_model
 from cl_bench.errors import UserError
+from cl_bench.experiment import differences, value_text
 from cl_bench.models.vit import Execution
 from cl_bench.randomness import seeded
 from cl_bench.running.checkpointing import Checkpointer
@@ -57,8 +60,11 @@ def run(
     experiment alone, up to the rounding of other hardware and library versions; on one machine, on the CPU, they are
     bit by bit those of a run that was never killed.
 
+    Raises:
+        UserError: what would be written cannot be, or the method or the data is not as it must be.
     """
     settings = settings or Settings()
+    store.check_places(planned.experiment)
     path = store.checkpoint_path(planned.experiment)
     if settings.fresh:
         store.forget_checkpoint(planned.experiment)
@@ -80,6 +86,7 @@ def execute(
     experiment, method = planned.experiment, planned.method
     settings = settings or Settings()
     execution = set_up(experiment.precision, device, compiled=settings.compiled, deterministic=settings.deterministic)
+    environment = environment_of(device) | {"compiled": execution.compiled, "deterministic": settings.deterministic}
     stream = stream_of(planned)
     joint = method.trains_on == "stream"
     experiences = list(stream.joint if joint else stream.train)
@@ -87,8 +94,13 @@ def execute(
     test_images = sum(len(experience.dataset) for experience in stream.test)
     train_images = sum(len(experience.dataset) for experience in experiences)
     epochs = int(getattr(method, "epochs", 0))
-    every = settings.checkpoint_every
-    strategy, checkpointer, position = _begin(planned, stream, device, execution, progress, checkpoint, every)
+
+    def begin() -> tuple[ContinualStrategy, Checkpointer]:
+        every = settings.checkpoint_every
+        checkpointer = Checkpointer(planned, device, environment, progress, checkpoint, every)
+        return strategy_of(planned, stream, device, execution, checkpointer), checkpointer
+
+    strategy, checkpointer, position = _begin(planned, stream, stages, experiences, begin, progress, checkpoint)
     log = checkpointer.log
     done = len(log.stages)
     progress.start(planned, epochs * train_images + len(stages) * test_images)
@@ -139,7 +151,8 @@ def execute(
         flops_per_image=flops_of(strategy, stream),
         forward_passes=method.passes(strategy.tasks_learned),
         peak_memory_bytes=peak_memory(device),
-        environment=environment_of(device) | {"compiled": execution.compiled, "deterministic": settings.deterministic},
+        environment=environment,
+        earlier_sessions=log.earlier_sessions,
         traces=strategy.traces,
     )
     return record, log.arrays()
@@ -148,34 +161,44 @@ def execute(
 def _begin(
     planned: PlannedRun,
     stream: TaskStream,
-    device: torch.device,
-    execution: Execution,
+    stages: Sequence[Sequence[int]],
+    experiences: Sequence[Any],
+    begin: Callable[[], tuple[ContinualStrategy, Checkpointer]],
     progress: Progress,
     checkpoint: Path | None,
-    every: float,
 ) -> tuple[ContinualStrategy, Checkpointer, Position | None]:
     """A strategy, what has been done with it before, and where inside a task it stands; of a checkpoint that cannot be
-    used, the user is told."""
+    used, or was written in another environment, the user is told.
 
-    def fresh() -> tuple[ContinualStrategy, Checkpointer]:
-        checkpointer = Checkpointer(planned, device, progress, checkpoint, every)
-        return strategy_of(planned, stream, device, execution, checkpointer), checkpointer
-
-    strategy, checkpointer = fresh()
+    Args:
+        stages, experiences: of the run: the tasks that each stage learns, and what it trains on.
+        begin: makes a strategy that has learned nothing, and its checkpointer.
+    """
+    strategy, checkpointer = begin()
+    log = checkpointer.log
     try:
         found = read(checkpoint, planned.experiment.key) if checkpoint else None
         if found is None:
             return strategy, checkpointer, None
         try:
-            checkpointer.log.restore(found)
-            strategy.resume(found)
+            log.restore(found)
+            log.check(found.facts, stream, stages)
+            strategy.resume(found, experiences[len(log.stages)])
+            if found.facts.position is None and strategy.stored_numbers() != log.stages[-1].stored:
+                raise ValueError("the model has not the size that it had after its last task")
+            log.probe.load(found.part("probe."), strategy.model)
             restore_random_state(found.part("random."))
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise UnusableCheckpoint(f"{checkpoint}: {str(error).splitlines()[0]}") from error
-        return strategy, checkpointer, found.facts.position
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise UnusableCheckpoint(f"{checkpoint}: damaged, {str(error).splitlines()[0]}") from error
     except UnusableCheckpoint as error:
         progress.warn(f"a checkpoint cannot be used, so the run starts from its beginning: {error}")
-        return *fresh(), None
+        return *begin(), None
+    if different := differences([found.facts.environment, log.environment]):
+        changes = ", ".join(
+            f"{name} {value_text(now)} (was {value_text(was)})" for name, (was, now) in different.items()
+        )
+        progress.warn(f"{planned.name} goes on in another environment than its checkpoint was written in: {changes}")
+    return strategy, checkpointer, found.facts.position
 
 
 def check_restores(planned: PlannedRun, strategy: ContinualStrategy) -> None:

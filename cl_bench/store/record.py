@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import IO, Annotated, Any, TypeVar
+from typing import IO, Annotated, Any
 
 from pydantic import (
     AfterValidator,
@@ -23,11 +23,27 @@ from pydantic import (
 
 from cl_bench import metrics
 from cl_bench.errors import counted, printable
-from cl_bench.experiment import Experiment, PlainScalar, Scalar, Text, bounded, first_fault
+from cl_bench.experiment import (
+    Count,
+    Environment,
+    Experiment,
+    Item,
+    Items,
+    PlainScalar,
+    Seconds,
+    Session,
+    Text,
+    bounded,
+    differences,
+    first_fault,
+)
 from cl_bench.store import predictions
 
-SCHEMA_VERSION = 1
-UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+SCHEMA_VERSION = 2
+UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    # Of sessions before the last, nothing but their number was recorded.
+    1: lambda fields: fields | {"earlier_sessions": []},
+}
 """The migration path: entry n makes the fields of schema n those of n + 1, on loading; files stay as they are.
 
 A field with a default needs no entry. None may change the experiment's key, which names the files.
@@ -36,12 +52,6 @@ MAX_JSON_BYTES = 2**24
 """Larger JSON files are not read: a run of 10 tasks takes 6 KB, one of 500 tasks 5 MB."""
 _MAX_NAMES = 10_000
 """Names in one object of it."""
-Count = Annotated[int, Field(ge=0, le=2**53)]
-Seconds = Annotated[float, Field(ge=0, le=10**9)]
-"""Up to thirty years, so that sums stay finite."""
-Item = TypeVar("Item")
-# One fault is enough; a hostile file could hold millions.
-Items = Annotated[list[Item], Field(fail_fast=True, max_length=10**6)]
 Rows = Items[Items[Item]]
 
 
@@ -80,7 +90,8 @@ class RunRecord(BaseModel):
         trainable, stored: numbers trained in, and kept after, each stage (beside the frozen backbone).
         flops_per_image: multiply-adds times two of one prediction; `forward_passes` of the backbone in it.
         peak_memory_bytes: of the device (CUDA allocator), or of the process on a CPU.
-        environment: versions and hardware.
+        environment: versions, hardware and threads of the last session.
+        earlier_sessions: those before it; empty in older records.
         traces: optional tables that a method fills (magnitudes, residuals, distances), a list of rows each; None where
             a number is not finite.
         finished: when the record was stored; None in older ones.
@@ -113,7 +124,8 @@ class RunRecord(BaseModel):
     flops_per_image: Count
     forward_passes: Count
     peak_memory_bytes: Count
-    environment: dict[Text, Scalar]
+    environment: Environment
+    earlier_sessions: Items[Session] = []
     traces: dict[Text, Items[dict[Text, PlainScalar]]] = {}
     finished: Moment | None = None
     arrays_sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
@@ -156,10 +168,17 @@ class RunRecord(BaseModel):
                 raise ValueError(f"'{name}' has a stage without any count")
         if not all(task < tasks for stage in self.stages for task in stage):
             raise ValueError(f"'stages' names tasks beyond the {tasks} there are")
+        if self.earlier_sessions and sum(s.processes for s in self.earlier_sessions) != self.sessions - 1:
+            raise ValueError(f"'earlier_sessions' are not the {self.sessions - 1} before the last")
         for name in ("train_seconds", "eval_seconds", "train_samples", "eval_samples", "trainable", "stored"):
             if len(getattr(self, name)) != stages:
                 raise ValueError(f"'{name}' does not have one entry for each of the {stages} stages")
         return self
+
+    @property
+    def mixed(self) -> dict[str, list[PlainScalar]]:
+        """What the environments of the sessions differ in: the values by name, in the order of the sessions."""
+        return differences([*(session.environment for session in self.earlier_sessions), self.environment])
 
     @property
     def seconds(self) -> float:

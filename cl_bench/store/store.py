@@ -26,7 +26,7 @@ from pydantic import ValidationError
 
 from cl_bench.errors import UserError, printable
 from cl_bench.experiment import Experiment
-from cl_bench.files import open_regular, write_atomically
+from cl_bench.files import kind_of, open_regular, write_atomically
 from cl_bench.store import predictions
 from cl_bench.store import record as schema
 from cl_bench.store.index import Index
@@ -82,9 +82,27 @@ class Store:
         """Remove it, and what writers that were killed have left of it."""
         path = self.checkpoint_path(experiment)
         for file in (path, *path.parent.glob(f".{glob.escape(path.name)}-*")):
-            file.unlink(missing_ok=True)
+            # What cannot be removed must not fail a run whose record is stored.
+            with suppress(OSError):
+                file.unlink()
         with suppress(OSError):
             path.parent.rmdir()
+
+    def check_places(self, experiment: Experiment) -> None:
+        """Raise `UserError` if something else than a file is where a run reads or writes one: before it trains."""
+        record, checkpoint = self.json_path(experiment), self.checkpoint_path(experiment)
+        arrays = self.root.glob(f"{glob.escape(experiment.file_stem)}-*.npz")
+        for path, expected in (
+            (checkpoint.parent, "folder"),
+            *((each, "file") for each in (checkpoint, record, *arrays)),
+        ):
+            try:
+                found = kind_of(path)
+                what = f"a {found}"
+            except OSError as error:
+                found = what = f"what cannot be read ({error.strerror})"
+            if found not in ("", expected):
+                raise UserError(f"'{path}' is {what}, expected a {expected} or nothing: move or remove it")
 
     def arrays_path(self, record: RunRecord) -> Path:
         """The npz of a record, named after its own content, or after the record's as version 0.1.0 did."""

@@ -109,7 +109,8 @@ def repeat(
     now, again = execute(run, device, progress or Progress())
     stored_counts, counts = _counts(record), _counts(now)
     predicted, predicted_now = arrays["predicted"][-1], again["predicted"][-1]
-    names = sorted(record.environment.keys() | now.environment.keys())
+    # What an older version did not record says nothing.
+    names = sorted(record.environment.keys() & now.environment.keys())
     return Comparison(
         label=record.label,
         key=record.key,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,12 +16,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from cl_bench.experiment import Scalar
+from cl_bench.experiment import Count, Environment, Items, Scalar, Seconds, Session, Text, first_fault
 from cl_bench.files import write_atomically
 
 VERSION = 1
@@ -30,15 +31,15 @@ _META = "cl-bench"
 class Stage(BaseModel):
     """What a finished training stage contributes to the run record; fields as there."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    correct: list[int | None]
-    correct_task_aware: list[int]
-    train_seconds: float
-    eval_seconds: float
-    train_samples: int
-    trainable: int
-    stored: int
+    correct: Items[Count | None]
+    correct_task_aware: Items[Count]
+    train_seconds: Seconds
+    eval_seconds: Seconds
+    train_samples: Count
+    trainable: Count
+    stored: Count
 
 
 class Position(BaseModel):
@@ -49,15 +50,15 @@ class Position(BaseModel):
         loss, counted: sum of the losses in this epoch so far, and of how many samples.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    phase: int
-    epoch: int
-    step: int
-    seconds: float = 0.0
-    samples: int = 0
+    phase: Count
+    epoch: Count
+    step: Count
+    seconds: Seconds = 0.0
+    samples: Count = 0
     loss: float = 0.0
-    counted: int = 0
+    counted: Count = 0
 
 
 class Facts(BaseModel):
@@ -66,26 +67,32 @@ class Facts(BaseModel):
     Attributes:
         key: of the experiment.
         sessions: processes that have worked on the run.
+        environment: of the process that wrote this; empty: written by an older version, which did not say.
+        earlier_sessions: of the processes before it; empty also where that was not recorded.
         stages: finished ones.
         total: test images per task; empty before the first stage is over.
         position: inside the task that comes next; None: at its start.
         seen, trained, trainable: of the strategy: classes, names of trained parameters, numbers trained in a stage.
         traces: as in the run record.
+        infinite: names of the tensors that hold numbers which are not finite, as a buffer of a method may.
         sha256: of everything else in the checkpoint.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     version: int = VERSION
     key: str
-    sessions: int = 1
-    stages: list[Stage] = []
-    total: list[int] = []
+    sessions: Count = Field(default=1, ge=1)
+    environment: Environment = {}
+    earlier_sessions: Items[Session] = []
+    stages: Items[Stage] = []
+    total: Items[Count] = []
     position: Position | None = None
-    seen: list[int] = []
-    trained: list[str] = []
-    trainable: int = 0
-    traces: dict[str, list[dict[str, Scalar]]] = {}
+    seen: Items[Count] = []
+    trained: Items[str] = []
+    trainable: Count = 0
+    traces: dict[Text, Items[dict[Text, Scalar]]] = {}
+    infinite: Items[str] = []
     sha256: str = ""
 
 
@@ -113,7 +120,8 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
     """
     # Copies: safetensors takes no tensors that share memory.
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in checkpoint.tensors.items()}
-    facts = checkpoint.facts.model_copy(update={"sha256": _digest(checkpoint.facts, tensors)})
+    facts = checkpoint.facts.model_copy(update={"infinite": _infinite(tensors)})
+    facts = facts.model_copy(update={"sha256": _digest(facts, tensors)})
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, save(tensors, metadata={_META: facts.model_dump_json()}))
 
@@ -125,20 +133,30 @@ def read(path: Path, key: str) -> Checkpoint | None:
         UnusableCheckpoint: damaged, of another version or of another run.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            # Opening a pipe would wait for ever.
+            raise UnusableCheckpoint(f"{path}: it is no file")
         with safe_open(path, "pt") as file:
             facts = Facts.model_validate_json((file.metadata() or {}).get(_META, "{}"))
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         return None
     except ValidationError as error:
-        raise UnusableCheckpoint(f"{path}: {error.errors()[0]['msg']}") from error
+        raise UnusableCheckpoint(f"{path}: {first_fault(error)}") from error
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
         raise UnusableCheckpoint(f"{path}: {str(error).splitlines()[0]}") from error
     if facts.version != VERSION or facts.key != key:
         raise UnusableCheckpoint(f"{path}: it is of another version, or of the run {facts.key}")
     if facts.sha256 != _digest(facts, tensors):
         raise UnusableCheckpoint(f"{path}: its content does not fit its checksum")
+    if wrong := sorted(set(_infinite(tensors)) - set(facts.infinite)):
+        raise UnusableCheckpoint(f"{path}: damaged, {wrong[0]} holds numbers that are not finite")
     return Checkpoint(facts, tensors)
+
+
+def _infinite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Names of the tensors that hold numbers which are not finite."""
+    return [name for name, t in sorted(tensors.items()) if t.is_floating_point() and not bool(t.isfinite().all())]
 
 
 def _digest(facts: Facts, tensors: dict[str, Tensor]) -> str:
@@ -198,6 +216,9 @@ def restore_random_state(states: dict[str, Tensor]) -> None:
         ValueError, KeyError, RuntimeError: these are none.
     """
     position, gauss, cached = states["numpy.rest"].tolist()
+    if not 0 <= position <= len(states["numpy"]) == 624:
+        # numpy would read beyond its words.
+        raise ValueError("the state of numpy's generator is none")
     numpy_state: Any = ("MT19937", states["numpy"].numpy().astype(np.uint32), int(position), int(gauss), cached)
     version, *internal = states["python"].tolist()
     following = states["python.rest"].tolist()

@@ -11,14 +11,14 @@ from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor
 
 from cl_bench.contract.method import Method, Traces
-from cl_bench.contract.phase import Phase
+from cl_bench.contract.phase import Batch, Phase
 from cl_bench.contract.task import Task
 from cl_bench.data.samples import Samples, TrainingBatches
 from cl_bench.errors import Diverged, UserError, naming
 from cl_bench.experiment import Scalar
 from cl_bench.randomness import Key
 from cl_bench.training.checkpoint import Position
-from cl_bench.training.phase_run import SMALLER_STEPS, PhaseRun
+from cl_bench.training.phase_run import SMALLER_STEPS, PhaseRun, Resumed
 
 _STEPS_TRACED = 24
 """About so many optimiser steps of a phase are shown to the method's `step_traces`."""
@@ -94,10 +94,7 @@ class PhaseLoop(SupervisedTemplate):  # type: ignore[misc]
             if self.position is not None:
                 self.position.epoch, self.position.step = epoch, skipped
             self._epoch_key = (*key, epoch)
-            if phase.batches is None:
-                self.dataloader = TrainingBatches(samples, phase.batch_size, self._epoch_key, self.device, skipped)
-            else:
-                self.dataloader = list(phase.batches(epoch))[skipped:]
+            self.dataloader = self._batches(phase, samples, epoch, skipped)
             run.begin_epoch(epoch, len(self.dataloader) + skipped, skipped)
             skipped = 0
             self._losses.clear()
@@ -110,6 +107,24 @@ class PhaseLoop(SupervisedTemplate):  # type: ignore[misc]
             self._end_epoch(run, epoch)
         run.end()
         self._run = None
+
+    def _batches(self, phase: Phase, samples: Samples, epoch: int, skipped: int) -> TrainingBatches | list[Batch]:
+        """The batches of an epoch without the first ones."""
+        if phase.batches is None:
+            return TrainingBatches(samples, phase.batch_size, self._epoch_key, self.device, skipped)
+        return list(phase.batches(epoch))[skipped:]
+
+    def _check_position(self, phase: Phase, samples: Samples, name: str, resumed: Resumed) -> None:
+        """Raise `ValueError` or `KeyError` if a phase has no such position, or its optimisers no such state."""
+        assert self.task is not None
+        position = resumed.position
+        steps = len(self._batches(phase, samples, position.epoch, 0)) if position.epoch < phase.epochs else 0
+        if not steps or position.step > steps:
+            place = f"step {position.step} of epoch {position.epoch}"
+            raise ValueError(f"{place} is beyond {name}, which has {phase.epochs} epochs of {steps or 'no'} steps")
+        if phase.batches is None and position.counted != min(position.step * phase.batch_size, len(samples.labels)):
+            raise ValueError(f"{position.counted} samples are not those of {position.step} steps of {name}")
+        PhaseRun(phase, name, self.model, self.task.scratch).restore(resumed.optimizer)
 
     def _refuse_hooks(self, name: str) -> None:
         """Raise `UserError` if an Avalanche plugin wants to look into a step that the phase takes by itself."""

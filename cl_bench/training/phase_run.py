@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,10 +15,22 @@ from cl_bench.contract.phase import Phase, StepBatch, backward, described, take_
 from cl_bench.contract.task import Scratch
 from cl_bench.errors import Diverged, UserError, naming
 from cl_bench.randomness import Key
+from cl_bench.training.checkpoint import Position
 
 SMALLER_STEPS = "lower the learning rate, or look for a division by zero"
 """What to do about numbers that are not finite, for messages."""
+_LIKE_PARAMETERS = {"momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"}
+"""States of torch's optimisers that have the shape of the parameter that they belong to."""
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """Where inside a task a run goes on: the position, and tensors of the optimisers and of the task's scratch."""
+
+    position: Position
+    optimizer: dict[str, Tensor]
+    scratch: dict[str, Tensor]
 
 
 class PhaseRun:
@@ -203,11 +216,22 @@ class PhaseRun:
         }
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Give the optimisers these states back."""
+        """Give the optimisers these states back.
+
+        Raises:
+            KeyError, ValueError: they are not of these optimisers.
+        """
         states: dict[str, dict[int, dict[str, Tensor]]] = {label: {} for label in self.optimizers}
         for name, tensor in tensors.items():
             label, _, place = name.rpartition("/")
             index, _, rest = place.partition(".")
+            parameters = [p for group in self.optimizers[label][1].param_groups for p in group["params"]]
+            if not index.isascii() or not index.isdigit() or int(index) >= len(parameters):
+                raise ValueError(f"the optimiser's state '{name}' is of no parameter of {self.name}")
+            if rest in _LIKE_PARAMETERS and tensor.shape != parameters[int(index)].shape:
+                raise ValueError(f"the optimiser's state '{name}' is {described(tensor)} in {self.name}")
+            if bool(tensor.isnan().any()):
+                raise ValueError(f"the optimiser's state '{name}' is not finite")
             states[label].setdefault(int(index), {})[rest] = tensor
         for label, state in states.items():
             optimizer = self.optimizers[label][1]

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from cl_bench.contract.phase import described
 from cl_bench.errors import UserError
 from cl_bench.experiment import ProbeName, Scalar
 from cl_bench.models.lora import LoRAModel
@@ -30,8 +31,12 @@ class Probe:
         """What must outlive the process, for a checkpoint."""
         return {}
 
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from `tensors` of another process."""
+    def load(self, tensors: Mapping[str, Tensor], model: nn.Module) -> None:
+        """Go on from `tensors` of another process, whose model this is.
+
+        Raises:
+            ValueError: they are not those of such a model.
+        """
 
 
 class Interpolation(Probe):
@@ -70,8 +75,12 @@ class Interpolation(Probe):
     def tensors(self) -> dict[str, Tensor]:
         return {} if self.before is None else {"before": self.before}
 
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        self.before = tensors.get("before")
+    def load(self, tensors: Mapping[str, Tensor], model: nn.Module) -> None:
+        assert isinstance(model, LoRAModel)
+        before = tensors.get("before")
+        if before is not None and before.shape != model.update().shape:
+            raise ValueError(f"the update before the last task is {described(before)}")
+        self.before = before
 
 
 PROBES: Mapping[ProbeName, type[Probe]] = {"none": Probe, "interpolation": Interpolation}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,15 +25,7 @@ from cl_bench.randomness import seeded
 from cl_bench.training.checkpoint import Checkpoint, Facts, Position, restore
 from cl_bench.training.evaluation import Counts, Evaluation, mask_of, undecided
 from cl_bench.training.loop import PhaseLoop
-
-
-@dataclass(frozen=True)
-class Resumed:
-    """Where inside a task a run goes on: the position, and tensors of the optimisers and of the task's scratch."""
-
-    position: Position
-    optimizer: dict[str, Tensor]
-    scratch: dict[str, Tensor]
+from cl_bench.training.phase_run import Resumed
 
 
 def _sizes(phase: Phase) -> dict[int, int]:
@@ -236,17 +227,26 @@ class ContinualStrategy(PhaseLoop):
             for name, buffer in module.named_buffers(recurse=False):
                 setattr(module, name, buffer.contiguous())
 
-    def resume(self, checkpoint: Checkpoint) -> None:
+    def resume(self, checkpoint: Checkpoint, experience: Any = None) -> None:
         """Go on from a checkpoint, in a fresh strategy; the next `train` is for the task that comes next in it.
+
+        Args:
+            experience: of that task, to check the position in it; None: it is not checked.
 
         Raises:
             RuntimeError: the tensors do not fit the model.
+            KeyError, ValueError: the facts or the optimisers' states do not fit the method or the experience.
         """
         facts = checkpoint.facts
         # Weights of the backbone that are still the pre-trained ones are not in it.
         fresh = {name: t for name, t in self.model.state_dict().items() if name.startswith("backbone.")}
         restore(self.model, {**fresh, **checkpoint.part("model.")}, type(self.method).__name__)
         self.model.to(self.device)
+        names = {name for name, _ in self.model.named_parameters()}
+        if wrong := sorted({name for name in facts.trained if name.startswith("backbone.")} - names):
+            raise ValueError(f"'{wrong[0]}' is no parameter of {type(self.method).__name__}")
+        if wrong := sorted({f"model.{name}" for name in names} & set(facts.infinite)):
+            raise ValueError(f"{wrong[0]} is not finite")
         self.seen = tuple(facts.seen)
         self.tasks_learned = len(facts.stages)
         self.trainable = facts.trainable
@@ -254,9 +254,24 @@ class ContinualStrategy(PhaseLoop):
         self.traces = {name: list(rows) for name, rows in facts.traces.items()}
         if facts.position is not None:
             self._resumed = Resumed(facts.position, checkpoint.part("optimizer."), checkpoint.part("scratch."))
+            if experience is not None:
+                self._check_resumed(self._resumed, samples_of(experience.dataset))
+
+    def _check_resumed(self, resumed: Resumed, samples: Samples) -> None:
+        """Raise `KeyError` or `ValueError` if the next task has no such position."""
+        self.begin_task(samples, resumed)
+        assert self.task is not None
+        number, phases = resumed.position.phase, self._phases(self.task)
+        if number < len(phases):
+            self._check_position(phases[number], samples, f"phase {number} of {type(self.method).__name__}", resumed)
+        elif type(self.method).after_phase is Method.after_phase:
+            raise ValueError(f"phase {number} is beyond the {len(phases)} of {type(self.method).__name__}")
 
     def checkpoint(self, done: Facts) -> Checkpoint:
         """Where this strategy stands, for `resume` in a fresh one: what was done before it, completed.
+
+        Raises:
+            Diverged: losses are not finite.
 
         Tensors are those of the model, `model.*`, and inside a task `optimizer.*` and `scratch.*`; none are copies.
         """

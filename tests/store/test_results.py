@@ -659,7 +659,8 @@ def test_an_index_that_cannot_be_written_does_not_matter(many: Path) -> None:
 
 @pytest.fixture
 def third_schema(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two schemas later: `recipe` was `source` in the first, in other words in the second."""
+    """Two schemas later: `recipe` is `source` in the next, in other words in the one after it."""
+    today = record.SCHEMA_VERSION
 
     def first(fields: dict[str, Any]) -> dict[str, Any]:
         rest = {name: value for name, value in fields.items() if name != "recipe"}
@@ -669,19 +670,19 @@ def third_schema(monkeypatch: pytest.MonkeyPatch) -> None:
         rest = {name: value for name, value in fields.items() if name != "source"}
         return rest | {"recipe": {"tuned": "searched"}[fields["source"]]}
 
-    monkeypatch.setattr(record, "UPGRADES", {1: first, 2: second})
-    monkeypatch.setattr(record, "SCHEMA_VERSION", 3)
+    monkeypatch.setattr(record, "UPGRADES", {today: first, today + 1: second})
+    monkeypatch.setattr(record, "SCHEMA_VERSION", today + 2)
 
 
 def test_older_records_are_upgraded_step_by_step_and_stay_as_they_are(
     cl_bench: Cli, many: Path, request: pytest.FixtureRequest
 ) -> None:
     (path,) = factories.write(RUNS, factories.record())
-    before = content(RUNS)
+    before, today = content(RUNS), record.SCHEMA_VERSION
     records(many)
     request.getfixturevalue("third_schema")
     found = Store(RUNS).load(path)
-    assert (found.schema_version, found.recipe, found.key) == (3, "searched", factories.record().key)
+    assert (found.schema_version, found.recipe, found.key) == (today + 2, "searched", factories.record().key)
     assert cl_bench("results", "verify").code == 0
     assert cl_bench("results", "merge", str(RUNS), "--into", "copy").code == 0
     assert content(Path("copy")) == content(RUNS) == before
@@ -694,9 +695,9 @@ def test_a_record_that_cannot_be_upgraded_is_damaged(tmp_path: Path) -> None:
     for recipe in ("unheard of", None):
 
         def change(data: dict[str, Any], recipe: str | None = recipe) -> None:
-            data["schema_version"] = 1
+            data["schema_version"] = record.SCHEMA_VERSION - 2
             data["recipe"] = recipe
 
         factories.edit(path, change, sealed=True)
-        with pytest.raises(DamagedRecord, match="cannot be upgraded from schema version 2"):
+        with pytest.raises(DamagedRecord, match=f"cannot be upgraded from schema version {record.SCHEMA_VERSION - 1}"):
             Store(tmp_path).load(path)
