@@ -113,6 +113,20 @@ def open_regular(path: Path, limit: int) -> BufferedReader:
         raise
 
 
+def kind_of(path: Path) -> str:
+    """What is at a path, links followed: `file`, `folder`, `pipe`, `socket` or `device`; empty: nothing.
+
+    Raises:
+        OSError: that cannot be found out, e.g. since links go in a circle.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return ""
+    kinds = {"file": stat.S_ISREG, "folder": stat.S_ISDIR, "pipe": stat.S_ISFIFO, "socket": stat.S_ISSOCK}
+    return next((kind for kind, fits in kinds.items() if fits(mode)), "device")
+
+
 def read_text(path: Path, what: str, limit: int = TEXT_BYTES) -> str:
     r"""The text of a file that a user wrote: UTF-8, or what a byte-order mark announces, its lines ended by `\n`.
 
@@ -365,20 +379,6 @@ def _reason(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     return "a number has too many digits" if "integer string conversion" in str(error) else clipped(str(error), 200)
-
-
-def kind_of(path: Path) -> str:
-    """What is at a path, links followed: `file`, `folder`, `pipe`, `socket` or `device`; empty: nothing.
-
-    Raises:
-        OSError: that cannot be found out, e.g. since links go in a circle.
-    """
-    try:
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        return ""
-    kinds = {"file": stat.S_ISREG, "folder": stat.S_ISDIR, "pipe": stat.S_ISFIFO, "socket": stat.S_ISSOCK}
-    return next((kind for kind, fits in kinds.items() if fits(mode)), "device")
 
 
 def _rename_to_new(temporary: Path, path: Path) -> None:

@@ -103,7 +103,7 @@ class StageLog:
         for stage, tasks in zip(self.stages, stages, strict=False):
             if [hits is not None for hits in stage.correct] != [j <= tasks[-1] for j in range(len(sizes))]:
                 raise ValueError("hits are not counted on the tasks that were learned")
-        counts = {
+        counts: dict[str, Sequence[Sequence[int | None]]] = {
             "predicted": [stage.correct for stage in self.stages],
             "predicted_task_aware": [stage.correct_task_aware for stage in self.stages],
         }
