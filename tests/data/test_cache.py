@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import subprocess
@@ -275,3 +276,15 @@ def test_images_that_are_sent_batch_by_batch_are_the_images(pets: Path) -> None:
     for batch, chunk in zip(loading._sent(images, ids, chunks, CPU), chunks, strict=True):
         whole = gather(store, chunk)
         assert torch.equal(views.test_view(batch, transforms), views.test_view(whole, transforms))
+
+
+def test_caches_of_before_deep_images_were_scaled_are_used_for_jpeg_files_alone(tmp_path: Path) -> None:
+    """Files of JPEG hold 8 bits, those of PNG and TIFF may hold more, which were cut off."""
+    found = {}
+    for name in ("a.jpg", "b.JPEG", "c.png", "d.tif"):
+        (tmp_path / name).write_bytes(b"x" * 10)
+        os.utime(tmp_path / name, ns=(0, 0))
+        found[name] = cache.cache_path("pets", "train", "resized:60", [f"x/{name}"], [tmp_path / name]).name
+    for name, path in found.items():
+        of_before = hashlib.sha256(f"1 resized:60\nx/{name}\0{10}\0{0}".encode()).hexdigest()[:16]
+        assert (of_before in path) == name.endswith((".jpg", ".JPEG"))

@@ -16,6 +16,7 @@ from PIL import Image, ImageSequence
 
 from cl_bench.data import decoding, views
 from cl_bench.data.decoding import BadImage, decode, size_of
+from cl_bench.data.images import ImageFiles
 from cl_bench.errors import UserError
 from cl_bench.experiment import ImageTransforms
 
@@ -224,6 +225,22 @@ def test_what_is_wrong_with_an_image_survives_the_way_between_processes(tmp_path
     bad = BadImage(tmp_path / "a\udcffb.png", "truncated", "half")
     again = pickle.loads(pickle.dumps(bad))
     assert (type(again), str(again), again.path) == (BadImage, str(bad), bad.path) and r"a\xffb.png" in str(bad)
+
+
+def test_of_several_damaged_images_the_first_is_named_whichever_thread_meets_one_first(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{i}.png" for i in range(24)]
+    for i, path in enumerate(paths):
+        # Large ones come last where the order was that of the threads.
+        Image.new("RGB", (400, 400) if i < 8 else (2, 2)).save(path)
+    whole = paths[5].read_bytes()
+    paths[5].write_bytes(whole[: len(whole) // 2])
+    for path in paths[8:]:
+        path.write_bytes(b"")
+    for _ in range(5):
+        with pytest.raises(BadImage, match=f"image '{paths[5]}' is truncated"):
+            ImageFiles(paths)[np.arange(24)]
+        with pytest.raises(BadImage, match=f"image '{paths[23]}' is zero-byte"):
+            ImageFiles(paths)[np.arange(24)[::-1]]
 
 
 # --- sizes -----------------------------------------------------------------------------------------------------

@@ -54,14 +54,16 @@ def domain_folders(
                         "(or a split list that names only the others: --split-list)"
                     )
                 split = _domain_lists(domains, lists, [top, *(top / name for name in ("splits", "txt")), folder])
+            left = not_read(top, there, {*pool.values()}, beside=False)
             if split is not None:
                 dealt, unlisted = split.deal(pool, top, 3)
                 classes = split.order() if by_label else None
-                return _with_domains(f"domain folders, split by {split.name}", dealt, classes, unlisted)
+                listing = _with_domains(f"domain folders, split by {split.name}", dealt, classes, unlisted)
+                return replace(listing, not_read=left)
             if test_share is None:
                 names = [name.format(there[0]) for name in lists]
                 raise UserError(f"'{top}' has no split lists; put {' and '.join(names)} there, and so for each domain")
-            return _with_domains("domain folders, split by name", _by_name(pool, test_share))
+            return replace(_with_domains("domain folders, split by name", _by_name(pool, test_share)), not_read=left)
         return None
 
     return read
