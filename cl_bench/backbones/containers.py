@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import pickle
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,9 @@ from cl_bench.errors import UserError
 
 SEPARATOR = "::"
 """Between a file and the network in it, where it holds several."""
+
+TOP = "."
+"""Names a network whose weights lie in no dictionary and behind no prefix."""
 
 _DEEPEST = 4
 _WRAPPERS = ("module", "_orig_mod", "state_dict", "model_state_dict")
@@ -58,7 +62,7 @@ class Network:
 def split_choice(given: Path) -> tuple[Path, str]:
     """`FILE::NAME` as file and name; a file that has `::` in its own name is that file."""
     file, separator, name = str(given).rpartition(SEPARATOR)
-    return (given, "") if not separator or given.exists() else (Path(file), name)
+    return (given, "") if not separator or _is_file(given) else (Path(file), name)
 
 
 def check_file(path: Path) -> None:
@@ -67,8 +71,16 @@ def check_file(path: Path) -> None:
     Raises:
         UserError: it is not.
     """
-    if not path.is_file():
+    if not _is_file(path):
         raise UserError(f"--checkpoint '{path}' is no file; expected safetensors, a torch state dict or Google's .npz")
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:
+        # A name that is too long, a folder that may not be entered.
+        return False
 
 
 def read(path: Path, choice: str) -> Network:
@@ -83,13 +95,14 @@ def read(path: Path, choice: str) -> Network:
     if not networks and not choice:
         return _unknown_network(path, checkpoint)
     names = _names(networks)
-    listed = ", ".join(printable(name) for name in names) or "none"
+    listed = ", ".join(map(printable, names))
     if choice:
         found = [network for network, name in zip(networks, names, strict=True) if choice in (name, _dotted(network))]
         found = found or [network for network in networks if choice in network.path]
         if len(found) != 1:
             which = f"{len(found)} networks" if found else "no network"
-            raise UserError(f"--checkpoint '{path}' holds {which} '{printable(choice)}'; expected one of: {listed}")
+            named = f"expected one of: {listed}" if listed not in ("", TOP) else f"leave out '{SEPARATOR}{choice}'"
+            raise UserError(f"--checkpoint '{path}' holds {which} '{printable(choice)}'; {named}")
         return found[0]
     if len(networks) > 1:
         raise UserError(
@@ -102,7 +115,10 @@ def read(path: Path, choice: str) -> Network:
 def _load(path: Path) -> Any:
     """What the file holds; nothing in it is run."""
     try:
-        if path.suffix == ".safetensors":
+        with path.open("rb") as file:
+            # A safetensors file is the length of its header in eight bytes, and that header in JSON.
+            named_otherwise = file.read(9)[8:] == b"{"
+        if path.suffix == ".safetensors" or named_otherwise:
             return load_file(path)
         # Training scripts keep their arguments beside the weights, in this class without code. Kinds of tensors that
         # torch warns of are refused by name later.
@@ -110,12 +126,19 @@ def _load(path: Path) -> Any:
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        if asked := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            what = f"it holds an object of '{asked[1]}' beside tensors, and would run its code"
-            raise unreadable(
-                path, f"{what}; where you trust it, load it in Python and save its state dict alone"
-            ) from error
-        raise unreadable(path, reason(error)) from error
+        raise unreadable(path, _unloaded(error)) from error
+
+
+def _unloaded(error: Exception) -> str:
+    """Why a file was not loaded; torch's own explanation fills pages."""
+    alone = "where you trust it, load it in Python and save its state dict alone"
+    if asked := re.search(r"GLOBAL ([\w.]+)", str(error)):
+        return f"besides tensors it holds an object of '{asked[1]}', and no code that a file asks for is run; {alone}"
+    if "TorchScript" in str(error):
+        return f"it is a TorchScript program, and no program is run; {alone}"
+    if isinstance(error, pickle.UnpicklingError | EOFError):
+        return "torch did not write it, or it was cut off"
+    return reason(error)
 
 
 def _networks(node: Any, keys: tuple[str, ...] = ()) -> Iterator[Network]:
@@ -151,7 +174,7 @@ def _names(networks: Sequence[Network]) -> list[str]:
 
 
 def _dotted(network: Network) -> str:
-    return ".".join(network.path) or "."
+    return ".".join(network.path) or TOP
 
 
 def unreadable(path: Path, why: str) -> UserError:

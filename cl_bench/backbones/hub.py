@@ -93,10 +93,13 @@ def _download(repository: str, file: str) -> Path:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the library's bars and its log of retries."""
+    from huggingface_hub import constants
     from huggingface_hub.utils import logging
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-    verbosity, bars = logging.get_verbosity(), not are_progress_bars_disabled()
+    verbosity = logging.get_verbosity()
+    # The user's environment may ask for bars, which nothing can switch off then.
+    bars = constants.HF_HUB_DISABLE_PROGRESS_BARS is None and not are_progress_bars_disabled()
     logging.set_verbosity_error()
     if bars:
         disable_progress_bars()

@@ -617,6 +617,10 @@ def test_damaged_cached_weights_are_refused(offline: Path, published: dict[str, 
         UserError, match=f"'{TAGGED}' in '.*model.safetensors' are damaged .*norm.bias.*remove the file"
     ):
         backbones.verify(TAGGED)
+    bad = published | {"norm.bias": torch.full_like(published["norm.bias"], torch.nan)}
+    save_file(bad, offline / "model.safetensors")
+    with pytest.raises(UserError, match="are damaged .'norm.bias' holds numbers that are not finite"):
+        backbones.verify(TAGGED)
     (offline / "model.safetensors").write_bytes(b"0" * 100)
     with pytest.raises(UserError, match="are damaged"):
         backbones.verify(TAGGED)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
@@ -152,10 +154,12 @@ def test_a_choice_is_part_of_the_name_in_records(tmp_path: Path) -> None:
     assert (found.name, found.checkpoint, found.network) == (f"{TINY}:own.pth::teacher", path, "teacher")
     plain = backbones.find(TINY, checkpoint=path)
     assert (plain.name, plain.network) == (f"{TINY}:own.pth", "")
+    assert "holds no network 'teacher'; leave out '::teacher'" in refused(write(tmp_path, state()), network="teacher")
     odd = write(tmp_path, state(), "a::b.pth")
     assert backbones.find(TINY, checkpoint=odd).checkpoint == odd
-    with pytest.raises(UserError, match="'.*none.pth' is no file"):
-        backbones.find(TINY, checkpoint=tmp_path / "none.pth::teacher")
+    for missing in ("none.pth", "n" * 5000):
+        with pytest.raises(UserError, match=f"{missing}' is no file"):
+            backbones.find(TINY, checkpoint=tmp_path / f"{missing}::teacher")
     np.savez(tmp_path / "a.npz", x=np.ones(1))
     assert "holds one network; leave out '::teacher'" in refused(tmp_path / "a.npz", network="teacher")
 
@@ -264,6 +268,33 @@ def test_weights_of_hugging_face_give_its_features(tmp_path: Path, root: str) ->
     del theirs["encoder.layer.1.attention.attention.key.weight"]
     save_file(under(root, theirs), tmp_path / "cut.safetensors")
     assert "'blocks.1.attn.qkv.weight' is missing" in refused(tmp_path / "cut.safetensors")
+
+
+def test_hugging_faces_names_of_dinov2_and_deit(tmp_path: Path) -> None:
+    own = state(init_values=0.1)
+    theirs = hugging_face(own)
+    names = {
+        "layernorm_before": "norm1", "layernorm_after": "norm2", "intermediate.dense": "mlp.fc1",
+        "1.output.dense": "1.mlp.fc2", "0.output.dense": "0.mlp.fc2", "ls1.gamma": "layer_scale1.lambda1",
+        "ls2.gamma": "layer_scale2.lambda1",
+    }  # fmt: skip
+    dinov2: State = {"embeddings.mask_token": X}
+    for key, tensor in theirs.items():
+        for old, new in names.items():
+            key = key.replace(old, new)
+        dinov2[f"dinov2.{key}"] = tensor
+    path = write(tmp_path, dinov2)
+    assert backbones.verify(small(path, init_values=0.1)).weights == backbones.weights_hash(own)
+
+    distilled = {**SMALL, "num_classes": 5}
+    deit = timm.create_model("deit_tiny_distilled_patch16_224", **distilled).state_dict()
+    kept = {key: tensor for key, tensor in deit.items() if not key.startswith("head")}
+    path = write(tmp_path, {key.replace("dist_token", "embeddings.distillation_token"): t
+                            for key, t in hugging_face(kept).items()})  # fmt: skip
+    backbone = replace(small(path), architecture="deit_tiny_distilled_patch16_224")
+    assert backbones.verify(backbone).weights == backbones.weights_hash(kept)
+    assert backbones.verify(replace(backbone, checkpoint=write(tmp_path, {"model": deit}))).weights
+    assert "has 18 positions, expected a square grid of them and 1 for other tokens" in refused(path)
 
 
 def test_weights_of_clip_as_hugging_face_names_them(tmp_path: Path) -> None:
@@ -386,6 +417,15 @@ def test_code_in_a_file_is_never_run_and_named(tmp_path: Path) -> None:
     path = write(tmp_path, {"model": state(), "hook": Code()})
     assert "an object of 'tests.backbones.test_checkpoints.Code'" in refused(path)
     assert "save its state dict alone" in refused(path)
+
+
+def test_files_that_are_called_otherwise(tmp_path: Path) -> None:
+    save_file(state(), tmp_path / "model.bin")
+    assert backbones.verify(small(tmp_path / "model.bin")).weights == backbones.weights_hash(state())
+    (tmp_path / "cut.pth").write_bytes(write(tmp_path, state()).read_bytes()[:5000])
+    assert refused(tmp_path / "cut.pth").count("\n") == 0
+    (tmp_path / "text.pth").write_text("version https://git-lfs.github.com/spec/v1")
+    assert "torch did not write it, or it was cut off" in refused(tmp_path / "text.pth")
 
 
 # --- position grids -----------------------------------------------------------------------------------------------

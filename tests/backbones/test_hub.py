@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -44,9 +45,20 @@ def serve(stack: ExitStack, handler: type[BaseHTTPRequestHandler], **attributes:
     return f"http://127.0.0.1:{server.server_address[1]}"
 
 
+class Log(logging.Handler):
+    """What a library says in its log."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: dict[str, torch.Tensor]) -> Iterator[Hub]:
-    """The hub's library asks this server, and has an empty cache."""
+    """The hub's library asks this server, has an empty cache, and logs nothing that a user would see."""
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "127.0.0.1")
     store = Site(content=save(weights), ranges="range")
@@ -62,9 +74,13 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: dict[str, torc
         monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
         huggingface_hub.utils.close_session()
         loading._read.cache_clear()
+        log = Log()
+        logging.getLogger("huggingface_hub").addHandler(log)
         yield served
+        logging.getLogger("huggingface_hub").removeHandler(log)
         huggingface_hub.utils.close_session()
     loading._read.cache_clear()
+    assert log.lines == []
 
 
 @pytest.fixture
