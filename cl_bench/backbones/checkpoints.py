@@ -54,7 +54,7 @@ def from_file(backbone: Backbone, path: Path) -> Weights:
             raise UserError(f"--checkpoint '{path}' holds one network; leave out '{SEPARATOR}{backbone.network}'")
         return _google(backbone, path)
     network = read(path, backbone.network)
-    own = network.own if network.path else clean_state_dict(network.own)
+    own = network.weights if network.path else clean_state_dict(dict(network.weights))
     names = {key: network.layout.rename(key) for key in own}
     unused = [key for key, name in names.items() if NO_FEATURES.fullmatch(name)]
     tensors = {names[key]: tensor for key, tensor in own.items() if key not in unused}

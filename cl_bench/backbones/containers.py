@@ -36,27 +36,20 @@ class Network:
         keys: of the dictionaries that lead to it.
         root: what precedes its names: "module.backbone.".
         layout: of the names that follow.
-        tensors: the dictionary that holds it; other networks may lie in it, too.
+        weights: by their names after the root.
+        others: names of what lies beside it in its dictionary.
     """
 
     keys: tuple[str, ...]
     root: str
     layout: Layout
-    tensors: Mapping[str, Any]
+    weights: Mapping[str, Any]
+    others: Sequence[str] = ()
 
     @property
     def path(self) -> tuple[str, ...]:
+        """All that leads to it, one name each."""
         return (*self.keys, *filter(None, self.root.split(".")))
-
-    @property
-    def own(self) -> dict[str, Any]:
-        """Its weights, by their names without the root."""
-        return {key[len(self.root) :]: value for key, value in self.tensors.items() if key.startswith(self.root)}
-
-    @property
-    def others(self) -> list[str]:
-        """Names of what lies beside it in its dictionary."""
-        return [key for key in self.tensors if not key.startswith(self.root)]
 
 
 def split_choice(given: Path) -> tuple[Path, str]:
@@ -117,8 +110,8 @@ def _load(path: Path) -> Any:
     try:
         with path.open("rb") as file:
             # A safetensors file is the length of its header in eight bytes, and that header in JSON.
-            named_otherwise = file.read(9)[8:] == b"{"
-        if path.suffix == ".safetensors" or named_otherwise:
+            is_safetensors = file.read(9)[8:] == b"{"
+        if is_safetensors or path.suffix == ".safetensors":
             return load_file(path)
         # Training scripts keep their arguments beside the weights, in this class without code. Kinds of tensors that
         # torch warns of are refused by name later.
@@ -145,9 +138,13 @@ def _networks(node: Any, keys: tuple[str, ...] = ()) -> Iterator[Network]:
     if not isinstance(node, Mapping) or len(keys) > _DEEPEST:
         return
     named = {key: value for key, value in node.items() if isinstance(key, str)}
-    for layout in LAYOUTS:
-        for root in layout.roots(named):
-            yield Network(keys, root, layout, named)
+    roots = {root: layout for layout in LAYOUTS for root in layout.roots(named)}
+    for root, layout in roots.items():
+        # A network may lie inside another one: a momentum encoder among the weights that it follows.
+        inner = tuple(other for other in roots if other != root and other.startswith(root))
+        own = {key for key in named if key.startswith(root) and not key.startswith(inner)}
+        weights = {key.removeprefix(root): value for key, value in named.items() if key in own}
+        yield Network(keys, root, layout, weights, [key for key in named if key not in own])
     for key, value in named.items():
         yield from _networks(value, (*keys, key))
 

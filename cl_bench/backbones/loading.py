@@ -24,7 +24,7 @@ from cl_bench.backbones.containers import check_file
 from cl_bench.backbones.embedded import EMBEDDED, names
 from cl_bench.backbones.lookup import find
 from cl_bench.backbones.networks import build, with_random_weights
-from cl_bench.backbones.wording import reason
+from cl_bench.backbones.wording import printable, reason
 from cl_bench.errors import UserError
 from cl_bench.randomness import seeded
 
@@ -54,7 +54,7 @@ def verify(backbone: str | Backbone) -> Backbone:
     found = find(backbone) if isinstance(backbone, str) else backbone
     read = _weights(found)
     if read.note and found.checkpoint is not None:
-        print(f"weights from '{found.checkpoint.name}': {read.note}", file=sys.stderr)
+        print(f"weights from '{printable(found.checkpoint.name)}': {read.note}", file=sys.stderr)
     return replace(found, weights=read.hash)
 
 
