@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from cl_bench.contract.task import Task
 from cl_bench.data.samples import TaskSamples, samples_of
 from cl_bench.methods.inflora import InfLoRAModel, design, remember, restrict
+from cl_bench.methods.nlora import absolute_sum
+from cl_bench.methods.olora import overlap
 from cl_bench.methods.sdlora import SDLoRA, SDLoRAModel
 from cl_bench.methods.sdlora_kd import SDLoRAKD, SDLoRAKDModel
 from cl_bench.methods.sdlora_rr import SDLoRARR
@@ -25,11 +27,12 @@ from cl_bench.randomness import seeded
 from tests.helpers.command import TRIAL, Cli, assert_refused, computed, stored
 from tests.helpers.rows import LORA, small
 from tests.helpers.tiny import CLASSES, TASKS, cut, tiny_vit
-from tests.helpers.training import Spy, experiences, images_of, snapshot, strategy_of, train, trained
+from tests.helpers.training import Spy, experiences, images_of, same, snapshot, strategy_of, train, trained
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 DIM, DEPTH = 32, 2
+PLACES_OF_QV = 2 * DEPTH
 TARGETS: tuple[Target, ...] = get_args(Target)
 DROPPING = "sdlora-kd[residual=relative,tau=2]"
 SEEDS = st.integers(0, 2**16)
@@ -293,6 +296,47 @@ def test_every_method_trains_the_targets_it_is_given(name: str, targets: tuple[T
     assert model.bank.targets == targets
     assert all(bool(B.flatten(2).any(dim=2).all()) for B in model.bank.B)
     assert_merges(model, documented(name, model), all_images())
+
+
+# --- penalties of O-LoRA and N-LoRA ----------------------------------------------------------------------------
+
+
+def rows_of(*directions: Tensor) -> LoRABank:
+    """A bank of directions whose A has the same rows [r, d] at every place; B is 0."""
+    bank = LoRABank(tiny_vit(), ("q", "v"), max(len(rows) for rows in directions))
+    for rows in directions:
+        A = rows.expand(DEPTH, 2, -1, -1)
+        bank.append(A, torch.zeros_like(A).transpose(2, 3))
+    return bank
+
+
+@pytest.mark.parametrize("rank", [1, 4])
+@torch.no_grad()
+def test_overlap_by_hand(rank: int) -> None:
+    basis = torch.linalg.qr(normal(torch.Generator().manual_seed(rank), DIM, DIM).double())[0].T
+    one, other, new = basis[:rank], basis[rank : 2 * rank], normal(torch.Generator().manual_seed(0), rank, DIM).double()
+    assert float(overlap(rows_of(one))) == 0, "nothing before it"
+    assert float(overlap(rows_of(one, other))) < 1e-12, "orthogonal"
+    assert float(overlap(rows_of(one, one))) == pytest.approx(rank * PLACES_OF_QV), "the same rows"
+    assert float(overlap(rows_of(one, -2 * one))) == pytest.approx(2 * rank * PLACES_OF_QV), "linear, without a sign"
+    apart, together = overlap(rows_of(one, other, new)), overlap(rows_of(torch.cat([one, other]), new))
+    assert float(apart) == pytest.approx(float(together)) and float(apart) > 0.1
+
+
+@pytest.mark.parametrize("product", ["AB", "BA"])
+def test_sparsity_asks_for_nothing_at_the_start(product: Literal["AB", "BA"]) -> None:
+    """At B = 0 the penalty and its gradient are exactly 0: the first step is plain LoRA's."""
+    bank = rows_of(normal(torch.Generator().manual_seed(1), 3, DIM))
+    penalty = absolute_sum(bank, product)
+    penalty.backward()
+    assert float(penalty.detach()) == 0 and all(not factor.grad.any() for factor in bank.direction(0))
+
+
+@pytest.mark.parametrize("row", ["olora[orthogonality=0]", "nlora[sparsity=0]"])
+def test_without_its_penalty_a_method_is_incremental_lora_to_the_bit(row: str) -> None:
+    plain = train(strategy_of(small("inclora", optimizer="adamw", lr=0.01)), cut(), stages=2)
+    found = train(strategy_of(small(row, optimizer="adamw", lr=0.01)), cut(), stages=2)
+    assert same(found.model.state_dict(), plain.model.state_dict())
 
 
 # --- InfLoRA ---------------------------------------------------------------------------------------------------
