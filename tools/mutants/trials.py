@@ -172,7 +172,7 @@ def run(mutants: Sequence[Mutant], root: Path, jobs: int) -> int:
     def conclude(trial: Trial) -> None:
         failed = trial.end()
         if trial.mutant is None:
-            say("FAIL" if failed else "pass", trial.seconds, trial.name)
+            say("FAILS" if failed else "passes", trial.seconds, f"{trial.name}{f'  ({failed})' if failed else ''}")
             if failed:
                 raise Inapplicable(f"{failed} fails")
         elif failed:
