@@ -12,7 +12,7 @@ from types import ModuleType
 
 import cl_bench.streams.datasets
 from cl_bench.data.decoding import BadImage
-from cl_bench.errors import UserError, named, printable, unknown_name
+from cl_bench.errors import UserError, counted, named, printable, unknown_name
 from cl_bench.streams.config import ROOT_VARIABLE, existing_root
 from cl_bench.streams.image_files import for_each_image, look_at
 from cl_bench.streams.readers import UnknownLayout, class_trees, first_of, own_domain_folders
@@ -183,7 +183,9 @@ def read(dataset: DataSet, folder: Path, split_list: Path | None = None) -> List
 
 
 def class_faults(dataset: DataSet, listing: Listing) -> list[str]:
-    """What is wrong with the classes, as sentences: their number, or one without images."""
+    """What is wrong with the classes, as sentences: their number, none at all, or one without images."""
+    if not listing.classes and not dataset.classes:
+        return ["no class folders with images"]
     faults = []
     present = [{entry.label for entry in part} for part in (listing.train, listing.test)]
     if dataset.classes and len(listing.classes) != dataset.classes:
@@ -235,11 +237,23 @@ def load(dataset: DataSet, root: Path | None = None, skip_bad: bool = False, spl
             more = f" (and {len(bad) - 1} more: 'cl-bench data verify {dataset.name}' names them)" if bad[1:] else ""
             raise UserError(f"{dataset.name}: {bad[0]}{more}")
     if faults := class_faults(dataset, listing):
-        empty = [str(path) for path in listing.empty]
-        way_out = f"remove or fill the empty folder {named(empty)}" if empty else "get it again or restore it"
-        other = f" (not read: {by_ending(listing.not_read, folder)})" if listing.not_read else ""
-        raise UserError(f"{dataset.name} in '{folder}' ({listing.layout}): {'; '.join(faults)}{other}; {way_out}")
+        raise UserError(
+            f"{dataset.name} in '{folder}' ({listing.layout}): {'; '.join(faults)}; {_way_out(listing, folder)}"
+        )
     return listing
+
+
+def _way_out(listing: Listing, folder: Path) -> str:
+    """What may be done about classes that are wrong, with the images that are there and do not count."""
+    others = [f"not read: {by_ending(listing.not_read, folder)}"] if listing.not_read else []
+    others += [f"left out: {counted(len(listing.left_out), 'image')}"] if listing.left_out else []
+    if not listing.classes:
+        way_out = "put the images of each class into a folder of its own"
+    elif listing.empty:
+        way_out = f"remove or fill the empty folder {named([str(path) for path in listing.empty])}"
+    else:
+        way_out = "get it again or restore it"
+    return f"{way_out} ({'; '.join(others)})" if others else way_out
 
 
 def without(listing: Listing, bad: set[Path]) -> Listing:

@@ -246,6 +246,20 @@ def test_a_class_of_files_that_are_not_read_is_explained(mine: Path) -> None:
         path.rename(path.with_suffix(".heic"))
     with pytest.raises(
         UserError,
-        match=r"no training images of class 'bee' \(not read: 4 .heic in train/bee/\); remove or fill the empty",
+        match=r"no training images of class 'bee'; remove or fill the empty .* \(not read: 4 .heic in train/bee/\)$",
     ):
         catalogue.load(catalogue.find(f"folder:{mine}"))
+
+
+def test_parts_without_classes_are_refused(mine: Path) -> None:
+    for path in sorted(mine.rglob("*.jpg")):
+        path.rename(path.parents[1] / path.name)
+    for folder in mine.glob("*/*/"):
+        folder.rmdir()
+    dataset = catalogue.find(f"folder:{mine}")
+    with pytest.raises(
+        UserError,
+        match=r"no class folders with images; put .* folder of its own \(not read: 4 .jpg in train/, 2 .jpg in test/",
+    ):
+        catalogue.load(dataset)
+    assert [finding.text for finding in verify(dataset).findings if finding.fault] == ["no class folders with images"]
