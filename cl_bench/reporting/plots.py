@@ -181,7 +181,11 @@ def _loss(rows: Rows) -> Chart | None:
 def _trace(run: Run) -> list[tuple[int, float]]:
     """Stage and loss of every epoch; none where a loss was not finite, or the table of that name is a method's own."""
     rows = [(row.get("stage"), row.get("loss")) for row in run.record.traces.get("loss", [])]
-    found = [(stage, float(loss)) for stage, loss in rows if isinstance(stage, int) and isinstance(loss, int | float)]
+    found = [
+        (stage, float(loss))
+        for stage, loss in rows
+        if isinstance(stage, int) and 0 <= stage < len(run.record.stages) and isinstance(loss, int | float)
+    ]
     return found if len(found) == len(rows) else []
 
 

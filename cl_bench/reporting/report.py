@@ -91,10 +91,10 @@ def render(folders: Iterable[tuple[Path, str]], out: Path, command: str, picture
     """
     folders = list(folders)
     found, damaged = load(folders)
-    places = {printable(origin): printable(str(path)) for path, origin in folders}
+    places = {origin: str(path) for path, origin in folders}
 
     def write(chosen: Sequence[Run], to: Path = out) -> Report:
-        return render_sections(sections(chosen), damaged, places, to, printable(command), pictures)
+        return render_sections(sections(chosen), damaged, places, to, command, pictures)
 
     def attempt(chosen: Sequence[Run]) -> None:
         with TemporaryDirectory() as folder:
@@ -144,7 +144,8 @@ def render_sections(
             for path in write_table(table, out / "tables", text_tables.FORMATS)
         ]
         written += [path for paths in _save(jobs) for path in paths]
-        text = page.render(found, built, shown, papers, figures, damaged, command, places, runs)
+        folders = {printable(origin): printable(path) for origin, path in places.items()}
+        text = page.render(found, built, shown, papers, figures, damaged, printable(command), folders, runs)
         index.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(

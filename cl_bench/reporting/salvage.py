@@ -44,10 +44,19 @@ def salvaged(
 
 
 def _usable(attempt: Callable[[Sequence[Run]], object], runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
-    """The runs without those with which the attempt fails, found by halving; and a sentence for each of these."""
+    """The runs without those with which the attempt fails, and a sentence for each of these."""
+    alone: list[Run] = []
     usable: list[Run] = []
     reasons: list[str] = []
-    parts = [list(runs)]
+    for run in runs:
+        try:
+            _derive(run)
+        except Exception as error:
+            reasons.append(unusable(run.origin, run.record, error))
+        else:
+            alone.append(run)
+    # Whatever fails now only does so together with others, or for this report: found by halving.
+    parts = [alone]
     while parts:
         part = parts.pop()
         try:
@@ -56,14 +65,26 @@ def _usable(attempt: Callable[[Sequence[Run]], object], runs: Sequence[Run]) -> 
             # Too few of them, perhaps: not the fault of any.
             usable += part
         except Exception as error:
-            if len(part) == 1:
-                reasons.append(unusable(part[0].origin, part[0].record, error))
-            else:
+            if len(part) > 1:
                 half = len(part) // 2
                 parts += [part[half:], part[:half]]
+            elif part:
+                reasons.append(unusable(part[0].origin, part[0].record, error))
         else:
             usable += part
     return usable, reasons
+
+
+def _derive(run: Run) -> None:
+    """All that reports show of a single run."""
+    from cl_bench.reporting import frames, plots, result_table
+    from cl_bench.reporting.runs import sections
+
+    frames.export_frame([run])
+    frames.stage_frame([run])
+    (section,) = sections([run])
+    result_table.text_table(result_table.build(section))
+    plots.standard(section)
 
 
 def unusable(origin: str, record: RunRecord, error: Exception) -> str:

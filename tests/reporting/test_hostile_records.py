@@ -246,7 +246,7 @@ def test_a_report_that_fails_for_every_run_is_no_fault_of_theirs(tmp_path: Path)
 
 def test_every_command_goes_on_without_a_run_that_breaks_it(cl_bench: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a fault of ours would that reading a record does not show."""
-    good, worst = (factories.record(name, classes_per_task=2, limits=forged.CUT) for name in ("good", "worst"))
+    good, worst = (factories.record(name, classes_per_task=2, limits=forged.CUT) for name in ("good", "awful"))
     factories.write(RUNS, good, worst)
     real = metrics.accuracy_curve
 
