@@ -15,9 +15,12 @@ from typing import Any
 
 from cl_bench.errors import UserError, unknown_name
 from cl_bench.experiment import MAX_SEED, NAMED_ORDER, Tasks
+from cl_bench.files import clipped
 
 Parse = Callable[[str, str], Any]
 """From (what the user wrote, the option as a flag) to a value; raises UserError."""
+MAX_ROWS = 1_000
+"""Rows (methods with their options, streams, backbones) of one command."""
 PICTURES = ("png", "pdf", "svg")
 _SPEC = re.compile(r"\s*([A-Za-z_][\w-]*)\s*(?:\[([^\[\]]*)\])?\s*(?:,|$)")
 
@@ -44,23 +47,39 @@ def parse_methods(text: str, what: str = "--methods") -> list[MethodSpec]:
         UserError: the text does not follow the grammar, or names no method.
     """
     specs: list[MethodSpec] = []
-    position = 0
+    position, where = 0, f"{what} '{clipped(text, 1000)}'"
     while position < len(text):
         match = _SPEC.match(text, position)
         if match is None:
             raise UserError(
-                f"{what} '{text}' cannot be read from '{text[position:]}' on; "
+                f"{where} cannot be read from '{clipped(text[position:], 1000)}' on; "
                 "expected NAME or NAME[key=value,key=a|b], separated by commas, e.g. 'sdlora[rank=4|8],coda'"
             )
         position = match.end()
-        pairs = [parse_pair(pair, f"{what} '{text}'") for pair in (match[2] or "").split(",") if pair.strip()]
+        options = [pair for pair in (match[2] or "").split(",") if pair.strip()]
+        if len(options) > MAX_ROWS:
+            raise UserError(f"{where}: '{match[1]}' has {len(options):,} options; a method has a few dozen at most")
+        pairs = [parse_pair(pair, where) for pair in options]
         alternatives = [[(name, value.strip()) for value in values.split("|")] for name, values in pairs]
         if len({name for name, _ in pairs}) < len(pairs) or not all(v for values in alternatives for _, v in values):
-            raise UserError(f"{what} '{text}': '{match[2]}' sets an option twice or to nothing; write key=a|b,other=c")
+            raise UserError(f"{where}: '{match[2]}' sets an option twice or to nothing; write key=a|b,other=c")
+        # Counted before they are made: nine options of nine values are 387 million rows.
+        check_rows(len(specs) + math.prod(map(len, alternatives)), where)
         specs += [MethodSpec(match[1], dict(choice)) for choice in itertools.product(*alternatives)]
     if not specs:
         raise UserError(f"{what} is empty; expected e.g. 'sdlora,coda'")
     return specs
+
+
+def check_rows(rows: int, what: str) -> None:
+    """Raise `UserError` if these are more rows (methods with their options, streams, backbones) than a command takes.
+
+    Args:
+        what: the input that asks for them, for messages.
+    """
+    if rows > MAX_ROWS:
+        number = f"{rows:,}" if rows < 10**15 else "more than 10^15"
+        raise UserError(f"{what} asks for {number} rows, and a command takes {MAX_ROWS:,}; name fewer alternatives")
 
 
 def parse_settings(settings: Sequence[str], methods: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -93,10 +112,13 @@ def parse_seeds(text: str, what: str = "--seeds") -> list[int]:
     """
     seeds: list[int] = []
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        match = re.fullmatch(r"\s*([0-9]+)\s*(?:-\s*([0-9]+)\s*)?", part)
+        # Python refuses to read numbers of thousands of digits.
+        if match is not None and (len(match[1]) > 20 or len(match[2] or "") > 20 or int(match[2] or 0) > MAX_SEED):
+            raise UserError(f"{what} '{clipped(text)}' is out of range; seeds are at most {MAX_SEED}")
         if match is None or int(match[2] or match[1]) < int(match[1]):
             raise UserError(f"{what} '{text}' cannot be read; expected numbers and rising ranges, e.g. 0-4 or 0,2,5")
-        if int(match[2] or match[1]) > MAX_SEED:
+        if int(match[1]) > MAX_SEED:
             raise UserError(f"{what} '{text}' is out of range; seeds are at most {MAX_SEED}")
         if len(seeds) + int(match[2] or match[1]) - int(match[1]) >= 10_000:
             raise UserError(f"{what} '{text}' asks for more than 10,000 seeds; name fewer")
@@ -151,7 +173,7 @@ def parse_order(text: str) -> str:
     Raises:
         UserError: anything else.
     """
-    if not re.fullmatch(NAMED_ORDER, text) or int(text.partition(":")[2] or 0) > MAX_SEED:
+    if not re.fullmatch(NAMED_ORDER, text) or len(text) > 40 or int(text.partition(":")[2] or 0) > MAX_SEED:
         raise UserError(
             f"--order '{text}' is no class order; expected natural, permutation:K with K at most {MAX_SEED}, or a file "
             "with one class per line"

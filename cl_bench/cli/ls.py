@@ -11,6 +11,7 @@ from rich.table import Column, Table
 
 from cl_bench.cli.shared import err, out, takes, warn
 from cl_bench.errors import UserError, counted
+from cl_bench.experiment import number_of
 from cl_bench.running.imports import quiet_imports
 
 app = typer.Typer(no_args_is_help=True, help="List what there is.")
@@ -66,7 +67,8 @@ def ls_benchmarks(given: Mapping[str, Any]) -> None:
             else:
                 sizes = item.dataset.train, item.dataset.test
                 here, checked = presence(item.dataset, data.root).state, item.dataset.checked
-            tasks = counted(item.tasks, "domain") if item.scenario == "domain-incremental" else str(item.tasks)
+            number = number_of(item.tasks)
+            tasks = counted(number, "domain") if item.scenario == "domain-incremental" else str(number)
             images = "/".join(f"{size:,}" for size in sizes)
             facts.add_row(name, tasks, str(item.num_classes), images, here, checked)
             titles.add_row(name, item.description)

@@ -13,6 +13,7 @@ from rich.table import Table
 from cl_bench.cli.results import show_run
 from cl_bench.cli.shared import out, takes
 from cl_bench.errors import counted
+from cl_bench.experiment import number_of
 from cl_bench.running.imports import quiet_imports
 from cl_bench.store import RESULTS
 
@@ -64,7 +65,7 @@ def show_thing(name: str, benchmark: str, backbone: str | None, method_files: Se
         item = streams.find(name)
         out.print(f"[bold]{name}[/]: {item.description}")
         kind = "domain" if item.scenario == "domain-incremental" else "task"
-        parts = counted(item.tasks, kind)
+        parts = counted(number_of(item.tasks), kind)
         out.print(f"{counted(item.num_classes, 'class')} in {parts}, {item.scenario}", highlight=False)
         if item.dataset is None:
             source = item.source()

@@ -32,6 +32,7 @@ from cl_bench.experiment import (
 from cl_bench.grammar import is_order_file, parse_order, parse_settings
 from cl_bench.options import RunOptions
 from cl_bench.running import recipes
+from cl_bench.running.preflight import check_extent, constant_loss
 from cl_bench.running.recipes import Recipe, Tuned
 from cl_bench.streams import Benchmark, DataConfig, Source
 from cl_bench.streams.readers.orders import read_order
@@ -124,7 +125,7 @@ def plan(specs: Iterable[RunSpec], tuned: Sequence[Tuned] = ()) -> list[PlannedR
         UserError: anything unknown, ill-typed or impossible.
     """
     grounds: dict[tuple[object, ...], _Ground] = {}
-    methods: dict[tuple[object, ...], tuple[Method, Recipe, str]] = {}
+    methods: dict[tuple[object, ...], tuple[Method, Recipe, str, list[str]]] = {}
     runs: dict[str, PlannedRun] = {}
     for spec in specs:
         shared = tuple(getattr(spec, name) for name in _GROUND)
@@ -134,7 +135,7 @@ def plan(specs: Iterable[RunSpec], tuned: Sequence[Tuned] = ()) -> list[PlannedR
         row = (shared, spec.method.name, repr(sorted(spec.options.items())), spec.recipe, spec.probe)
         if row not in methods:
             methods[row] = _method(spec, ground, tuned)
-        method, recipe, label = methods[row]
+        method, recipe, label, of_method = methods[row]
         try:
             experiment = Experiment(
                 method=spec.method.name,
@@ -157,7 +158,8 @@ def plan(specs: Iterable[RunSpec], tuned: Sequence[Tuned] = ()) -> list[PlannedR
             )
         except ValidationError as error:
             raise UserError(f"{label}: {first_fault(error)}") from error
-        run = PlannedRun(experiment, method, label, recipe, ground.backbone, ground.benchmark.data, ground.remarks)
+        remarks = (*ground.remarks, *of_method)
+        run = PlannedRun(experiment, method, label, recipe, ground.backbone, ground.benchmark.data, remarks)
         runs.setdefault(experiment.key, run)
     return list(runs.values())
 
@@ -206,8 +208,8 @@ def _ground(spec: RunSpec) -> _Ground:
     return _Ground(benchmark, backbone, scenario, tasks, order, source.split, transforms, storage, remarks)
 
 
-def _method(spec: RunSpec, ground: _Ground, tuned: Sequence[Tuned]) -> tuple[Method, Recipe, str]:
-    """The method that carries a run out, where its hyper-parameters come from, and the name of its row."""
+def _method(spec: RunSpec, ground: _Ground, tuned: Sequence[Tuned]) -> tuple[Method, Recipe, str, list[str]]:
+    """The method that carries a run out, where its hyper-parameters come from, the name of its row, and remarks."""
     name = spec.method.name
     method, recipe = resolve(spec.method, ground.benchmark, spec.options, spec.recipe, tuned, ground.backbone)
     if ground.scenario not in method.scenarios:
@@ -217,9 +219,12 @@ def _method(spec: RunSpec, ground: _Ground, tuned: Sequence[Tuned]) -> tuple[Met
     method.passes(number_of(ground.tasks))
     model = build_model(method, backbones.skeleton(ground.backbone), ground.benchmark.num_classes)
     PROBES[spec.probe].check(model, name)
+    domains, classes = ground.scenario == "domain-incremental", ground.benchmark.num_classes
+    sizes = (classes,) * number_of(ground.tasks) if domains else sizes_of(ground.tasks, classes)
+    remarks = constant_loss(name, method, model, sizes[: spec.limits.tasks])
     shown = {option: method.values()[option] for option in spec.options}
     listed = ",".join(f"{option}={_label_text(value)}" for option, value in sorted(shown.items()))
-    return method, recipe, f"{name}[{listed}]" if listed else name
+    return method, recipe, f"{name}[{listed}]" if listed else name, remarks
 
 
 def specs_of(
@@ -266,6 +271,7 @@ def specs_of(
 
 def plan_options(wanted: Sequence[RunOptions], precision_of: Callable[[str], Precision]) -> list[PlannedRun]:
     """All runs that any of these options asks for, each once (see `specs_of` and `plan`)."""
+    check_extent(wanted)
     runs: dict[str, PlannedRun] = {}
     files = dict.fromkeys(file for options in wanted for file in options.method_file)
     methods = registry.lookup([spec.name for options in wanted for spec in options.methods], files)

@@ -16,7 +16,7 @@ from cl_bench.data.cache import OnProgress
 from cl_bench.data.decoding import BadImage, shrunk, size_of
 from cl_bench.data.images import ImageFiles, ImageStore
 from cl_bench.errors import UserError, counted, named, unknown_name
-from cl_bench.experiment import ImagesName, Scenario, Storage
+from cl_bench.experiment import ImagesName, Scenario, Storage, Tasks
 from cl_bench.streams import catalogue, icons
 from cl_bench.streams.config import DataConfig
 from cl_bench.streams.image_files import for_each_image
@@ -49,7 +49,7 @@ class Benchmark:
         name: as in `--benchmark`.
         description: one line for `cl-bench ls benchmarks`.
         num_classes: size of the label set.
-        tasks: the default number of tasks, in the default `scenario`.
+        tasks: the default ones, in the default `scenario`.
         crop, crop_scale, resize: of the training crop and the test view (see `ImageTransforms`): part of the protocol,
             the same for every method.
         backbone: used when the user names none.
@@ -63,7 +63,7 @@ class Benchmark:
     name: str
     description: str
     num_classes: int
-    tasks: int
+    tasks: Tasks
     crop_scale: tuple[float, float]
     backbone: str
     load: Callable[[DataConfig], Source]
@@ -268,7 +268,7 @@ def find(name: str, data: DataConfig | None = None, scenario: Scenario | None = 
     dataset = _dataset(name, data)
     classes = dataset.classes or len(_listing(name, data).classes)
     if dataset.scenario == "domain-incremental":
-        tasks = len(dataset.domains or _listing(name, data).domains)
+        tasks: Tasks = len(dataset.domains or _listing(name, data).domains)
     else:
         tasks = dataset.tasks or default_tasks(classes)
     return Benchmark(
@@ -289,9 +289,18 @@ def find(name: str, data: DataConfig | None = None, scenario: Scenario | None = 
     )
 
 
-def default_tasks(num_classes: int) -> int:
-    """Class-incremental tasks where no number is published: as many as divide the classes, up to ten."""
-    return max(n for n in range(1, 11) if num_classes % n == 0)
+def default_tasks(num_classes: int) -> Tasks:
+    """Class-incremental tasks where no number is published: up to ten, of two classes or more.
+
+    As many as divide the classes; of a number that none divides (7), tasks of nearly the same size (3, 2, 2). In a task
+    of one class, a loss over the task's own classes would be constant.
+    """
+    alike = max((n for n in range(1, 11) if num_classes % n == 0 and num_classes // n > 1), default=1)
+    number = min(10, num_classes // 2)
+    if alike > 1 or number < 2:
+        return alike
+    each, more = divmod(num_classes, number)
+    return (each + 1,) * more + (each,) * (number - more)
 
 
 @cache

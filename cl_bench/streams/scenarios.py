@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from cl_bench.data.images import ImageStore
 from cl_bench.data.samples import ImageDataset
+from cl_bench.errors import UserError
 from cl_bench.experiment import ImageTransforms, Limits, Scenario, Tasks
 from cl_bench.randomness import permutation
 from cl_bench.streams import Source
@@ -54,7 +55,7 @@ def held_out(store: ImageStore, share: float) -> NDArray[np.bool_]:
     """Which images form the validation part, [N]: the same for every run.
 
     Whole groups where they are known (validation then asks for what testing asks for: other designers), otherwise the
-    same share of every class.
+    same share of every class; of a class with one image, none.
     """
     if store.groups is not None:
         _, group = np.unique(store.groups, return_inverse=True)
@@ -101,6 +102,7 @@ def build(
             test images.
 
     Raises:
+        UserError: a task has no image to be validated on.
         ValueError: the classes or domains cannot be cut into these tasks.
     """
     num_classes = len(source.classes)
@@ -142,6 +144,13 @@ def build(
         validation = held_out(source.train, limits.validation)
         train, train_ids = part(source.train, limits.train_per_class, ~validation)
         test, test_ids = part(source.train, limits.test_per_class, validation)
+        for index in (index for index, ids in enumerate(test_ids) if not ids):
+            own = np.unique(np.array(source.train.targets)[train_ids[index]])
+            names = ", ".join(f"'{source.classes[label]}'" for label in own[:3]) + (", ..." if len(own) > 3 else "")
+            raise UserError(
+                f"no image is left to validate task {index} on, which is of {names}: of a class with one training "
+                "image, none is held out; add images of these classes, or leave them out"
+            )
     everything = [i for ids in train_ids for i in ids]
     avalanche = with_classes_timeline(
         benchmark_from_datasets(

@@ -32,6 +32,8 @@ from cl_bench.streams import DataConfig
 if TYPE_CHECKING:
     import optuna
 
+    from cl_bench.running.plan import PlannedRun
+
 ROUND = 4
 """Settings that a study asks for before it is told how they did: fixed, so that `jobs` changes no result."""
 
@@ -150,15 +152,21 @@ def search(
         warn: called with a sentence where a worker process has died, from another thread.
 
     Raises:
-        UserError: a row with nothing to search, or one whose options leave nothing.
+        UserError: a row with nothing to search, or one whose options leave nothing; a stream of which a task has no
+            image to be validated on.
     """
     import optuna
+
+    from cl_bench.running.runner import stream_of
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     for row in rows:
         if not row.space:
             raise UserError(f"'{row.label}' has nothing to tune; leave it out (its search space: none)")
     studies = [_study(row) for row in rows]
+    for seed in how.seeds:
+        # A stream that cannot be validated on ends the search before any training.
+        stream_of(_planned(rows[0].found, rows[0].options, seed, how))
     trials: list[list[Trial]] = [[] for _ in rows]
     with _workers(how, warn) as submit:
         for start in range(0, how.budget, ROUND):
@@ -253,13 +261,9 @@ def _outcome(run: Future[_Outcome]) -> _Outcome:
         return _Outcome(0.0, 0.0, str(error))
 
 
-def _run(name: str, options: Mapping[str, Value], seed: int, how: Search) -> _Outcome:
-    """One run, computed or from the store."""
-    from cl_bench.running import plan, runner
-    from cl_bench.running.device import pick_device
+def _planned(found: MethodEntry, options: Mapping[str, Value], seed: int, how: Search) -> PlannedRun:
+    from cl_bench.running import plan
 
-    found = registry.lookup([name], how.method_files)[name]
-    limits = Limits(validation=how.validation)
     spec = plan.RunSpec(
         method=found,
         options=options,
@@ -268,9 +272,18 @@ def _run(name: str, options: Mapping[str, Value], seed: int, how: Search) -> _Ou
         data=how.data,
         backbone=how.backbone,
         precision=how.precision,
-        limits=limits,
+        limits=Limits(validation=how.validation),
     )
     (planned,) = plan.plan([spec])
+    return planned
+
+
+def _run(name: str, options: Mapping[str, Value], seed: int, how: Search) -> _Outcome:
+    """One run, computed or from the store."""
+    from cl_bench.running import runner
+    from cl_bench.running.device import pick_device
+
+    planned = _planned(registry.lookup([name], how.method_files)[name], options, seed, how)
     store = Store(how.store)
     try:
         record = store.find(planned.experiment)

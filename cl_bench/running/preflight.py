@@ -1,0 +1,48 @@
+"""What is looked at before any run is planned or begins: how many there are, and whether their losses can teach."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from cl_bench.contract.gradient import Descent
+from cl_bench.contract.method import Method
+from cl_bench.errors import UserError, counted
+from cl_bench.grammar import check_rows
+from cl_bench.options import RunOptions
+
+MAX_RUNS = 20_000
+"""Runs of one command: each is planned before the first begins."""
+
+
+def check_extent(wanted: Sequence[RunOptions]) -> None:
+    """Raise `UserError` if these are more rows or runs than a command takes; they are counted, and none is made."""
+    rows = runs = 0
+    for options in wanted:
+        cells = len(options.benchmark) * max(1, len(options.backbone)) * max(1, len(options.tasks))
+        rows += cells * len(options.methods)
+        runs += cells * len(options.methods) * len(options.seeds)
+    check_rows(rows, "this command")
+    if runs > MAX_RUNS:
+        raise UserError(f"this command asks for {runs:,} runs, and a command takes {MAX_RUNS:,}; name fewer seeds")
+
+
+def constant_loss(name: str, method: Method, model: nn.Module, sizes: Sequence[int]) -> list[str]:
+    """A sentence, if tasks have one class and the loss is over the classes of a task alone.
+
+    Args:
+        name: of the method.
+        model: that it builds; where the head has no parameters, prototypes predict whatever a gradient has taught.
+        sizes: classes of each task.
+    """
+    alone = list(sizes).count(1)
+    if not alone or method.trains_on == "stream" or not isinstance(method, Descent) or method.loss != "masked":
+        return []
+    head = getattr(model, "head", None)
+    if isinstance(head, nn.Module) and not list(head.parameters()):
+        return []
+    return [
+        f"{name} lets only a task's own classes compete in its loss, which is constant in {counted(alone, 'task')} of "
+        f"one class: nothing is learned there; take larger tasks with --tasks, or --set {name}.loss=all"
+    ]
