@@ -97,7 +97,7 @@ def list_(root: DataRoot = None) -> None:
     out.print(table)
     _say(f"\nData folder: {top}. Any tree of class folders: folder:PATH.")
     for note in notes:
-        _say(f"partly there, {note}")
+        _say(printable(f"partly there, {note}"))
 
 
 @app.command(epilog="Example: cl-bench data prepare imagenet-r --root /data")
@@ -231,7 +231,7 @@ def _show(dataset: DataSet, report: Report, everything: bool) -> None:
         _say(f"{_HEADS[kind]}: {len(found)}{f' ({report.not_read})' if kind == 'not read' else ''}")
         shown = found if everything else found[:_SHOWN]
         for finding in shown:
-            _say(f"  {finding.text}")
+            _say(f"  {printable(finding.text)}")
         if len(shown) < len(found):
             _say(f"  ... and {len(found) - len(shown)} more (--all names them)")
     faults = sum(finding.fault for finding in report.findings)

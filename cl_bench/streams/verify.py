@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cl_bench.data.decoding import KINDS, BadImage
-from cl_bench.errors import UserError, printable
+from cl_bench.errors import UserError
 from cl_bench.streams.catalogue import class_faults, domain_faults, locate, read, split_of, without
 from cl_bench.streams.image_files import for_each_image, look_at
 from cl_bench.streams.readers.folders import by_ending
@@ -106,7 +106,7 @@ def verify(
     kept = without(listing, {found.path for found in bad}) if skip_bad else listing
     findings += [Finding("classes", text) for text in class_faults(dataset, kept)]
     findings += _domains(dataset, kept)
-    findings += [Finding("empty", printable(str(path)), False) for path in listing.empty]
+    findings += [Finding("empty", str(path), False) for path in listing.empty]
     # By kind, as they are shown.
     bad.sort(key=lambda found: KINDS.index(found.kind))
     findings += [Finding(found.kind, _image(found), not skip_bad) for found in bad]
@@ -114,8 +114,8 @@ def verify(
         known = f"{dataset.content_hash}"[:12]
         findings.append(Finding("content", f"pixels and labels have the hash {content[:12]}, expected {known}"))
     findings += [Finding("duplicate", text, False) for text in _duplicates(listing, looks)]
-    findings += [Finding("unlisted", printable(str(path)), False) for path in listing.unlisted]
-    findings += [Finding("not read", printable(str(path)), False) for path in listing.not_read]
+    findings += [Finding("unlisted", str(path), False) for path in listing.unlisted]
+    findings += [Finding("not read", str(path), False) for path in listing.not_read]
     findings += [Finding("file", text, False) for text in _other_files(dataset, folder)]
     sizes = len(listing.classes), len(listing.train), len(listing.test)
     not_read = by_ending(listing.not_read, folder)
@@ -210,7 +210,7 @@ def _domains(dataset: DataSet, listing: Listing) -> Iterator[Finding]:
 
 
 def _image(found: BadImage) -> str:
-    return f"{printable(str(found.path))}{f' ({found.detail})' if found.detail else ''}"
+    return f"{found.path}{f' ({found.detail})' if found.detail else ''}"
 
 
 def _duplicates(listing: Listing, looks: Iterable[str | BadImage | None]) -> Iterator[str]:
@@ -220,7 +220,7 @@ def _duplicates(listing: Listing, looks: Iterable[str | BadImage | None]) -> Ite
     for name, digest in zip(entries, looks, strict=True):
         if isinstance(digest, str):
             groups.setdefault(digest, []).append(name)
-    return (printable(" = ".join(names)) for names in groups.values() if len(names) > 1)
+    return (" = ".join(names) for names in groups.values() if len(names) > 1)
 
 
 def _other_files(dataset: DataSet, folder: Path) -> Iterator[str]:

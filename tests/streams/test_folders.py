@@ -224,8 +224,10 @@ def test_folders_of_the_disk_are_no_classes(name: str, mine: Path) -> None:
     for part in ("train", "test", "."):
         (mine / part / name).mkdir()
     assert catalogue.load(catalogue.find(f"folder:{mine}")) == plain
-    trees.save(mine / "train" / name / "1.jpg")
-    assert found(mine)[1] == {f"train/{name}/1.jpg"}
+    for folder in ("train", "train/ant", "test/bee"):
+        trees.save(mine / folder / name / "1.jpg")
+    assert names_of(catalogue.load(catalogue.find(f"folder:{mine}"))) == names_of(plain)
+    assert found(mine)[1] == {f"{folder}/{name}/1.jpg" for folder in ("train", "train/ant", "test/bee")}
 
 
 @pytest.mark.parametrize("part", ["train", "test"])

@@ -67,8 +67,6 @@ def _files(
             else:
                 here = f"{above[-1].rstrip(os.sep)}{os.sep}{entry.name}"
                 place = _real(entry.path, *above) if entry.is_symlink() else here
-                if place in above:
-                    raise _endless(entry.path, place)
                 below = prefix if entry.name == through else f"{prefix}{entry.name}/"
                 yield from _files(entry.path, below, through, hidden, (*above, place))
 
@@ -84,15 +82,11 @@ def _real(folder: str, *above: str) -> str:
     """
     place = os.path.realpath(folder)
     if any(f"{one}{os.sep}".startswith(f"{place.rstrip(os.sep)}{os.sep}") for one in above):
-        raise _endless(folder, place)
+        raise UserError(
+            f"'{printable(folder)}' is a symbolic link to '{printable(place)}', a folder that it lies in, so that "
+            "there is no end to what is in it; remove the link"
+        )
     return place
-
-
-def _endless(link: str, place: str) -> UserError:
-    return UserError(
-        f"'{printable(link)}' is a symbolic link to '{printable(place)}', a folder that it lies in, so that there is "
-        "no end to what is in it; remove the link"
-    )
 
 
 def not_read(
