@@ -74,9 +74,9 @@ def _download(repository: str, file: str) -> Path:
             path = Path(hf_hub_download(repository, file))
             break
         except Exception as error:
-            # An OSError is an answer, or none, or no place to write to; else a connection broke in a way that the
-            # library does not take up.
-            if isinstance(error, OSError) or attempt == _ATTEMPTS - 1:
+            # The library takes up what ends too early or stalls, but not what is reset. Its client is httpx or httpx2,
+            # by its version.
+            if type(error).__name__ != "ReadError" or attempt == _ATTEMPTS - 1:
                 raise NotFetched(_why(error, repository)) from error
     # The library compares lengths only; large files are named by their SHA-256.
     blob = path.resolve()

@@ -151,6 +151,15 @@ def test_a_broken_connection_is_taken_up(
     assert capfd.readouterr().err.count("\n") == 1
 
 
+def test_a_connection_that_is_reset_is_made_again(
+    hub: Hub, weights: dict[str, torch.Tensor], refused: Callable[[], str]
+) -> None:
+    hub.store.answers = [("reset", 100_000)] * 3
+    assert "(ReadError: " in refused() and len(hub.store.asked) == 3 and blobs(hub) == []
+    hub.store.answers = [("reset", 100_000)] * 2
+    assert backbones.verify(TAG).weights == backbones.weights_hash(weights)
+
+
 def test_what_did_not_come_whole_is_fetched_again(hub: Hub, refused: Callable[[], str]) -> None:
     hub.store.answers = [("status", 403)]
     assert "(HTTP 403: the repository is private or not there" in refused()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import random
 import re
+import socket
+import struct
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
@@ -29,7 +31,7 @@ class Site:
 
     Attributes:
         answers: of the coming requests, one each: a status to answer with, or after how many bytes of the body to hang
-            up; afterwards all goes well.
+            up or reset the connection; afterwards all goes well.
         ranges: `If-Range` is kept, only `Range` is, neither, or another part is sent than the one asked for.
         length: how the end is told: by `Content-Length`, by chunks, or by closing the connection.
         hold: after so many bytes the body waits until `released`.
@@ -39,7 +41,7 @@ class Site:
     content: bytes = CONTENT
     etag: str | None = '"one"'
     modified: str | None = None
-    answers: list[tuple[Literal["status", "bytes"], int]] = field(default_factory=list)
+    answers: list[tuple[Literal["status", "bytes", "reset"], int]] = field(default_factory=list)
     ranges: Literal["if-range", "range", "none", "other"] = "if-range"
     length: Literal["header", "chunks", "close"] = "header"
     extra: dict[str, str] = field(default_factory=dict)
@@ -112,6 +114,10 @@ class Handler(BaseHTTPRequestHandler):
                 self.wfile.write(b"0\r\n\r\n")
         else:
             self.wfile.write(sent)
+        if kind == "reset":
+            # Without a farewell, as routers do it.
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
 
     def log_message(self, *_: Any) -> None:
         pass
