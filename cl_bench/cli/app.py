@@ -81,16 +81,16 @@ def main() -> None:
             _refuse(str(error))
         except _ClickException as error:
             _refuse(_sentence(error))
-        except Exception as error:
-            if not memory.is_exhausted(error):
-                raise
-            err.print(f"[bold red]error:[/] {escape(memory.describe(error))}")
-            sys.exit(1)
         except (KeyboardInterrupt, _Interrupted):
             # With SIGHUP, nobody may be there to read it.
             with suppress(OSError):
                 err.print(INTERRUPTED)
             sys.exit(exit_code())
+        except Exception as error:
+            if not memory.is_exhausted(error):
+                raise
+            err.print(f"[bold red]error:[/] {escape(memory.describe(error))}")
+            sys.exit(1)
 
 
 _UsageError: Any = typer.BadParameter.__base__

@@ -231,9 +231,12 @@ class WorkerPool:
                 self._try_again(task, f"its worker process {how}", f"({task.deaths} of {MAX_RETRIES} times)")
 
     def _saw_kill(self) -> bool:
-        """Whether the system has ended a process for want of memory since the last call."""
-        before, self._kills = self._kills, memory.count_kills()
-        return None not in (before, self._kills) and before != self._kills
+        """Whether the system has ended one more process for want of memory, for each call."""
+        counted = memory.count_kills()
+        if counted is None or self._kills is None or counted <= self._kills:
+            return False
+        self._kills += 1
+        return True
 
     def _lack_memory(self, task: _Task, reason: str) -> None:
         """Try a task for which there was too little memory again with fewer at its side, or give it up."""

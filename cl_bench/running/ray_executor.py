@@ -192,6 +192,8 @@ class _Sweep:
 
     def _resources(self, attempt: Attempt) -> dict[str, float]:
         """What Ray sets aside for an attempt: more than it uses if memory was short, so that fewer are at its side."""
+        if attempt.share == 1:
+            return {"num_cpus": self.cpus, "num_gpus": self.gpus}
         most = max((node["Resources"].get("CPU", 0) for node in self.ray.nodes() if node["Alive"]), default=0)
         cpus = max(self.cpus, min(self.cpus * attempt.share, int(most)))
         return {"num_cpus": cpus, "num_gpus": min(1.0, self.gpus * attempt.share)}

@@ -191,6 +191,10 @@ def test_every_run_ends_once_though_a_node_is_killed(
     checkpoints = away / "results" / "runs" / ".checkpoints"
     # Each node has room for one run, so with two checkpoints both are in the middle of one, where they wait.
     gate.wait(lambda: len(list(checkpoints.glob("*.safetensors"))) == 2, driver.is_alive, log)
+    # A driver that lives keeps the file young by which workers recognise the folder, so that nobody prunes it.
+    (marker,) = away.glob("results/runs/.shared-*")
+    os.utime(marker, (0, 0))
+    gate.wait(lambda: marker.stat().st_mtime > 0, driver.is_alive, log)
     cluster.processes.kill([cluster.second])
     gate.open_gates(away)
     driver.join()

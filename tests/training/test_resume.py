@@ -113,7 +113,8 @@ PARENT_SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT,
 @pytest.mark.skipif(KILLS == 1, reason="takes minutes: make soak")
 def test_a_sweep_ends_as_if_no_worker_or_parent_had_been_killed(tmp_path: Path) -> None:
     """Victims and moments are random; moments are counted in checkpoints, of which there is one after every batch."""
-    sweep = [*RUN, "sdlora[epochs=2],inflora[epochs=2],ranpac[epochs=2,projection=500]", "--seeds", "0-1"]
+    methods = "sdlora[epochs=2],inflora[epochs=2],ranpac[epochs=2,projection=500]"
+    sweep = [*RUN, methods, "--seeds", "0-1", "--set", "batch_size=8"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir()
     killed.mkdir()
@@ -136,10 +137,10 @@ def test_a_sweep_ends_as_if_no_worker_or_parent_had_been_killed(tmp_path: Path) 
         parent = processes.start(killed, *sweep, "--jobs", "2")
         assert parent.pid is not None
         while parent.is_alive():
-            moment, before = chance.randrange(60), checkpoints(killed)
-            seen = before
-            while parent.is_alive() and len(seen - before) < moment:
-                seen |= checkpoints(killed)
+            moment, before = chance.randrange(20), checkpoints(killed)
+            written: set[tuple[str, int]] = set()
+            while parent.is_alive() and len(written) < moment:
+                written |= checkpoints(killed) - before
                 time.sleep(0.01)
             workers = processes.workers_of(parent.pid)
             if workers and chance.random() < 0.5:
@@ -239,6 +240,15 @@ def test_ctrl_c_leaves_a_checkpoint_to_go_on_from(tmp_path: Path, whole: Path) -
     assert "interrupted" in (folder / "log").read_text()
     finish(folder, *GATED)
     assert_same_numbers(whole, folder)
+
+
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_what_ends_a_process_ends_a_run_like_ctrl_c(tmp_path: Path, how: signal.Signals, code: int) -> None:
+    folder = tmp_path / "run"
+    assert ended_at_the_gate(folder, 1, how) == code
+    assert "interrupted; what was finished is stored" in (folder / "log").read_text()
+    (left,) = [path for path in (folder / "results" / "runs").rglob("*") if path.is_file()]
+    assert left.suffix == ".safetensors" and not left.name.startswith(".")
 
 
 @pytest.mark.parametrize("damage", ["flipped", "other"])
