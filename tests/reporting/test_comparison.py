@@ -257,12 +257,12 @@ def test_only_shared_seeds_and_orders_are_paired(tmp_path: Path) -> None:
     (pair,) = comparison.against(section, "alpha")
     assert pair.blocks == ((2, "permutation:2"), (3, "permutation:3"))
     by_seed = {label: {run.record.experiment.seed: run.record for run in runs} for label, runs in section.rows.items()}
-    expected = [
-        100 * (metrics.acc(by_seed["beta"][s].correct, by_seed["beta"][s].total)
-               - metrics.acc(by_seed["alpha"][s].correct, by_seed["alpha"][s].total))
-        for s in (2, 3)
-    ]  # fmt: skip
-    assert pair.result.difference.mean == pytest.approx(np.mean(expected))
+    beta, alpha = (
+        [100 * metrics.acc(by_seed[label][seed].correct, by_seed[label][seed].total) for seed in (2, 3)]
+        for label in ("beta", "alpha")
+    )
+    assert pair.result.difference.mean == pytest.approx(np.mean(beta) - np.mean(alpha))
+    assert pair.result.p == pytest.approx(scipy_stats.ttest_rel(beta, alpha).pvalue)
     assert comparison.text_table(section, "alpha", ["beta"], "acc", None) is not None
 
 
