@@ -16,8 +16,14 @@ os.environ.pop("COLUMNS", None)
 # Imports make a million objects, none of them garbage: looking for some would take a quarter of the time.
 gc.disable()
 
+from hypothesis import settings  # noqa: E402
+
 from cl_bench import cli  # noqa: E402
 from tests.helpers.command import Outcome  # noqa: E402
+
+# Beside other work a call takes as long as it likes.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 LONGEST = (
     "test_strategy.py", "test_avalanche.py", "test_leaks.py", "test_randomness.py", "test_frozen_weights.py",
