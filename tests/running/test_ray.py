@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ import pytest
 import torch
 
 from cl_bench import __version__
+from cl_bench.data import cache, decoding
 from cl_bench.running.runner import Settings
 from cl_bench.running.transport import PackedRun
 from cl_bench.streams import catalogue
@@ -274,20 +275,36 @@ def test_ended_on_this_host_alone_nothing_goes_on(how: signal.Signals, short: Pa
     assert ("interrupted; what was finished is stored" in log) == (how == signal.SIGTERM)
 
 
+CONFIG = ray_worker.SweepConfig(
+    version=__version__,
+    folder="",
+    cache=None,
+    store="",
+    marker=".shared-0",
+    device="cpu",
+    threads=1,
+    settings=Settings(),
+)
+
+
 def test_a_host_that_does_not_see_the_store_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_worker, "SHARED_FILE_TIMEOUT", 0)
-    config = ray_worker.SweepConfig(
-        version=__version__,
-        folder=str(tmp_path),
-        cache=None,
-        store=str(tmp_path),
-        marker=".shared-0",
-        device="cpu",
-        threads=1,
-        settings=Settings(),
-    )
+    config = replace(CONFIG, folder=str(tmp_path), store=str(tmp_path))
     result = ray_worker.run_task(config, PackedRun(b"", None), ray_worker.Attempt(0, 0), None)
     assert result.code == 2 and "add --collect" in result.failure
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_worker_has_the_limit_of_pixels_of_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(cache.VARIABLE, raising=False)
+    for of_the_host, of_the_driver, limit in (("5", "7", 7), ("5", None, 178_956_970), ("", "7", 7)):
+        monkeypatch.setenv(decoding.LIMIT_VARIABLE, of_the_host)
+        config = replace(CONFIG, folder=str(tmp_path), store=None, max_pixels=of_the_driver)
+        # What is no run ends when the worker is set up.
+        with pytest.raises(EOFError):
+            ray_worker.run_task(config, PackedRun(b"", None), ray_worker.Attempt(0, 0), None)
+        assert decoding.max_pixels() == limit
 
 
 @pytest.mark.parametrize(
