@@ -104,6 +104,7 @@ class Trial:
                 raise Inapplicable(f"{mutant.file}: {problem.strerror}; mend it in {LIST}") from problem
             (tree / mutant.file).write_text(mutant.applied(self.original), encoding="utf-8")
         self.report = tree.with_suffix(".txt")
+        self.report.unlink(missing_ok=True)
         context: Any = get_context("forkserver")
         self.process = context.Process(target=_test, args=(str(ROOT), str(tree), str(self.report), list(tests)))
         self.started = time.monotonic()
