@@ -10,25 +10,27 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Consoles made while this is set keep that width, and pytest-xdist sets it: tests set a width of their own later.
 os.environ.pop("COLUMNS", None)
 # Imports make a million objects, none of them garbage: looking for some would take a quarter of the time.
 gc.disable()
 
-from hypothesis import settings  # noqa: E402
-
 from cl_bench import cli  # noqa: E402
+from tests.helpers import SOAK  # noqa: E402
 from tests.helpers.command import Outcome  # noqa: E402
 
-# Beside other work a call takes as long as it likes.
-settings.register_profile("no deadline", deadline=None)
+# Beside other work an example takes as long as it likes. `make test` always has the same ones, `make soak` new ones.
+settings.register_profile(
+    "no deadline", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=not SOAK, print_blob=True
+)
 settings.load_profile("no deadline")
 
 LONGEST = (
     "test_strategy.py", "test_avalanche.py", "test_leaks.py", "test_randomness.py", "test_frozen_weights.py",
-    "test_phases.py", "test_padding.py", "test_audit.py", "test_resume.py", "test_ray.py", "test_tune.py",
-    "test_scenarios.py", "test_api.py", "test_golden.py", "test_golden_replay.py", "test_examples.py",
+    "test_phases.py", "test_padding.py", "test_audit.py", "test_resume.py", "test_ray.py", "test_workers.py",
+    "test_tune.py", "test_scenarios.py", "test_api.py", "test_golden.py", "test_golden_replay.py", "test_examples.py",
     "test_cli.py", "test_page.py", "test_speed_options.py", "test_methods.py", "test_backbones.py", "test_charts.py",
     "test_kinds.py",
 )  # fmt: skip

@@ -24,6 +24,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from cl_bench.running import memory
+from cl_bench.running.imports import quiet_imports
 
 if TYPE_CHECKING:
     import torch
@@ -185,7 +186,8 @@ def _work(pipe: Connection, index: int, threads: int) -> None:
     _ignore_interrupts()
     _end_with_parent()
     try:
-        import torch
+        with quiet_imports():
+            import torch
 
         torch.set_num_threads(threads)
     except Exception as error:
@@ -204,7 +206,8 @@ def _work(pipe: Connection, index: int, threads: int) -> None:
 def _carry_out(call: bytes) -> Message:
     try:
         # Unpickling imports the function's module, for which there may be too little memory as well.
-        function, arguments = pickle.loads(call)
+        with quiet_imports():
+            function, arguments = pickle.loads(call)
         return Message("result", function(*arguments))
     except Exception as error:
         if memory.is_exhausted(error):

@@ -21,7 +21,7 @@ from scipy import stats
 
 from cl_bench import backbones
 from cl_bench.store import CHECKPOINTS
-from tests.helpers import ROOT, gate
+from tests.helpers import ROOT, gate, processes
 from tests.helpers.command import RUNS, TRIAL, Cli, Outcome, assert_refused, computed, rows, stored, tree
 from tests.helpers.factories import experiment, record, write
 
@@ -452,28 +452,20 @@ for name in {names!r}:
 
 def test_interrupt_keeps_finished_runs(cl_bench: Cli, tmp_path: Path) -> None:
     command = ["run", *gate.GATED, "gated", "--seeds", "0-2", "--set", "epochs=1", "--set", "batch_size=8", *TRIAL]
-    out, log = tmp_path / "out", tmp_path / "log"
+    log = tmp_path / "log"
     gate.lay(tmp_path, 0, 1)
-    with out.open("wb") as stdout, log.open("wb") as stderr:
-        started = subprocess.Popen(
-            [sys.executable, "-m", "cl_bench", *command],
-            cwd=tmp_path,
-            stdout=stdout,
-            stderr=stderr,
-            # A background job starts with SIGINT ignored, and Python leaves that as it is.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
+    started = processes.start(tmp_path, *command)
     # Through both gates of the first run and the first one of the second; each is closed again behind it.
     for task, following in ((0, 1), (1, 0), (0, 1)):
-        gate.wait(partial(gate.reached, tmp_path, task), lambda: started.poll() is None, log)
+        gate.wait(partial(gate.reached, tmp_path, task), started.is_alive, log)
         gate.close(tmp_path, following)
         (tmp_path / f"closed-{task}").unlink()
-    gate.wait(partial(gate.reached, tmp_path, 1), lambda: started.poll() is None, log)
-    started.send_signal(signal.SIGINT)
-    started.wait()
+    gate.wait(partial(gate.reached, tmp_path, 1), started.is_alive, log)
+    assert started.pid is not None
+    os.kill(started.pid, signal.SIGINT)
+    started.join()
     gate.open_gates(tmp_path)
-    assert started.returncode == 130, log.read_text()
-    assert out.read_text() == ""
+    assert started.exitcode == 130, log.read_text()
     *progress, last = log.read_text().splitlines()
     assert last.startswith("interrupted;") and all(line.startswith("[") for line in progress)
     assert any(line.startswith("[2/3]") for line in progress)

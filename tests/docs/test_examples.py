@@ -6,8 +6,6 @@ import base64
 import io
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from nbclient import NotebookClient
 from PIL import Image
 
 import cl_bench
-from tests.helpers import ROOT
+from tests.helpers import ROOT, processes
 
 SCRIPT = ROOT / "examples" / "avalanche_script.py"
 NOTEBOOK = ROOT / "examples" / "quickstart.ipynb"
@@ -25,7 +23,7 @@ NOTEBOOK = ROOT / "examples" / "quickstart.ipynb"
 
 def test_a_plain_avalanche_script_trains_a_method_and_both_counts_agree(tmp_path: Path) -> None:
     assert len(SCRIPT.read_text().splitlines()) < 30
-    run = subprocess.run([sys.executable, SCRIPT], cwd=tmp_path, capture_output=True, text=True)
+    run = processes.run_script(SCRIPT, tmp_path)
     assert run.returncode == 0, run.stderr
     printed = re.findall(r"^(Avalanche|cl-bench): +(\S+)$", run.stdout, re.MULTILINE)
     assert [name for name, _ in printed] == ["Avalanche", "cl-bench"]
@@ -51,9 +49,13 @@ def test_the_notebook_is_stored_without_outputs() -> None:
 def test_the_notebook_runs_methods_and_shows_what_they_have_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """On fewer images."""
     # One thread: the runs then need no processes of their own, which would take seconds to start.
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    text = NOTEBOOK.read_text(encoding="utf-8")
+    asked = r"\"limit_train\": 5, \"limit_test\": 5"
+    assert asked in text
+    notebook = nbformat.reads(text.replace(asked, r"\"limit_train\": 2, \"limit_test\": 2"), as_version=4)
     NotebookClient(notebook, timeout=None, resources={"metadata": {"path": str(tmp_path)}}).execute()
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert not [output for cell in code for output in cell.outputs if output.get("name") == "stderr"]

@@ -1,4 +1,4 @@
-"""The command line in real processes that are forked from one which has imported everything: they start at once."""
+"""The command line and scripts in real processes, forked from one that has imported everything: they start at once."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import contextlib
 import multiprocessing
 import os
 import resource
+import runpy
 import signal
+import subprocess
 import sys
+import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -52,6 +55,30 @@ def _work(folder: str, arguments: Sequence[str], largest_file: int | None, envir
         # The consoles of the command line hold the streams that they were made with.
         cli.out.file = cli.err.file = log
         cli.main()
+
+
+def run_script(script: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """`python SCRIPT` in a folder, with the environment of this process. Exit handlers do not run."""
+    with tempfile.TemporaryDirectory() as streams:
+        out, err = Path(streams) / "out", Path(streams) / "err"
+        process = _CONTEXT.Process(target=_run_script, args=(script, folder, (out, err), dict(os.environ)))
+        process.start()
+        process.join()
+        assert process.exitcode is not None
+        return subprocess.CompletedProcess([str(script)], process.exitcode, out.read_text(), err.read_text())
+
+
+def _run_script(script: Path, folder: Path, streams: tuple[Path, Path], environment: Mapping[str, str]) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    for descriptor, path in enumerate(streams, start=1):
+        # Processes that it starts write there, too.
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
+    os.environ.update(environment)
+    os.chdir(folder)
+    sys.argv = [str(script)]
+    runpy.run_path(str(script), run_name="__main__")
 
 
 def in_sessions(sessions: Collection[int]) -> list[int]:
