@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from cl_bench import metrics
 from cl_bench.errors import counted, printable
 from cl_bench.experiment import Value
@@ -125,18 +127,16 @@ def labelled(records: Iterable[tuple[RunRecord, str]]) -> list[Run]:
 
 def _shown(record: RunRecord, origin: str, protocol: Protocol, label: str) -> Run:
     """The run with nothing in its texts that acts on what shows them (see `printable`)."""
-    facts = record.experiment.model_dump(mode="json", exclude={"transforms", "limits"})
-    texts = {"label": record.label, "recipe": record.recipe, "environment": record.environment}
-    safe = _printable(facts), _printable(texts)
-    if safe != (facts, texts):
-        experiment = record.experiment.model_copy(update={name: safe[0][name] for name in _TEXTS})
-        record = record.model_copy(update=safe[1] | {"experiment": experiment})
+    texts = {name: getattr(record, name) for name in _TEXTS}
+    safe = _printable(texts)
+    if safe != texts:
+        record = record.model_copy(update=safe)
         protocol = Protocol.of(record)
     return Run(record, printable(origin), protocol, label)
 
 
-_TEXTS = ("method", "revision", "hyperparameters", "defaults", "benchmark", "split", "backbone", "weights")
-"""The fields of an experiment that may hold any text."""
+_TEXTS = ("label", "recipe", "experiment", "environment", "earlier_sessions")
+"""The fields of a record whose texts are shown."""
 
 
 def _printable(value: Any) -> Any:
@@ -145,6 +145,8 @@ def _printable(value: Any) -> Any:
         return printable(value)
     if isinstance(value, dict):
         return {printable(name): _printable(item) for name, item in value.items()}
+    if isinstance(value, BaseModel):
+        return value.model_copy(update={name: _printable(item) for name, item in value})
     return [_printable(item) for item in value] if isinstance(value, list) else value
 
 

@@ -358,7 +358,7 @@ def test_no_text_is_cut_or_covers_another(tmp_path: Path, tasks: int, count: int
                   "train_seconds": [1.5**number] * tasks}  # fmt: skip
         runs.append(run.model_copy(update=update))
     made = standard(tmp_path, *runs)
-    assert set(made) >= set(plots.NAMES) - ({"retention"} if tasks == 1 else set())
+    assert set(made) >= set(plots.NAMES) - ({"retention", "forgetting", "stability"} if tasks == 1 else set())
     for name, chart in made.items():
         figure = drawing.draw(chart, [LONG[3]])
         found = list(boxes(figure))
