@@ -5,6 +5,7 @@ Every function takes the text and raises `UserError` with one sentence that name
 
 from __future__ import annotations
 
+import errno
 import itertools
 import math
 import re
@@ -208,8 +209,16 @@ def parse_text(text: str, flag: str) -> str:
 
 
 def parse_path(text: str, flag: str) -> Path:
-    """A path."""
-    return Path(parse_text(text, flag))
+    """A path, whether there is something or not."""
+    path = Path(parse_text(text, flag))
+    try:
+        path.lstat()
+    except ValueError as error:
+        raise UserError(f"{flag} '{clipped(text)}' can be no path ({error}); mend it") from error
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise UserError(f"{flag} '{clipped(text)}' can be no path ({error.strerror}); mend it") from error
+    return path
 
 
 def one_of(what: str, *names: str) -> Parse:

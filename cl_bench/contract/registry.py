@@ -19,6 +19,7 @@ from cl_bench.contract.method import Method
 from cl_bench.contract.sources import ENTRY_POINTS, shipped
 from cl_bench.errors import UserError, unknown_name
 from cl_bench.experiment import Value
+from cl_bench.files import TEXT_BYTES, open_regular
 
 FILE_MODULE = "cl_bench_method_file_"
 """How the names of modules begin that are files of the user's."""
@@ -118,7 +119,8 @@ def load_file(path: Path) -> MethodEntry:
         UserError: no such file, it does not import, or it does not define exactly one method.
     """
     try:
-        source = path.read_bytes()
+        with open_regular(path, TEXT_BYTES) as file:
+            source = file.read()
     except OSError as error:
         raise UserError(f"method file '{path}' cannot be read ({error.strerror})") from error
     if not path.stem.isidentifier():

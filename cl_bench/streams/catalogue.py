@@ -155,7 +155,12 @@ def locate(dataset: DataSet, root: Path | None = None) -> Path:
     """
     if dataset.name.startswith(FOLDER):
         (folder,) = map(Path, dataset.folders)
-        if not folder.is_dir():
+        try:
+            there = folder.is_dir()
+        except (OSError, ValueError):
+            # Too long for a path, or with characters that none has.
+            there = False
+        if not there:
             raise UserError(f"there is no folder '{folder}' ({dataset.name}); name an existing one")
         return folder
     top = existing_root(root)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from cl_bench.contract import registry
+from cl_bench.contract.hyperparameters import validated
 from cl_bench.contract.method import Method
 from cl_bench.contract.task import Task
 from cl_bench.errors import UserError
@@ -301,6 +303,23 @@ def test_ill_typed_values_name_method_and_field(name: str, field: str) -> None:
             found.create({field: value})
         with pytest.raises(UserError, match=rf"^{found.cls.__name__}\.{field} = .* is not valid: "):
             found.cls(**{field: value})
+
+
+@dataclasses.dataclass
+class Rates:
+    rates: tuple[float, ...] = (0.1,)
+
+
+def test_what_python_would_take_for_a_number_is_refused_and_a_long_value_is_cut() -> None:
+    found = registry.find("sdlora")
+    for value in (True, 10**400, "9" * 5_000, "x" * 5_000):
+        for field in ("lr", "rank"):
+            with pytest.raises(UserError, match=rf"^sdlora\.{field} .*is not valid: input|unable") as refused:
+                found.create({field: value})
+            assert len(str(refused.value)) < 200
+    assert validated(Rates, "rates", "0.1+0.2") == (0.1, 0.2)
+    with pytest.raises(UserError, match="Rates.rates = .* is not valid: input should be a finite number"):
+        validated(Rates, "rates", "0.1+nan")
 
 
 @pytest.mark.parametrize("name", NAMES)

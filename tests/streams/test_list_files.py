@@ -6,11 +6,16 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from cl_bench.errors import UserError
 from cl_bench.streams import catalogue
+from cl_bench.streams.readers.list_files import read_part
 from cl_bench.streams.readers.orders import read_order
+from cl_bench.streams.readers.splits import read_split
 from cl_bench.streams.verify import verify
+from tests.helpers import SOAK
 from tests.helpers.trees import save
 
 TRAIN, TEST = ["c0/0.png", "c0/my cat.png", "c1/0.png", "c1/1.png"], ["c0/2.png", "c1/2.png"]
@@ -161,6 +166,21 @@ def test_what_is_wrong_is_named_with_its_place(name: str, content: str | bytes, 
     assert name in str(refused.value) and len(str(refused.value)) < 500
     for part in parts:
         assert part in str(refused.value)
+
+
+LIST_TEXTS = st.text() | st.text("[]{}:,;\t\"'# -/\\\ntrainvale01.")
+
+
+@settings(deadline=None, max_examples=2_000 if SOAK else 60, suppress_health_check=list(HealthCheck))
+@given(st.sampled_from([".txt", ".csv", ".tsv", ".json", ".yaml"]), LIST_TEXTS)
+def test_any_text_is_a_list_or_one_sentence(tmp_path: Path, ending: str, text: str) -> None:
+    path = tmp_path / f"any{ending}"
+    path.write_text(text, encoding="utf-8")
+    for read in (read_split, read_part, lambda order: read_order(order, ("a", "1", "0"))):
+        try:
+            assert read(path) is not None
+        except UserError as error:
+            assert path.name in str(error) and "\n" not in str(error)
 
 
 ORDERS = {
