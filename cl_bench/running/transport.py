@@ -85,7 +85,8 @@ class ProgressReplay:
         if retry < self.retry:
             return
         if retry > self.retry:
-            self.progress.advance(-self.images)
+            if self.started:
+                self.progress.advance(-self.images)
             self.retry, self.images = retry, 0
         if event == "start":
             if not self.started:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -11,14 +12,18 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from cl_bench.errors import UserError
 from cl_bench.running import pool
 from cl_bench.running.pool import TaskFailed, WorkerPool
+from cl_bench.running.progress_bars import RunBars, run_bars
+from cl_bench.running.transport import ProgressReplay
 from cl_bench.running.workers import pick_worker_gpu, report, retry
 from tests.helpers import ROOT, gate, processes
 from tests.helpers.command import TRIAL, Cli, stored
@@ -134,6 +139,19 @@ def test_what_lacked_memory_is_tried_again_with_fewer_at_its_side(two: Pool) -> 
     reason = "out of memory (RuntimeError: DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes.)"
     assert str(failed.value) == f"{reason}, with no other run at its side"
     assert sorted(two.warnings) == [f"{name}: {reason}; it begins again alone" for name in ("greedy", "modest")]
+
+
+def test_a_run_whose_worker_died_before_it_began_is_shown_when_it_begins() -> None:
+    lines: list[str] = []
+    bars = RunBars(run_bars(Console(file=io.StringIO())), 1, lines.append, lines.append)
+    replay = ProgressReplay(SimpleNamespace(name="lora seed 3"), bars)
+    replay.apply(1, "start", 100)
+    replay.apply(1, "advance", 60)
+    replay.apply(2, "start", 100)
+    replay.apply(2, "stage", 0, 3, 0.5, 7.0)
+    (bar,) = bars.bars.tasks
+    assert bar.completed == 0
+    assert lines == ["[1/1] lora seed 3 task 1/3: 50.0 % after 7 s"]
 
 
 BUSY = """
