@@ -13,12 +13,14 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import starmap
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from cl_bench import backbones
+from cl_bench.backbones import Backbone
 from cl_bench.contract.registry import FILE_MODULE
 from cl_bench.errors import UserError
 from cl_bench.running import memory, runner
@@ -178,20 +180,19 @@ def local_executor(planned: Sequence[PlannedRun], device: torch.device, jobs: in
         jobs: how many runs at a time; None: on a GPU one, on the CPU as many as there are cores and memory for.
     """
     if jobs is None:
-        jobs = 1
-        if device.type == "cpu" and planned:
-            fit = memory.total_bytes() // max(map(_bytes_of, planned))
-            jobs = min(len(planned), torch.get_num_threads(), max(1, fit))
+        jobs = min(len(planned), torch.get_num_threads()) if device.type == "cpu" and planned else 1
+        if jobs > 1:
+            sizes = {(run.backbone, int(getattr(run.method, "batch_size", 0)) or 256) for run in planned}
+            jobs = min(jobs, max(1, memory.total_bytes() // max(starmap(_bytes_of, sizes))))
     return Here(device) if jobs == 1 else SideBySide(device, jobs)
 
 
-def _bytes_of(run: PlannedRun) -> int:
+def _bytes_of(backbone: Backbone, batch: int) -> int:
     """Approximate memory of a run on a CPU: libraries, weights, and about 70 bytes per image, token, channel and block
     for the activations of a ViT in fp32."""
-    vit = backbones.skeleton(run.backbone)
+    vit = backbones.skeleton(backbone)
     weights = 4 * sum(parameter.numel() for parameter in vit.parameters())
     tokens = vit.patch_embed.num_patches + vit.num_prefix_tokens
-    batch = int(getattr(run.method, "batch_size", 0)) or 256
     return 10**9 + 4 * weights + 70 * batch * tokens * int(vit.embed_dim) * len(vit.blocks)
 
 
