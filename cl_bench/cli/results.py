@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 from rich.markup import escape
@@ -16,7 +16,11 @@ from rich.table import Table
 
 from cl_bench.cli.shared import err, out
 from cl_bench.errors import UserError, counted, printable
+from cl_bench.experiment import value_text
 from cl_bench.store import REFERENCE, RESULTS
+
+if TYPE_CHECKING:
+    from cl_bench.store import RunRecord
 
 # pandas and pyarrow are imported by the commands that need them.
 _WIDEST = 60
@@ -81,6 +85,8 @@ def show_run(key: str, folders: Sequence[Path]) -> bool:
         table.add_row(f"stage {t + 1}", *("" if value != value else f"{100 * value:.1f}" for value in row))
     out.print(table)
     out.print_json(data=record.environment)
+    for line in _sessions(record):
+        _say(line)
     return True
 
 
@@ -298,6 +304,28 @@ class _Filter:
     def fits(self, method: str, benchmark: str, backbone: str, label: str, seed: int) -> bool:
         pairs = ((self.methods, method), (self.benchmarks, benchmark), (self.backbones, backbone), (self.labels, label))
         return all(not chosen or value in chosen for chosen, value in pairs) and (not self.seeds or seed in self.seeds)
+
+
+def _sessions(record: RunRecord) -> Iterator[str]:
+    """Who has worked on a run and where they differ, a line each; nothing of a run that was never interrupted."""
+    if record.sessions > 1 and not record.earlier_sessions:
+        yield f"{record.sessions} sessions; the environments of those before the last are not recorded"
+    number = 1
+    for session in record.earlier_sessions:
+        last = number + session.processes - 1
+        which = f"session {number}" if last == number else f"sessions {number} to {last}"
+        inside = "" if session.phase is None else f", phase {session.phase} and epoch {session.epoch} of the next"
+        told = _values(session.environment, record.mixed) if session.environment else "environment not recorded"
+        yield f"{which}, left after {counted(session.stages, 'stage')}{inside}: {told}"
+        number = last + 1
+    if record.earlier_sessions:
+        yield f"session {number}, to the end: {_values(record.environment, record.mixed)}"
+
+
+def _values(environment: Mapping[str, object], names: Iterable[str]) -> str:
+    """Where an environment differs from those of other sessions."""
+    told = [f"{name} {value_text(environment[name])}" for name in sorted(names) if name in environment]
+    return ", ".join(told) or "the same environment"
 
 
 @contextmanager

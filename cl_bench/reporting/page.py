@@ -177,6 +177,7 @@ def _row(row: Row, runs: Sequence[Run], numbers: pd.DataFrame) -> dict[str, Any]
         "origins": list(row.origins),
         "about": f"method {row.method}, revision {row.revision}; recipe {', '.join(row.recipes)}; {row.varied}",
         "ceiling": not row.sequential,
+        "mixed": " | ".join(row.mixed),
         "metrics": found,
         "cells": list(cells(row)[-len(COST_COLUMNS) :]),
         "sort": [len(set(row.seeds)), _rounded(row.minutes.mean), row.trainable, _rounded(row.tuning_minutes)],
@@ -229,6 +230,7 @@ def _runs(sections: Sequence[Section], places: Mapping[str, str]) -> dict[str, A
                 "settings": number(experiment.hyperparameters),
                 "experiment": number(_experiment(run)),
                 "environment": number(record.environment),
+                "mixed": run.mixed,
                 "command": f"cl-bench repeat {record.key} --results {_quoted(places.get(run.origin, run.origin))}",
             }
     return {"runs": runs, "shared": texts}

@@ -15,7 +15,7 @@ from cl_bench.errors import counted
 from cl_bench.experiment import Value
 from cl_bench.reporting.protocol import Protocol
 from cl_bench.reporting.runs import Run, Section
-from cl_bench.reporting.text_tables import DAGGER, DASH, TIMES, Column, TextTable, by_row
+from cl_bench.reporting.text_tables import DAGGER, DASH, DOUBLE_DAGGER, TIMES, Column, TextTable, by_row
 from cl_bench.stats import Summary, summarise
 
 TABLE_METRICS = ("acc", "aaa", "forgetting")
@@ -24,6 +24,8 @@ COST_COLUMNS = ("seeds", "minutes", "trainable", "tuning")
 HEADER = ("method", *(metrics.METRICS[name].title for name in TABLE_METRICS), *COST_COLUMNS)
 LEAKY_MARK = DAGGER
 """Marks rows whose samples see their batch."""
+MIXED_MARK = DOUBLE_DAGGER
+"""Marks rows with a run that went on in another environment."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Row:
         recipes: where the hyper-parameters came from.
         sequential: whether the tasks were learned one after the other.
         leaky: whether samples of a batch see each other, as in code that is known to be wrong.
+        mixed: what the sessions of its runs differ in, in words; empty if in nothing.
     """
 
     label: str
@@ -59,6 +62,7 @@ class Row:
     hyperparameters: dict[str, Value]
     sequential: bool
     leaky: bool
+    mixed: tuple[str, ...]
 
     @property
     def acc(self) -> Summary:
@@ -69,8 +73,8 @@ class Row:
 
     @property
     def name(self) -> str:
-        """The label, marked if the row leaks."""
-        return f"{self.label} {LEAKY_MARK}" if self.leaky else self.label
+        """The label, marked if the row leaks or its runs changed their environment."""
+        return " ".join([self.label, *([LEAKY_MARK] if self.leaky else []), *([MIXED_MARK] if self.mixed else [])])
 
     @property
     def varied(self) -> str:
@@ -213,6 +217,7 @@ def _row(label: str, runs: Sequence[Run]) -> Row:
         hyperparameters=first.hyperparameters,
         sequential=runs[0].sequential,
         leaky=first.leaky,
+        mixed=tuple(dict.fromkeys(f"seed {run.record.experiment.seed}: {run.mixed}" for run in runs if run.mixed)),
     )
 
 
@@ -285,6 +290,12 @@ def _notes(rows: Sequence[Row]) -> list[str]:
         notes.append(
             f"{LEAKY_MARK}: samples of a batch see each other, in training or at test, as in released code that is "
             "known to be wrong; not comparable with the other rows."
+        )
+    if any(row.mixed for row in rows):
+        differing = [(row.label, " | ".join(row.mixed)) for row in rows if row.mixed]
+        notes.append(
+            f"{MIXED_MARK}: a run was interrupted and went on in another environment, so its numbers are not those of "
+            f"either. {by_row('What differs', differing)}"
         )
     notes.append(
         "minutes: wall time of training and evaluation of one run, comparable on the same hardware only; "

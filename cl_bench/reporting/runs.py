@@ -20,7 +20,7 @@ from pydantic import BaseModel
 
 from cl_bench import metrics
 from cl_bench.errors import counted, printable
-from cl_bench.experiment import Value
+from cl_bench.experiment import Environment, Value, value_text
 from cl_bench.reporting.protocol import PROTOCOL_FIELDS, Protocol
 from cl_bench.store import RunRecord, Store
 
@@ -52,10 +52,21 @@ class Run:
     @property
     def hardware(self) -> str:
         """What it was made on, e.g. `NVIDIA H200` or `CPU (x86_64)`; times and memory compare on the same only."""
-        kind, name = (self.record.environment.get(field, "") for field in ("device", "device_name"))
-        if kind == "cpu":
-            return f"CPU ({name})" if name else "CPU"
-        return str(name or kind or "not recorded")
+        return " and ".join(dict.fromkeys(map(_hardware, self.record.environments)))
+
+    @property
+    def mixed(self) -> str:
+        """What its sessions differ in, in words, e.g. `threads 2, then 4`; empty if in nothing."""
+        return "; ".join(
+            f"{name} {', then '.join(map(value_text, values))}" for name, values in sorted(self.record.mixed.items())
+        )
+
+
+def _hardware(environment: Environment) -> str:
+    kind, name = (environment.get(field, "") for field in ("device", "device_name"))
+    if kind == "cpu":
+        return f"CPU ({name})" if name else "CPU"
+    return str(name or kind or "not recorded")
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ TIMES = "\N{MULTIPLICATION SIGN}"
 DASH = "\N{EN DASH}"
 """Stands for a value that is not defined, and between the ends of a range."""
 DAGGER = "\N{DAGGER}"
+DOUBLE_DAGGER = "\N{DOUBLE DAGGER}"
 PAGE = 128
 """About so many characters stand beside each other across a page in LaTeX."""
 
@@ -272,6 +273,7 @@ _LATEX = {
     DASH: "--",
     "−": "$-$",
     DAGGER: r"\textdagger{}",
+    DOUBLE_DAGGER: r"\textdaggerdbl{}",
     # After the end of a row LaTeX would take brackets for an argument.
     "[": "{[}",
     "]": "{]}",

@@ -92,7 +92,7 @@ class SideBySide:
 
         replays = [ProgressReplay(run, progress) for run in runs]
         threads = max(1, torch.get_num_threads() // self.jobs)
-        with WorkerPool(self.jobs, threads, partial(put, None)) as workers:
+        with WorkerPool(min(self.jobs, max(1, len(runs))), threads, partial(put, None)) as workers:
             ended = []
             for index, run in enumerate(runs):
                 call = (_run_in_worker, PackedRun.pack(run), store, self.device, settings)

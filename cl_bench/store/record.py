@@ -176,9 +176,15 @@ class RunRecord(BaseModel):
         return self
 
     @property
+    def environments(self) -> list[Environment]:
+        """Of all sessions, in turn; sessions of which it was not recorded are left out."""
+        known = [session.environment for session in self.earlier_sessions if session.environment]
+        return [*known, self.environment]
+
+    @property
     def mixed(self) -> dict[str, list[PlainScalar]]:
         """What the environments of the sessions differ in: the values by name, in the order of the sessions."""
-        return differences([*(session.environment for session in self.earlier_sessions), self.environment])
+        return differences(self.environments)
 
     @property
     def seconds(self) -> float:

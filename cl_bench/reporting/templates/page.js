@@ -147,7 +147,8 @@ function leaderboard(section, protocol) {
     };
     // A click on the button arrives here as well; one that ends a selection of text is none.
     const click = (event) => { if (event.target.closest("button") || getSelection().isCollapsed) toggle(); };
-    body.append(el("tr", { class: row.ceiling ? "ceiling" : null, onclick: click },
+    const title = row.mixed ? `A run went on in another environment: ${row.mixed}` : null;
+    body.append(el("tr", { class: row.ceiling ? "ceiling" : null, title, onclick: click },
       el("th", { scope: "row" }, el("button", { class: "row", type: "button", "data-row": row.label, "aria-expanded": String(open.has(key)), title: "Details and runs" }, ...breakable(row.name))),
       ...names.map((name) => cell(row, name, range)),
       ...row.cells.map((text) => el("td", {}, text))));
@@ -236,7 +237,8 @@ function showRun(key) {
     matrix(run),
     el("h3", {}, "Experiment"), fields(DATA.shared[run.experiment]),
     el("h3", {}, "Hyper-parameters"), fields(DATA.shared[run.settings]),
-    el("h3", {}, "Environment"), fields(DATA.shared[run.environment]));
+    el("h3", {}, "Environment"), fields(DATA.shared[run.environment]),
+    run.mixed ? el("p", { class: "mixed" }, `It was interrupted and went on in another environment: ${run.mixed}.`) : "");
   dialog.showModal();
 }
 
