@@ -246,7 +246,7 @@ class RunOptions(_Options):
     )
     split_list: Path | None = _option(
         "Data",
-        "Which images train and which test: text or YAML.",
+        "Which images train and which test: text, CSV, JSON or YAML.",
         parse_path,
         shown="the data set's",
         metavar="FILE",

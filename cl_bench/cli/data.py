@@ -39,7 +39,7 @@ SplitList = Annotated[
     Path | None,
     typer.Option(
         "--split-list",
-        help="Text or YAML: which images are for training, which for testing.",
+        help="Text, CSV, JSON or YAML: which images are for training, which for testing.",
         show_default="one in the data set's folder",
     ),
 ]

@@ -112,7 +112,7 @@ def test_images_for_validation_are_counted_where_there_is_a_test_part(pool: Path
     path.write_text(json.dumps({"train": TRAIN[:3], "val": TRAIN[3:], "test": TEST}))
     report = verify(catalogue.find(f"folder:{pool}"))
     assert (report.train, report.test) == (3, 2)
-    assert report.layout == "class folders, split by split.json (its 1 images for validation are not used)"
+    assert report.layout == "class folders, split by split.json (without its 1 image for validation)"
     assert [finding.text for finding in report.findings if finding.kind == "unlisted"] == [str(pool / TRAIN[3])]
 
 

@@ -30,7 +30,7 @@ def read_order(path: Path, classes: Sequence[str], what: Literal["class", "domai
     """The order in a file: names, or positions in the data set's own order, which begins with 0.
 
     They stand on lines, or with commas or blanks between them, or in a list as JSON, YAML or Python write it. Numbers
-    are names wherever one of them is the name of a class.
+    are names if there is a class for each of them that is called so, otherwise positions.
 
     Args:
         what: a class or a domain, for messages.

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cl_bench.errors import UserError
+from cl_bench.errors import UserError, counted
+from cl_bench.files import clipped
 from cl_bench.streams.readers.list_files import TABLES, TEXTS, Listed, read_part, read_parts
 
 
@@ -30,7 +31,7 @@ class SplitList:
     @property
     def name(self) -> str:
         """The list in the name of a layout."""
-        left = f" (its {self.validation:,} images for validation are not used)" if self.validation else ""
+        left = f" (without its {counted(self.validation, 'image')} for validation)" if self.validation else ""
         return f"{self.path.name}{left}"
 
     def deal(
@@ -55,10 +56,12 @@ class SplitList:
                 key = _key(text, pool, composed, depth)
                 if key is None:
                     wanted = "CLASS/FILE" if depth == 2 else "DOMAIN/CLASS/FILE"
-                    raise UserError(f"'{text}' in the split list '{self.path}' is not {wanted}; write it like that")
+                    shown = clipped(text, 200)
+                    raise UserError(f"'{shown}' in the split list '{self.path}' is not {wanted}; write it like that")
                 if key in taken:
                     both = part if taken[key] == part else "train and test"
-                    raise UserError(f"'{key}' is twice in the split list '{self.path}' ({both}); remove one")
+                    shown = clipped(key, 200)
+                    raise UserError(f"'{shown}' is twice in the split list '{self.path}' ({both}); remove one")
                 taken[key] = part
                 entries.append((key, pool.get(key) or str(top / key)))
             if not entries:
