@@ -240,7 +240,7 @@ ENTRIES = st.lists(ENTRY, max_size=2) | TOML
 DOCUMENTS = VALUES | st.fixed_dictionaries({"title": st.just("x"), "runs": st.lists(RUN, max_size=2)})
 
 
-@settings(deadline=None, max_examples=2_000 if SOAK else 60, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, max_examples=2_000 if SOAK else 40, suppress_health_check=list(HealthCheck))
 @given(st.one_of(st.text(), st.text("[]{}:,-&*!?|>'\"#%@ \n\ta1"), DOCUMENTS.map(yaml.dump), DOCUMENTS.map(json.dumps)))
 def test_any_text_is_a_suite_or_one_sentence(tmp_path: Path, text: str) -> None:
     path = tmp_path / "any.yaml"
@@ -251,7 +251,7 @@ def test_any_text_is_a_suite_or_one_sentence(tmp_path: Path, text: str) -> None:
         assert "any.yaml" in str(error) and "\n" not in str(error)
 
 
-@settings(deadline=None, max_examples=2_000 if SOAK else 60, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, max_examples=2_000 if SOAK else 40, suppress_health_check=list(HealthCheck))
 @given(
     st.one_of(st.text(), st.text("[]{}=.,'\"# \nae1"), st.dictionaries(st.sampled_from(["tuned", "unified"]), ENTRIES))
 )
