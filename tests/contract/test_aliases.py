@@ -5,19 +5,14 @@ from __future__ import annotations
 import ast
 import importlib
 import pkgutil
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import cl_bench
 from cl_bench._aliases import MOVED
-from tests.helpers import ROOT
+from tests.helpers import ROOT, processes
 from tests.helpers.command import TRIAL
-
-Process = Callable[..., subprocess.CompletedProcess[str]]
 
 # What authors of methods and scripts imported from version 0.1.0.
 NAMES = {
@@ -61,23 +56,27 @@ def test_every_old_module_imports(old: str) -> None:
         _ = module.no_such_name
 
 
-def test_an_old_class_is_the_new_one() -> None:
-    script = (
+def test_an_old_class_is_the_new_one(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
         "from cl_bench.method import Method as old\nfrom cl_bench.contract.method import Method\nassert old is Method\n"
         "import cl_bench.adapters.lora, cl_bench.models.lora\n"
         "assert cl_bench.adapters.lora.LoRABank is cl_bench.models.lora.LoRABank\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    done = processes.run_script(script, tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("FutureWarning") == 1
     assert "cl_bench.method is now cl_bench.contract.method" in done.stderr
 
 
-def test_a_method_file_of_0_1_0_runs_unedited_under_its_old_key(process: Process, tmp_path: Path) -> None:
+def test_a_method_file_of_0_1_0_runs_unedited_under_its_old_key(tmp_path: Path) -> None:
     (tmp_path / "my_probe.py").write_bytes((ROOT / "tests" / "data" / "my_probe.py.txt").read_bytes())
-    done = process("run", "--method-file", "my_probe.py", "--methods", "my_probe", "--epochs", "1", *TRIAL)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("FutureWarning") == 1
+    run = ("run", "--method-file", "my_probe.py", "--methods", "my_probe", "--epochs", "1", *TRIAL)
+    done = processes.start(tmp_path, *run)
+    done.join()
+    log = (tmp_path / "log").read_text()
+    assert done.exitcode == 0, log
+    assert log.count("FutureWarning") == 1
     (record,) = (tmp_path / "results" / "runs").glob("my_probe-*.json")
     # Computed with version 0.1.0 (f8ec4bc).
     assert record.stem.endswith("23c5ac5bd0ae60e4")
