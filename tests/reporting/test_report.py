@@ -132,6 +132,7 @@ def test_notes_say_what_varied(runs: Path) -> None:
         {"weights": "11" * 32},
         {"backbone": "vit_base_patch16_224.augreg_in21k"},
         {"limits": Limits(tasks=None, train_per_class=None, test_per_class=5)},
+        {"precision": "bf16"},
     ],
     ids=lambda changes: next(iter(changes)),
 )
