@@ -25,8 +25,8 @@ def is_exhausted(error: BaseException) -> bool:
 
 def describe(error: BaseException) -> str:
     """One line for an error that says that memory is used up."""
-    reason = str(error).strip() or "no reason given"
-    return f"out of memory ({reason.splitlines()[0]})"
+    reason = (str(error).strip() or "no reason given").splitlines()[0]
+    return reason if reason.startswith("out of memory") else f"out of memory ({reason})"
 
 
 def total_bytes() -> int:

@@ -202,7 +202,7 @@ class WorkerPool:
             else:
                 # It may never give its memory back.
                 self._retire(worker)
-                self._lack_memory(task, f"out of memory ({message.content})")
+                self._lack_memory(task, message.content)
 
     def _bury(self, worker: Worker) -> None:
         """Go on without a worker that has died."""

@@ -211,7 +211,7 @@ def _carry_out(call: bytes) -> Message:
         return Message("result", function(*arguments))
     except Exception as error:
         if memory.is_exhausted(error):
-            return Message("error", describe(error), exhausted=True)
+            return Message("error", memory.describe(error), exhausted=True)
         try:
             pickle.loads(pickle.dumps(error))
         except Exception:

@@ -20,7 +20,7 @@ import torch
 from rich.console import Console
 
 from cl_bench.errors import UserError
-from cl_bench.running import pool
+from cl_bench.running import memory, pool
 from cl_bench.running.pool import TaskFailed, WorkerPool
 from cl_bench.running.progress_bars import RunBars, run_bars
 from cl_bench.running.transport import ProgressReplay
@@ -96,7 +96,9 @@ def take_memory(folder: Path, name: str, tries: int) -> int:
     if retry() == 0:
         meet(folder, "memory")
     if retry() < tries:
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes.")
+        allocator = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes.")
+        # The modest one has said so in a sentence already, as a run does.
+        raise MemoryError(memory.describe(allocator)) if name == "modest" else allocator
     return retry()
 
 
@@ -136,7 +138,7 @@ def test_what_lacked_memory_is_tried_again_with_fewer_at_its_side(two: Pool) -> 
     assert modest.result() == 1
     with pytest.raises(TaskFailed) as failed:
         greedy.result()
-    reason = "out of memory (RuntimeError: DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes.)"
+    reason = "out of memory (DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes.)"
     assert str(failed.value) == f"{reason}, with no other run at its side"
     assert sorted(two.warnings) == [f"{name}: {reason}; it begins again alone" for name in ("greedy", "modest")]
 
