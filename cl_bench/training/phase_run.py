@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
 
 from cl_bench.contract.phase import Phase, StepBatch, backward, described, take_step
 from cl_bench.contract.task import Scratch
@@ -176,9 +174,7 @@ class PhaseRun:
 
     def check_finite(self) -> None:
         """Raise `Diverged` if a parameter that the phase trains is not finite any more; makes the host wait."""
-        trained = [parameter.detach() for parameter in self.phase.trained()]
-        # The largest magnitude, which is NaN if one is: two kernels for all parameters of a device.
-        if math.isfinite(float(get_total_norm(trained, norm_type=math.inf))):
+        if bool(torch.stack([parameter.detach().isfinite().all() for parameter in self.phase.trained()]).all()):
             return
         known = [*self.model.named_parameters(), *((f"task.scratch['{n}']", t) for n, t in self.scratch.items())]
         listed = {id(parameter) for parameter in self.phase.trained()}

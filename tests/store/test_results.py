@@ -310,7 +310,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         "'predicted' has None hits in task 10",
     ),
     "renamed": (moved, "holds the run"),
-    "no file": (to_folder, "regular"),
+    "no file": (to_folder, "Is a directory"),
 }
 
 
