@@ -26,6 +26,11 @@ def naming(where: str) -> Iterator[None]:
         raise UserError(f"{where}: {error}") from error
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says."""
+    return (str(error).strip() or "no reason given").splitlines()[0]
+
+
 def printable(text: str) -> str:
     """The text with an escape for each character that would act on a terminal or hide: `\\x1b`, `\\n`, `\\u202e`.
 

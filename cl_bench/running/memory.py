@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from cl_bench.errors import first_line
+
 _MESSAGES = (
     *("allocate memory", "bad_alloc", "not enough memory", "out of memory"),
     *("start new thread", "failed to map segment"),
@@ -25,7 +27,7 @@ def is_exhausted(error: BaseException) -> bool:
 
 def describe(error: BaseException) -> str:
     """One line for an error that says that memory is used up."""
-    reason = (str(error).strip() or "no reason given").splitlines()[0]
+    reason = first_line(error)
     return reason if reason.startswith("out of memory") else f"out of memory ({reason})"
 
 

@@ -23,6 +23,7 @@ from multiprocessing.process import BaseProcess
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
+from cl_bench.errors import first_line
 from cl_bench.running import memory
 from cl_bench.running.imports import quiet_imports
 
@@ -221,8 +222,7 @@ def _carry_out(call: bytes) -> Message:
 
 def describe(error: Exception) -> str:
     """An error in one line."""
-    reason = (str(error).strip() or "no reason given").splitlines()[0]
-    return f"{type(error).__name__}: {reason}"
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def _ignore_interrupts() -> None:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 TRIAL = ["--limit-tasks", "2", "--limit-train", "3", "--limit-test", "2"]
 """Cuts a run down to about a second."""
 
@@ -30,6 +32,23 @@ RUNS = Path("results/runs")
 def stored(folder: Path = RUNS) -> list[dict[str, Any]]:
     """The JSON of all records, in file order."""
     return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+
+
+Result = tuple[dict[str, Any], dict[str, np.ndarray]]
+"""The JSON of a record, and its arrays."""
+
+
+def results(folder: Path) -> dict[str, Result]:
+    """By key, all records that commands in a folder have stored; there is one npz for each."""
+    store = folder / RUNS
+    found = {}
+    for path in store.glob("*.json"):
+        (packed,) = store.glob(f"{path.stem}-*.npz")
+        with np.load(packed) as arrays:
+            record = json.loads(path.read_text())
+            found[record["key"]] = record, dict(arrays)
+    assert len(list(store.glob("*.npz"))) == len(found)
+    return found
 
 
 def tree(folder: Path = Path()) -> dict[str, bytes | None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import shutil
@@ -17,7 +16,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +27,7 @@ from cl_bench.running.runner import Settings
 from cl_bench.running.transport import PackedRun
 from cl_bench.streams import catalogue
 from tests.helpers import ROOT, gate, processes, trees
-from tests.helpers.command import TRIAL, Outcome
+from tests.helpers.command import RUNS, TRIAL, Outcome, Result, results
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'cl-bench[ray]'")
 
@@ -167,15 +165,10 @@ def cluster(short: Path) -> Iterator[Cluster]:
         yield Cluster(address, second.pid, started)
 
 
-def records(folder: Path) -> dict[str, tuple[dict[str, Any], dict[str, np.ndarray]]]:
-    """By key: records and their arrays; there is one npz for each JSON, and nothing else."""
-    store = folder / "results" / "runs"
-    found = {}
-    for path in store.glob("*.json"):
-        (packed,) = store.glob(f"{path.stem}-*.npz")
-        with np.load(packed) as arrays:
-            record = json.loads(path.read_text())
-            found[record["key"]] = record, dict(arrays)
+def records(folder: Path) -> dict[str, Result]:
+    """By key: records and their arrays; there is nothing else in the store."""
+    found = results(folder)
+    store = folder / RUNS
     left = [path for path in store.rglob("*") if path.is_file()]
     assert len(left) == 2 * len(found), left
     return found

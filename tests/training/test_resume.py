@@ -11,7 +11,6 @@ import time
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +18,7 @@ import safetensors.torch
 import torch
 
 from tests.helpers import gate, processes
+from tests.helpers.command import Result, results
 
 LIMITS = ["--limit-tasks", "3", "--limit-train", "6", "--limit-test", "4", "--checkpoint-every", "0"]
 STREAM = ["run", "--benchmark", "icons-tune", "--device", "cpu", *LIMITS]
@@ -48,8 +48,6 @@ STATEFUL = [
 
 NUMBERS = ("key", "stages", "correct", "correct_task_aware", "total", "trainable", "stored", "train_samples", "traces")
 """Fields of a record that do not depend on when and how it was computed."""
-Result = tuple[dict[str, Any], dict[str, np.ndarray]]
-"""A record with its arrays."""
 
 
 def assert_equal_results(one: Result, other: Result) -> None:
@@ -119,14 +117,14 @@ def test_a_sweep_ends_as_if_no_worker_or_parent_had_been_killed(tmp_path: Path) 
     whole.mkdir()
     killed.mkdir()
     finish(whole, *sweep, "--jobs", "1")
-    expected = all_results(whole)
+    expected = results(whole)
     assert len(expected) == 6
     store = killed / "results" / "runs"
     chance = random.Random(KILLS)
     victims: Counter[str] = Counter()
 
     def checked() -> None:
-        found = all_results(killed)
+        found = results(killed)
         assert found.keys() == expected.keys()
         for key, (record, arrays) in found.items():
             assert_equal_results(expected[key], (record, arrays))
@@ -174,19 +172,6 @@ def checkpoints(folder: Path) -> set[tuple[str, int]]:
     for path in (folder / "results" / "runs" / ".checkpoints").glob("*.safetensors"):
         with suppress(FileNotFoundError):
             found.add((path.name, path.stat().st_mtime_ns))
-    return found
-
-
-def all_results(folder: Path) -> dict[str, Result]:
-    """By key, all records in a folder, each with its arrays; there is one npz for each."""
-    store = folder / "results" / "runs"
-    found = {}
-    for path in store.glob("*.json"):
-        (packed,) = store.glob(f"{path.stem}-*.npz")
-        with np.load(packed) as arrays:
-            record = json.loads(path.read_text())
-            found[record["key"]] = record, dict(arrays)
-    assert len(list(store.glob("*.npz"))) == len(found)
     return found
 
 
