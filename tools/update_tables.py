@@ -22,7 +22,12 @@ from cl_bench.running import suites
 from tools.parity import report as parity
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "parity.md", ROOT / "docs" / "sweeps.md")
+FILES = (
+    ROOT / "README.md",
+    ROOT / "docs" / "findings" / "results.md",
+    ROOT / "docs" / "findings" / "parity.md",
+    ROOT / "docs" / "sweeps.md",
+)
 REFERENCE = ROOT / "results" / "reference"
 PARITY = ROOT / "results" / "authors", [ROOT / "results" / "parity"]
 MARGIN = 1.0

@@ -142,12 +142,12 @@ def speed(now: Results) -> Iterator[str]:
 
 def parity(now: Results) -> Iterator[str]:
     """What the README and the page on parity say of the table that a command makes there."""
-    runs = [row for row in rows_of("docs/parity.md", "| `") if row[1].startswith("permutation:")]
+    runs = [row for row in rows_of("docs/findings/parity.md", "| `") if row[1].startswith("permutation:")]
     losses = [(float(row[2]), float(row[3])) for row in runs if len(row) == 9 and float(row[2]) < 10]
     assert len(losses) == 9
     worst = max(abs(ours - theirs) / theirs for ours, theirs in losses)
     pairs = [abs(float(row[4])) for row in runs if float(row[2]) > 10]
-    means = [row for row in rows_of("docs/parity.md", "| `") if row[1] == "acc"]
+    means = [row for row in rows_of("docs/findings/parity.md", "| `") if row[1] == "acc"]
     differences = [float(row[3].split()[0]) for row in means]
     shown = sum(row[7].startswith("yes") for row in means)
     yield (
@@ -159,9 +159,9 @@ def parity(now: Results) -> Iterator[str]:
 
 
 def parity_page(now: Results) -> Iterator[str]:
-    means = {row[0].strip("`"): row for row in rows_of("docs/parity.md", "| `") if row[1] == "acc"}
+    means = {row[0].strip("`"): row for row in rows_of("docs/findings/parity.md", "| `") if row[1] == "acc"}
     differences = [float(row[3].split()[0]) for row in means.values()]
-    runs = [row for row in rows_of("docs/parity.md", "| `") if row[1].startswith("permutation:")]
+    runs = [row for row in rows_of("docs/findings/parity.md", "| `") if row[1].startswith("permutation:")]
     losses = [(row[0], float(row[2]), float(row[3])) for row in runs if float(row[2]) < 10]
     assert max(abs(ours - theirs) for _, ours, theirs in losses) < 0.013
     for method in means:
@@ -462,11 +462,11 @@ def number_of_runs(searched: Sequence[Tuned]) -> int:
 
 CLAIMS: dict[str, list[Callable[[Results], Iterator[str]]]] = {
     "README.md": [readme, speed, parity],
-    "docs/results.md": [photographs, claims_of_the_paper, costs, icons],
-    "docs/lora-family.md": [lora_family],
-    "docs/prompts-and-prototypes.md": [prompts],
+    "docs/findings/results.md": [photographs, claims_of_the_paper, costs, icons],
+    "docs/findings/lora-family.md": [lora_family],
+    "docs/findings/prompts-and-prototypes.md": [prompts],
     "docs/paper-figures.md": [paper_figures],
-    "docs/parity.md": [parity_page],
+    "docs/findings/parity.md": [parity_page],
     "docs/statistics.md": [statistics],
 }
 
@@ -493,7 +493,7 @@ def test_numbers_are_what_is_stored(page: str, results: Results) -> None:
 
 
 def test_every_interval_is_on_a_page_with_claims() -> None:
-    pages = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+    pages = ["README.md", *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").rglob("*.md")))]
     assert [page for page in pages if INTERVAL.search(prose(page))] == [
         page for page in pages if page in CLAIMS or page in MEASURED
     ]

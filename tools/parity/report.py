@@ -1,4 +1,4 @@
-"""Compare cl-bench with the released programs: pair records by experiment, print the tables of docs/parity.md.
+"""Compare cl-bench with the released programs: pair records, print the tables of docs/findings/parity.md.
 
     python -m tools.parity.report --authors results/authors --results results/parity [--out parity.md]
 
