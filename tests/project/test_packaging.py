@@ -1,0 +1,204 @@
+"""Wheel and source distribution: what they hold, what their metadata says, and that both work."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from importlib.metadata import packages_distributions
+from pathlib import Path, PurePosixPath
+
+import pytest
+import yaml
+from packaging.metadata import Metadata
+
+import cl_bench
+from tests.helpers import ROOT
+
+pytest.importorskip("hatchling", reason="needs `pip install '.[test]'`")
+
+FILES = {path.name for path in (ROOT / "methods").glob("*.py")}
+LARGEST_WHEEL = 100 * 10**6
+"""Bytes; the package index takes no larger file unless asked."""
+ATTRIBUTION = "cl_bench/assets/ICONS_ATTRIBUTION.md"
+LICENCES = {"LICENSE", "ASSETS.md", ATTRIBUTION, *(f"LICENSES/{path.name}" for path in (ROOT / "LICENSES").iterdir())}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def build(target: str, source: Path, folder: Path) -> Path:
+    """Build the wheel or sdist of the tree `source` into `folder`."""
+    command = [sys.executable, "-m", "hatchling", "build", "-t", target, "-d", str(folder)]
+    subprocess.run(command, cwd=source, check=True, capture_output=True, text=True)
+    (archive,) = folder.iterdir()
+    return archive
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build("wheel", ROOT, tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The unpacked source distribution."""
+    archive = build("sdist", ROOT, tmp_path_factory.mktemp("sdist"))
+    folder = tmp_path_factory.mktemp("unpacked")
+    with tarfile.open(archive) as opened:
+        opened.extractall(folder, filter="data")
+    (tree,) = folder.iterdir()
+    return tree
+
+
+def checksums(wheel: Path) -> dict[str, int]:
+    """CRC-32 of every file in a wheel, by path."""
+    with zipfile.ZipFile(wheel) as archive:
+        return {entry.filename: entry.CRC for entry in archive.infolist()}
+
+
+def test_the_wheel_runs_from_an_empty_folder(wheel: Path, tmp_path: Path) -> None:
+    site, empty = tmp_path / "site", tmp_path / "empty"
+    empty.mkdir()
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    assert {path.name for path in (site / "cl_bench" / "methods").glob("*.py")} == FILES
+    assert not (site / "cl_bench" / "methods.py").exists() and not (site / "methods").exists()
+
+    env = os.environ | {"PYTHONPATH": str(site), "COLUMNS": "200"}
+    listed = subprocess.run(
+        [sys.executable, "-m", "cl_bench", "ls", "methods"], cwd=empty, env=env, capture_output=True, text=True
+    )
+    assert listed.returncode == 0, listed.stderr
+    names = {line.split()[0] for line in listed.stdout.splitlines() if line.strip()}
+    assert names >= {Path(name).stem.replace("_", "-") for name in FILES - {"__init__.py"}}
+
+    where = "import cl_bench.methods.slca as slca; print(slca.__file__, slca.Finetune.__module__)"
+    imported = subprocess.run([sys.executable, "-c", where], cwd=empty, env=env, capture_output=True, text=True)
+    assert imported.stdout.split() == [str(site / "cl_bench/methods/slca.py"), "cl_bench.methods.finetune"]
+
+
+def test_the_source_distribution_holds_the_methods_and_the_module_that_finds_them(sdist: Path) -> None:
+    names = {str(path.relative_to(sdist)) for path in sdist.rglob("*")}
+    assert names >= {"cl_bench/methods.py", *(f"methods/{name}" for name in FILES)}
+    assert not any(name.startswith("cl_bench/methods/") for name in names)
+
+
+def test_the_source_distribution_builds_the_same_wheel(wheel: Path, sdist: Path, tmp_path: Path) -> None:
+    assert checksums(build("wheel", sdist, tmp_path)) == checksums(wheel)
+
+
+def test_both_distributions_hold_the_licences_and_the_type_marker(wheel: Path, sdist: Path) -> None:
+    names = checksums(wheel).keys()
+    licences = f"cl_bench-{cl_bench.__version__}.dist-info/licenses"
+    assert names >= {f"{licences}/{name}" for name in LICENCES}
+    assert names >= {ATTRIBUTION, "cl_bench/py.typed"}
+    assert [name for name in (*LICENCES, "cl_bench/py.typed") if not (sdist / name).is_file()] == []
+
+
+def test_the_wheel_is_small_enough_to_be_published(wheel: Path) -> None:
+    assert wheel.stat().st_size < LARGEST_WHEEL
+
+
+def test_the_metadata_is_complete(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        text = archive.read(f"cl_bench-{cl_bench.__version__}.dist-info/METADATA")
+    metadata = Metadata.from_email(text, validate=True)
+    assert (metadata.name, str(metadata.version)) == ("cl-bench", cl_bench.__version__)
+    assert metadata.author == "cl-bench contributors"
+    assert set(metadata.license_files or ()) == LICENCES
+    assert metadata.summary and metadata.keywords and metadata.requires_python
+    assert metadata.description == (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "Typing :: Typed" in (metadata.classifiers or ())
+    assert [line for line in metadata.classifiers or () if line.startswith("License ::")] == []
+    assert set(metadata.provides_extra or ()) == PROJECT["optional-dependencies"].keys()
+
+
+def test_the_licence_names_that_of_the_code_and_of_every_icon(wheel: Path) -> None:
+    rows = re.findall(r"^\| [^|]+\| [^|]+\| [^|]+\| ([^|]+) \| *\d+ \|$", (ROOT / ATTRIBUTION).read_text(), re.M)
+    of_icons = {re.sub(r"\[(.+)\]\(.*\)", r"\1", row) for row in rows}
+    assert len(rows) > 100 and {"Apache-2.0", "CC0-1.0"} <= of_icons
+    assert PROJECT["license"].split(" AND ")[0] == "MIT"
+    assert set(PROJECT["license"].split(" AND ")) == {"MIT", *of_icons}
+    assert {path.stem for path in (ROOT / "LICENSES").iterdir()} == {"MIT", *of_icons}
+
+
+def test_every_embedded_file_has_a_line_about_its_licence() -> None:
+    named = re.findall(r"`([^`\s]+)`", (ROOT / "ASSETS.md").read_text(encoding="utf-8"))
+    cards = {"*.md", "*.json"}  # NAME.md and NAME.json of the weights
+    assets = ROOT / "cl_bench" / "assets"
+    files = [path.relative_to(assets) for path in assets.rglob("*") if path.is_file()]
+    assert len(files) > 20
+    weights = {path.with_suffix("").name for path in files if path.suffix == ".safetensors"}
+    assert [
+        str(path)
+        for path in files
+        if not any(PurePosixPath(path).match(pattern) for pattern in named)
+        and not (path.with_suffix("").name in weights and f"*{path.suffix}" in cards)
+    ] == []
+
+
+def test_the_citation_and_the_changelog_are_of_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    releases = re.findall(r"^## \[(\d\S*)\] - (\S+)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
+    assert releases[0] == (citation["version"], str(citation["date-released"]))
+    assert citation["version"] == cl_bench.__version__
+    assert citation["authors"] == PROJECT["authors"] == [{"name": "cl-bench contributors"}]
+    assert "preferred-citation" not in citation
+
+
+def test_the_code_holds_no_symbolic_link() -> None:
+    tracked = subprocess.run(
+        ["git", "ls-files", "-s", "cl_bench", "methods"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    assert [line for line in tracked.splitlines() if line.startswith("120000")] == []
+
+
+def normal(name: str) -> str:
+    """A distribution's name as all spellings of it compare (PyPA's specification of names)."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def declared(extras: set[str]) -> set[str]:
+    """Distributions that pyproject.toml asks for, with these extras."""
+    optional = PROJECT["optional-dependencies"]
+    listed = [*PROJECT["dependencies"], *(requirement for extra in extras for requirement in optional[extra])]
+    return {normal(re.match(r"[\w.-]+", requirement)[0]) for requirement in listed}  # type: ignore[index]
+
+
+def imported(*folders: str) -> dict[str, set[str]]:
+    """Modules outside the standard library and the package, by the file that imports them, wherever in it."""
+    found: dict[str, set[str]] = {}
+    for path in (path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level and node.module:
+                names = [node.module]
+            for module in {name.partition(".")[0] for name in names} - {*sys.stdlib_module_names, "cl_bench"}:
+                found.setdefault(module, set()).add(str(path.relative_to(ROOT)))
+    return found
+
+
+OF_THE_HOST = {"IPython"}
+"""What only code that a notebook runs imports, where it is always there."""
+
+
+def test_every_import_is_declared() -> None:
+    """A library that only comes with another one goes when that one lets it go."""
+    known, distributions = declared({"ray", "icons"}), packages_distributions()
+    found = imported("cl_bench", "methods")
+    assert {"torch", "yaml", "PIL", "ray"} <= found.keys()
+    undeclared = {
+        module: files
+        for module, files in found.items()
+        if module not in OF_THE_HOST and known.isdisjoint(map(normal, distributions.get(module, [module])))
+    }
+    assert undeclared == {}
+
+
+def test_every_dependency_has_a_version_that_tests_ran_with() -> None:
+    pinned = {normal(line.partition("==")[0]) for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    assert declared({"test", "ray"}) <= pinned
