@@ -4,14 +4,16 @@
 
 A marker names a suite and a number of tasks: `<!-- table: SUITE, N tasks -->` to `<!-- /table -->` holds the suite's
 rows on that stream, `<!-- compare: SUITE, N tasks, against ROW -->` to `<!-- /compare -->` the differences of all rows
-from one of them, paired over seeds, with a margin of one point. Rows of the suite that were not run yet are named under
-its table. `<!-- parity -->` to `<!-- /parity -->` holds what `tools.parity.report` says, `<!-- options -->` to
-`<!-- /options -->` what a suite or `cl-bench run` can be asked for.
+from one of them, paired over seeds, with a margin of one point. `<!-- table: SUITE, N tasks, rows A;B;C -->` selects
+rows; a note under the table then says how many the suite has. Rows of the suite that were not run yet are named under
+its whole table. `<!-- parity -->` to `<!-- /parity -->` holds the report of `tools.parity.report`, `<!-- options -->` to
+`<!-- /options -->` the fields of a suite and the options of `cl-bench run`.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,7 +37,7 @@ _PARITY = re.compile(r"(?P<head><!-- parity -->\n).*?(?P<tail><!-- /parity -->)"
 _OPTIONS = re.compile(r"(?P<head><!-- options -->\n).*?(?P<tail><!-- /options -->)", re.DOTALL)
 _BLOCK = re.compile(
     r"(?P<head><!-- (?P<kind>table|compare): (?P<suite>\S+), (?P<tasks>\d+) tasks"
-    r"(?:, against (?P<against>\S+))? -->\n).*?(?P<tail><!-- /(?P=kind) -->)",
+    r"(?:, against (?P<against>\S+))?(?:, rows (?P<rows>\S+))? -->\n).*?(?P<tail><!-- /(?P=kind) -->)",
     re.DOTALL,
 )
 
@@ -77,6 +79,28 @@ def section(sections: list[Section], suite: str, tasks: int) -> tuple[Section, l
     return replace(stored[0], rows={label: rows[label] for label in named if label in rows}), missing
 
 
+def selected(whole: Section, labels: Sequence[str]) -> Section:
+    """A section with some of its rows.
+
+    Raises:
+        ValueError: the section has no such row.
+    """
+    unknown = [label for label in labels if label not in whole.rows]
+    if unknown:
+        raise ValueError(f"no run of {', '.join(unknown)} is stored; there are {', '.join(whole.rows)}")
+    return replace(whole, rows={label: whole.rows[label] for label in labels})
+
+
+def _table(whole: Section, missing: Sequence[str], rows: str | None) -> text_tables.TextTable:
+    """The table of a section, or of the rows that a marker selects."""
+    if rows is None:
+        table = result_table.text_table(result_table.build(whole))
+        return replace(table, notes=(*table.notes, f"Not run yet: {', '.join(missing)}.")) if missing else table
+    part = selected(whole, rows.split(";"))
+    table = result_table.text_table(result_table.build(part))
+    return replace(table, notes=(f"{len(part.rows)} of {len(whole.rows)} rows.", *table.notes))
+
+
 def options_table() -> str:
     """The fields of a suite and the options that say where and how, as pipe tables."""
     parts = []
@@ -95,14 +119,12 @@ def options_table() -> str:
 
 
 def filled(text: str, sections: list[Section]) -> str:
-    """A text with what is between its markers made anew."""
+    """A text with the blocks between its markers made anew."""
 
     def block(match: re.Match[str]) -> str:
         found, missing = section(sections, match["suite"], int(match["tasks"]))
         if match["kind"] == "table":
-            table = result_table.text_table(result_table.build(found))
-            if missing:
-                table = replace(table, notes=(*table.notes, f"Not run yet: {', '.join(missing)}."))
+            table = _table(found, missing, match["rows"])
         else:
             compared = comparison.text_table(found, match["against"], margin=MARGIN)
             assert compared is not None, match["head"]

@@ -1,4 +1,4 @@
-"""What the README claims is what the stored reference results say."""
+"""Tables and links of README.md and docs/ are up to date, and the Python that they show runs."""
 
 from __future__ import annotations
 
@@ -31,6 +31,16 @@ def test_tables_are_recomputed_from_the_stored_counts(path: Path, end: str, sect
     text = path.read_text(encoding="utf-8")
     assert f"<!-- /{end} -->" in text
     assert update_tables.filled(text, sections) == text, "run python -m tools.update_tables"
+
+
+def test_a_marker_selects_rows_and_the_table_says_of_how_many(sections: list[Section]) -> None:
+    marker = "<!-- table: reference-cifar100, 20 tasks, rows {} -->\n<!-- /table -->"
+    text = update_tables.filled(marker.format("sdlora;ranpac"), sections)
+    rows = [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| ")]
+    assert rows == ["| method", "| ---", "| ranpac", "| sdlora"]
+    assert "- 2 of 8 rows.\n" in text and "joint" not in text
+    with pytest.raises(ValueError, match="no run of sdlora2 is stored; there are .*sdlora"):
+        update_tables.filled(marker.format("sdlora2"), sections)
 
 
 @pytest.mark.parametrize(
@@ -100,9 +110,9 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert [target for target in targets if not (page.parent / target).exists()] == []
 
 
-def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
+def test_the_python_of_the_docs_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
     """On a trial of the stream, with fewer seeds."""
-    (script,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
+    (script,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/usage.md").read_text(encoding="utf-8"), re.M | re.S)
     asked = "seeds=range(3))"
     assert asked in script
     monkeypatch.chdir(tmp_path)
