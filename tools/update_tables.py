@@ -6,7 +6,9 @@ A marker names a suite and a number of tasks: `<!-- table: SUITE, N tasks -->` t
 rows on that stream, `<!-- compare: SUITE, N tasks, against ROW -->` to `<!-- /compare -->` the differences of all rows
 from one of them, paired over seeds, with a margin of one point. `<!-- table: SUITE, N tasks, rows A;B;C -->` selects
 rows; a note under the table then says how many the suite has. Rows of the suite that were not run yet are named under
-its whole table. `<!-- parity -->` to `<!-- /parity -->` holds the report of `tools.parity.report`, `<!-- options -->` to
+its whole table.
+
+`<!-- parity -->` to `<!-- /parity -->` holds the report of `tools.parity.report`, `<!-- options -->` to
 `<!-- /options -->` the fields of a suite and the options of `cl-bench run`.
 """
 

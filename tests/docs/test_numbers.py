@@ -208,7 +208,9 @@ def photographs(now: Results) -> Iterator[str]:
     rates = {entry.method: entry.values["lr"] for entry in searched}
     (rate,) = {f"{rates[row]:.2f}" for row in ("inclora", "sdlora-kd")}
     (most,) = {registry.find(row).cls.space["lr"].high for row in ("inclora", "sdlora-kd")}
-    yield f"The rates of `inclora` and `sdlora-kd` ({rate}) lie near the upper end of the range that was searched ({most})"
+    yield (
+        f"The rates of `inclora` and `sdlora-kd` ({rate}) lie near the upper end of the range that was searched ({most})"
+    )
     yield (
         f"So SD-LoRA falls by {fall('sdlora'):.1f±} points from 10 tasks to 20, InfLoRA by {fall('inflora'):.1f±} and "
         f"CODA-Prompt by {fall('coda'):.1f±}, while RanPAC ({fall('ranpac'):.1f±}) and SLCA ({fall('slca'):.1f±}) fall "
