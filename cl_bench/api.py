@@ -198,12 +198,12 @@ def load(*folders: str | Path) -> pd.DataFrame:
         UserError: a folder that is not there, or no run in any.
     """
     from cl_bench.reporting.frames import stage_frame
-    from cl_bench.reporting.report import load as load_sections
+    from cl_bench.reporting.report import load_runs
     from cl_bench.reporting.salvage import salvaged
 
     read = _existing(folders)
-    found, damaged = load_sections([(folder, folder.name) for folder in read])
-    frame = salvaged(stage_frame, [run for section in found for run in section.runs], damaged.append)
+    runs, damaged = load_runs([(folder, folder.name) for folder in read])
+    frame = salvaged(stage_frame, runs, damaged.append)
     _warn_damaged(damaged)
     return frame
 

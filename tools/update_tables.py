@@ -21,7 +21,7 @@ from pathlib import Path
 
 from cl_bench.options import ExecutionOptions, RunOptions, options_of
 from cl_bench.reporting import comparison, report, result_table, text_tables
-from cl_bench.reporting.runs import Section
+from cl_bench.reporting.runs import Section, sections
 from cl_bench.running import suites
 from tools.parity import report as parity
 
@@ -50,13 +50,13 @@ def load(reference: Path) -> list[Section]:
     Raises:
         ValueError: a stored result is damaged.
     """
-    sections, damaged = report.load([(reference, "reference")])
+    runs, damaged = report.load_runs([(reference, "reference")])
     if damaged:
         raise ValueError("; ".join(damaged))
-    return sections
+    return sections(runs)
 
 
-def section(sections: list[Section], suite: str, tasks: int) -> tuple[Section, list[str]]:
+def section(protocols: list[Section], suite: str, tasks: int) -> tuple[Section, list[str]]:
     """The whole stream of a suite in so many tasks, with the suite's rows; and those of which no run is stored.
 
     Raises:
@@ -68,7 +68,7 @@ def section(sections: list[Section], suite: str, tasks: int) -> tuple[Section, l
     named = [str(spec) for cell in cells for spec in cell.methods]
     stored = [
         one
-        for one in sections
+        for one in protocols
         if (one.protocol.benchmark, one.protocol.num_tasks) == (cells[0].benchmark[0], tasks)
         and cells[0].backbone in ((), (one.protocol.backbone,))
         and one.protocol.precision == cells[0].precision
@@ -120,11 +120,11 @@ def options_table() -> str:
     return "\n".join(parts)
 
 
-def filled(text: str, sections: list[Section]) -> str:
+def filled(text: str, protocols: list[Section]) -> str:
     """A text with the blocks between its markers made anew."""
 
     def block(match: re.Match[str]) -> str:
-        found, missing = section(sections, match["suite"], int(match["tasks"]))
+        found, missing = section(protocols, match["suite"], int(match["tasks"]))
         if match["kind"] == "table":
             table = _table(found, missing, match["rows"])
         else:
@@ -140,9 +140,9 @@ def filled(text: str, sections: list[Section]) -> str:
 
 def main() -> None:
     """Rewrite the files in place."""
-    sections = load(REFERENCE)
+    protocols = load(REFERENCE)
     for path in FILES:
-        path.write_text(filled(path.read_text(encoding="utf-8"), sections), encoding="utf-8")
+        path.write_text(filled(path.read_text(encoding="utf-8"), protocols), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -46,23 +46,27 @@ def tables_of(records: Iterable[RunRecord], origin: str) -> list[result_table.Ta
     return [result_table.build(section) for section in sections(labelled((record, origin) for record in records))]
 
 
-def load(folders: Iterable[tuple[Path, str]]) -> tuple[list[Section], list[str]]:
-    """The runs of the folders by protocol, and a sentence for each damaged file.
+def load_runs(folders: Iterable[tuple[Path, str]]) -> tuple[list[Run], list[str]]:
+    """Read all valid runs of the folders.
 
     Args:
         folders: pairs of path and origin name, the preferred one first (see `runs.collect`).
 
+    Returns:
+        The runs in the order of reports: by protocol, row, seed and class order, as `runs.sections` sorts them; and one
+        sentence per damaged file.
+
     Raises:
-        UserError: there is no valid run in any of them.
+        UserError: none of the folders holds a valid run.
     """
     folders = list(folders)
     damaged: list[str] = []
-    found = sections(collect(folders, damaged.append))
-    if not found:
+    runs = [run for section in sections(collect(folders, damaged.append)) for run in section.runs]
+    if not runs:
         looked = ", ".join(f"'{path}'" for path, _ in folders) or "no folder at all"
         skipped = f" ({len(damaged)} damaged: {'; '.join(damaged)})" if damaged else ""
         raise UserError(f"no results in {looked}{skipped}; make some with `cl-bench run --methods NAME,NAME`")
-    return found, damaged
+    return runs, damaged
 
 
 def report_folders(folders: Sequence[Path], out: Path, pictures: Sequence[str] = ()) -> Report:
@@ -90,7 +94,7 @@ def render(folders: Iterable[tuple[Path, str]], out: Path, command: str, picture
         UserError: no valid run, or `out` cannot be written.
     """
     folders = list(folders)
-    found, damaged = load(folders)
+    runs, damaged = load_runs(folders)
     places = {origin: str(path) for path, origin in folders}
 
     def write(chosen: Sequence[Run], to: Path = out) -> Report:
@@ -100,7 +104,7 @@ def render(folders: Iterable[tuple[Path, str]], out: Path, command: str, picture
         with TemporaryDirectory() as folder:
             write(chosen, Path(folder))
 
-    return salvaged(write, [run for section in found for run in section.runs], damaged.append, attempt)
+    return salvaged(write, runs, damaged.append, attempt)
 
 
 def render_sections(

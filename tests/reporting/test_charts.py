@@ -21,7 +21,8 @@ from matplotlib.transforms import Bbox
 from cl_bench.reporting import charts, plots
 from cl_bench.reporting.charts import Chart, Heat, Line, Lines, Point, Ranks, Scatter
 from cl_bench.reporting.render import drawing, styles, text_layout
-from cl_bench.reporting.report import load, render
+from cl_bench.reporting.report import load_runs, render
+from cl_bench.reporting.runs import sections
 from cl_bench.stats import summarise
 from cl_bench.store import RunRecord
 from tests.helpers import ROOT
@@ -36,8 +37,9 @@ OPTIONS = ("rank=8", "align=true", "loss=masked,epochs=5", "backbone_lr_scale=0.
 def standard(folder: Path, *runs: RunRecord) -> dict[str, Chart]:
     """The charts of runs of one protocol."""
     write(folder, *runs)
-    [section], damaged = load([(folder, "runs")])
+    found, damaged = load_runs([(folder, "runs")])
     assert damaged == []
+    [section] = sections(found)
     return plots.standard(section)
 
 
@@ -464,8 +466,8 @@ def test_processes_draw_the_same_pictures(tmp_path: Path) -> None:
     made = render([(tmp_path / "runs", "runs")], tmp_path / "out", "cl-bench report", ["svg"])
     drawn = [path for path in made.paths if path.suffix == ".svg"]
     assert len(drawn) > 10
-    sections, _ = load([(tmp_path / "runs", "runs")])
-    for section in sections:
+    found, _ = load_runs([(tmp_path / "runs", "runs")])
+    for section in sections(found):
         for name, chart in plots.standard(section).items():
             [_, path] = drawing.save(chart, tmp_path / "own", ["svg"])
             assert path.read_bytes() == (tmp_path / "out" / "figures" / f"{section.slug}-{name}.svg").read_bytes()

@@ -21,10 +21,10 @@ import pytest
 
 from cl_bench.errors import UserError
 from cl_bench.experiment import ImageTransforms, Limits
-from cl_bench.reporting import report, result_table, text_tables
+from cl_bench.reporting import result_table, text_tables
 from cl_bench.reporting.paper import tables as paper_tables
 from cl_bench.reporting.protocol import Protocol
-from cl_bench.reporting.runs import Run, collect
+from cl_bench.reporting.runs import Run, collect, sections
 from cl_bench.running import suites
 from cl_bench.store import RunRecord
 from tests.helpers import ROOT
@@ -376,7 +376,7 @@ def test_the_reference_results_fill_every_table_on_the_icons(name: str, referenc
 def test_cells_equal_those_of_the_protocols_table(benchmark: str, count: int, reference: list[Run]) -> None:
     frame = numbers(paper_tables.build("sdlora-table2", reference, benchmark)).set_index(["tasks", "row", "metric"])
     checked = 0
-    for section in report.load([(REFERENCE, "reference")])[0]:
+    for section in sections(reference):
         if section.protocol.benchmark != benchmark or section.protocol.limits_text():
             continue
         if section.protocol.backbone not in set(frame["backbone"]):

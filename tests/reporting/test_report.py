@@ -22,8 +22,8 @@ from cl_bench.experiment import Limits
 from cl_bench.reporting import plots, result_table, text_tables
 from cl_bench.reporting.frames import tidy
 from cl_bench.reporting.render import drawing
-from cl_bench.reporting.report import Report, load, render
-from cl_bench.reporting.runs import collect
+from cl_bench.reporting.report import Report, load_runs, render
+from cl_bench.reporting.runs import collect, sections
 from cl_bench.store import RunRecord
 from tests.helpers.command import Cli, assert_refused
 from tests.helpers.factories import WEIGHTS, arrays, edit, npz, record, write
@@ -43,7 +43,8 @@ def report(runs: Path, out: str = "out", *pictures: str) -> Report:
 
 def built(*folders: Path) -> list[result_table.Table]:
     """The tables alone, which are quicker than a report with its figures."""
-    return [result_table.build(section) for section in load([(folder, folder.name) for folder in folders])[0]]
+    found, _ = load_runs([(folder, folder.name) for folder in folders])
+    return [result_table.build(section) for section in sections(found)]
 
 
 def csv_rows(text: str) -> dict[str, dict[str, str]]:
@@ -263,7 +264,7 @@ def test_only_damaged_results_are_named(runs: Path) -> None:
     [path] = write(runs, record("alpha", 0))
     path.write_text("{}")
     with pytest.raises(UserError, match=path.name):
-        load([(runs, "runs")])
+        load_runs([(runs, "runs")])
 
 
 def test_an_unwritable_folder_is_named(runs: Path) -> None:
@@ -352,7 +353,7 @@ def test_figures_exist_and_show_something(drawn: tuple[Path, Report]) -> None:
 
 def test_figures_draw_the_numbers(runs: Path) -> None:
     found = three_methods(runs)
-    [section], _ = load([(runs, "runs")])
+    [section] = sections(load_runs([(runs, "runs")])[0])
     drawn = {name: drawing.draw(chart, ["joint"]) for name, chart in plots.standard(section).items()}
     axes = drawn["accuracy"].axes[0]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("tasks learned", "top-1 accuracy, %")
