@@ -22,7 +22,7 @@ from cl_bench.store import RunRecord, folders_to_read
 if TYPE_CHECKING:
     import pandas as pd
 
-    from cl_bench.reporting.result_table import Table
+    from cl_bench.reporting.result_table import ResultTable
     from cl_bench.reporting.runs import Run
     from cl_bench.running.executors import Outcome
     from cl_bench.running.plan import PlannedRun
@@ -101,7 +101,7 @@ class Results:
 
         return labelled((record, self.folder.name) for record in self.records)
 
-    def _tables(self) -> list[Table]:
+    def _tables(self) -> list[ResultTable]:
         from cl_bench.reporting import report as reports
 
         return reports.tables_of(self.records, origin=str(self.folder))

@@ -25,7 +25,7 @@ from cl_bench.reporting.charts import Chart
 from cl_bench.reporting.frames import EXTRA_METRICS, tidy
 from cl_bench.reporting.protocol import Protocol
 from cl_bench.reporting.render import interactive
-from cl_bench.reporting.result_table import COST_COLUMNS, HEADER, TABLE_METRICS, Row, Table, cells
+from cl_bench.reporting.result_table import COST_COLUMNS, HEADER, TABLE_METRICS, ResultRow, ResultTable, cells
 from cl_bench.reporting.runs import Run, Section
 from cl_bench.reporting.text_tables import TextTable
 from cl_bench.stats import summarise
@@ -36,7 +36,7 @@ _MOST_PAIRS = 45
 
 def render(
     sections: Sequence[Section],
-    built: Sequence[Table],
+    built: Sequence[ResultTable],
     charts: Mapping[str, Mapping[str, Chart]],
     papers: Sequence[TextTable],
     figures: Sequence[Chart],
@@ -148,7 +148,7 @@ def _json(data: object) -> Markup:
 _METRICS = {name: (m.title, m.description, m.higher) for name, m in metrics.METRICS.items()} | dict(EXTRA_METRICS)
 
 
-def _protocol(section: Section, table: Table, numbers: pd.DataFrame) -> dict[str, Any]:
+def _protocol(section: Section, table: ResultTable, numbers: pd.DataFrame) -> dict[str, Any]:
     """What the script must know of a protocol."""
     protocol = section.protocol
     return {
@@ -161,7 +161,7 @@ def _protocol(section: Section, table: Table, numbers: pd.DataFrame) -> dict[str
     }
 
 
-def _row(row: Row, runs: Sequence[Run], numbers: pd.DataFrame) -> dict[str, Any]:
+def _row(row: ResultRow, runs: Sequence[Run], numbers: pd.DataFrame) -> dict[str, Any]:
     mine = numbers.loc[[run.record.key for run in runs], list(_METRICS)].to_numpy(dtype=np.float64)
     found: dict[str, list[float | int | None]] = {}
     for name, column in zip(_METRICS, mine.T, strict=True):
@@ -282,7 +282,7 @@ def _breakable(label: str) -> Markup:
     return Markup(re.sub(r"([\[,])", r"\1<wbr>", str(escape(label))))
 
 
-def settings(row: Row) -> str:
+def settings(row: ResultRow) -> str:
     """Hyper-parameters in one line: `epochs=5, rank=4`."""
     return ", ".join(f"{name}={value_text(value)}" for name, value in sorted(row.hyperparameters.items()))
 

@@ -27,7 +27,7 @@ _FEW = 8
 
 
 @dataclass(frozen=True)
-class Report:
+class RenderedReport:
     """What `render` made.
 
     Attributes:
@@ -38,10 +38,10 @@ class Report:
 
     paths: list[Path]
     damaged: list[str]
-    tables: list[result_table.Table]
+    tables: list[result_table.ResultTable]
 
 
-def tables_of(records: Iterable[RunRecord], origin: str) -> list[result_table.Table]:
+def tables_of(records: Iterable[RunRecord], origin: str) -> list[result_table.ResultTable]:
     """Tables over records at hand, one per protocol."""
     return [result_table.build(section) for section in sections(labelled((record, origin) for record in records))]
 
@@ -69,14 +69,16 @@ def load_runs(folders: Iterable[tuple[Path, str]]) -> tuple[list[Run], list[str]
     return runs, damaged
 
 
-def report_folders(folders: Sequence[Path], out: Path, pictures: Sequence[str] = ()) -> Report:
+def report_folders(folders: Sequence[Path], out: Path, pictures: Sequence[str] = ()) -> RenderedReport:
     """`render` for folders whose names are the origins of their runs; the page shows the `cl-bench report` for it."""
     command = " ".join(["cl-bench report", *(f"--results {folder}" for folder in folders), f"--out {out}"])
     command += f" --pictures {','.join(pictures)}" if pictures else ""
     return render([(folder, folder.name) for folder in folders], out, command, pictures)
 
 
-def render(folders: Iterable[tuple[Path, str]], out: Path, command: str, pictures: Sequence[str] = ()) -> Report:
+def render(
+    folders: Iterable[tuple[Path, str]], out: Path, command: str, pictures: Sequence[str] = ()
+) -> RenderedReport:
     """Write the page, `index.html`, and what it shows as files: tables and the numbers behind every figure.
 
     Per protocol these are `tables/SLUG.{md,csv,tex,html}` and `figures/SLUG-NAME.csv` for each of `plots.standard`; for
@@ -97,7 +99,7 @@ def render(folders: Iterable[tuple[Path, str]], out: Path, command: str, picture
     runs, damaged = load_runs(folders)
     places = {origin: str(path) for path, origin in folders}
 
-    def write(chosen: Sequence[Run], to: Path = out) -> Report:
+    def write(chosen: Sequence[Run], to: Path = out) -> RenderedReport:
         return render_sections(sections(chosen), damaged, places, to, command, pictures)
 
     def attempt(chosen: Sequence[Run]) -> None:
@@ -114,7 +116,7 @@ def render_sections(
     out: Path,
     command: str,
     pictures: Sequence[str] = (),
-) -> Report:
+) -> RenderedReport:
     """`render` for runs at hand.
 
     Args:
@@ -155,7 +157,7 @@ def render_sections(
         raise UserError(
             f"report folder '{out}' cannot be written ({error.strerror}: {error.filename}); name another one"
         ) from error
-    return Report([index, *written], list(damaged), built)
+    return RenderedReport([index, *written], list(damaged), built)
 
 
 def write_table(table: TextTable, folder: Path, forms: Iterable[str]) -> list[Path]:

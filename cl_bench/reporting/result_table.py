@@ -29,7 +29,7 @@ MIXED_MARK = DOUBLE_DAGGER
 
 
 @dataclass(frozen=True)
-class Row:
+class ResultRow:
     """One method in one configuration, over its seeds.
 
     Attributes:
@@ -88,7 +88,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Table:
+class ResultTable:
     """Rows of one protocol, best final accuracy first, and what a reader must know to read them.
 
     Attributes:
@@ -99,26 +99,26 @@ class Table:
 
     protocol: Protocol
     slug: str
-    rows: tuple[Row, ...]
+    rows: tuple[ResultRow, ...]
     caption: str
     notes: tuple[str, ...]
 
 
-def build(section: Section) -> Table:
+def build(section: Section) -> ResultTable:
     """The table of one protocol, sorted by final accuracy."""
     rows = [_row(label, runs) for label, runs in section.rows.items()]
     rows.sort(key=lambda row: (-row.acc.mean, row.label))
-    return Table(section.protocol, section.slug, tuple(rows), _caption(section.protocol), tuple(_notes(rows)))
+    return ResultTable(section.protocol, section.slug, tuple(rows), _caption(section.protocol), tuple(_notes(rows)))
 
 
-def text_table(table: Table) -> TextTable:
+def text_table(table: ResultTable) -> TextTable:
     """The table as texts; its CSV has fractions in full precision, one column per statistic, empty where undefined."""
     columns = tuple(Column(title, numeric=number > 0) for number, title in enumerate(HEADER))
     rows = tuple(cells(row) for row in table.rows)
     return TextTable(table.slug, table.caption, columns, rows, table.notes, data=_csv_data(table))
 
 
-def frame(tables: Sequence[Table]) -> pd.DataFrame:
+def frame(tables: Sequence[ResultTable]) -> pd.DataFrame:
     """The tables as one data frame of numbers, one row per row, in the same order and the units of the heads.
 
     Columns: `method`, with its options; for each of `TABLE_METRICS` the mean under its title, e.g. `acc, %`, and the
@@ -156,7 +156,7 @@ def _in_percent(name: str, summary: Summary | None) -> dict[str, float]:
     return {metrics.METRICS[name].title: mean, f"{name} \N{PLUS-MINUS SIGN}": half}
 
 
-def cells(row: Row) -> tuple[str, ...]:
+def cells(row: ResultRow) -> tuple[str, ...]:
     """The texts of a row under `HEADER`, e.g. `77.12 ± 0.31` in percent."""
     return (
         row.name,
@@ -192,7 +192,7 @@ def _minutes(value: float) -> str:
     return f"{value:.2f}" if value < 1 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
 
 
-def _row(label: str, runs: Sequence[Run]) -> Row:
+def _row(label: str, runs: Sequence[Run]) -> ResultRow:
     records, first = [run.record for run in runs], runs[0].record.experiment
 
     def over_runs(name: str) -> Summary | None:
@@ -200,7 +200,7 @@ def _row(label: str, runs: Sequence[Run]) -> Row:
         defined = [value for value in values if not math.isnan(value)]
         return summarise(defined) if defined else None
 
-    return Row(
+    return ResultRow(
         label=label,
         metrics={name: over_runs(name) for name in TABLE_METRICS},
         minutes=summarise([record.seconds / 60 for record in records]),
@@ -221,7 +221,7 @@ def _row(label: str, runs: Sequence[Run]) -> Row:
     )
 
 
-def _csv_data(table: Table) -> pd.DataFrame:
+def _csv_data(table: ResultTable) -> pd.DataFrame:
     protocol = table.protocol
     rows = []
     for row in table.rows:
@@ -267,7 +267,7 @@ def _caption(protocol: Protocol) -> str:
     )
 
 
-def _notes(rows: Sequence[Row]) -> list[str]:
+def _notes(rows: Sequence[ResultRow]) -> list[str]:
     repeats = {row.acc.n for row in rows}
     spread = "Mean ± half-width of the 95 % Student-t interval of the mean over " + (
         f"{repeats.pop()} runs per row" if len(repeats) == 1 else "the runs of the row"
@@ -313,7 +313,7 @@ def _and(names: Sequence[str]) -> str:
     return " and ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
 
 
-def _provenance(row: Row) -> str:
+def _provenance(row: ResultRow) -> str:
     """Where a row's hyper-parameters came from, in words."""
     if not row.hyperparameters:
         return "none"

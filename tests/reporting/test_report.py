@@ -22,7 +22,7 @@ from cl_bench.experiment import Limits
 from cl_bench.reporting import plots, result_table, text_tables
 from cl_bench.reporting.frames import tidy
 from cl_bench.reporting.render import drawing
-from cl_bench.reporting.report import Report, load_runs, render
+from cl_bench.reporting.report import RenderedReport, load_runs, render
 from cl_bench.reporting.runs import collect, sections
 from cl_bench.store import RunRecord
 from tests.helpers.command import Cli, assert_refused
@@ -37,11 +37,11 @@ def runs(tmp_path: Path) -> Path:
     return tmp_path / "runs"
 
 
-def report(runs: Path, out: str = "out", *pictures: str) -> Report:
+def report(runs: Path, out: str = "out", *pictures: str) -> RenderedReport:
     return render([(runs, "runs")], runs.parent / out, COMMAND, pictures)
 
 
-def built(*folders: Path) -> list[result_table.Table]:
+def built(*folders: Path) -> list[result_table.ResultTable]:
     """The tables alone, which are quicker than a report with its figures."""
     found, _ = load_runs([(folder, folder.name) for folder in folders])
     return [result_table.build(section) for section in sections(found)]
@@ -331,14 +331,14 @@ def test_every_link_of_the_page_leads_to_a_file(runs: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RenderedReport]:
     """The runs of three methods, and their report with all its pictures."""
     runs = tmp_path_factory.mktemp("drawn") / "runs"
     three_methods(runs)
     return runs, report(runs, "one", "png", "pdf", "svg")
 
 
-def test_figures_exist_and_show_something(drawn: tuple[Path, Report]) -> None:
+def test_figures_exist_and_show_something(drawn: tuple[Path, RenderedReport]) -> None:
     names = set(plots.NAMES) - {"loss"}
     folder = drawn[0].parent / "one" / "figures"
     assert {path.stem for path in folder.glob("*.csv")} == {f"{SLUG}-{name}" for name in names}
@@ -417,7 +417,7 @@ def test_compare_says_what_is_undefined_instead_of_testing_it(cl_bench: Cli) -> 
     assert re.fullmatch(r"no comparison with 'alpha' on icons-100, 1 task × .* is not defined .*\n", done.err), done.err
 
 
-def test_the_same_records_give_the_same_bytes(drawn: tuple[Path, Report]) -> None:
+def test_the_same_records_give_the_same_bytes(drawn: tuple[Path, RenderedReport]) -> None:
     runs, first = drawn
     second = report(runs, "two", "png", "pdf", "svg")
     assert [path.name for path in first.paths] == [path.name for path in second.paths]
