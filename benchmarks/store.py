@@ -32,12 +32,12 @@ LOSSES: list[dict[str, Scalar]] = [
 LOAD = """
 import sys, time
 from pathlib import Path
-from cl_bench.reporting.frames import tidy
+from cl_bench.reporting.frames import run_frame
 from cl_bench.reporting.runs import collect
 began = time.perf_counter()
 found = collect([(Path(sys.argv[1]), "runs")], sys.exit)
 read = time.perf_counter()
-frame = tidy(found)
+frame = run_frame(found)
 print(len(frame), read - began, time.perf_counter() - began)
 """
 

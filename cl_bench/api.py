@@ -97,9 +97,9 @@ class Results:
         return "\n".join(text_tables.html(result_table.text_table(table)) for table in self._tables())
 
     def _runs(self) -> list[Run]:
-        from cl_bench.reporting.runs import labelled
+        from cl_bench.reporting.runs import label_runs
 
-        return labelled((record, self.folder.name) for record in self.records)
+        return label_runs((record, self.folder.name) for record in self.records)
 
     def _tables(self) -> list[ResultTable]:
         from cl_bench.reporting import report as reports
@@ -199,11 +199,11 @@ def load(*folders: str | Path) -> pd.DataFrame:
     """
     from cl_bench.reporting.frames import stage_frame
     from cl_bench.reporting.report import load_runs
-    from cl_bench.reporting.salvage import salvaged
+    from cl_bench.reporting.salvage import without_failing_runs
 
     read = _existing(folders)
     runs, damaged = load_runs([(folder, folder.name) for folder in read])
-    frame = salvaged(stage_frame, runs, damaged.append)
+    frame = without_failing_runs(stage_frame, runs, damaged.append)
     _warn_damaged(damaged)
     return frame
 

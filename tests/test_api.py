@@ -21,8 +21,8 @@ import pytest
 
 import cl_bench as package
 from cl_bench import metrics
-from cl_bench.reporting.frames import tidy
-from cl_bench.reporting.runs import labelled
+from cl_bench.reporting.frames import run_frame
+from cl_bench.reporting.runs import label_runs
 from cl_bench.store import CHECKPOINTS, Store
 from tests.helpers import ROOT, processes
 from tests.helpers.command import RUNS, TRIAL, Cli, computed, rows, stored, tree
@@ -340,7 +340,7 @@ def test_a_frame_has_every_stage_of_every_run(folder: Path) -> None:
 
 def test_the_last_stage_of_a_frame_is_what_tables_show(folder: Path) -> None:
     last = package.load(folder).sort_values("stage").groupby("key").last(skipna=False)
-    runs = tidy(labelled((run, "kept") for run in Store(folder).records(print))).set_index("key")
+    runs = run_frame(label_runs((run, "kept") for run in Store(folder).records(print))).set_index("key")
     shared = [*metrics.METRICS, "label", "limits", "split", "weights"]
     pd.testing.assert_frame_equal(last.sort_index()[shared], runs.sort_index()[shared])
 

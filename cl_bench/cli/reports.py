@@ -42,13 +42,12 @@ def from_sections(
     """
     from cl_bench.reporting import report as reports
     from cl_bench.reporting.runs import sections
-    from cl_bench.reporting.salvage import salvaged
+    from cl_bench.reporting.salvage import without_failing_runs
 
-    found, damaged = reports.load([(folder, folder.name) for folder in folders_to_read(results or ())])
+    runs, damaged = reports.load_runs([(folder, folder.name) for folder in folders_to_read(results or ())])
     for sentence in damaged:
         warn_damaged(sentence)
-    runs = [run for section in found for run in section.runs]
-    return salvaged(lambda some: make(_chosen(sections(some), benchmark, backbone)), runs, warn_damaged)
+    return without_failing_runs(lambda some: make(_chosen(sections(some), benchmark, backbone)), runs, warn_damaged)
 
 
 def _chosen(found: list[Section], benchmark: str | None, backbone: str | None) -> list[Section]:
@@ -64,10 +63,10 @@ def _chosen(found: list[Section], benchmark: str | None, backbone: str | None) -
 def from_runs(make: Callable[[Sequence[Run]], Made], results: Sequence[Path] | None) -> Made:
     """What is made of all stored runs, of none where there is nothing yet; damaged ones are named and left out."""
     from cl_bench.reporting.runs import collect
-    from cl_bench.reporting.salvage import salvaged
+    from cl_bench.reporting.salvage import without_failing_runs
 
     runs = collect([(folder, folder.name) for folder in folders_of(results)], warn_damaged)
-    return salvaged(make, runs, warn_damaged)
+    return without_failing_runs(make, runs, warn_damaged)
 
 
 def check_known(name: str, what: str, names: Sequence[str] | dict[str, str]) -> None:

@@ -101,7 +101,7 @@ def ls_(
 ) -> None:
     """List stored runs: key, row, benchmark, seed, accuracy, when it finished, folder."""
     from cl_bench import metrics
-    from cl_bench.reporting.salvage import unusable
+    from cl_bench.reporting.salvage import sentence_about
     from cl_bench.store import Store
 
     wanted = _Filter.of(method, benchmark, backbone, label, seed)
@@ -113,7 +113,7 @@ def ls_(
                 try:
                     accuracy = f"{100 * metrics.acc(record.correct, record.total):.2f}"
                 except Exception as error:
-                    warn_damaged(unusable(str(folder), record, error))
+                    warn_damaged(sentence_about(str(folder), record, error))
                     continue
                 finished = f"{record.finished:%Y-%m-%d %H:%M}" if record.finished else "-"
                 names = record.key, record.label, experiment.benchmark, str(experiment.seed)
@@ -159,13 +159,13 @@ def merge(
         _say(f"not copied, damaged: {sentence}")
     for sentence in done.replaced:
         _say(f"replaced: {sentence}")
-    for sentence in done.kept:
+    for sentence in done.not_replaced:
         _say(f"{'kept the one there' if choice else 'conflict'}: {sentence}")
-    counts = f"{done.copied} copied, {done.same} there already, {len(done.replaced)} replaced, {len(done.kept)} kept"
-    _say(f"{counts}, {len(done.damaged)} damaged; into {into}")
-    if done.kept and not choice:
+    counts = f"{done.copied} copied, {done.identical} there already, {len(done.replaced)} replaced"
+    _say(f"{counts}, {len(done.not_replaced)} kept, {len(done.damaged)} damaged; into {into}")
+    if done.not_replaced and not choice:
         err.print("nothing was overwritten; --prefer source or --prefer dest decides for all conflicts")
-    raise typer.Exit(1 if done.damaged or (done.kept and not choice) else 0)
+    raise typer.Exit(1 if done.damaged or (done.not_replaced and not choice) else 0)
 
 
 @app.command(epilog="Example: cl-bench results verify --results results/reference")
@@ -208,9 +208,9 @@ def export(
         raise UserError(f"cannot tell the format of '{output}'; expected --format csv or --format parquet")
     wanted = _Filter.of(method, benchmark, backbone, label, seed)
     from cl_bench.files import write_atomically
-    from cl_bench.reporting.frames import export_frame, long_frame
+    from cl_bench.reporting.frames import export_frame, task_frame
     from cl_bench.reporting.runs import Run, collect
-    from cl_bench.reporting.salvage import salvaged
+    from cl_bench.reporting.salvage import without_failing_runs
     from cl_bench.reporting.spreadsheets import to_csv
 
     folders = folders_of(results)
@@ -231,7 +231,7 @@ def export(
 
     def exported(runs: Sequence[Run]) -> tuple[bytes, str]:
         """The content of the file, and what it holds in words."""
-        table = long_frame(runs) if counts else export_frame(runs)
+        table = task_frame(runs) if counts else export_frame(runs)
         held = f"{counted(len(table), 'row')} of {counted(len(runs), 'run')}"
         if chosen == "csv":
             return to_csv(table).encode(), held
@@ -239,7 +239,7 @@ def export(
         table.to_parquet(buffer, index=False)
         return buffer.getvalue(), held
 
-    content, held = salvaged(exported, found, warn_damaged)
+    content, held = without_failing_runs(exported, found, warn_damaged)
     try:
         write_atomically(output, content)
     except OSError as error:

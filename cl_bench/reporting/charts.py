@@ -127,15 +127,15 @@ class Chart:
         title: a headline in words.
         caption: one or two sentences: what is shown, what bands and bars mean, over how many runs.
         panels: drawn from left to right, then down.
-        shown: so many curves of a panel, and so many panels, are drawn on paper and at first on the page; they come in
-            the order of what a reader wants to see first. The numbers behind a chart are always all.
+        max_drawn: limit of the curves per panel and of the panels, in pictures and in the page's first view. Curves and
+            panels are sorted by what a reader wants to see first. The CSV always has the numbers of all.
     """
 
     name: str
     title: str
     caption: str
     panels: tuple[Panel, ...]
-    shown: int = 100
+    max_drawn: int = 100
 
 
 def to_frame(chart: Chart) -> pd.DataFrame:

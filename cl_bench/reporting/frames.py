@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from cl_bench import metrics
-from cl_bench.reporting.intransigence import Stream, intransigence, references
+from cl_bench.reporting.intransigence import StreamKey, intransigence, references
 from cl_bench.reporting.runs import Run
 
 EXTRA_METRICS: Mapping[str, tuple[str, str, bool]] = {
@@ -23,7 +23,7 @@ EXTRA_METRICS: Mapping[str, tuple[str, str, bool]] = {
 """Metrics that need more than a run's class-incremental counts: title, description, whether more is better."""
 
 
-def tidy(runs: Sequence[Run]) -> pd.DataFrame:
+def run_frame(runs: Sequence[Run]) -> pd.DataFrame:
     """One row per run, in the given order.
 
     Columns: the protocol's fields; `label`, `method`, `revision`, `recipe`, `origin`, `key`, `seed`, `class_order`;
@@ -36,8 +36,8 @@ def tidy(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def export_frame(runs: Sequence[Run]) -> pd.DataFrame:
-    """`tidy`, with columns of one type each: also `hyperparameters` (JSON) and `finished` (UTC, NaT if not known)."""
-    frame = tidy(runs).astype({"revision": str})
+    """`run_frame` for export: each column has one type; adds `hyperparameters` (JSON) and `finished` (UTC or NaT)."""
+    frame = run_frame(runs).astype({"revision": str})
     options = (json.dumps(run.record.experiment.hyperparameters, sort_keys=True) for run in runs)
     finished = pd.Series([run.record.finished for run in runs], dtype="datetime64[s, UTC]")
     return frame.assign(hyperparameters=list(options), finished=finished)
@@ -46,12 +46,16 @@ def export_frame(runs: Sequence[Run]) -> pd.DataFrame:
 def stage_frame(runs: Sequence[Run]) -> pd.DataFrame:
     """One row per run and training stage, in the given order.
 
-    Columns: those of `tidy` that say what a run is, from `benchmark` to `class_order`; `stage`, from 0; `tasks_seen`,
-    how many tasks had been learned then; every one of `metrics.METRICS` as if the stream had ended there, as fractions
-    (the last row of a run has what tables show), and `acc_task_aware`, accuracy over the classes seen where the task of
-    each image is known; all of them NaN where undefined, as forgetting is after the first task; then of the stage
-    alone `train_seconds`, `eval_seconds`, `train_samples`, `trainable` (numbers trained) and `stored` (numbers kept
-    beside the frozen backbone).
+    Columns:
+        `benchmark` to `class_order`: identity of the run, as in `run_frame`.
+        `stage`, `tasks_seen`: number of the stage, from 0; number of tasks learned by its end.
+        each of `metrics.METRICS`: a fraction, computed as if the stream had ended at this stage. The last row of a run
+            has the values that tables show.
+        `acc_task_aware`: accuracy on the tasks seen when the task of each image is known.
+        `train_seconds`, `eval_seconds`, `train_samples`, `trainable`, `stored`: of this stage alone; `trainable`
+            counts the parameters trained, `stored` the numbers kept in addition to the frozen backbone.
+
+    Metrics are NaN where undefined, e.g. forgetting after the first task.
     """
     rows = [
         {**facts, **_at_stage(run, t)} for run in runs for facts in [_facts(run)] for t in range(len(run.record.stages))
@@ -59,7 +63,7 @@ def stage_frame(runs: Sequence[Run]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*_FACTS, *_STAGE])
 
 
-def long_frame(runs: Sequence[Run]) -> pd.DataFrame:
+def task_frame(runs: Sequence[Run]) -> pd.DataFrame:
     """One row per run, stage and task, the last two from 0.
 
     Columns: `key`, `label`, `origin`, `benchmark`, `seed`, `class_order`, `stage`, `task`; test images in `total`, hits
@@ -95,7 +99,7 @@ _OF_A_STAGE = ("train_seconds", "eval_seconds", "train_samples", "trainable", "s
 _STAGE = ("stage", "tasks_seen", *metrics.METRICS, "acc_task_aware", *_OF_A_STAGE)
 
 
-def _flat(run: Run, known: Mapping[Stream, Mapping[str, Mapping[int, float]]]) -> dict[str, Any]:
+def _flat(run: Run, known: Mapping[StreamKey, Mapping[str, Mapping[int, float]]]) -> dict[str, Any]:
     record = run.record
     counts = (record.correct, record.total)
     return {

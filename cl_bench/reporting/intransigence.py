@@ -10,11 +10,11 @@ from cl_bench import metrics
 from cl_bench.reporting.protocol import Protocol
 from cl_bench.reporting.runs import Run, Section
 
-Stream = tuple[Protocol, int, str]
+StreamKey = tuple[Protocol, int, str]
 """A protocol without its cut to the first tasks, a seed and a class order."""
 
 
-def references(runs: Iterable[Run]) -> dict[Stream, dict[str, dict[int, float]]]:
+def references(runs: Iterable[Run]) -> dict[StreamKey, dict[str, dict[int, float]]]:
     """Joint training on the first k tasks of a stream (suite `intransigence`): accuracies on the last of them.
 
     Returns:
@@ -23,7 +23,7 @@ def references(runs: Iterable[Run]) -> dict[Stream, dict[str, dict[int, float]]]
     runs = list(runs)
     # Of the first task alone, joint training looks like any other: its label tells.
     joint = {run.record.label for run in runs if not run.sequential}
-    found: defaultdict[Stream, dict[str, dict[int, float]]] = defaultdict(dict)
+    found: defaultdict[StreamKey, dict[str, dict[int, float]]] = defaultdict(dict)
     for run in runs:
         if run.record.label in joint:
             record, last = run.record, len(run.record.total) - 1
@@ -32,7 +32,7 @@ def references(runs: Iterable[Run]) -> dict[Stream, dict[str, dict[int, float]]]
     return dict(found)
 
 
-def intransigence(run: Run, known: Mapping[Stream, Mapping[str, Mapping[int, float]]]) -> dict[str, list[float]]:
+def intransigence(run: Run, known: Mapping[StreamKey, Mapping[str, Mapping[int, float]]]) -> dict[str, list[float]]:
     """What each task is learned worse than by joint training on it and all tasks before (`metrics`), as fractions.
 
     Args:
@@ -50,7 +50,7 @@ def intransigence(run: Run, known: Mapping[Stream, Mapping[str, Mapping[int, flo
     }
 
 
-def _stream(run: Run, tasks: int | None) -> Stream:
+def _stream(run: Run, tasks: int | None) -> StreamKey:
     """The stream of a run, cut to so many tasks."""
     limits = run.protocol.limits.model_copy(update={"tasks": tasks})
     return replace(run.protocol, limits=limits), run.record.experiment.seed, run.record.experiment.class_order

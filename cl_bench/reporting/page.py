@@ -22,7 +22,7 @@ from cl_bench.experiment import Value, value_text
 from cl_bench.reporting import charts as chart_data
 from cl_bench.reporting import comparison, result_table, text_tables
 from cl_bench.reporting.charts import Chart
-from cl_bench.reporting.frames import EXTRA_METRICS, tidy
+from cl_bench.reporting.frames import EXTRA_METRICS, run_frame
 from cl_bench.reporting.protocol import Protocol
 from cl_bench.reporting.render import interactive
 from cl_bench.reporting.result_table import COST_COLUMNS, HEADER, TABLE_METRICS, ResultRow, ResultTable, cells
@@ -30,7 +30,7 @@ from cl_bench.reporting.runs import Run, Section
 from cl_bench.reporting.text_tables import TextTable
 from cl_bench.stats import summarise
 
-_MOST_PAIRS = 45
+_MAX_ROWS_IN_PAIRS = 45
 """Rows of a protocol up to which the page holds all pairs of them."""
 
 
@@ -69,7 +69,7 @@ def render(
         range(len(sections)), key=lambda i: (bool(sections[i].protocol.limits_text()), -len(sections[i].rows), i)
     )
     sections, built = [sections[i] for i in order], [built[i] for i in order]
-    numbers = tidy(runs).set_index("key")
+    numbers = run_frame(runs).set_index("key")
     data: dict[str, Any] = {
         "metrics": {
             name: {"title": title, "description": description, "higher": higher}
@@ -110,7 +110,7 @@ def render(
         runs=len(runs),
         rows=sum(len(section.rows) for section in sections),
         metrics=_METRICS,
-        most_pairs=_MOST_PAIRS,
+        max_rows_in_pairs=_MAX_ROWS_IN_PAIRS,
         data=_json(data),
         plotly=Markup(_plotly()),
         style=Markup(_source("page.css")),
@@ -175,7 +175,8 @@ def _row(row: ResultRow, runs: Sequence[Run], numbers: pd.DataFrame) -> dict[str
         "method": row.method,
         "settings": settings(row),
         "origins": list(row.origins),
-        "about": f"method {row.method}, revision {row.revision}; recipe {', '.join(row.recipes)}; {row.varied}",
+        "about": f"method {row.method}, revision {row.revision}; recipe {', '.join(row.recipes)}; "
+        f"{row.seeds_and_orders}",
         "ceiling": not row.sequential,
         "mixed": " | ".join(row.mixed),
         "metrics": found,
@@ -188,9 +189,9 @@ def _row(row: ResultRow, runs: Sequence[Run], numbers: pd.DataFrame) -> dict[str
 def _pairs(section: Section, labels: Sequence[str]) -> list[list[float | int | str | None]] | None:
     """Every pair of rows by place: a, b, difference in final accuracy, half-width, p, p (Holm), wins, ties, losses.
 
-    None: more rows than `_MOST_PAIRS`, which the page says instead.
+    None: more rows than `_MAX_ROWS_IN_PAIRS`, which the page says instead.
     """
-    if len(labels) > _MOST_PAIRS:
+    if len(labels) > _MAX_ROWS_IN_PAIRS:
         return None
     place = {label: number for number, label in enumerate(labels)}
     return [

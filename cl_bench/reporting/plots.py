@@ -13,7 +13,7 @@ from cl_bench.reporting.charts import Chart, Heat, Line, Lines, Panel, Point, Sc
 from cl_bench.reporting.runs import Run, Section
 from cl_bench.stats import Summary, summarise, summarise_curves
 
-SHOWN = 12
+MAX_DRAWN = 12
 """So many rows at most in a chart that cannot hold all: those of the best final accuracy."""
 _BANDS = "Means over runs; bands and bars are 95 % Student-t intervals of the mean."
 NAMES = {
@@ -27,7 +27,7 @@ NAMES = {
     "cost": "accuracy against seconds, parameters, memory and FLOPs",
 }
 """The charts of `standard`."""
-Rows = Mapping[str, Sequence[Run]]
+RunsByRow = Mapping[str, Sequence[Run]]
 
 
 def standard(section: Section) -> dict[str, Chart]:
@@ -62,34 +62,34 @@ def _matrix_of(run: Run) -> NDArray[np.float64]:
     return metrics.accuracy_matrix(run.record.correct, run.record.total)
 
 
-def _note(rows: Rows) -> str:
+def _note(rows: RunsByRow) -> str:
     """A sentence if there are more rows than are drawn."""
-    left = len(rows) - SHOWN
-    return f" Drawn: the {SHOWN} rows of the best final accuracy, without {left} more." if left > 0 else ""
+    left = len(rows) - MAX_DRAWN
+    return f" Drawn: the {MAX_DRAWN} rows of the best final accuracy, without {left} more." if left > 0 else ""
 
 
 # --- curves ----------------------------------------------------------------------------------------------------
 
 
-def _accuracy(sequential: Rows, ceilings: Rows) -> Chart:
+def _accuracy(sequential: RunsByRow, ceilings: RunsByRow) -> Chart:
     levels = tuple((label, summarise([_acc(run) for run in runs])) for label, runs in ceilings.items())
     panel = Lines("", "tasks learned", "top-1 accuracy, %", _lines(sequential, metrics.accuracy_curve), levels)
     ceiling = " Dashed without markers: training on all tasks at once." if levels else ""
     caption = f"Accuracy over the classes seen so far.{ceiling} {_BANDS}{_note(sequential)}"
-    return Chart("accuracy", "Accuracy so far", caption, (panel,), SHOWN)
+    return Chart("accuracy", "Accuracy so far", caption, (panel,), MAX_DRAWN)
 
 
-def _forgetting(rows: Rows) -> Chart | None:
+def _forgetting(rows: RunsByRow) -> Chart | None:
     """From the second task on: before it there is nothing to forget."""
     lines = _lines(rows, metrics.forgetting_curve, first=2)
     if not lines[0].x:
         return None
     caption = f"Best minus current accuracy, averaged over the tasks learned before. {_BANDS}{_note(rows)}"
     panel = Lines("", "tasks learned", "forgetting, points", lines)
-    return Chart("forgetting", "Forgetting along the stream", caption, (panel,), SHOWN)
+    return Chart("forgetting", "Forgetting along the stream", caption, (panel,), MAX_DRAWN)
 
 
-def _lines(rows: Rows, curve: Callable[..., NDArray[np.float64]], first: int = 1) -> tuple[Line, ...]:
+def _lines(rows: RunsByRow, curve: Callable[..., NDArray[np.float64]], first: int = 1) -> tuple[Line, ...]:
     """A curve in percent against tasks learned, for each row, from so many tasks on."""
     lines = []
     for label, runs in rows.items():
@@ -99,7 +99,7 @@ def _lines(rows: Rows, curve: Callable[..., NDArray[np.float64]], first: int = 1
     return tuple(lines)
 
 
-def _retention(rows: Rows) -> Chart | None:
+def _retention(rows: RunsByRow) -> Chart | None:
     """Accuracy lost k tasks after a task was learned, mean over all tasks that are so old."""
 
     def curve(run: Run) -> NDArray[np.float64]:
@@ -116,10 +116,10 @@ def _retention(rows: Rows) -> Chart | None:
         return None
     caption = "Change of the accuracy on a task since it was learned, averaged over all tasks that are so old."
     panel = Lines("", "tasks learned since", "change of accuracy, points", tuple(lines))
-    return Chart("retention", "Retention", f"{caption} {_BANDS}{_note(rows)}", (panel,), SHOWN)
+    return Chart("retention", "Retention", f"{caption} {_BANDS}{_note(rows)}", (panel,), MAX_DRAWN)
 
 
-def _tasks(rows: Rows, tasks: int = 10) -> Chart:
+def _tasks(rows: RunsByRow, tasks: int = 10) -> Chart:
     """Small multiples: how the accuracy on each task goes on."""
     panels: list[Panel] = []
     length = 0
@@ -135,7 +135,7 @@ def _tasks(rows: Rows, tasks: int = 10) -> Chart:
     first = f" The first {tasks} of {length} tasks." if length > tasks else ""
     caption = "Accuracy on each task from when it was learned on, dark to light in the order of the tasks."
     text = f"{caption}{first} Means over runs.{_note(rows)}"
-    return Chart("tasks", "Forgetting, task by task", text, tuple(panels), SHOWN)
+    return Chart("tasks", "Forgetting, task by task", text, tuple(panels), MAX_DRAWN)
 
 
 def summarise_matrices(matrices: Sequence[NDArray[np.float64]]) -> list[list[Summary]]:
@@ -144,9 +144,9 @@ def summarise_matrices(matrices: Sequence[NDArray[np.float64]]) -> list[list[Sum
     return [[Summary(len(matrices), float(mean[t, j]), None) for j in range(t + 1)] for t in range(len(mean))]
 
 
-def _matrix(rows: Rows) -> Chart:
+def _matrix(rows: RunsByRow) -> Chart:
     means = {label: 100 * np.mean([_matrix_of(run) for run in runs], axis=0) for label, runs in rows.items()}
-    low = 10.0 * int(min(np.nanmin(mean) for mean in list(means.values())[:SHOWN]) / 10)
+    low = 10.0 * int(min(np.nanmin(mean) for mean in list(means.values())[:MAX_DRAWN]) / 10)
     panels = []
     for label, mean in means.items():
         names = tuple(str(task + 1) for task in range(len(mean)))
@@ -155,10 +155,10 @@ def _matrix(rows: Rows) -> Chart:
             Heat(label, "tested on task", "after learning task", names, names, values, "top-1 accuracy, %", low, 100.0)
         )
     caption = "Accuracy on every task (columns) after each task learned (rows), in percent, means over runs."
-    return Chart("matrix", "Accuracy matrices", f"{caption}{_note(rows)}", tuple(panels), SHOWN)
+    return Chart("matrix", "Accuracy matrices", f"{caption}{_note(rows)}", tuple(panels), MAX_DRAWN)
 
 
-def _loss(rows: Rows) -> Chart | None:
+def _loss(rows: RunsByRow) -> Chart | None:
     """Mean training loss of every epoch over the whole stream, a panel per row that has recorded it."""
     panels = []
     for label, runs in rows.items():
@@ -175,7 +175,7 @@ def _loss(rows: Rows) -> Chart | None:
         "place; it rises where a new task begins. Losses of methods differ in what they add to the cross-entropy."
     )
     note = _note({panel.title: [] for panel in panels})
-    return Chart("loss", "Learning curves", f"{caption} {_BANDS}{note}", tuple(panels), SHOWN)
+    return Chart("loss", "Learning curves", f"{caption} {_BANDS}{note}", tuple(panels), MAX_DRAWN)
 
 
 def _trace(run: Run) -> list[tuple[int, float]]:
@@ -202,14 +202,14 @@ def _places(stages: Sequence[int]) -> tuple[float, ...]:
 # --- points ----------------------------------------------------------------------------------------------------
 
 
-def _stability(rows: Rows) -> Chart | None:
+def _stability(rows: RunsByRow) -> Chart | None:
     if any(len(run.record.total) < 2 for runs in rows.values() for run in runs):
         return None
     points = []
     for label, runs in rows.items():
         diagonals = [100 * float(np.diag(_matrix_of(run)).mean()) for run in runs]
-        kept = [100 - 100 * metrics.forgetting(run.record.correct, run.record.total) for run in runs]
-        points.append(Point(label, summarise(diagonals), summarise(kept)))
+        stabilities = [100 - 100 * metrics.forgetting(run.record.correct, run.record.total) for run in runs]
+        points.append(Point(label, summarise(diagonals), summarise(stabilities)))
     caption = (
         "Plasticity: accuracy on a task right after it was learned, averaged over tasks. Stability: 100 minus "
         "forgetting (best minus last accuracy, averaged over all tasks but the last)."
@@ -227,7 +227,7 @@ _COSTS: tuple[tuple[str, Callable[[Run], float], bool], ...] = (
 """What a run costs: unit, value, and whether it depends on the hardware."""
 
 
-def _cost(rows: Rows) -> Chart:
+def _cost(rows: RunsByRow) -> Chart:
     """Final accuracy against each cost; what costs nothing (trains no number) has no place on a logarithmic axis."""
     accuracies = {label: summarise([_acc(run) for run in runs]) for label, runs in rows.items()}
     eligible = {label for label, runs in rows.items() if runs[0].sequential and not runs[0].record.experiment.leaky}
@@ -253,7 +253,7 @@ def _cost(rows: Rows) -> Chart:
     return Chart("cost", "Accuracy against cost", f"{caption}. {_BANDS}", tuple(panels))
 
 
-def _hardware(rows: Rows) -> tuple[str, set[str]]:
+def _hardware(rows: RunsByRow) -> tuple[str, set[str]]:
     """The kind of device with the most runs, and the rows that have run nowhere else."""
     used = {label: [run.hardware for run in runs] for label, runs in rows.items()}
     count = Counter(device for devices in used.values() for device in devices)

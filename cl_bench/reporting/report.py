@@ -16,13 +16,13 @@ from cl_bench.reporting.intransigence import is_reference
 from cl_bench.reporting.paper import figures as paper_figures
 from cl_bench.reporting.paper import tables as paper_tables
 from cl_bench.reporting.paper.layouts import figure_layouts, table_benchmarks, table_names
-from cl_bench.reporting.runs import Run, Section, collect, labelled, sections
-from cl_bench.reporting.salvage import salvaged
+from cl_bench.reporting.runs import Run, Section, collect, label_runs, sections
+from cl_bench.reporting.salvage import without_failing_runs
 from cl_bench.reporting.text_tables import TextTable
 from cl_bench.running.workers import CONTEXT
 from cl_bench.store import RunRecord
 
-_FEW = 8
+_MAX_CHARTS_IN_ONE_PROCESS = 8
 """So many pictures are drawn by this process itself: others would have to import everything first."""
 
 
@@ -43,7 +43,7 @@ class RenderedReport:
 
 def tables_of(records: Iterable[RunRecord], origin: str) -> list[result_table.ResultTable]:
     """Tables over records at hand, one per protocol."""
-    return [result_table.build(section) for section in sections(labelled((record, origin) for record in records))]
+    return [result_table.build(section) for section in sections(label_runs((record, origin) for record in records))]
 
 
 def load_runs(folders: Iterable[tuple[Path, str]]) -> tuple[list[Run], list[str]]:
@@ -106,7 +106,7 @@ def render(
         with TemporaryDirectory() as folder:
             write(chosen, Path(folder))
 
-    return salvaged(write, runs, damaged.append, attempt)
+    return without_failing_runs(write, runs, damaged.append, attempt)
 
 
 def render_sections(
@@ -196,7 +196,7 @@ def _save(jobs: Sequence[tuple[Chart, Path, Sequence[str], Sequence[str]]]) -> l
     if not any(pictures for _, _, pictures, _ in jobs):
         return [_save_numbers(chart, stem) for chart, stem, _, _ in jobs]
     workers = min(os.cpu_count() or 1, len(jobs))
-    if workers == 1 or len(jobs) <= _FEW:
+    if workers == 1 or len(jobs) <= _MAX_CHARTS_IN_ONE_PROCESS:
         return [_draw(job) for job in jobs]
     with ProcessPoolExecutor(workers, mp_context=CONTEXT) as pool:
         return list(pool.map(_draw, jobs, chunksize=2))

@@ -77,7 +77,7 @@ class ResultRow:
         return " ".join([self.label, *([LEAKY_MARK] if self.leaky else []), *([MIXED_MARK] if self.mixed else [])])
 
     @property
-    def varied(self) -> str:
+    def seeds_and_orders(self) -> str:
         """Which seeds and class orders the runs have, in words."""
         distinct = sorted(set(self.seeds))
         seeds = f"seed{'s' if len(distinct) > 1 else ''} {_ranges(distinct)}"
@@ -279,7 +279,7 @@ def _notes(rows: Sequence[ResultRow]) -> list[str]:
     ]
     if alone and len(alone) < len(rows):
         notes.append(f"One run only, no interval: {', '.join(alone)}.")
-    notes.append(by_row("Runs", [(row.label, row.varied) for row in rows]))
+    notes.append(by_row("Runs", [(row.label, row.seeds_and_orders) for row in rows]))
     joint = [row.label for row in rows if not row.sequential]
     if joint:
         undefined = [name for name in TABLE_METRICS if metrics.METRICS[name].sequential]

@@ -98,7 +98,7 @@ def collect(folders: Iterable[tuple[Path, str]], on_damaged: Callable[[str], Non
         on_damaged: called for each file that is skipped, with a sentence that names it and the reason.
     """
     with _without_collector():
-        return labelled((record, origin) for path, origin in folders for record in Store(path).records(on_damaged))
+        return label_runs((record, origin) for path, origin in folders for record in Store(path).records(on_damaged))
 
 
 @contextmanager
@@ -113,7 +113,7 @@ def _without_collector() -> Iterator[None]:
             gc.enable()
 
 
-def labelled(records: Iterable[tuple[RunRecord, str]]) -> list[Run]:
+def label_runs(records: Iterable[tuple[RunRecord, str]]) -> list[Run]:
     """Records with their origins as runs, each once, with labels that are unique within their protocol."""
     found = list(records)
     known: defaultdict[tuple[str, int | str], dict[str, Value]] = defaultdict(dict)
@@ -131,12 +131,12 @@ def labelled(records: Iterable[tuple[RunRecord, str]]) -> list[Run]:
         labels[protocol][identity] = min(candidates, key=lambda label: (len(label), label))
     distinct = {protocol: _distinct(rows) for protocol, rows in labels.items()}
     return [
-        _shown(record, origin, protocol, distinct[protocol][identity])
+        _with_printable_texts(record, origin, protocol, distinct[protocol][identity])
         for (protocol, identity, _, _), (record, origin) in unique.items()
     ]
 
 
-def _shown(record: RunRecord, origin: str, protocol: Protocol, label: str) -> Run:
+def _with_printable_texts(record: RunRecord, origin: str, protocol: Protocol, label: str) -> Run:
     """The run with nothing in its texts that acts on what shows them (see `printable`)."""
     texts = {name: getattr(record, name) for name in _TEXTS}
     safe = _printable(texts)
@@ -162,15 +162,15 @@ def _printable(value: Any) -> Any:
 
 
 def choose_backbone(
-    runs: Iterable[Run], benchmark: str | None, asked: str | None
+    runs: Iterable[Run], benchmark: str | None, requested: str | None
 ) -> tuple[str | None, tuple[str, ...]]:
-    """The backbone for what shows one only: the one asked for, else of most runs on the benchmark.
+    """The backbone for what shows one only: the requested one, else of most runs on the benchmark.
 
     Returns:
-        Its name, None if nothing decides; and a note if runs on other backbones are left out unasked.
+        Its name, None if nothing decides; and a note if runs on other backbones are left out without a request.
     """
-    if asked or not benchmark:
-        return asked, ()
+    if requested or not benchmark:
+        return requested, ()
     counts = Counter(run.protocol.backbone for run in runs if run.protocol.benchmark == benchmark)
     if not counts:
         return None, ()

@@ -12,7 +12,7 @@ from cl_bench.store import RunRecord
 Made = TypeVar("Made")
 
 
-def salvaged(
+def without_failing_runs(
     make: Callable[[Sequence[Run]], Made],
     runs: Sequence[Run],
     on_damaged: Callable[[str], None],
@@ -52,7 +52,7 @@ def _usable(attempt: Callable[[Sequence[Run]], object], runs: Sequence[Run]) -> 
         try:
             _derive(run)
         except Exception as error:
-            reasons.append(unusable(run.origin, run.record, error))
+            reasons.append(sentence_about(run.origin, run.record, error))
         else:
             alone.append(run)
     # Whatever fails now only does so together with others, or for this report: found by halving.
@@ -69,7 +69,7 @@ def _usable(attempt: Callable[[Sequence[Run]], object], runs: Sequence[Run]) -> 
                 half = len(part) // 2
                 parts += [part[half:], part[:half]]
             elif part:
-                reasons.append(unusable(part[0].origin, part[0].record, error))
+                reasons.append(sentence_about(part[0].origin, part[0].record, error))
         else:
             usable += part
     return usable, reasons
@@ -87,7 +87,7 @@ def _derive(run: Run) -> None:
     plots.standard(section)
 
 
-def unusable(origin: str, record: RunRecord, error: Exception) -> str:
+def sentence_about(origin: str, record: RunRecord, error: Exception) -> str:
     """A sentence for a record of which nothing can be made."""
     reason = f"{type(error).__name__}: {error}"[:200]
     return printable(f"{origin}/{record.experiment.file_stem}.json: cannot be reported ({reason})")

@@ -64,7 +64,7 @@ def run(
         UserError: what would be written cannot be, or the method or the data is not as it must be.
     """
     settings = settings or Settings()
-    store.check_places(planned.experiment)
+    store.check_paths(planned.experiment)
     path = store.checkpoint_path(planned.experiment)
     if settings.fresh:
         store.forget_checkpoint(planned.experiment)

@@ -17,14 +17,14 @@ from cl_bench.files import open_regular, write_atomically
 NAME = ".index.parquet"
 VERSION = 2
 """Raised whenever records are checked for more than before, so that all are checked again."""
-WORTHWHILE = 100
+MIN_NEW_RECORDS = 100
 """So many records that had to be read make it worth writing; fewer take less than 0.1 s."""
 SETTLED_NS = 2 * 10**9
 """A file changed less than this before it was read could change again without a new time stamp."""
 _MAX_BYTES = 2**30
 
 
-class Entry(NamedTuple):
+class CachedRecord(NamedTuple):
     """A record as it was when it was read.
 
     Attributes:
@@ -56,8 +56,8 @@ class Index:
     def __init__(self, root: Path, schema: int) -> None:
         self.root, self.schema = root, schema
         self._known = {entry.name: entry for entry in _read(root / NAME, schema)}
-        self._valid: list[Entry] = []
-        self._fresh = 0
+        self._valid: list[CachedRecord] = []
+        self._new_records = 0
 
     def find(self, name: str) -> str | None:
         """The JSON of the record in the file of this name, if both of its files are as they were."""
@@ -79,18 +79,18 @@ class Index:
         latest = max(status.st_mtime_ns, status.st_ctime_ns, arrays_status.st_mtime_ns, arrays_status.st_ctime_ns)
         # Also false for times in the future, after the clock went back.
         if latest + SETTLED_NS < time.time_ns():
-            self._valid.append(Entry(name, fingerprint(status), arrays, fingerprint(arrays_status), record))
-            self._fresh += 1
+            self._valid.append(CachedRecord(name, fingerprint(status), arrays, fingerprint(arrays_status), record))
+            self._new_records += 1
 
     def save(self) -> None:
         """Write the cache if it gained enough; a folder that cannot be written to is left as it is."""
-        if self._fresh < WORTHWHILE:
+        if self._new_records < MIN_NEW_RECORDS:
             return
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         table = pa.Table.from_pydict(
-            dict(zip(Entry._fields, zip(*self._valid, strict=True), strict=True)), _schema(self.schema)
+            dict(zip(CachedRecord._fields, zip(*self._valid, strict=True), strict=True)), _schema(self.schema)
         )
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd", use_dictionary=False, write_page_checksum=True)
@@ -98,17 +98,17 @@ class Index:
             write_atomically(self.root / NAME, sink.getvalue().to_pybytes())
         except OSError:
             return
-        self._fresh = 0
+        self._new_records = 0
 
 
 def _schema(schema: int) -> Any:
     import pyarrow as pa
 
     version = f"{VERSION} of schema {schema}"
-    return pa.schema([(name, pa.large_string()) for name in Entry._fields], metadata={"cl_bench": version})
+    return pa.schema([(name, pa.large_string()) for name in CachedRecord._fields], metadata={"cl_bench": version})
 
 
-def _read(path: Path, schema: int) -> list[Entry]:
+def _read(path: Path, schema: int) -> list[CachedRecord]:
     try:
         with open_regular(path, _MAX_BYTES) as file:
             import pyarrow as pa
@@ -118,7 +118,8 @@ def _read(path: Path, schema: int) -> list[Entry]:
                 table = pq.ParquetFile(file, page_checksum_verification=True).read()
                 if not table.schema.equals(_schema(schema), check_metadata=True):
                     return []
-                return [Entry(*row) for row in zip(*(column.to_pylist() for column in table.columns), strict=True)]
+                rows = zip(*(column.to_pylist() for column in table.columns), strict=True)
+                return [CachedRecord(*row) for row in rows]
             except (pa.ArrowException, ValueError, TypeError):
                 return []
     except OSError:

@@ -52,7 +52,7 @@ MAX_JSON_BYTES = 2**24
 """Larger JSON files are not read: a run of 10 tasks takes 6 KB, one of 500 tasks 5 MB."""
 _MAX_NAMES = 10_000
 """Names in one object of it."""
-Rows = Items[Items[Item]]
+NestedItems = Items[Items[Item]]
 
 
 def _in_our_time(moment: datetime) -> datetime:
@@ -109,9 +109,9 @@ class RunRecord(BaseModel):
     tuning_minutes: Seconds = 0.0
     experiment: Experiment
     sessions: Count = Field(default=1, ge=1)
-    stages: Rows[Count]
-    correct: Rows[Count | None]
-    correct_task_aware: Rows[Count]
+    stages: NestedItems[Count]
+    correct: NestedItems[Count | None]
+    correct_task_aware: NestedItems[Count]
     total: Items[Count]
     classes: Items[Text]
     domains: Items[Text] = []

@@ -88,7 +88,7 @@ class Store:
         with suppress(OSError):
             path.parent.rmdir()
 
-    def check_places(self, experiment: Experiment) -> None:
+    def check_paths(self, experiment: Experiment) -> None:
         """Raise `UserError` if something else than a file is where a run reads or writes one: before it trains."""
         record, checkpoint = self.json_path(experiment), self.checkpoint_path(experiment)
         arrays = self.root.glob(f"{glob.escape(experiment.file_stem)}-*.npz")
@@ -188,7 +188,7 @@ class Store:
         is removed, unless that record was too damaged to name it.
         """
         write_atomically(arrays, packed)
-        earlier = self.named_arrays(path)
+        earlier = self.arrays_named_by(path)
         try:
             write_atomically(path, content, replace=replace)
         except OSError:
@@ -197,10 +197,10 @@ class Store:
         if earlier not in (None, arrays):
             self._discard(earlier, path)
         # Another writer may have discarded it before this JSON was there.
-        if not arrays.exists() and self.named_arrays(path) == arrays:
+        if not arrays.exists() and self.arrays_named_by(path) == arrays:
             write_atomically(arrays, packed)
 
-    def named_arrays(self, path: Path) -> Path | None:
+    def arrays_named_by(self, path: Path) -> Path | None:
         """The npz that the record there names; None if it is too damaged to say."""
         try:
             return self.arrays_path(self._read(path)[0])
@@ -214,7 +214,7 @@ class Store:
             arrays.replace(aside)
         except FileNotFoundError:
             return
-        if self.named_arrays(path) == arrays:
+        if self.arrays_named_by(path) == arrays:
             aside.replace(arrays)
         else:
             aside.unlink(missing_ok=True)

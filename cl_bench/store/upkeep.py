@@ -45,9 +45,9 @@ class Merge:
     """
 
     copied: int = 0
-    same: int = 0
+    identical: int = 0
     replaced: list[str] = field(default_factory=list)
-    kept: list[str] = field(default_factory=list)
+    not_replaced: list[str] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
 
 
@@ -59,7 +59,7 @@ class Leftover(NamedTuple):
 
 
 def merge(
-    sources: Iterable[Path], into: Path, prefer: Prefer | None = None, progress: Callable[[], None] = lambda: None
+    sources: Iterable[Path], into: Path, prefer: Prefer | None = None, on_record: Callable[[], None] = lambda: None
 ) -> Merge:
     """Copy the records of other stores, byte by byte; one that is there is only replaced if `prefer` says so.
 
@@ -83,7 +83,7 @@ def merge(
                 raise UserError(
                     f"'{into}' cannot be written ({error.strerror}); what was copied so far is whole"
                 ) from error
-            progress()
+            on_record()
     return done
 
 
@@ -105,14 +105,14 @@ def _merge_one(source: Store, path: Path, dest: Store, prefer: Prefer | None, do
     except DamagedRecord as error:
         difference = f"damaged there: {error}"
     if not difference:
-        done.same += 1
+        done.identical += 1
         return
     sentence = f"{path}: {difference}"
     if prefer == "source":
         dest.copy(path, replace=True)
         done.replaced.append(sentence)
     else:
-        done.kept.append(sentence)
+        done.not_replaced.append(sentence)
 
 
 def _difference(one: RunRecord, other: RunRecord) -> str:
@@ -125,7 +125,7 @@ def _difference(one: RunRecord, other: RunRecord) -> str:
     return f"{same}other {', '.join(names)}"
 
 
-def verify(store: Store, progress: Callable[[], None] = lambda: None) -> Iterator[str]:
+def verify(store: Store, on_record: Callable[[], None] = lambda: None) -> Iterator[str]:
     """A sentence for each thing that is wrong; the index is not used.
 
     Every record: schema, key, file name, checksum, hash of the npz, shapes and dtypes in it, and predictions counted
@@ -136,7 +136,7 @@ def verify(store: Store, progress: Callable[[], None] = lambda: None) -> Iterato
             store.check(store.root / name)
         except DamagedRecord as error:
             yield str(error)
-        progress()
+        on_record()
     for path, reason in leftovers(store):
         yield f"{path}: {reason}"
 
@@ -152,11 +152,11 @@ def leftovers(store: Store, damaged: bool = False, unfinished: bool = False) -> 
             here (of a newer schema, no permission).
         unfinished: also checkpoints from which no run has gone on for 30 days.
     """
-    found, doubtful, needed = _of_records(store, damaged)
+    found, why_left_over, needed = _leftovers_of_records(store, damaged)
     names = {*store.names()}
     for name in sorted(os.listdir(store.root)) if store.root.is_dir() else []:  # noqa: PTH208
         path = store.root / name
-        if not quiet(path):
+        if not unchanged(path):
             continue
         if _TEMPORARY.fullmatch(name):
             found.append(Leftover(path, "left by a writer that was killed"))
@@ -164,49 +164,49 @@ def leftovers(store: Store, damaged: bool = False, unfinished: bool = False) -> 
             who = "sweep" if name.startswith(".shared") else "writer"
             found.append(Leftover(path, f"left by a {who} that was killed"))
         elif (arrays := _ARRAYS.fullmatch(name)) and not {name, arrays[2]} & needed:
-            reason = doubtful.get(arrays[1], "npz that no record names")
+            reason = why_left_over.get(arrays[1], "npz that no record names")
             if reason:
                 found.append(Leftover(path, reason))
     for path in sorted((store.root / CHECKPOINTS).glob("*")):
         checkpoint = _CHECKPOINT.fullmatch(path.name)
-        if _TEMPORARY.fullmatch(path.name) and quiet(path):
+        if _TEMPORARY.fullmatch(path.name) and unchanged(path):
             found.append(Leftover(path, "left by a writer that was killed"))
-        elif checkpoint and f"{checkpoint[1]}.json" in names and quiet(path):
+        elif checkpoint and f"{checkpoint[1]}.json" in names and unchanged(path):
             found.append(Leftover(path, "checkpoint of a run that is stored"))
-        elif checkpoint and unfinished and quiet(path, _STALE_SECONDS):
+        elif checkpoint and unfinished and unchanged(path, _STALE_SECONDS):
             found.append(Leftover(path, "checkpoint of a run that has not gone on for 30 days"))
     return found
 
 
-def _of_records(store: Store, damaged: bool) -> tuple[list[Leftover], dict[str, str], set[str]]:
+def _leftovers_of_records(store: Store, damaged: bool) -> tuple[list[Leftover], dict[str, str], set[str]]:
     """What the records of a store leave over.
 
     Returns:
         Damaged records, if they are wanted; by the stem of a damaged record, why its npz is left over, or "" if it may
         be needed; and names of npz files that are needed, or the hashes in their names.
     """
-    found, doubtful, needed = list[Leftover](), dict[str, str](), set[str]()
+    found, why_left_over, needed = list[Leftover](), dict[str, str](), set[str]()
     for name in store.names():
         path, stem = store.root / name, name.removesuffix(".json")
-        arrays = store.named_arrays(path)
-        if damaged and _JSON.fullmatch(name) and quiet(path):
+        arrays = store.arrays_named_by(path)
+        if damaged and _JSON.fullmatch(name) and unchanged(path):
             try:
                 store.check(path)
             except UnreadableRecord:
                 pass
             except DamagedRecord as error:
                 found.append(Leftover(path, f"damaged record ({error})"))
-                doubtful[stem] = "npz of a damaged record"
+                why_left_over[stem] = "npz of a damaged record"
                 continue
         if arrays is None:
-            doubtful[stem] = ""
-            needed |= _claimed(path)
+            why_left_over[stem] = ""
+            needed |= _claimed_hashes(path)
         else:
             needed.add(arrays.name)
-    return found, doubtful, needed
+    return found, why_left_over, needed
 
 
-def _claimed(path: Path) -> set[str]:
+def _claimed_hashes(path: Path) -> set[str]:
     """Hashes in the names that the npz of a renamed or altered record may have: nobody else has its arrays."""
     try:
         with open_regular(path, MAX_JSON_BYTES) as file:
@@ -222,13 +222,13 @@ def remove(leftover: Leftover) -> bool:
     Raises:
         OSError: it cannot be deleted.
     """
-    if not quiet(leftover.path):
+    if not unchanged(leftover.path):
         return False
     leftover.path.unlink(missing_ok=True)
     return True
 
 
-def quiet(path: Path, seconds: float = _QUIET_SECONDS) -> bool:
+def unchanged(path: Path, seconds: float = _QUIET_SECONDS) -> bool:
     """Whether this is a file, and neither its content nor anything else about it has changed for so long."""
     try:
         status = path.lstat()

@@ -116,7 +116,7 @@ def in_short(now: Results) -> Iterator[str]:
     assert 0 < c.gap("sdlora", "seqlora").values.mean() < 1
     yield (
         f"SD-LoRA by {c.gap('simplecil', 'sdlora'):.1f±} points, although SD-LoRA, told the task, is right on "
-        f"{c.told('sdlora'):.1f} % of the images and the nearest mean on {c.told('simplecil'):.1f} %"
+        f"{c.task_aware('sdlora'):.1f} % of the images and the nearest mean on {c.task_aware('simplecil'):.1f} %"
     )
     yield f"SLCA ({c.metric('slca'):.1f}) and SD-LoRA with alignment ({c.metric(aligned('sdlora')):.1f})"
     yield (
@@ -215,8 +215,8 @@ def photographs(now: Results) -> Iterator[str]:
     yield (
         f"So SD-LoRA falls by {fall('sdlora'):.1f±} points from 10 tasks to 20, InfLoRA by {fall('inflora'):.1f±} and "
         f"CODA-Prompt by {fall('coda'):.1f±}, while RanPAC ({fall('ranpac'):.1f±}) and SLCA ({fall('slca'):.1f±}) fall "
-        f"little and the nearest mean not at all. Told the task, SD-LoRA is right on {c20.told('sdlora'):.1f} % after "
-        f"20 tasks, joint training on {c20.told('joint'):.1f}"
+        f"little and the nearest mean not at all. Told the task, SD-LoRA is right on {c20.task_aware('sdlora'):.1f} % "
+        f"after 20 tasks, joint training on {c20.task_aware('joint'):.1f}"
     )
     yield (
         f"over InfLoRA it is {lead(s1, 'inflora'):.1f±} instead of {lead(c, 'inflora'):.1f±} (paired over orders, "
@@ -257,7 +257,10 @@ def claims_of_the_paper(now: Results) -> Iterator[str]:
     yield f"+2.5 | {lead(FIRST):+.1f±}, lower in all five orders (Holm {c.holm(FIRST, 'sdlora'):.3f})"
     first, *others = c.magnitudes()[:, -1].mean(axis=0)
     yield f"{first:.1f} for the first, {min(others):.2f} to {max(others):.1f} for the others | holds"
-    yield f"{c.metric('sdlora', 'forgetting'):.1f}; told the task, {c.told('sdlora'):.1f} % right after the last task"
+    yield (
+        f"{c.metric('sdlora', 'forgetting'):.1f}; told the task, {c.task_aware('sdlora'):.1f} % right after the last "
+        "task"
+    )
 
     best = aligned("sdlora")
     yield (
@@ -266,9 +269,10 @@ def claims_of_the_paper(now: Results) -> Iterator[str]:
     )
     yield f"is {lead('seqlora'):.1f±} below (Holm {c.holm('seqlora', 'sdlora'):.2f})"
     yield (
-        f"told the task, SD-LoRA is right on {c.told('sdlora'):.1f} % of all images after the last task, sequential "
-        f"LoRA on {c.told('seqlora'):.1f}, joint LoRA training on {c.told('joint[train=lora]'):.1f}, the linear probe "
-        f"on {c.told('linear'):.1f} and the nearest mean on {c.told('simplecil'):.1f}"
+        f"told the task, SD-LoRA is right on {c.task_aware('sdlora'):.1f} % of all images after the last task, "
+        f"sequential LoRA on {c.task_aware('seqlora'):.1f}, joint LoRA training on "
+        f"{c.task_aware('joint[train=lora]'):.1f}, the linear probe on "
+        f"{c.task_aware('linear'):.1f} and the nearest mean on {c.task_aware('simplecil'):.1f}"
     )
     floor = [f"{c.gap(row, 'simplecil'):.1f±}" for row in ("sdlora", "inflora", "coda")]
     yield f"(SD-LoRA {floor[0]}, InfLoRA {floor[1]}, CODA-Prompt {floor[2]})"
@@ -289,7 +293,7 @@ def claims_of_the_paper(now: Results) -> Iterator[str]:
     )
     yield (
         f"SD-LoRA is {c.gap(by_lora, 'sdlora'):.1f±} below; told the task it is "
-        f"{c.told(by_lora) - c.told('sdlora'):.1f} below"
+        f"{c.task_aware(by_lora) - c.task_aware('sdlora'):.1f} below"
     )
     yield (
         f"with it, fine-tuning with the masked loss is at {c.metric(ALIGNED_MASKED):.1f}, "
@@ -344,10 +348,10 @@ def icons(now: Results) -> Iterator[str]:
         f"({lead('linear')})"
     )
     yield f"SD-LoRA differs from it by {i.gap('sdlora', 'simplecil'):.1f±}"
-    (told,) = {f"{i.told(row):.0f}" for row in ("sdlora", "seqlora", "inflora", "joint", "joint[train=lora]")}
+    (told,) = {f"{i.task_aware(row):.0f}" for row in ("sdlora", "seqlora", "inflora", "joint", "joint[train=lora]")}
     yield (
         f"Told the task, the adapted models are right on {told} % of the images, more often than the nearest mean "
-        f"({i.told('simplecil'):.0f} %)"
+        f"({i.task_aware('simplecil'):.0f} %)"
     )
     gains = [i.gap(aligned(row), row) for row in ("sdlora", "inflora", "seqlora", "coda", "linear")]
     yield f"the linear probe by {span(means(gains))} points, all but CODA-Prompt to within half a point of each other"
@@ -369,7 +373,7 @@ def lora_family(now: Results) -> Iterator[str]:
         f"in 20 tasks the lead over InfLoRA is certain ({i20.gap('sdlora', 'inflora'):.1f±}), in 5 tasks there is none "
         f"({i5.gap('sdlora', 'inflora'):.1f±})"
     )
-    (told,) = {f"{i.told(row):.0f}" for row in ("sdlora", *ABLATIONS, "seqlora", "linear", "joint")}
+    (told,) = {f"{i.task_aware(row):.0f}" for row in ("sdlora", *ABLATIONS, "seqlora", "linear", "joint")}
     yield f"are right on {told} % of the images, as is joint training"
     fits = i.residuals()
     every = np.concatenate(fits)
@@ -416,7 +420,7 @@ def prompts(now: Results) -> Iterator[str]:
     yield f"({i.gap('dualprompt', 'sdlora'):+.1f±} for DualPrompt)"
     (above,) = {f"{i.gap(row, 'coda'):.0f}" for row in ("dualprompt", PREFIX)}
     yield f"and {above} points above CODA-Prompt"
-    told = means([i.told(row) for row in ("dualprompt", PREFIX, "coda")])
+    told = means([i.task_aware(row) for row in ("dualprompt", PREFIX, "coda")])
     yield f"Told the task, all three are right on {span(told, '.0f')} % of the images"
     yield f"(prepended prompts) is {i.gap(PREFIX, 'l2p'):.1f±} points below its prefix form"
     searched = tuned("icons-tune", "coda", "dualprompt", "l2p", "hide", "ranpac", "slca")

@@ -55,7 +55,7 @@ class Stream:
         """A metric, in percent."""
         return self.of(row, lambda run: 100 * metrics.value(name, run.correct, run.total))
 
-    def told(self, row: str) -> Number:
+    def task_aware(self, row: str) -> Number:
         """Final accuracy in percent where each image comes with its task."""
         return self.of(row, lambda run: 100 * sum(run.correct_task_aware[-1]) / sum(run.total))
 

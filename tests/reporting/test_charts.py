@@ -277,7 +277,7 @@ def test_runs_of_other_lengths_have_no_mean_loss(tmp_path: Path) -> None:
 def test_many_rows_are_all_in_the_numbers_and_the_best_in_the_picture(tmp_path: Path) -> None:
     labels = [f"m{number:02}" for number in range(15)]
     made = standard(tmp_path, *(record(m, 0, drop=0.005 * i) for i, m in enumerate(labels)))
-    best = [line.label for line in lines(made["accuracy"]).values()][: plots.SHOWN]
+    best = [line.label for line in lines(made["accuracy"]).values()][: plots.MAX_DRAWN]
     finals = {label: line.y[-1].mean for label, line in lines(made["accuracy"]).items()}
     assert best == sorted(finals, key=lambda label: -finals[label])[:12]
     for name in ("accuracy", "forgetting", "retention", "tasks", "matrix"):

@@ -18,7 +18,7 @@ from cl_bench import metrics, stats
 from cl_bench.experiment import Limits
 from cl_bench.reporting import comparison, text_tables
 from cl_bench.reporting.charts import Ranks
-from cl_bench.reporting.frames import export_frame, tidy
+from cl_bench.reporting.frames import export_frame, run_frame
 from cl_bench.reporting.intransigence import intransigence, references
 from cl_bench.reporting.runs import Section, collect, sections
 from cl_bench.store import RunRecord
@@ -392,7 +392,7 @@ def test_intransigence_is_against_joint_training_on_every_prefix(tmp_path: Path)
     reference = [(one.correct[0][k] or 0) / one.total[k] for k, one in enumerate(joint)]
     expected = [reference[k] - (run.correct[k][k] or 0) / run.total[k] for k in range(3)]
     assert intransigence(mine, references(runs))["joint"] == pytest.approx(expected)
-    frame = tidy(runs).set_index("label")
+    frame = run_frame(runs).set_index("label")
     assert frame.loc["alpha", "intransigence"] == pytest.approx(np.mean(expected))
     assert export_frame(runs)["intransigence"].notna().sum() == 1
     assert intransigence(mine, references([one for one in runs if one.protocol.limits.tasks != 2])) == {}
@@ -403,4 +403,4 @@ def test_forward_transfer_is_against_chance(tmp_path: Path) -> None:
     write(tmp_path, run)
     aware = np.array(run.correct_task_aware) / np.array(run.total)
     expected = np.mean([aware[j - 1, j] - 0.1 for j in range(1, 10)])
-    assert tidy(collect([(tmp_path, "runs")], pytest.fail))["fwt"][0] == pytest.approx(expected)
+    assert run_frame(collect([(tmp_path, "runs")], pytest.fail))["fwt"][0] == pytest.approx(expected)

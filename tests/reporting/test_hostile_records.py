@@ -19,7 +19,7 @@ from cl_bench import metrics
 from cl_bench.errors import UserError
 from cl_bench.reporting import spreadsheets
 from cl_bench.reporting.runs import Run, collect
-from cl_bench.reporting.salvage import salvaged
+from cl_bench.reporting.salvage import without_failing_runs
 from cl_bench.store import DamagedRecord, Store
 from tests.helpers import SOAK, factories, forged
 from tests.helpers.command import Cli, Outcome
@@ -220,11 +220,11 @@ def test_a_run_that_breaks_a_report_is_named_and_left_out(tmp_path: Path) -> Non
             raise OverflowError("too\nlarge")
         return seeds
 
-    assert salvaged(make, runs, told.append) == [0, 1, 3, 4, 5, 6, 8]
+    assert without_failing_runs(make, runs, told.append) == [0, 1, 3, 4, 5, 6, 8]
     assert len(told) == 2 and all("cannot be reported (OverflowError: too\\nlarge)" in text for text in told)
     assert [text.split(".json")[0] for text in told] == [f"runs/{runs[n].record.experiment.file_stem}" for n in (2, 7)]
     assert len(tried) < 20
-    assert salvaged(make, [runs[0]], pytest.fail) == [0]
+    assert without_failing_runs(make, [runs[0]], pytest.fail) == [0]
 
 
 def test_runs_that_only_break_a_report_together_cost_the_later_ones(tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ def test_runs_that_only_break_a_report_together_cost_the_later_ones(tmp_path: Pa
             raise ValueError("they do not fit each other")
         return len(some)
 
-    assert salvaged(make, runs, told.append) == 3 and len(told) == 1 and "-s3-" in told[0]
+    assert without_failing_runs(make, runs, told.append) == 3 and len(told) == 1 and "-s3-" in told[0]
 
 
 def test_a_report_that_fails_for_every_run_is_no_fault_of_theirs(tmp_path: Path) -> None:
@@ -249,9 +249,9 @@ def test_a_report_that_fails_for_every_run_is_no_fault_of_theirs(tmp_path: Path)
         raise UserError("theirs")
 
     with pytest.raises(ZeroDivisionError, match="ours"):
-        salvaged(broken, runs, pytest.fail)
+        without_failing_runs(broken, runs, pytest.fail)
     with pytest.raises(UserError, match="theirs"):
-        salvaged(refused, runs, pytest.fail)
+        without_failing_runs(refused, runs, pytest.fail)
 
 
 def test_every_command_goes_on_without_a_run_that_breaks_it(cl_bench: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from cl_bench import metrics
 from cl_bench.errors import UserError
 from cl_bench.experiment import Limits
 from cl_bench.reporting import plots, result_table, text_tables
-from cl_bench.reporting.frames import tidy
+from cl_bench.reporting.frames import run_frame
 from cl_bench.reporting.render import drawing
 from cl_bench.reporting.report import RenderedReport, load_runs, render
 from cl_bench.reporting.runs import collect, sections
@@ -220,7 +220,7 @@ def test_a_changed_default_does_not_merge_runs(runs: Path) -> None:
 
 def test_frame_has_one_row_per_run(runs: Path) -> None:
     three_methods(runs)
-    frame = tidy(collect([(runs, "mine")], pytest.fail))
+    frame = run_frame(collect([(runs, "mine")], pytest.fail))
     assert len(frame) == 9
     assert frame[["label", "seed"]].drop_duplicates().shape[0] == 9
     assert set(frame["origin"]) == {"mine"} and set(frame["weights"]) == {WEIGHTS}

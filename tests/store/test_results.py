@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from cl_bench import metrics
 from cl_bench.files import open_regular
-from cl_bench.reporting.frames import tidy
+from cl_bench.reporting.frames import run_frame
 from cl_bench.reporting.runs import collect
 from cl_bench.store import DamagedRecord, RunRecord, Store, index, record, upkeep
 from tests.helpers import ROOT, factories
@@ -533,9 +533,9 @@ def test_the_index_saves_reading_and_changes_nothing(many: Path, monkeypatch: py
     assert (many / index.NAME).exists()
     names = opened(monkeypatch)
     assert records(many) == cold and names == []
-    tables = [tidy(collect([(many, "runs")], pytest.fail)) for _ in range(2)]
+    tables = [run_frame(collect([(many, "runs")], pytest.fail)) for _ in range(2)]
     (many / index.NAME).unlink()
-    pd.testing.assert_frame_equal(tables[0], tidy(collect([(many, "runs")], pytest.fail)))
+    pd.testing.assert_frame_equal(tables[0], run_frame(collect([(many, "runs")], pytest.fail)))
 
 
 def test_small_folders_and_files_that_just_changed_are_not_indexed(many: Path, tmp_path: Path) -> None:

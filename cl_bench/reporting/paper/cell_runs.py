@@ -16,7 +16,7 @@ from cl_bench.reporting.runs import Run
 
 
 @dataclass(frozen=True)
-class Stream:
+class StreamColumn:
     """A column of the paper: a benchmark in so many tasks on a backbone (None: whichever the runs have)."""
 
     benchmark: str
@@ -58,7 +58,7 @@ class StreamRuns:
     trials: int = 0
 
 
-def choose_runs(stream: Stream, labels: Sequence[str], runs: Sequence[Run], paper: Paper | None) -> StreamRuns:
+def choose_runs(stream: StreamColumn, labels: Sequence[str], runs: Sequence[Run], paper: Paper | None) -> StreamRuns:
     """The runs of these rows on a stream.
 
     Args:

@@ -19,7 +19,7 @@ import pandas as pd
 from cl_bench import metrics
 from cl_bench.errors import counted, unknown_name
 from cl_bench.grammar import parse_methods
-from cl_bench.reporting.paper.cell_runs import RunGroup, Stream, StreamRuns, choose_runs
+from cl_bench.reporting.paper.cell_runs import RunGroup, StreamColumn, StreamRuns, choose_runs
 from cl_bench.reporting.paper.layouts import TableLayout, TablesLayout, published_numbers, table_layouts, table_names
 from cl_bench.reporting.protocol import Protocol, file_name
 from cl_bench.reporting.runs import Run, choose_backbone
@@ -83,7 +83,7 @@ def build(name: str, runs: Sequence[Run], benchmark: str | None = None, backbone
     table = layout.tables[name]
     own = benchmark is None and backbone is None
     vit, others = choose_backbone(runs, benchmark, backbone or (None if benchmark else layout.paper.backbone))
-    streams = list(dict.fromkeys(Stream(benchmark or stream, tasks, vit) for stream, tasks in table.streams))
+    streams = list(dict.fromkeys(StreamColumn(benchmark or stream, tasks, vit) for stream, tasks in table.streams))
     published = published_numbers(layout, table.number) if own else {}
     by_stream = {stream: choose_runs(stream, table.rows, runs, layout.paper if own else None) for stream in streams}
 
@@ -117,21 +117,21 @@ def build(name: str, runs: Sequence[Run], benchmark: str | None = None, backbone
         data=pd.DataFrame(data).astype({"n": "Int64"}),
     )
     chosen = (("benchmark", benchmark), ("backbone", None if own else vit))
-    asked = {key: value for key, value in chosen if value is not None}
+    overrides = {key: value for key, value in chosen if value is not None}
     total = len(table.rows) * len(streams)
-    return PaperTable(text_table, total - len(missing), total, _commands(name, missing, total, asked))
+    return PaperTable(text_table, total - len(missing), total, _commands(name, missing, total, overrides))
 
 
 def _commands(
-    name: str, missing: Sequence[tuple[Stream, str]], total: int, asked: Mapping[str, str]
+    name: str, missing: Sequence[tuple[StreamColumn, str]], total: int, overrides: Mapping[str, str]
 ) -> tuple[str, ...]:
     """Command lines that make the missing runs: the table's suite if all are, else what of it is missing."""
     if len(missing) == total:
-        options = [part for key, value in asked.items() for part in (f"--{key}", value)]
+        options = [part for key, value in overrides.items() for part in (f"--{key}", value)]
         return (shlex.join(["cl-bench", "run", "--suite", name, *options]),)
     wanted: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
     for grid in suites.find(name).runs:
-        for cell in grid.changed(dict(asked)).cells():
+        for cell in grid.changed(dict(overrides)).cells():
             for stream, label in missing:
                 if stream.benchmark == cell.benchmark[0] and (stream.tasks,) == cell.tasks:
                     wanted[cell.flags(without=["methods"])] += [
@@ -147,7 +147,7 @@ def _commands(
 # --- texts -------------------------------------------------------------------------------------------------------
 
 
-def _columns(table: TableLayout, streams: Sequence[Stream], own: bool) -> tuple[Column, ...]:
+def _columns(table: TableLayout, streams: Sequence[StreamColumn], own: bool) -> tuple[Column, ...]:
     columns = [Column("method", numeric=False)]
     for stream in streams:
         for metric in (METRICS[name] for name in table.metrics):
@@ -203,7 +203,7 @@ def _letter(mark: str, letters: dict[str, str]) -> str:
 
 def _numbers(
     label: str,
-    stream: Stream,
+    stream: StreamColumn,
     metric: str,
     ours: Summary | None,
     theirs: tuple[float, float | None] | None,
@@ -233,7 +233,7 @@ def _numbers(
     }
 
 
-def _caption(table: TableLayout, streams: Sequence[Stream], own: bool) -> str:
+def _caption(table: TableLayout, streams: Sequence[StreamColumn], own: bool) -> str:
     if own:
         return f"{table.title}. Ours beside the published values."
     what = " and ".join(dict.fromkeys(stream.benchmark for stream in streams))
@@ -245,7 +245,7 @@ def _caption(table: TableLayout, streams: Sequence[Stream], own: bool) -> str:
 def _notes(
     layout: TablesLayout,
     table: TableLayout,
-    by_stream: Mapping[Stream, StreamRuns],
+    by_stream: Mapping[StreamColumn, StreamRuns],
     letters: Mapping[str, str],
     own: bool,
 ) -> Iterator[str]:

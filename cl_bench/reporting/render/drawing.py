@@ -131,8 +131,8 @@ def draw(chart: Chart, ceilings: Iterable[str] = ()) -> Figure:
 def _part_on_paper(chart: Chart) -> Chart:
     """What of a chart is drawn on paper."""
     panels = (
-        replace(panel, lines=panel.lines[: chart.shown]) if isinstance(panel, Lines) else panel
-        for panel in chart.panels[: chart.shown]
+        replace(panel, lines=panel.lines[: chart.max_drawn]) if isinstance(panel, Lines) else panel
+        for panel in chart.panels[: chart.max_drawn]
     )
     return replace(chart, panels=tuple(panels))
 

@@ -28,13 +28,13 @@ _COLOURS = [[0, "#ffffd9"], [0.25, "#c7e9b4"], [0.5, "#41b6c4"], [0.75, "#225ea8
 def figure(chart: Chart, ceilings: Iterable[str] = ()) -> dict[str, Any]:
     """`data` and `layout` for plotly.js, and the `height` in pixels.
 
-    Curves beyond `chart.shown` are there, but switched off in the legend.
+    Curves beyond `chart.max_drawn` are there, but switched off in the legend.
 
     Args:
         ceilings: labels of rows that learn all tasks at once.
     """
-    panels = chart.panels[: chart.shown]
-    # Also of panels that are not shown, so that a row looks the same in every chart of a protocol.
+    panels = chart.panels[: chart.max_drawn]
+    # Also of panels that are not drawn, so that a row looks the same in every chart of a protocol.
     look = styles.by_label(_labels(chart.panels), set(ceilings) | {label for p in panels for label in _levels(p)})
     columns = 1 if len(panels) == 1 else 2 if len(panels) in (2, 4) else 3
     lines = math.ceil(len(panels) / columns)
@@ -58,7 +58,7 @@ def figure(chart: Chart, ceilings: Iterable[str] = ()) -> dict[str, Any]:
                 # One range for all, as on paper: that of the first panel.
                 x["matches"], y["matches"] = "x", "y"
         layout[f"xaxis{ref}"], layout[f"yaxis{ref}"] = x, y
-        for trace in _traces(panel, look, chart.shown, x, y, named, small):
+        for trace in _traces(panel, look, chart.max_drawn, x, y, named, small):
             data.append(trace | {"xaxis": f"x{ref}", "yaxis": f"y{ref}"})
         if title := getattr(panel, "title", ""):
             layout["annotations"].append(
@@ -97,7 +97,7 @@ def _levels(panel: Panel) -> list[str]:
 def _traces(
     panel: Panel,
     look: Mapping[str, Style],
-    shown: int,
+    max_drawn: int,
     x: dict[str, Any],
     y: dict[str, Any],
     named: set[str],
@@ -105,7 +105,7 @@ def _traces(
 ) -> list[dict[str, Any]]:
     """The traces of a panel; its axes are completed."""
     if isinstance(panel, Lines):
-        return _lines(panel, look, shown, x, named, small)
+        return _lines(panel, look, max_drawn, x, named, small)
     if isinstance(panel, Heat):
         x |= {"constrain": "domain", "showgrid": False, "ticks": "", "type": "category"}
         y |= {"autorange": "reversed", "scaleanchor": x["anchor"].replace("y", "x"), "constrain": "domain",
@@ -142,7 +142,7 @@ def _legible(value: float | None, panel: Heat) -> str:
 
 
 def _lines(
-    panel: Lines, look: Mapping[str, Style], shown: int, x: dict[str, Any], named: set[str], small: bool
+    panel: Lines, look: Mapping[str, Style], max_drawn: int, x: dict[str, Any], named: set[str], small: bool
 ) -> list[dict[str, Any]]:
     traces: list[dict[str, Any]] = []
     steps = panel.lines[0].x if panel.lines else ()
@@ -152,7 +152,7 @@ def _lines(
         style = look[line.label] if line.order is None else styles.sequential(line.order)
         group = {"legendgroup": line.label, "name": _escaped(line.label)}
         named_here = line.label != panel.title and not (small and line.order is not None)
-        if number >= shown:
+        if number >= max_drawn:
             group["visible"] = "legendonly"
         if len(panel.lines) <= _BANDS and all(value.half_width is not None for value in line.y):
             low, high = [_number(v.low) for v in line.y], [_number(v.high) for v in line.y]
