@@ -228,7 +228,7 @@ from cl_bench.store.upkeep import merge
 print("ready", flush=True)
 sys.stdin.readline()
 done = merge([Path(sys.argv[1])], Path(sys.argv[2]))
-print(done.copied, done.same, len(done.kept), len(done.damaged))
+print(done.copied, done.identical, len(done.not_replaced), len(done.damaged))
 """
 
 
@@ -504,7 +504,7 @@ def test_exports_are_filtered_and_refused(cl_bench: Cli) -> None:
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder large enough for an index, whose files have settled."""
     folder = tmp_path_factory.mktemp("many")
-    factories.write(folder, *(factories.record("alpha", seed) for seed in range(index.WORTHWHILE + 5)))
+    factories.write(folder, *(factories.record("alpha", seed) for seed in range(index.MIN_NEW_RECORDS + 5)))
     time.sleep(index.SETTLED_NS / 1e9 + 0.1)
     return folder
 
@@ -546,7 +546,7 @@ def test_small_folders_and_files_that_just_changed_are_not_indexed(many: Path, t
     for path in many.iterdir():
         if path.name != index.NAME:
             (tmp_path / path.name).write_bytes(path.read_bytes())
-    assert len(records(tmp_path)) == index.WORTHWHILE + 5
+    assert len(records(tmp_path)) == index.MIN_NEW_RECORDS + 5
     assert not (tmp_path / index.NAME).exists()
 
 
@@ -610,7 +610,7 @@ def test_an_index_from_elsewhere_is_not_believed(many: Path, tmp_path: Path, mon
     assert done.returncode == 0 and (folder / index.NAME).exists()
     names = opened(monkeypatch)
     records(folder)
-    assert len(names) == index.WORTHWHILE + 5
+    assert len(names) == index.MIN_NEW_RECORDS + 5
 
 
 def test_files_of_the_future_are_read_each_time(many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -649,7 +649,7 @@ def test_an_index_that_cannot_be_written_does_not_matter(many: Path) -> None:
     (many / index.NAME).unlink(missing_ok=True)
     (many / index.NAME).mkdir()
     try:
-        assert len(records(many)) == index.WORTHWHILE + 5
+        assert len(records(many)) == index.MIN_NEW_RECORDS + 5
     finally:
         (many / index.NAME).rmdir()
 
