@@ -221,15 +221,27 @@ def parse_path(text: str, flag: str) -> Path:
     return path
 
 
-def one_of(what: str, *names: str) -> Parse:
-    """Parses one of these names."""
+@dataclass(frozen=True)
+class OneOf:
+    """Parses one of some names.
 
-    def parse(text: str, flag: str) -> str:
-        if text not in names:
-            raise unknown_name(what, text, names)
+    Attributes:
+        what: what the name stands for, for messages.
+        names: the names that are accepted.
+    """
+
+    what: str
+    names: tuple[str, ...]
+
+    def __call__(self, text: str, flag: str) -> str:
+        if text not in self.names:
+            raise unknown_name(self.what, text, self.names)
         return text
 
-    return parse
+
+def one_of(what: str, *names: str) -> OneOf:
+    """A parser of one of these names."""
+    return OneOf(what, names)
 
 
 def parse_yes_or_no(text: str, flag: str) -> bool:

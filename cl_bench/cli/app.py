@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -44,7 +44,6 @@ class _Commands(TyperGroup):
 
 app = typer.Typer(
     cls=_Commands,
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -66,6 +65,21 @@ app.command()(show)
 app.command("new-method")(new_method)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        version()
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    pass
+
+
 @app.command()
 def version() -> None:
     """Print the version."""
@@ -76,10 +90,13 @@ def main() -> None:
     """Entry point: bad input ends in one sentence and exit code 2, Ctrl-C in one and 130, SIGTERM in one and 143."""
     with ending_command() as exit_code:
         try:
-            sys.exit(app(standalone_mode=False) or 0)
+            sys.exit(app(prog_name="cl-bench", standalone_mode=False) or 0)
         except UserError as error:
             _refuse(str(error))
         except _ClickException as error:
+            if not error.format_message():
+                # A command without arguments: its help has been printed instead.
+                sys.exit(2)
             _refuse(_sentence(error))
         except (KeyboardInterrupt, _Interrupted):
             # With SIGHUP, nobody may be there to read it.

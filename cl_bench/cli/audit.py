@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cl_bench.cli import completion
 from cl_bench.cli.shared import err, loading, takes
 from cl_bench.errors import UserError
 from cl_bench.experiment import LEAKY_OPTION
@@ -27,7 +28,12 @@ def audit(
     given: Mapping[str, Any],
     methods: Annotated[
         list[str] | None,
-        typer.Argument(metavar="METHOD", help=r"Names, with options: sdlora 'coda\[length=4]'.", show_default=False),
+        typer.Argument(
+            metavar="METHOD",
+            help=r"Names, with options: sdlora 'coda\[length=4]'.",
+            show_default=False,
+            autocompletion=completion.METHODS,
+        ),
     ] = None,
     everything: Annotated[
         bool, typer.Option("--all", help="All methods, and the leaks of released code, which must be caught.")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cl_bench.cli import completion
 from cl_bench.cli.reports import (
     Backbone,
     Benchmark,
@@ -32,7 +33,7 @@ def compare(
     baseline: Annotated[
         str | None, typer.Option(help="What the others are compared with.", show_default="the first row named")
     ] = None,
-    metric: Annotated[str, typer.Option(help="acc, aaa, forgetting, ...")] = "acc",
+    metric: Annotated[str, typer.Option(help="acc, aaa, forgetting, ...", autocompletion=completion.METRIC)] = "acc",
     margin: Annotated[
         float | None,
         typer.Option(help="Also test equivalence within so many points.", show_default=False),

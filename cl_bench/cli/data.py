@@ -21,6 +21,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from cl_bench.cli import completion
 from cl_bench.cli.shared import OPTIONS, err, out, warn
 from cl_bench.errors import UserError, counted, printable
 
@@ -34,7 +35,10 @@ DataRoot = Annotated[
     Path | None,
     typer.Option("--root", help="Folder with the data sets.", show_default="CL_BENCH_DATA, else data/"),
 ]
-Name = Annotated[str, typer.Argument(help="A data set of 'cl-bench data list', or folder:PATH.")]
+Name = Annotated[
+    str,
+    typer.Argument(help="A data set of 'cl-bench data list', or folder:PATH.", autocompletion=completion.DATA_SET),
+]
 SplitList = Annotated[
     Path | None,
     typer.Option(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cl_bench.cli import completion
 from cl_bench.cli.reports import (
     Backbone,
     Benchmark,
@@ -17,18 +18,25 @@ from cl_bench.cli.reports import (
 )
 from cl_bench.cli.shared import err, out
 from cl_bench.errors import UserError
-from cl_bench.grammar import parse_pictures
+from cl_bench.grammar import PICTURES, parse_pictures
 
 if TYPE_CHECKING:
     from cl_bench.reporting.charts import Chart
 
 
 def figure(
-    name: Annotated[str, typer.Argument(help="See 'cl-bench ls figures'.")],
+    name: Annotated[str, typer.Argument(help="See 'cl-bench ls figures'.", autocompletion=completion.FIGURE)],
     benchmark: Benchmark = None,
     backbone: Backbone = None,
     results: Results = None,
-    form: Annotated[str, typer.Option("--format", help="png, pdf, svg, several with commas, or csv alone.")] = "png",
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="png, pdf, svg, several with commas, or csv alone.",
+            autocompletion=completion.one_of(*PICTURES, "csv", separator=","),
+        ),
+    ] = "png",
     output: Annotated[Path, typer.Option("--out", help="Folder to write to.")] = Path("reports/figures"),
 ) -> None:
     """A figure of the paper, or one that every protocol has, with the numbers behind it as CSV."""

@@ -11,6 +11,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from cl_bench.cli import completion
 from cl_bench.cli.shared import err, loading, out, run_progress, takes
 from cl_bench.options import RunOptions
 from cl_bench.running.progress_bars import run_bars
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 @takes("method_file", "root", "checkpoint", "device")
 def repeat(
     given: Mapping[str, Any],
-    key: Annotated[str, typer.Argument(help="Key of a stored run, or how it begins.")],
+    key: Annotated[str, typer.Argument(help="Key of a stored run, or how it begins.", autocompletion=completion.KEY)],
     results: Annotated[
         list[Path] | None, typer.Option(help="Folders to look in.", show_default="runs and reference")
     ] = None,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from cl_bench.cli import completion
 from cl_bench.cli.results import folders_of, warn_damaged
 from cl_bench.cli.shared import out
 from cl_bench.errors import UserError, unknown_name
@@ -23,9 +24,30 @@ Results = Annotated[
     list[Path] | None,
     typer.Option(help="Folders to read; may be given several times.", show_default="results/runs, results/reference"),
 ]
-Benchmark = Annotated[str | None, typer.Option(help="Only, or instead of the paper's.", show_default=False)]
-Backbone = Annotated[str | None, typer.Option(help="Only, or instead of the paper's.", show_default=False)]
-Form = Annotated[str, typer.Option("--format", help="terminal, md, csv, tex (LaTeX, booktabs) or html.")]
+Benchmark = Annotated[
+    str | None,
+    typer.Option(
+        help="Only this benchmark, or this one instead of the paper's.",
+        show_default=False,
+        autocompletion=completion.BENCHMARK,
+    ),
+]
+Backbone = Annotated[
+    str | None,
+    typer.Option(
+        help="Only this backbone, or this one instead of the paper's.",
+        show_default=False,
+        autocompletion=completion.BACKBONE,
+    ),
+]
+Form = Annotated[
+    str,
+    typer.Option(
+        "--format",
+        help="terminal, md, csv, tex (LaTeX, booktabs) or html.",
+        autocompletion=completion.one_of("terminal", "md", "csv", "tex", "html"),
+    ),
+]
 OutFile = Annotated[Path | None, typer.Option("--out", help="File to write to.", show_default="the screen")]
 
 

@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
+from cl_bench.cli import completion
 from cl_bench.cli.shared import err, out
 from cl_bench.errors import UserError, counted, printable
 from cl_bench.experiment import value_text
@@ -34,9 +35,28 @@ Folders = Annotated[
         "--results", help="Folders to read; may be given several times.", show_default=f"{RESULTS}, {REFERENCE}"
     ),
 ]
-Method = Annotated[list[str] | None, typer.Option("--method", help="Only of this method.", show_default=False)]
-Benchmark = Annotated[list[str] | None, typer.Option("--benchmark", help="Only on this one.", show_default=False)]
-Backbone = Annotated[list[str] | None, typer.Option("--backbone", help="Only with this one.", show_default=False)]
+Method = Annotated[
+    list[str] | None,
+    typer.Option("--method", help="Only runs of this method.", show_default=False, autocompletion=completion.METHOD),
+]
+Benchmark = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--benchmark",
+        help="Only runs on this benchmark.",
+        show_default=False,
+        autocompletion=completion.BENCHMARK,
+    ),
+]
+Backbone = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--backbone",
+        help="Only runs with this backbone.",
+        show_default=False,
+        autocompletion=completion.BACKBONE,
+    ),
+]
 Label = Annotated[list[str] | None, typer.Option("--label", help="Only rows of this name.", show_default=False)]
 Seeds = Annotated[str | None, typer.Option("--seed", help="Only these: 0-4 or 0,2.", show_default=False)]
 
@@ -128,7 +148,10 @@ def ls_(
 
 @app.command(epilog="Example: cl-bench results show 08f4ef8b --results results/reference")
 def show(
-    key: Annotated[str, typer.Argument(help="Key of a run, or how it begins (4 digits or more).")],
+    key: Annotated[
+        str,
+        typer.Argument(help="Key of a run, or how it begins (4 digits or more).", autocompletion=completion.KEY),
+    ],
     results: Folders = None,
 ) -> None:
     """Show one stored run: its experiment, accuracies and environment."""
@@ -144,7 +167,11 @@ def merge(
     into: Annotated[Path, typer.Option(help="Results folder to copy to; made if missing.")],
     prefer: Annotated[
         str | None,
-        typer.Option(help="Where both have other results of a run: source or dest.", show_default="keep, exit code 1"),
+        typer.Option(
+            help="Whose results are kept where both have different ones: source or dest.",
+            show_default="keep, exit code 1",
+            autocompletion=completion.one_of("source", "dest"),
+        ),
     ] = None,
 ) -> None:
     """Unite results folders; nothing is overwritten unless told so. Exit code 1 on conflicts and damaged sources."""
@@ -190,7 +217,13 @@ def verify(results: Folders = None) -> None:
 def export(
     output: Annotated[Path, typer.Option("--out", help="File to write.")],
     form: Annotated[
-        str | None, typer.Option("--format", help="csv or parquet.", show_default="by the file's name")
+        str | None,
+        typer.Option(
+            "--format",
+            help="csv or parquet.",
+            show_default="by the file's name",
+            autocompletion=completion.one_of("csv", "parquet"),
+        ),
     ] = None,
     counts: Annotated[
         bool, typer.Option("--long", help="One row per run, stage and task, with counts, not per run.")

@@ -12,6 +12,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from cl_bench.cli import completion
 from cl_bench.cli.shared import OPTIONS, err, loading, out, run_progress, split_given, takes, warn
 from cl_bench.options import ExecutionOptions
 from cl_bench.running.progress_bars import decoding_bar, run_bars
@@ -31,6 +32,7 @@ def run(
             help="Instead of methods: a suite of 'cl-bench ls suites', or a YAML file.",
             show_default=False,
             rich_help_panel="What to run",
+            autocompletion=completion.SUITE,
         ),
     ] = None,
 ) -> None:

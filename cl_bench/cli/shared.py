@@ -13,6 +13,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.segment import Segment
 
+from cl_bench.cli import completion
 from cl_bench.errors import printable
 from cl_bench.options import ExecutionOptions, Option, RunOptions, options_of
 from cl_bench.running.imports import quiet_imports
@@ -91,6 +92,7 @@ def _parameter(name: str, option: Option, default: str | None) -> inspect.Parame
     else:
         kind = str | None if option.kind == "text" else list[str] | None
         details["metavar"] = option.metavar
+        details["autocompletion"] = completion.of_option(name, option)
     value: Any = default if default is None or option.kind == "text" else [default]
     annotation = Annotated[kind, typer.Option(*flags, **details)]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value, annotation=annotation)

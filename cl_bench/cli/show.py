@@ -10,6 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from cl_bench.cli import completion
 from cl_bench.cli.results import show_run
 from cl_bench.cli.shared import out, takes
 from cl_bench.errors import counted
@@ -21,9 +22,25 @@ from cl_bench.store import RESULTS
 @takes("method_file")
 def show(
     given: Mapping[str, Any],
-    name: Annotated[str, typer.Argument(help="A method, benchmark, backbone, or the (start of the) key of a run.")],
-    benchmark: Annotated[str, typer.Option(help="Benchmark whose recipe a method is shown with.")] = "icons-100",
-    backbone: Annotated[str | None, typer.Option(help="And backbone.", show_default="the benchmark's")] = None,
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="A method, benchmark, backbone, or the (start of the) key of a run.",
+            autocompletion=completion.ANYTHING,
+        ),
+    ],
+    benchmark: Annotated[
+        str,
+        typer.Option(help="Benchmark whose recipe a method is shown with.", autocompletion=completion.BENCHMARK),
+    ] = "icons-100",
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            help="Backbone whose recipe a method is shown with.",
+            show_default="the benchmark's",
+            autocompletion=completion.BACKBONE,
+        ),
+    ] = None,
     results: Annotated[Path, typer.Option(help="Results folder in which runs are looked up.")] = RESULTS,
 ) -> None:
     """Show one method, benchmark, backbone or stored run in full."""

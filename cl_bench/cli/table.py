@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cl_bench.cli import completion
 from cl_bench.cli.reports import Backbone, Benchmark, Form, OutFile, Results, check_known, from_runs, print_table
 from cl_bench.cli.shared import err
 from cl_bench.errors import counted
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def table(
-    name: Annotated[str, typer.Argument(help="See 'cl-bench ls tables'.")],
+    name: Annotated[str, typer.Argument(help="See 'cl-bench ls tables'.", autocompletion=completion.TABLE)],
     benchmark: Benchmark = None,
     backbone: Backbone = None,
     results: Results = None,

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from cl_bench.cli import completion
 from cl_bench.cli.shared import err, loading, out, split_given, takes, warn
 from cl_bench.options import ExecutionOptions, RunOptions
 from cl_bench.running.progress_bars import timed_bars
@@ -29,7 +30,10 @@ TRIALS = "results/tuning"
 )  # fmt: skip
 def tune(
     given: Mapping[str, Any],
-    stream: Annotated[str, typer.Option(help="Benchmark on whose training images the search runs.")] = "icons-tune",
+    stream: Annotated[
+        str,
+        typer.Option(help="Benchmark on whose training images the search runs.", autocompletion=completion.BENCHMARK),
+    ] = "icons-tune",
     budget: Annotated[int, typer.Option(min=1, help="Settings tried per method.")] = 16,
     validation: Annotated[float, typer.Option(min=0.01, max=0.9, help="Share of training images held out.")] = 0.2,
     output: Annotated[Path, typer.Option("--out", help="Recipes file; other entries in it stay.")] = Path(

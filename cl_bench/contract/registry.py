@@ -9,14 +9,15 @@ import importlib.util
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import EntryPoints, entry_points
+from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from cl_bench.contract.hyperparameters import validated, validators
 from cl_bench.contract.method import Method
-from cl_bench.contract.sources import ENTRY_POINTS, shipped
+from cl_bench.contract.sources import ENTRY_POINTS
+from cl_bench.contract.sources import names as names
 from cl_bench.errors import UserError, unknown_name
 from cl_bench.experiment import Value
 from cl_bench.files import TEXT_BYTES, open_regular
@@ -62,15 +63,6 @@ class MethodEntry:
                 raise UserError(f"hyper-parameter '{field.name}' of method '{self.name}' has no default; give it one")
 
 
-def names() -> list[str]:
-    """Names of all installed methods: the files of `methods/` (`sdlora_rr.py` is `sdlora-rr`) and entry points."""
-    return _names(entry_points(group=ENTRY_POINTS))
-
-
-def _names(points: EntryPoints) -> list[str]:
-    return sorted({*shipped(), *(point.name for point in points)})
-
-
 def find(name: str) -> MethodEntry:
     """The installed method with this name.
 
@@ -79,7 +71,7 @@ def find(name: str) -> MethodEntry:
     """
     # Reading the entry points of all installed packages takes longer than anything else here.
     points = entry_points(group=ENTRY_POINTS)
-    known = _names(points)
+    known = names(points)
     if name not in known:
         raise unknown_name("method", name, known, "'cl-bench ls methods' describes them.")
     for point in points:

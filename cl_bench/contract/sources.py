@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pkgutil
+from importlib.metadata import EntryPoints, entry_points
 
 import cl_bench.methods
 
@@ -12,3 +13,13 @@ ENTRY_POINTS = "cl_bench.methods"
 def shipped() -> list[str]:
     """Names of the methods in `methods/`: `sdlora_rr.py` is `sdlora-rr`."""
     return sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(cl_bench.methods.__path__))
+
+
+def names(points: EntryPoints | None = None) -> list[str]:
+    """Names of all installed methods, shipped ones and entry points, in alphabetical order.
+
+    Args:
+        points: the entry points of `ENTRY_POINTS`; None: they are read, which takes milliseconds.
+    """
+    points = entry_points(group=ENTRY_POINTS) if points is None else points
+    return sorted({*shipped(), *(point.name for point in points)})
