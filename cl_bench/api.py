@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from cl_bench.errors import UserError, unknown_name
 from cl_bench.grammar import parse_pictures
 from cl_bench.options import ExecutionOptions, RunOptions, options_of
-from cl_bench.running.progress import Progress
+from cl_bench.running.progress import RunProgress
 from cl_bench.running.sweep import Sweep, wanted_options
 from cl_bench.store import RunRecord, folders_to_read
 
@@ -229,7 +229,7 @@ def report(*folders: str | Path, out: str | Path = "reports", pictures: str | Se
     return made.paths[0]
 
 
-class _Quiet(Progress):
+class _Quiet(RunProgress):
     """Tells what the user should know, and nothing else."""
 
     def warn(self, text: str) -> None:
@@ -246,7 +246,7 @@ def _carry_out(sweep: Sweep, missing: Sequence[PlannedRun], progress: bool) -> S
         return []
     with ExitStack() as stack:
         console = Console(stderr=True)
-        shown: Progress = _Quiet()
+        shown: RunProgress = _Quiet()
         if progress and (console.is_terminal or console.is_jupyter):
             with decoding_bar(console) as on_progress:
                 sweep.decode(missing, on_progress)

@@ -27,7 +27,7 @@ from cl_bench.cli.table import table
 from cl_bench.cli.tune import tune
 from cl_bench.errors import UserError, printable, unknown_name
 from cl_bench.running import memory
-from cl_bench.running.signals import INTERRUPTED, ending_command
+from cl_bench.running.signals import INTERRUPTED, stop_command_on_signal
 
 
 class _Interrupted(Exception):
@@ -88,7 +88,7 @@ def version() -> None:
 
 def main() -> None:
     """Entry point: bad input ends in one sentence and exit code 2, Ctrl-C in one and 130, SIGTERM in one and 143."""
-    with ending_command() as exit_code:
+    with stop_command_on_signal() as exit_code:
         try:
             sys.exit(app(prog_name="cl-bench", standalone_mode=False) or 0)
         except UserError as error:

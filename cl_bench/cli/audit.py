@@ -81,12 +81,12 @@ def audit(
         return plan.plan(plan.specs_of(rows, known, lambda precision: "fp32"))
 
     runs = planned(specs)
-    rows = [audits.Row(run.label, run.method) for run in runs]
+    rows = [audits.AuditedMethod(run.label, run.method) for run in runs]
     if everything:
         leaks = [
             MethodSpec(name, {LEAKY_OPTION: "true"}) for name, entry in known.items() if LEAKY_OPTION in entry.defaults
         ]
-        rows += [audits.Row(run.label, run.method, leaky=True) for run in planned(leaks)]
+        rows += [audits.AuditedMethod(run.label, run.method, leaky=True) for run in planned(leaks)]
     best = planned(joint)
     for run in best:
         if run.method.trains_on != "stream":

@@ -19,7 +19,7 @@ from cl_bench.files import write_atomically
 
 if TYPE_CHECKING:
     from cl_bench.running.plan import PlannedRun
-    from cl_bench.studies.audit import Finding, Report, Row, Slice
+    from cl_bench.studies.audit import AuditedMethod, AuditReport, Finding, Slice
 
 AUDIT_BEGIN, AUDIT_END = "<!-- audit -->\n", "<!-- /audit -->"
 _HEADS = [
@@ -33,7 +33,9 @@ _WORDS = {"pass": "pass", "fail": "FAIL", "declared": "decl.", "skipped": "-"}
 _STYLES = {"pass": "green", "fail": "bold red", "declared": "yellow", "skipped": "dim"}
 
 
-def audit_all(rows: Sequence[Row], joint: Sequence[PlannedRun], where: Slice) -> tuple[list[Report], str]:
+def audit_all(
+    rows: Sequence[AuditedMethod], joint: Sequence[PlannedRun], where: Slice
+) -> tuple[list[AuditReport], str]:
     """Audit every row, print its findings as soon as they are there, and one table over all rows at the end.
 
     Returns:
@@ -42,7 +44,7 @@ def audit_all(rows: Sequence[Row], joint: Sequence[PlannedRun], where: Slice) ->
     from cl_bench.studies import audit
 
     with err.status("joint training, the ceiling ..."):
-        best = audit.ceiling([audit.Row(run.label, run.method) for run in joint], where)
+        best = audit.ceiling([audit.AuditedMethod(run.label, run.method) for run in joint], where)
     title = _audited_on(joint[0], best.label, best.accuracy)
     out.print(Text(title))
     reports = []
@@ -74,18 +76,18 @@ def _audited_on(run: PlannedRun, ceiling: str, accuracy: float) -> str:
     )
 
 
-def _verdict(report: Report) -> str:
+def _verdict(report: AuditReport) -> str:
     if report.error is not None:
         return f"failed: {report.error}"
     if not report.failed:
-        return "leaks, but was not caught" if report.row.leaky else "no check fails"
-    return f"{'caught by' if report.row.leaky else 'fails'} {', '.join(report.failed)}"
+        return "leaks, but was not caught" if report.audited.leaky else "no check fails"
+    return f"{'caught by' if report.audited.leaky else 'fails'} {', '.join(report.failed)}"
 
 
-def _findings(report: Report) -> Group:
+def _findings(report: AuditReport) -> Group:
     """One row's verdict, and its findings, a line each."""
     style = "green" if report.good else "bold red"
-    title = Text.assemble((report.row.label, "bold"), ": ", (_verdict(report), style))
+    title = Text.assemble((report.audited.label, "bold"), ": ", (_verdict(report), style))
     table = Table("check", "result", "measured", box=SIMPLE_HEAD)
     for finding in report.findings:
         measured = Text(finding.figure if not finding.detail else f"{finding.figure}\n{finding.detail}")
@@ -97,11 +99,11 @@ def _word(finding: Finding) -> Text:
     return Text(_WORDS[finding.status], style=_STYLES[finding.status])
 
 
-def _overviews(reports: Sequence[Report]) -> list[Group]:
+def _overviews(reports: Sequence[AuditReport]) -> list[Group]:
     """Pass or fail of every row and check; rows that must be caught in a table of their own."""
     tables = []
     for leaky, title in ((False, "All rows"), (True, "Leaks of released code, which must be caught")):
-        chosen = [report for report in reports if report.row.leaky == leaky]
+        chosen = [report for report in reports if report.audited.leaky == leaky]
         if not chosen:
             continue
         # At 80 columns there is just room for all checks: no more than a space in between.
@@ -111,7 +113,7 @@ def _overviews(reports: Sequence[Report]) -> list[Group]:
             table.add_column(name, no_wrap=True)
         for report in chosen:
             words = [_word(finding) for finding in report.findings] or [Text("error", style="bold red")]
-            table.add_row(Text(report.row.label), *words)
+            table.add_row(Text(report.audited.label), *words)
         tables.append(Group(Text(title, style="bold"), table, ""))
     return tables
 
@@ -139,7 +141,7 @@ def _around_audit(path: Path) -> tuple[str, str]:
     return before, after
 
 
-def write_audit(path: Path, title: str, reports: Sequence[Report]) -> None:
+def write_audit(path: Path, title: str, reports: Sequence[AuditReport]) -> None:
     """Replace the table between the markers, or write a new file with it.
 
     Raises:
@@ -153,20 +155,20 @@ def write_audit(path: Path, title: str, reports: Sequence[Report]) -> None:
         raise UserError(f"'{path}' cannot be written ({error.strerror})") from error
 
 
-def audit_markdown(title: str, reports: Sequence[Report]) -> str:
+def audit_markdown(title: str, reports: Sequence[AuditReport]) -> str:
     """All figures as pipe tables; rows that must be caught in a table of their own."""
     from cl_bench.studies.audit import CHECKS
 
     parts = [f"Measured on {title}.\n"]
     for leaky in (False, True):
-        chosen = [report for report in reports if report.row.leaky == leaky]
+        chosen = [report for report in reports if report.audited.leaky == leaky]
         if not chosen:
             continue
         lines = [("method", *CHECKS), ("---",) * (1 + len(CHECKS))]
         for report in chosen:
             marks = {"fail": "**fails:** ", "skipped": "skipped: "}
             cells = [f"{marks.get(finding.status, '')}{finding.figure}" for finding in report.findings]
-            lines.append((f"`{report.row.label}`", *(cells or [f"**error:** {report.error}"])))
+            lines.append((f"`{report.audited.label}`", *(cells or [f"**error:** {report.error}"])))
         if leaky:
             parts.append("Leaks of released code, which must be caught:\n")
         parts.append("".join(f"| {' | '.join(line)} |\n" for line in lines))

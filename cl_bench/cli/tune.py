@@ -19,7 +19,7 @@ from cl_bench.running.progress_bars import timed_bars
 from cl_bench.store import Store
 
 if TYPE_CHECKING:
-    from cl_bench.studies.tune import Row, Search
+    from cl_bench.studies.tune import Search, TuningTarget
 
 TRIALS = "results/tuning"
 
@@ -54,7 +54,7 @@ def tune(
         from cl_bench.running import plan, recipes
         from cl_bench.running.device import pick_device, resolve_precision
         from cl_bench.streams import DataConfig
-        from cl_bench.studies.tune import Row, Search
+        from cl_bench.studies.tune import Search, TuningTarget
 
     data = DataConfig.of(options.root)
     backbone = options.backbone[0] if options.backbone else None
@@ -64,7 +64,7 @@ def tune(
         recipes.read(output)
     known = registry.lookup([spec.name for spec in options.methods], options.method_file)
     fixed = plan.settings_for(known, options.settings)
-    rows = [Row.of(known[spec.name], spec.options, fixed[spec.name]) for spec in options.methods]
+    rows = [TuningTarget.of(known[spec.name], spec.options, fixed[spec.name]) for spec in options.methods]
     search = Search(
         stream=stream,
         data=data,
@@ -81,7 +81,7 @@ def tune(
     tune_all(rows, search, output)
 
 
-def tune_all(rows: Sequence[Row], how: Search, output: Path) -> None:
+def tune_all(rows: Sequence[TuningTarget], how: Search, output: Path) -> None:
     """Carry out a search, print every trial, and write the recipes.
 
     Raises:

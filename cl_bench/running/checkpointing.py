@@ -16,7 +16,7 @@ from cl_bench import backbones
 from cl_bench.errors import counted
 from cl_bench.experiment import Environment, Session
 from cl_bench.running.plan import PlannedRun
-from cl_bench.running.progress import Progress
+from cl_bench.running.progress import RunProgress
 from cl_bench.store import Arrays, predictions
 from cl_bench.streams.scenarios import TaskStream
 from cl_bench.training.checkpoint import Checkpoint, Facts, Stage, random_state, write
@@ -147,7 +147,7 @@ class Checkpointer(SupervisedPlugin):  # type: ignore[misc]
         planned: PlannedRun,
         device: torch.device,
         environment: Environment,
-        progress: Progress,
+        progress: RunProgress,
         path: Path | None,
         every: float,
     ) -> None:

@@ -37,19 +37,19 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def resolve_precision(asked: str, device: torch.device) -> Precision:
+def resolve_precision(requested: str, device: torch.device) -> Precision:
     """The precision for `auto`, `fp32` or `bf16`: auto is bf16 where the device multiplies it faster than fp32.
 
     Raises:
         UserError: not one of these.
     """
-    if asked == "auto":
+    if requested == "auto":
         if device.type == "cuda":
             return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
         return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
-    if asked not in get_args(Precision):
-        raise unknown_name("precision", asked, ["auto", *get_args(Precision)])
-    return cast(Precision, asked)
+    if requested not in get_args(Precision):
+        raise unknown_name("precision", requested, ["auto", *get_args(Precision)])
+    return cast(Precision, requested)
 
 
 def set_up(
@@ -72,7 +72,7 @@ def set_up(
     return Execution(precision, device.type == "cuda" if compiled is None else compiled)
 
 
-def wait(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     """Wait until the device has done all that it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -26,10 +26,10 @@ from cl_bench.errors import UserError
 from cl_bench.running import memory, runner
 from cl_bench.running.plan import PlannedRun
 from cl_bench.running.pool import TaskFailed, WorkerPool
-from cl_bench.running.progress import Progress
+from cl_bench.running.progress import RunProgress
 from cl_bench.running.runner import Settings
 from cl_bench.running.transport import PackedRun, ProgressReplay
-from cl_bench.running.workers import describe, pick_worker_gpu, report, retry
+from cl_bench.running.workers import current_retry, describe, pick_worker_gpu, send_event
 from cl_bench.store import DamagedRecord, Store
 
 
@@ -53,25 +53,25 @@ class Executor(Protocol):
     """Executes runs in any order and yields each outcome as its run ends; closing the generator ends the others."""
 
     def __call__(
-        self, runs: Sequence[PlannedRun], store: Store, settings: Settings, progress: Progress
+        self, runs: Sequence[PlannedRun], store: Store, settings: Settings, progress: RunProgress
     ) -> Generator[Outcome, None, None]: ...
 
 
 @dataclass(frozen=True)
-class Here:
+class SequentialExecutor:
     """One run after the other in this process."""
 
     device: torch.device
 
     def __call__(
-        self, runs: Sequence[PlannedRun], store: Store, settings: Settings, progress: Progress
+        self, runs: Sequence[PlannedRun], store: Store, settings: Settings, progress: RunProgress
     ) -> Generator[Outcome, None, None]:
         for run in runs:
             yield try_run(run, store, self.device, settings, progress)
 
 
 @dataclass(frozen=True)
-class SideBySide:
+class ConcurrentExecutor:
     """Up to `jobs` concurrent runs in worker processes of this host, which share its cores and GPUs.
 
     Small matrices gain little from a second thread: on 2 cores, two runs side by side are done in two thirds of the
@@ -82,7 +82,7 @@ class SideBySide:
     jobs: int
 
     def __call__(
-        self, runs: Sequence[PlannedRun], store: Store, settings: Settings, progress: Progress
+        self, runs: Sequence[PlannedRun], store: Store, settings: Settings, progress: RunProgress
     ) -> Generator[Outcome, None, None]:
         # What the thread of the pool says, for this one: an event of a run (by index), its end, or a warning.
         inbox: queue.SimpleQueue[tuple[int | None, tuple[Any, ...]]] = queue.SimpleQueue()
@@ -120,7 +120,7 @@ def _outcome(run: PlannedRun, future: Future[tuple[str, int]]) -> Outcome:
         return Outcome(run, describe(error), 1)
 
 
-class ProgressSender(Progress):
+class ProgressSender(RunProgress):
     """Sends the progress of a run to the process that shows it."""
 
     def send(self, event: str, *values: Any) -> None:
@@ -150,7 +150,7 @@ class _ReportSender(ProgressSender):
     """Sends events to the parent of this worker process."""
 
     def send(self, event: str, *values: Any) -> None:
-        report(event, *values)
+        send_event(event, *values)
 
 
 def _run_in_worker(packed: PackedRun, store: Store, device: torch.device, settings: Settings) -> tuple[str, int]:
@@ -166,13 +166,15 @@ def _run_in_worker(packed: PackedRun, store: Store, device: torch.device, settin
         run = packed.unpack()
     except UserError as error:
         return str(error), 2
-    outcome = retry_run(run, store, pick_worker_gpu(device), settings, _ReportSender(), retry())
+    outcome = retry_run(run, store, pick_worker_gpu(device), settings, _ReportSender(), current_retry())
     if outcome.out_of_memory:
         raise MemoryError(outcome.failure)
     return outcome.failure, outcome.code
 
 
-def local_executor(planned: Sequence[PlannedRun], device: torch.device, jobs: int | None) -> Here | SideBySide:
+def local_executor(
+    planned: Sequence[PlannedRun], device: torch.device, jobs: int | None
+) -> SequentialExecutor | ConcurrentExecutor:
     """The executor for runs on this host.
 
     Args:
@@ -184,7 +186,7 @@ def local_executor(planned: Sequence[PlannedRun], device: torch.device, jobs: in
         if jobs > 1:
             sizes = {(run.backbone, int(getattr(run.method, "batch_size", 0)) or 256) for run in planned}
             jobs = min(jobs, max(1, memory.total_bytes() // max(starmap(_bytes_of, sizes))))
-    return Here(device) if jobs == 1 else SideBySide(device, jobs)
+    return SequentialExecutor(device) if jobs == 1 else ConcurrentExecutor(device, jobs)
 
 
 def _bytes_of(backbone: Backbone, batch: int) -> int:
@@ -197,7 +199,7 @@ def _bytes_of(backbone: Backbone, batch: int) -> int:
 
 
 def retry_run(
-    run: PlannedRun, store: Store, device: torch.device, settings: Settings, progress: Progress, retry: int
+    run: PlannedRun, store: Store, device: torch.device, settings: Settings, progress: RunProgress, retry: int
 ) -> Outcome:
     """Execute one run as `try_run` does, though earlier attempts may have died at any point of it.
 
@@ -215,7 +217,7 @@ def retry_run(
     return try_run(run, store, device, settings, progress)
 
 
-def try_run(run: PlannedRun, store: Store, device: torch.device, settings: Settings, progress: Progress) -> Outcome:
+def try_run(run: PlannedRun, store: Store, device: torch.device, settings: Settings, progress: RunProgress) -> Outcome:
     """Execute one run and store its record; an error becomes its outcome, so that other runs go on."""
     try:
         runner.run(run, store, device, progress, settings)

@@ -101,7 +101,7 @@ class PlannedRun:
 
 
 @dataclass(frozen=True)
-class _Ground:
+class _SharedSetup:
     """What the methods of a comparison share: the stream and the backbone."""
 
     benchmark: Benchmark
@@ -124,17 +124,17 @@ def plan(specs: Iterable[RunSpec], tuned: Sequence[Tuned] = ()) -> list[PlannedR
     Raises:
         UserError: anything unknown, ill-typed or impossible.
     """
-    grounds: dict[tuple[object, ...], _Ground] = {}
+    setups: dict[tuple[object, ...], _SharedSetup] = {}
     methods: dict[tuple[object, ...], tuple[Method, Recipe, str, list[str]]] = {}
     runs: dict[str, PlannedRun] = {}
     for spec in specs:
-        shared = tuple(getattr(spec, name) for name in _GROUND)
-        if shared not in grounds:
-            grounds[shared] = _ground(spec)
-        ground = grounds[shared]
+        shared = tuple(getattr(spec, name) for name in _SHARED_FIELDS)
+        if shared not in setups:
+            setups[shared] = _shared_setup(spec)
+        setup = setups[shared]
         row = (shared, spec.method.name, repr(sorted(spec.options.items())), spec.recipe, spec.probe)
         if row not in methods:
-            methods[row] = _method(spec, ground, tuned)
+            methods[row] = _method(spec, setup, tuned)
         method, recipe, label, of_method = methods[row]
         try:
             experiment = Experiment(
@@ -143,14 +143,14 @@ def plan(specs: Iterable[RunSpec], tuned: Sequence[Tuned] = ()) -> list[PlannedR
                 hyperparameters=method.values(),
                 defaults=spec.method.defaults,
                 benchmark=spec.benchmark,
-                scenario=ground.scenario,
-                tasks=ground.tasks,
-                class_order=f"permutation:{spec.seed}" if ground.order is None else ground.order,
-                split=ground.split,
-                transforms=ground.transforms,
-                storage=ground.storage,
-                backbone=ground.backbone.name,
-                weights=ground.backbone.weights,
+                scenario=setup.scenario,
+                tasks=setup.tasks,
+                class_order=f"permutation:{spec.seed}" if setup.order is None else setup.order,
+                split=setup.split,
+                transforms=setup.transforms,
+                storage=setup.storage,
+                backbone=setup.backbone.name,
+                weights=setup.backbone.weights,
                 precision=spec.precision,
                 limits=spec.limits,
                 probe=spec.probe,
@@ -158,20 +158,20 @@ def plan(specs: Iterable[RunSpec], tuned: Sequence[Tuned] = ()) -> list[PlannedR
             )
         except ValidationError as error:
             raise UserError(f"{label}: {first_fault(error)}") from error
-        remarks = (*ground.remarks, *of_method)
-        run = PlannedRun(experiment, method, label, recipe, ground.backbone, ground.benchmark.data, remarks)
+        remarks = (*setup.remarks, *of_method)
+        run = PlannedRun(experiment, method, label, recipe, setup.backbone, setup.benchmark.data, remarks)
         runs.setdefault(experiment.key, run)
     return list(runs.values())
 
 
-_GROUND = (
+_SHARED_FIELDS = (
     "benchmark", "data", "scenario", "tasks", "order", "images", "backbone", "checkpoint", "pretrained", "normalise",
     "size", "limits",
 )  # fmt: skip
-"""The fields of a spec that its `_Ground` depends on."""
+"""The fields of a spec that its `_SharedSetup` depends on."""
 
 
-def _ground(spec: RunSpec) -> _Ground:
+def _shared_setup(spec: RunSpec) -> _SharedSetup:
     benchmark = streams.find(spec.benchmark, spec.data, spec.scenario)
     backbone = backbones.find(
         spec.backbone or benchmark.backbone,
@@ -205,22 +205,22 @@ def _ground(spec: RunSpec) -> _Ground:
         resize=benchmark.resize,
     )
     storage = benchmark.storage(spec.images, transforms.short)
-    return _Ground(benchmark, backbone, scenario, tasks, order, source.split, transforms, storage, remarks)
+    return _SharedSetup(benchmark, backbone, scenario, tasks, order, source.split, transforms, storage, remarks)
 
 
-def _method(spec: RunSpec, ground: _Ground, tuned: Sequence[Tuned]) -> tuple[Method, Recipe, str, list[str]]:
+def _method(spec: RunSpec, setup: _SharedSetup, tuned: Sequence[Tuned]) -> tuple[Method, Recipe, str, list[str]]:
     """The method that carries a run out, where its hyper-parameters come from, the name of its row, and remarks."""
     name = spec.method.name
-    method, recipe = resolve(spec.method, ground.benchmark, spec.options, spec.recipe, tuned, ground.backbone)
-    if ground.scenario not in method.scenarios:
-        raise UserError(f"'{name}' is for {' and '.join(method.scenarios)} streams, this one is {ground.scenario}")
-    method.check(number_of(ground.tasks))
+    method, recipe = resolve(spec.method, setup.benchmark, spec.options, spec.recipe, tuned, setup.backbone)
+    if setup.scenario not in method.scenarios:
+        raise UserError(f"'{name}' is for {' and '.join(method.scenarios)} streams, this one is {setup.scenario}")
+    method.check(number_of(setup.tasks))
     # Stored with the results: an author who forgot it is not told after the last task.
-    method.passes(number_of(ground.tasks))
-    model = build_model(method, backbones.skeleton(ground.backbone), ground.benchmark.num_classes)
+    method.passes(number_of(setup.tasks))
+    model = build_model(method, backbones.skeleton(setup.backbone), setup.benchmark.num_classes)
     PROBES[spec.probe].check(model, name)
-    domains, classes = ground.scenario == "domain-incremental", ground.benchmark.num_classes
-    sizes = (classes,) * number_of(ground.tasks) if domains else sizes_of(ground.tasks, classes)
+    domains, classes = setup.scenario == "domain-incremental", setup.benchmark.num_classes
+    sizes = (classes,) * number_of(setup.tasks) if domains else sizes_of(setup.tasks, classes)
     remarks = constant_loss(name, method, model, sizes[: spec.limits.tasks])
     shown = {option: method.values()[option] for option in spec.options}
     listed = ",".join(f"{option}={_label_text(value)}" for option, value in sorted(shown.items()))
@@ -283,7 +283,7 @@ def plan_options(wanted: Sequence[RunOptions], precision_of: Callable[[str], Pre
 
 
 def resolve(
-    found: MethodEntry,
+    entry: MethodEntry,
     benchmark: Benchmark,
     options: Mapping[str, Any],
     recipe: str = "auto",
@@ -291,10 +291,10 @@ def resolve(
     backbone: Backbone | None = None,
 ) -> tuple[Method, Recipe]:
     """The method with its defaults, then the recipe (see `recipes.choose`), then the user's options; and the recipe."""
-    asked = found.create(options).values()
+    user_values = entry.create(options).values()
     holding = [name for name in (backbone.name, backbone.tuned_as) if name] if backbone else []
-    chosen = recipes.choose(found, benchmark, {key: asked[key] for key in options}, recipe, tuned, holding)
-    return found.create({**chosen.values, **options}), chosen
+    chosen = recipes.choose(entry, benchmark, {key: user_values[key] for key in options}, recipe, tuned, holding)
+    return entry.create({**chosen.values, **options}), chosen
 
 
 def class_incremental(data: Benchmark, tasks: Tasks | None, limits: Limits) -> Tasks:
@@ -350,18 +350,18 @@ def settings_for(methods: Mapping[str, MethodEntry], texts: Sequence[str]) -> di
     Raises:
         UserError: cannot be read, or an unqualified key that one of the methods lacks.
     """
-    found = methods.values()
+    entries = methods.values()
     keys = [text.split("=")[0].strip() for text in texts]
     for key in [key for key in keys if "." not in key]:
-        for method in found:
-            if key in method.defaults:
+        for entry in entries:
+            if key in entry.defaults:
                 continue
-            if any(key in other.defaults for other in found):
+            if any(key in other.defaults for other in entries):
                 raise UserError(
-                    f"--set {key}=... is for every listed method, but '{method.name}' has no '{key}'; "
+                    f"--set {key}=... is for every listed method, but '{entry.name}' has no '{key}'; "
                     "write METHOD." + key + "=... for the ones that have it"
                 )
-            raise unknown_name(f"hyper-parameter of '{method.name}'", key, method.defaults)
+            raise unknown_name(f"hyper-parameter of '{entry.name}'", key, entry.defaults)
     return parse_settings(texts, list(methods))
 
 

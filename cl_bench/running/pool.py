@@ -62,11 +62,11 @@ class WorkerPool:
     Args:
         jobs: number of processes.
         threads: torch threads of each.
-        warn: told in a sentence, from another thread, what has died and what follows.
+        on_warning: told in a sentence, from another thread, what has died and what follows.
     """
 
-    def __init__(self, jobs: int, threads: int, warn: Callable[[str], None]) -> None:
-        self.limit, self.threads, self.warn = jobs, threads, warn
+    def __init__(self, jobs: int, threads: int, on_warning: Callable[[str], None]) -> None:
+        self.limit, self.threads, self.on_warning = jobs, threads, on_warning
         self._waiting: deque[_Task] = deque()
         self._workers: dict[int, Worker] = {}
         """By place."""
@@ -102,7 +102,7 @@ class WorkerPool:
         Args:
             name: of the task, for the user.
             on_report: called, from another thread, with how often the task has been tried before and what it reports
-                (see `workers.report`).
+                (see `workers.send_event`).
 
         Returns:
             Its result, or what it has raised; `TaskFailed` if it was given up.
@@ -213,7 +213,7 @@ class WorkerPool:
         for_memory = killed and self._saw_kill()
         task = self._tasks.pop(worker, None)
         if task is None and worker.ready:
-            self.warn(f"a worker process without a run {how}; another one takes its place")
+            self.on_warning(f"a worker process without a run {how}; another one takes its place")
         elif task is None:
             self._fail_start(f"it {how}", for_memory)
         elif for_memory:
@@ -250,7 +250,7 @@ class WorkerPool:
         self.limit = min(self.limit, max(1, task.concurrent // 2))
 
     def _try_again(self, task: _Task, reason: str, how: str) -> None:
-        self.warn(f"{task.name}: {reason}; it begins again {how}")
+        self.on_warning(f"{task.name}: {reason}; it begins again {how}")
         task.retry += 1
         task.concurrent = 0
         self._waiting.appendleft(task)
@@ -263,7 +263,7 @@ class WorkerPool:
         if self._failed_starts > MAX_RETRIES and not self._workers:
             self._give_up(TaskFailed(f"no worker process can begin: {reason}"))
         else:
-            self.warn(f"a worker process did not begin: {reason}; no run is lost")
+            self.on_warning(f"a worker process did not begin: {reason}; no run is lost")
 
     def _give_up(self, error: BaseException) -> None:
         """End all tasks, begun or not, with an error."""

@@ -8,11 +8,11 @@ if TYPE_CHECKING:
     from cl_bench.running.plan import PlannedRun
 
 
-class Progress:
+class RunProgress:
     """What a run tells while it goes on; the base class is silent."""
 
-    def for_concurrent_run(self) -> Progress:
-        """Progress view for a concurrently executing run."""
+    def for_concurrent_run(self) -> RunProgress:
+        """RunProgress view for a concurrently executing run."""
         return self
 
     def start(self, run: PlannedRun, images: int) -> None:

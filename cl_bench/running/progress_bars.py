@@ -22,7 +22,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from cl_bench.running import progress
+from cl_bench.running.progress import RunProgress
 
 if TYPE_CHECKING:
     from cl_bench.running.plan import PlannedRun
@@ -94,7 +94,7 @@ def decoding_bar(console: Console) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
 
 
-class RunBars(progress.Progress):
+class RunBars(RunProgress):
     """A bar for each run; one line for each task where no bars are drawn.
 
     Args:
@@ -117,7 +117,7 @@ class RunBars(progress.Progress):
         self.name = ""
         self.bar: TaskID | None = None
 
-    def for_concurrent_run(self) -> progress.Progress:
+    def for_concurrent_run(self) -> RunProgress:
         return RunBars(self.bars, self.runs, self.on_line, self.on_warning, self.numbers)
 
     def start(self, run: PlannedRun, images: int) -> None:

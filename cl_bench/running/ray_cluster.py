@@ -79,10 +79,10 @@ def connect(address: str | None) -> Iterator[Any]:
                     "object_store_memory": OBJECT_STORE_BYTES,
                     "_temp_dir": folder,
                 }
-                with _sigterm_kept():
+                with _preserve_sigterm():
                     ray.init(address="local", **local, **quiet)
             else:
-                with _sigterm_kept():
+                with _preserve_sigterm():
                     ray.init(address=address, **quiet)
         except (OSError, RuntimeError, ValueError) as error:
             raise UserError(_connection_failure(address, error)) from error
@@ -110,7 +110,7 @@ def _check_port(address: str) -> None:
 
 
 @contextlib.contextmanager
-def _sigterm_kept() -> Iterator[None]:
+def _preserve_sigterm() -> Iterator[None]:
     """Keep the handler of SIGTERM, which Ray replaces by one that ends the process with exit code 15."""
     handler = signal.getsignal(signal.SIGTERM)
     try:

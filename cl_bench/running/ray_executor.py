@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from cl_bench.running.executors import Outcome
     from cl_bench.running.plan import PlannedRun
-    from cl_bench.running.progress import Progress
+    from cl_bench.running.progress import RunProgress
     from cl_bench.running.runner import Settings
     from cl_bench.store import Store
 
@@ -34,7 +34,7 @@ HOST_CHECK_INTERVAL = 5
 
 
 @dataclass(frozen=True)
-class OnRay:
+class RayExecutor:
     """Executor that carries out each run as a Ray task.
 
     Attributes:
@@ -74,7 +74,7 @@ class OnRay:
             raise UserError("--gpus-per-run 0 and --device cuda contradict each other; leave one out")
 
     def __call__(
-        self, runs: Sequence[PlannedRun], store: Store, settings: Settings, progress: Progress
+        self, runs: Sequence[PlannedRun], store: Store, settings: Settings, progress: RunProgress
     ) -> Generator[Outcome, None, None]:
         """Execute the runs, in any order, and yield the outcome of each.
 
@@ -146,7 +146,9 @@ def _marker_file(store: Store, collect: bool) -> Iterator[str]:
 class _Sweep:
     """The tasks of a sweep on a connected cluster."""
 
-    def __init__(self, ray: Any, config: SweepConfig, cpus: int, gpus: float, store: Store, progress: Progress) -> None:
+    def __init__(
+        self, ray: Any, config: SweepConfig, cpus: int, gpus: float, store: Store, progress: RunProgress
+    ) -> None:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         self.ray, self.store, self.progress = ray, store, progress

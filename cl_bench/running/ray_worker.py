@@ -98,7 +98,7 @@ class Mailbox:
         self.events: list[tuple[Any, ...]] = []
 
     def put(self, *event: Any) -> None:
-        """Append an event: attempt, name of a method of `Progress`, its arguments."""
+        """Append an event: attempt, name of a method of `RunProgress`, its arguments."""
         self.events.append(event)
 
     def take(self) -> list[tuple[Any, ...]]:

@@ -98,11 +98,11 @@ def read(path: Path) -> list[Tuned]:
 
 def _read(path: Path) -> _File:
     what = f"recipes file '{path}'"
-    found = parse_toml(read_text(path, what), what)
-    if not found:
+    document = parse_toml(read_text(path, what), what)
+    if not document:
         raise UserError(f"{what} holds no recipes; 'cl-bench tune' writes them, as '[[tuned]]' with their fields")
     try:
-        return _File.model_validate(found)
+        return _File.model_validate(document)
     except ValidationError as error:
         raise UserError(f"{what} is not one that 'cl-bench tune' writes: {_fault(error)}") from error
 
@@ -129,21 +129,21 @@ def _fault(error: ValidationError) -> str:
     return f"{where}: {name or 'it'}: {message[0].lower()}{message[1:]}"
 
 
-def write(path: Path, found: Sequence[Tuned]) -> None:
+def write(path: Path, results: Sequence[Tuned]) -> None:
     """Put search results into a recipes file; other entries of an existing file stay.
 
     Raises:
         UserError: the file exists and is no recipes file, or cannot be written.
     """
     old = _read(path) if path.exists() else _File()
-    rows = [(new.method, new.stream, new.backbone, new.when) for new in found]
-    kept = [entry for entry in old.tuned if (entry.method, entry.stream, entry.backbone, entry.when) not in rows]
+    rows = [(new.method, new.stream, new.backbone, new.when) for new in results]
+    others = [entry for entry in old.tuned if (entry.method, entry.stream, entry.backbone, entry.when) not in rows]
     document: dict[str, Any] = {}
     if old.unified:
         document["unified"] = old.unified
     document["tuned"] = [
         entry.model_dump(exclude_defaults=True)
-        for entry in sorted([*kept, *found], key=lambda e: (e.stream, e.backbone, e.method, str(e.when)))
+        for entry in sorted([*others, *results], key=lambda e: (e.stream, e.backbone, e.method, str(e.when)))
     ]
     try:
         write_atomically(path, (HEADER + "\n" + tomli_w.dumps(document)).encode())
@@ -151,16 +151,16 @@ def write(path: Path, found: Sequence[Tuned]) -> None:
         raise UserError(f"recipes file '{path}' cannot be written ({error.strerror})") from error
 
 
-def budget(found: MethodEntry) -> dict[str, Value]:
+def budget(entry: MethodEntry) -> dict[str, Value]:
     """The unified budget, as far as the method has such hyper-parameters."""
-    return {name: value for name, value in _shipped().unified.items() if name in found.defaults}
+    return {name: value for name, value in _shipped().unified.items() if name in entry.defaults}
 
 
 def choose(
-    found: MethodEntry,
+    entry: MethodEntry,
     benchmark: Benchmark,
     options: Mapping[str, Value],
-    asked: str = "auto",
+    recipe: str = "auto",
     own: Sequence[Tuned] = (),
     backbones: Sequence[str] = (),
 ) -> Recipe:
@@ -168,26 +168,26 @@ def choose(
 
     Args:
         options: the user's own (validated) options, which tuned recipes may depend on.
-        asked: `tuned`, `published`, `published:NAME`, `unified`, or `auto`: the first of these that there is.
+        recipe: `tuned`, `published`, `published:NAME`, `unified`, or `auto`: the first of these that there is.
         own: tuned recipes of the user, which come before the shipped ones.
         backbones: whose tuned recipes hold for the one that runs, itself first; empty: the benchmark's own.
 
     Raises:
         UserError: there is none of the kind asked for.
     """
-    kind, _, name = asked.partition(":")
+    kind, _, name = recipe.partition(":")
     if kind not in ("auto", "tuned", "published", "unified") or (name and kind != "published"):
-        raise UserError(f"--recipe '{asked}' is unknown; expected auto, tuned, published, published:NAME or unified")
+        raise UserError(f"--recipe '{recipe}' is unknown; expected auto, tuned, published, published:NAME or unified")
     if kind in ("auto", "tuned"):
         held = [*(backbones or [benchmark.backbone]), ""]
         for entries in (own, _shipped().tuned):
             fitting = [
-                entry
-                for entry in entries
-                if entry.method == found.name
-                and entry.stream in (benchmark.name, benchmark.tuned_on)
-                and entry.backbone in held
-                and all(options.get(key) == value for key, value in entry.when.items())
+                tuned
+                for tuned in entries
+                if tuned.method == entry.name
+                and tuned.stream in (benchmark.name, benchmark.tuned_on)
+                and tuned.backbone in held
+                and all(options.get(key) == value for key, value in tuned.when.items())
             ]
             if fitting:
                 best = min(
@@ -195,19 +195,19 @@ def choose(
                     key=lambda e: (-len(e.when), e.stream != benchmark.name, held.index(e.backbone)),
                 )
                 return Recipe("tuned", best.values, best.trials, best.minutes)
-        if kind == "tuned" and found.defaults:
+        if kind == "tuned" and entry.defaults:
             raise UserError(
-                f"there is no tuned recipe for '{found.name}' on {benchmark.name}; "
-                f"'cl-bench tune --methods {found.name} --stream {benchmark.tuned_on or benchmark.name}' finds one"
+                f"there is no tuned recipe for '{entry.name}' on {benchmark.name}; "
+                f"'cl-bench tune --methods {entry.name} --stream {benchmark.tuned_on or benchmark.name}' finds one"
             )
-    published = found.cls.published
+    published = entry.cls.published
     wanted = name or benchmark.name
-    if kind == "published" and found.defaults:
+    if kind == "published" and entry.defaults:
         if not published:
-            raise UserError(f"'{found.name}' names no published recipe; take --recipe tuned or unified")
+            raise UserError(f"'{entry.name}' names no published recipe; take --recipe tuned or unified")
         if wanted not in published:
             hint = "Take one of them with --recipe published:NAME."
-            raise unknown_name(f"published recipe of '{found.name}'", wanted, published, hint)
+            raise unknown_name(f"published recipe of '{entry.name}'", wanted, published, hint)
     if kind in ("auto", "published") and wanted in published:
         return Recipe(f"published:{wanted}", published[wanted])
-    return Recipe("unified", budget(found))
+    return Recipe("unified", budget(entry))

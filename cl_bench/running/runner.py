@@ -18,9 +18,9 @@ from cl_bench.experiment import differences, value_text
 from cl_bench.models.vit import Execution
 from cl_bench.randomness import seeded
 from cl_bench.running.checkpointing import Checkpointer
-from cl_bench.running.device import environment_of, peak_memory, set_up, wait
+from cl_bench.running.device import environment_of, peak_memory, set_up, synchronize
 from cl_bench.running.plan import PlannedRun
-from cl_bench.running.progress import Progress
+from cl_bench.running.progress import RunProgress
 from cl_bench.store import Arrays, RunRecord, Store
 from cl_bench.streams.scenarios import TaskStream, build
 from cl_bench.training.checkpoint import Position, UnusableCheckpoint, read, restore, restore_random_state
@@ -51,7 +51,7 @@ def run(
     planned: PlannedRun,
     store: Store,
     device: torch.device,
-    progress: Progress | None = None,
+    progress: RunProgress | None = None,
     settings: Settings | None = None,
 ) -> RunRecord:
     """Carry out an experiment and store its record. Nothing is stored if it fails.
@@ -68,7 +68,7 @@ def run(
     path = store.checkpoint_path(planned.experiment)
     if settings.fresh:
         store.forget_checkpoint(planned.experiment)
-    record, arrays = execute(planned, device, progress or Progress(), path, settings)
+    record, arrays = execute(planned, device, progress or RunProgress(), path, settings)
     # If another process was first, its record stays: the numbers are the same.
     store.write(record, arrays, replace=settings.replace)
     store.forget_checkpoint(planned.experiment)
@@ -78,7 +78,7 @@ def run(
 def execute(
     planned: PlannedRun,
     device: torch.device,
-    progress: Progress,
+    progress: RunProgress,
     checkpoint: Path | None = None,
     settings: Settings | None = None,
 ) -> tuple[RunRecord, Arrays]:
@@ -115,7 +115,7 @@ def execute(
         checkpointer.begin_stage(position.seconds if position else 0.0, position.samples if position else 0)
         position = None
         strategy.train(experience, eval_streams=[])
-        wait(device)
+        synchronize(device)
         trained = time.perf_counter()
         counts = strategy.count_matrix(stream.test, learned=stages[index][-1] + 1)
         checkpointer.end_stage(counts, strategy, trained)
@@ -164,7 +164,7 @@ def _begin(
     stages: Sequence[Sequence[int]],
     experiences: Sequence[Any],
     begin: Callable[[], tuple[ContinualStrategy, Checkpointer]],
-    progress: Progress,
+    progress: RunProgress,
     checkpoint: Path | None,
 ) -> tuple[ContinualStrategy, Checkpointer, Position | None]:
     """A strategy, what has been done with it before, and where inside a task it stands; of a checkpoint that cannot be

@@ -1,4 +1,4 @@
-"""How work is ended from outside: by an exception, so that no file is left half-written and no process alive."""
+"""Signals end work by an exception, so that no file is left half-written and no process alive."""
 
 from __future__ import annotations
 
@@ -11,77 +11,81 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-INTERRUPTED = "interrupted; what was finished is stored, and the same command goes on from there"
+INTERRUPTED = "interrupted; finished results are stored, and the same command continues from there"
 
-_TERMINATING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+_TERMINATION = {getattr(signal, name): signal.SIG_DFL for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)}
+"""Signals that ask a process to end, with the handler that a process starts with."""
 
 
 @contextmanager
-def terminating() -> Iterator[None]:
-    """SIGTERM and SIGHUP end what is in this block as Ctrl-C does; a second one ends the process as it always would.
+def stop_block_on_signal() -> Iterator[None]:
+    """SIGTERM and SIGHUP end this block as Ctrl-C does; a second signal ends the process without clean-up.
 
-    Signals that have another meaning already, and other threads than the main one, stay as they are.
+    Signals for which the caller has a handler of its own, and threads other than the main one, are not affected.
 
     Raises:
-        SystemExit: one of them has come; the exit code is 128 + its number.
+        SystemExit: a signal has come; the exit code is 128 + its number.
     """
-    came: list[int] = []
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        came.append(number)
-        signal.signal(number, signal.SIG_DFL)
-        # Ray ends the process where it meets SystemExit.
-        raise KeyboardInterrupt
-
-    handled = _handle(handle, dict.fromkeys(_TERMINATING, signal.SIG_DFL))
-    try:
-        yield
-    except KeyboardInterrupt:
-        if came:
-            raise SystemExit(128 + came[0]) from None
-        raise
-    finally:
-        for number in handled:
-            signal.signal(number, signal.SIG_DFL)
+    with _interrupt_once(_TERMINATION, signal.SIG_DFL) as received:
+        try:
+            yield
+        except KeyboardInterrupt:
+            # Raised here and not by the handler: Ray ends the process where it meets SystemExit.
+            if received:
+                raise SystemExit(128 + received[0]) from None
+            raise
 
 
 @contextmanager
-def ending_command() -> Iterator[Callable[[], int]]:
-    """Ctrl-C, SIGTERM and SIGHUP raise `KeyboardInterrupt`, once: the second one of them ends the process at once.
+def stop_command_on_signal() -> Iterator[Callable[[], int]]:
+    """Ctrl-C, SIGTERM and SIGHUP raise `KeyboardInterrupt` once; a second signal ends the process at once.
 
-    That holds until the process has ended, since Python says much if it is interrupted while it is taken down; and
-    an exception may be lost in code of others, which is why the second one is none.
+    The handlers stay after the block if a signal has come: Python prints tracebacks if it is interrupted while it shuts
+    down. The second signal raises no exception, since other people's code may swallow that.
 
     Yields:
-        The exit code that says which of them has come: 128 + its number.
+        A function that returns the exit code: 128 + the number of the first signal.
     """
-    came: list[int] = []
 
-    def handle(number: int, frame: FrameType | None) -> None:
-        came.append(number)
-        if len(came) > 1:
-            with suppress(OSError):
-                # A progress bar has hidden the cursor.
-                cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
-                os.write(sys.stderr.fileno(), f"{cursor}{INTERRUPTED}\n".encode())
-            os._exit(128 + came[0])
+    def end_process(number: int, frame: FrameType | None) -> None:
+        with suppress(OSError):
+            # A progress bar has hidden the cursor.
+            cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
+            os.write(sys.stderr.fileno(), f"{cursor}{INTERRUPTED}\n".encode())
+        os._exit(exit_code())
+
+    def exit_code() -> int:
+        return 128 + (received or [signal.SIGINT])[0]
+
+    with _interrupt_once({signal.SIGINT: signal.default_int_handler} | _TERMINATION, end_process) as received:
+        yield exit_code
+
+
+@contextmanager
+def _interrupt_once(default: Mapping[int, Any], then: Any) -> Iterator[list[int]]:
+    """The first of these signals raises `KeyboardInterrupt`; from then on all of them have the handler `then`.
+
+    Args:
+        default: the handler of each signal; one that has another handler now keeps it.
+
+    Yields:
+        The number of that first signal, once it has come.
+    """
+    received: list[int] = []
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    handled = [number for number in default if in_main_thread and signal.getsignal(number) == default[number]]
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        for each in handled:
+            signal.signal(each, then)
         raise KeyboardInterrupt
 
-    before = {signal.SIGINT: signal.default_int_handler} | dict.fromkeys(_TERMINATING, signal.SIG_DFL)
-    handled = _handle(handle, before)
+    for number in handled:
+        signal.signal(number, interrupt)
     try:
-        yield lambda: 128 + (came or [signal.SIGINT])[0]
+        yield received
     finally:
-        if not came:
+        if not received:
             for number in handled:
-                signal.signal(number, before[number])
-
-
-def _handle(handle: Callable[[int, FrameType | None], None], before: Mapping[int, Any]) -> list[int]:
-    """Handle those of these signals that are handled in that way so far; their numbers come back."""
-    if threading.current_thread() is not threading.main_thread():
-        return []
-    numbers = [number for number, handler in before.items() if signal.getsignal(number) == handler]
-    for number in numbers:
-        signal.signal(number, handle)
-    return numbers
+                signal.signal(number, default[number])

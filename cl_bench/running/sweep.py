@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from cl_bench.errors import UserError
 from cl_bench.options import ExecutionOptions, RunOptions, options_of
 from cl_bench.running.imports import quiet_imports
-from cl_bench.running.signals import terminating
+from cl_bench.running.signals import stop_block_on_signal
 from cl_bench.store import DamagedRecord, RunRecord, Store
 
 if TYPE_CHECKING:
@@ -20,31 +20,31 @@ if TYPE_CHECKING:
 
     from cl_bench.running.executors import Outcome
     from cl_bench.running.plan import PlannedRun
-    from cl_bench.running.progress import Progress
-    from cl_bench.running.ray_executor import OnRay
+    from cl_bench.running.progress import RunProgress
+    from cl_bench.running.ray_executor import RayExecutor
 
 # torch and avalanche are imported by the functions that need them: bad input ends before that.
 
 
-def wanted_options(asked: Mapping[str, Any], suite: str | None) -> list[RunOptions]:
+def wanted_options(fields: Mapping[str, Any], suite: str | None) -> list[RunOptions]:
     """The options of every grid of runs.
 
     Args:
-        asked: fields of `RunOptions` (see `RunOptions.of`); with a suite, they replace its own.
+        fields: fields of `RunOptions` (see `RunOptions.of`); with a suite, they replace its own.
         suite: name or file of a suite.
 
     Raises:
         UserError: neither methods nor a suite, or both; no such suite; an option that cannot be read.
     """
-    if ("methods" in asked) == (suite is not None):
+    if ("methods" in fields) == (suite is not None):
         raise UserError("say what to run: --methods 'sdlora,coda', or --suite NAME or FILE, and not both")
     if suite is None:
-        return [RunOptions.of(asked)]
+        return [RunOptions.of(fields)]
     from cl_bench.running.suites import find
 
-    if "checkpoint" in asked:
+    if "checkpoint" in fields:
         raise UserError("--checkpoint is for one backbone; name that and the methods instead of a suite")
-    return [options.changed(asked) for options in find(suite).runs]
+    return [options.changed(fields) for options in find(suite).runs]
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Sweep:
     store: Store
     device: torch.device
     how: ExecutionOptions
-    on_ray: OnRay | None
+    ray_executor: RayExecutor | None
 
     @classmethod
     def of(
@@ -76,17 +76,17 @@ class Sweep:
         Raises:
             UserError: anything unknown, ill-typed or impossible, or the results folder cannot be written.
         """
-        on_ray = _on_ray(how)
+        ray_executor = _ray_executor(how)
         store = Store(how.results)
         if not how.dry_run:
             store.check_writable()
         with loading():
             from cl_bench.running.device import pick_device, resolve_precision
             from cl_bench.running.plan import plan_options
-        device = on_ray.likely_device() if on_ray else pick_device(how.device)
-        with _random_state_kept():
+        device = ray_executor.likely_device() if ray_executor else pick_device(how.device)
+        with _preserve_random_state():
             planned = plan_options(wanted, partial(resolve_precision, device=device))
-        return cls(planned, store, device, how, on_ray)
+        return cls(planned, store, device, how, ray_executor)
 
     def missing(self, on_damaged: Callable[[str], None]) -> list[PlannedRun]:
         """The runs that are to be carried out: those that are not stored; with `force`, all.
@@ -114,12 +114,12 @@ class Sweep:
         """
         from cl_bench import streams
 
-        if self.on_ray is None:
+        if self.ray_executor is None:
             needed = dict.fromkeys((run.experiment.benchmark, run.experiment.storage, run.data) for run in runs)
             for name, storage, data in needed:
                 streams.find(name, data).source(storage, on_progress)
 
-    def carry_out(self, runs: Sequence[PlannedRun], progress: Progress) -> list[Outcome]:
+    def carry_out(self, runs: Sequence[PlannedRun], progress: RunProgress) -> list[Outcome]:
         """Carry out these runs and store their records; with `fail_fast` up to the first that fails.
 
         Ctrl-C, SIGTERM and SIGHUP end them all: their checkpoints stay, and the next sweep goes on from there.
@@ -129,9 +129,13 @@ class Sweep:
 
         how = self.how
         settings = Settings(how.checkpoint_every, how.force, how.compile, how.deterministic, replace=how.force)
-        executor = self.on_ray or local_executor(self.planned, self.device, how.jobs)
+        executor = self.ray_executor or local_executor(self.planned, self.device, how.jobs)
         outcomes = []
-        with terminating(), _random_state_kept(), closing(executor(runs, self.store, settings, progress)) as ended:
+        with (
+            stop_block_on_signal(),
+            _preserve_random_state(),
+            closing(executor(runs, self.store, settings, progress)) as ended,
+        ):
             for outcome in ended:
                 outcomes.append(outcome)
                 if outcome.failure and how.fail_fast:
@@ -152,7 +156,7 @@ class Sweep:
 
 
 @contextmanager
-def _random_state_kept() -> Iterator[None]:
+def _preserve_random_state() -> Iterator[None]:
     """Leave the global random generators as they were: they are the caller's."""
     import numpy as np
     import torch
@@ -168,18 +172,18 @@ def _random_state_kept() -> Iterator[None]:
             random.setstate(of_python)
 
 
-def _on_ray(how: ExecutionOptions) -> OnRay | None:
+def _ray_executor(how: ExecutionOptions) -> RayExecutor | None:
     """The Ray executor, if it is asked for.
 
     Raises:
         UserError: no such executor, or options that are not for this one.
     """
     if how.executor == "ray":
-        from cl_bench.running.ray_executor import OnRay
+        from cl_bench.running.ray_executor import RayExecutor
 
         if how.jobs:
             raise UserError("--jobs is for this host alone; with --executor ray, see --cpus-per-run and --gpus-per-run")
-        return OnRay(how.device, how.address, how.gpus_per_run, how.cpus_per_run or 1, how.collect)
+        return RayExecutor(how.device, how.address, how.gpus_per_run, how.cpus_per_run or 1, how.collect)
     if how.executor != "here":
         raise UserError(f"--executor '{how.executor}' is unknown; expected here or ray")
     for name in ("address", "gpus_per_run", "cpus_per_run", "collect"):

@@ -13,7 +13,7 @@ from cl_bench.errors import UserError
 
 if TYPE_CHECKING:
     from cl_bench.running.plan import PlannedRun
-    from cl_bench.running.progress import Progress
+    from cl_bench.running.progress import RunProgress
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class PackedRun:
 class ProgressReplay:
     """Applies the progress events of one run, with all its retries, to its progress view."""
 
-    def __init__(self, run: PlannedRun, progress: Progress) -> None:
+    def __init__(self, run: PlannedRun, progress: RunProgress) -> None:
         self.run, self.progress = run, progress.for_concurrent_run()
         self.started, self.images, self.retry = False, 0, 0
 
@@ -79,7 +79,7 @@ class ProgressReplay:
 
         Args:
             retry: how many attempts have died before; events of older attempts are dropped.
-            event: name of a method of `Progress`.
+            event: name of a method of `RunProgress`.
             values: its arguments; those of `start` without the run.
         """
         if retry < self.retry:

@@ -160,13 +160,13 @@ _place: _Place | None = None
 """Of this process, if it is a worker."""
 
 
-def report(*values: Any) -> None:
+def send_event(*values: Any) -> None:
     """Tell the parent of the task of this worker (see `WorkerPool.submit`)."""
     assert _place is not None
     _place.pipe.send(Message("event", values))
 
 
-def retry() -> int:
+def current_retry() -> int:
     """How often the task of this worker has been tried before."""
     assert _place is not None
     return _place.retry

@@ -19,7 +19,7 @@ from cl_bench.errors import Diverged
 from cl_bench.experiment import Precision
 from cl_bench.models.base import FeatureModel
 from cl_bench.models.vit import Execution
-from cl_bench.running.device import set_up, wait
+from cl_bench.running.device import set_up, synchronize
 from cl_bench.running.plan import PlannedRun
 from cl_bench.running.runner import Settings, strategy_of, stream_of
 from cl_bench.training.phase_run import PhaseRun
@@ -89,7 +89,7 @@ def seconds(run: Callable[[], object], device: torch.device, steps: int) -> floa
         began = time.perf_counter()
         for _ in range(count):
             run()
-        wait(device)
+        synchronize(device)
         return (time.perf_counter() - began) / count
 
     once = group(1)
@@ -134,7 +134,7 @@ def measure(
         phase_run, run = training_step(strategy, phase, images, labels)
         began = time.perf_counter()
         run()
-        wait(device)
+        synchronize(device)
         first = time.perf_counter() - began
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)

@@ -13,7 +13,7 @@ from cl_bench import backbones, metrics, streams
 from cl_bench.contract import registry
 from cl_bench.errors import UserError
 from cl_bench.running.plan import PlannedRun
-from cl_bench.running.progress import Progress
+from cl_bench.running.progress import RunProgress
 from cl_bench.running.recipes import Recipe
 from cl_bench.running.runner import execute
 from cl_bench.store import Arrays, RunRecord, matching
@@ -55,14 +55,14 @@ def find(key: str, folders: Iterable[Path]) -> tuple[RunRecord, Arrays]:
         UserError: there is none, or more than one.
     """
     searched = [folder for folder in folders if folder.is_dir()]
-    found = matching(key, searched, lambda damaged: None)
-    if not found:
+    matches = matching(key, searched, lambda damaged: None)
+    if not matches:
         where = ", ".join(f"'{folder}'" for folder in searched) or "no folder that is there"
         raise UserError(f"no run with the key '{key}' in {where}; keys are in the names of the stored files")
-    if len(found) > 1:
-        keys = ", ".join(sorted(record.key for record, _ in found)[:3])
-        raise UserError(f"'{key}' begins {len(found)} keys: {keys} ...; give more digits")
-    ((record, store),) = found
+    if len(matches) > 1:
+        keys = ", ".join(sorted(record.key for record, _ in matches)[:3])
+        raise UserError(f"'{key}' begins {len(matches)} keys: {keys} ...; give more digits")
+    ((record, store),) = matches
     return record, store.arrays(record)
 
 
@@ -78,10 +78,10 @@ def planned(
         UserError: method, data or weights are not there any more, or not what they were.
     """
     experiment = record.experiment
-    found = registry.lookup([experiment.method], method_files)[experiment.method]
-    if found.revision != experiment.revision:
+    entry = registry.lookup([experiment.method], method_files)[experiment.method]
+    if entry.revision != experiment.revision:
         raise UserError(
-            f"'{found.name}' was at revision {experiment.revision} when this was run and is at {found.revision} now, "
+            f"'{entry.name}' was at revision {experiment.revision} when this was run and is at {entry.revision} now, "
             "so its results are not comparable; take the version of cl-bench in the record's environment"
         )
     benchmark = streams.find(experiment.benchmark, data, experiment.scenario)
@@ -98,15 +98,15 @@ def planned(
     vit = backbones.find(name, checkpoint=checkpoint, pretrained=tagged, normalise="none", size=size)
     vit = replace(vit, weights=experiment.weights)
     recipe = Recipe(record.recipe, experiment.hyperparameters, record.tuning_trials, record.tuning_minutes)
-    method = found.create(experiment.hyperparameters)
+    method = entry.create(experiment.hyperparameters)
     return PlannedRun(experiment, method, record.label, recipe, backbones.verify(vit), benchmark.data)
 
 
 def repeat(
-    record: RunRecord, arrays: Arrays, run: PlannedRun, device: torch.device, progress: Progress | None = None
+    record: RunRecord, arrays: Arrays, run: PlannedRun, device: torch.device, progress: RunProgress | None = None
 ) -> Comparison:
     """Carry the run out again, store nothing, and compare."""
-    now, again = execute(run, device, progress or Progress())
+    now, again = execute(run, device, progress or RunProgress())
     stored_counts, counts = _counts(record), _counts(now)
     predicted, predicted_now = arrays["predicted"][-1], again["predicted"][-1]
     # What an older version did not record says nothing.

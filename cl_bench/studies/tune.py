@@ -39,7 +39,7 @@ ROUND = 4
 
 
 @dataclass(frozen=True)
-class Row:
+class TuningTarget:
     """What is tuned: a method with what the user set, which is not searched.
 
     Attributes:
@@ -47,33 +47,33 @@ class Row:
         fixed: go into the recipe instead.
     """
 
-    found: MethodEntry
+    entry: MethodEntry
     options: Mapping[str, Value]
     fixed: Mapping[str, Value] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, found: MethodEntry, options: Mapping[str, Any], fixed: Mapping[str, Any] | None = None) -> Row:
+    def of(cls, entry: MethodEntry, options: Mapping[str, Any], fixed: Mapping[str, Any] | None = None) -> TuningTarget:
         """A row from options as the user typed them.
 
         Raises:
             UserError: an unknown or ill-typed option.
         """
         fixed = {name: value for name, value in (fixed or {}).items() if name not in options}
-        asked = found.create({**fixed, **options}).values()
-        return cls(found, {name: asked[name] for name in options}, {name: asked[name] for name in fixed})
+        values = entry.create({**fixed, **options}).values()
+        return cls(entry, {name: values[name] for name in options}, {name: values[name] for name in fixed})
 
     def budget(self) -> dict[str, Value]:
         """The unified budget, but for what the user set, with the fixed values."""
-        unified = {name: value for name, value in recipes.budget(self.found).items() if name not in self.options}
+        unified = {name: value for name, value in recipes.budget(self.entry).items() if name not in self.options}
         return unified | dict(self.fixed)
 
     @property
     def space(self) -> dict[str, LogUniform | Uniform | Choice]:
         """What is searched."""
-        options = self.found.create({**self.fixed, **self.options}).values()
+        options = self.entry.create({**self.fixed, **self.options}).values()
         return {
             name: values
-            for name, values in resolved(self.found.cls.space, options).items()
+            for name, values in resolved(self.entry.cls.space, options).items()
             if name not in self.options and name not in self.fixed
         }
 
@@ -81,7 +81,7 @@ class Row:
     def label(self) -> str:
         """As in tables."""
         listed = ",".join(f"{name}={value}" for name, value in self.options.items())
-        return f"{self.found.name}[{listed}]" if listed else self.found.name
+        return f"{self.entry.name}[{listed}]" if listed else self.entry.name
 
 
 @dataclass(frozen=True)
@@ -140,16 +140,16 @@ class _Outcome:
 
 
 def search(
-    rows: Sequence[Row],
+    rows: Sequence[TuningTarget],
     how: Search,
     on_run: Callable[[], None] = lambda: None,
-    warn: Callable[[str], None] = lambda text: None,
+    on_warning: Callable[[str], None] = lambda text: None,
 ) -> list[list[Trial]]:
     """Carry out the search; for each row its trials in order.
 
     Args:
         on_run: called after every run.
-        warn: called with a sentence where a worker process has died, from another thread.
+        on_warning: called with a sentence where a worker process has died, from another thread.
 
     Raises:
         UserError: a row with nothing to search, or one whose options leave nothing; a stream of which a task has no
@@ -166,21 +166,21 @@ def search(
     studies = [_study(row) for row in rows]
     for seed in how.seeds:
         # A stream that cannot be validated on ends the search before any training.
-        stream_of(_planned(rows[0].found, rows[0].options, seed, how))
+        stream_of(_planned(rows[0].entry, rows[0].options, seed, how))
     trials: list[list[Trial]] = [[] for _ in rows]
-    with _workers(how, warn) as submit:
+    with _workers(how, on_warning) as submit:
         for start in range(0, how.budget, ROUND):
-            asked = []
+            suggested = []
             for row, study in zip(rows, studies, strict=True):
                 for _ in range(min(ROUND, how.budget - start)):
                     trial = study.ask()
                     values = {**row.budget(), **_suggest(trial, row)}
                     options = {**row.options, **values}
-                    runs = [submit(row.found.name, options, seed, how) for seed in how.seeds]
+                    runs = [submit(row.entry.name, options, seed, how) for seed in how.seeds]
                     for run in runs:
                         run.add_done_callback(lambda _: on_run())
-                    asked.append((study, trial, values, runs, trials[rows.index(row)]))
-            for study, trial, values, runs, done in asked:
+                    suggested.append((study, trial, values, runs, trials[rows.index(row)]))
+            for study, trial, values, runs, done in suggested:
                 outcomes = [_outcome(run) for run in runs]
                 failure = next((outcome.failure for outcome in outcomes if outcome.failure), "")
                 score = None if failure else sum(outcome.score for outcome in outcomes) / len(outcomes)
@@ -189,7 +189,7 @@ def search(
     return trials
 
 
-def best(row: Row, trials: Sequence[Trial], how: Search) -> Tuned:
+def best(row: TuningTarget, trials: Sequence[Trial], how: Search) -> Tuned:
     """The recipe that a row's trials give.
 
     Raises:
@@ -200,7 +200,7 @@ def best(row: Row, trials: Sequence[Trial], how: Search) -> Tuned:
         raise UserError(f"every trial of '{row.label}' failed, the last one with: {trials[-1].failure}")
     chosen = max(scored, key=lambda trial: trial.score or 0.0)
     return Tuned(
-        method=row.found.name,
+        method=row.entry.name,
         stream=how.stream,
         backbone=how.backbone or "",
         when=dict(row.options),
@@ -209,11 +209,11 @@ def best(row: Row, trials: Sequence[Trial], how: Search) -> Tuned:
         trials=len(trials),
         seeds=list(how.seeds),
         minutes=round(sum(trial.seconds for trial in trials) / 60, 2),
-        revision=row.found.revision,
+        revision=row.entry.revision,
     )
 
 
-def _study(row: Row) -> optuna.Study:
+def _study(row: TuningTarget) -> optuna.Study:
     import optuna
 
     seed = zlib.crc32(row.label.encode())
@@ -221,7 +221,7 @@ def _study(row: Row) -> optuna.Study:
     return optuna.create_study(direction="maximize", sampler=sampler)
 
 
-def _suggest(trial: optuna.Trial, row: Row) -> dict[str, Value]:
+def _suggest(trial: optuna.Trial, row: TuningTarget) -> dict[str, Value]:
     values: dict[str, Value] = {}
     for name, space in row.space.items():
         if isinstance(space, Choice):
@@ -239,10 +239,10 @@ def _rounded(value: Any) -> Any:
 
 
 @contextmanager
-def _workers(how: Search, warn: Callable[[str], None]) -> Iterator[Callable[..., Future[_Outcome]]]:
+def _workers(how: Search, on_warning: Callable[[str], None]) -> Iterator[Callable[..., Future[_Outcome]]]:
     """What carries `_run` out: in processes of their own, or one after the other in this one."""
     if how.jobs > 1:
-        with WorkerPool(how.jobs, 1, warn) as workers:
+        with WorkerPool(how.jobs, 1, on_warning) as workers:
             yield lambda *arguments: workers.submit(_run, *arguments, name=f"{arguments[0]} seed {arguments[2]}")
         return
 
@@ -261,11 +261,11 @@ def _outcome(run: Future[_Outcome]) -> _Outcome:
         return _Outcome(0.0, 0.0, str(error))
 
 
-def _planned(found: MethodEntry, options: Mapping[str, Value], seed: int, how: Search) -> PlannedRun:
+def _planned(entry: MethodEntry, options: Mapping[str, Value], seed: int, how: Search) -> PlannedRun:
     from cl_bench.running import plan
 
     spec = plan.RunSpec(
-        method=found,
+        method=entry,
         options=options,
         seed=seed,
         benchmark=how.stream,

@@ -17,7 +17,7 @@ from cl_bench.contract import registry
 from cl_bench.contract.method import Method
 from cl_bench.experiment import Limits
 from cl_bench.studies import audit as audits
-from cl_bench.studies.audit import Row, Slice
+from cl_bench.studies.audit import AuditedMethod, Slice
 from cl_bench.training import checkpoint
 from cl_bench.training.checkpoint import Facts, Stage
 from cl_bench.training.strategy import ContinualStrategy
@@ -127,7 +127,7 @@ WHERE = Slice(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_audit_finds_what_is_wrong_and_nothing_else(name: str) -> None:
-    (report,) = audits.audit([Row(name, method_of(name))], WHERE, None)
+    (report,) = audits.audit([AuditedMethod(name, method_of(name))], WHERE, None)
     assert report.error is None
     assert set(report.failed) == kinds.WRONG.get(name, set())
 

@@ -21,7 +21,7 @@ from cl_bench.experiment import Limits
 from cl_bench.models.base import FeatureModel
 from cl_bench.models.heads import Classifier
 from cl_bench.running import plan, runner
-from cl_bench.running.progress import Progress
+from cl_bench.running.progress import RunProgress
 from cl_bench.running.runner import Settings
 from cl_bench.store import Arrays, RunRecord
 from tests.helpers.tiny import cut
@@ -128,7 +128,7 @@ def carry_out(
         planned = replace(_planned(), method=Watched(**hyperparameters))
         try:
             record, arrays = runner.execute(
-                planned, torch.device("cpu"), Progress(), checkpoint, Settings(checkpoint_every=0)
+                planned, torch.device("cpu"), RunProgress(), checkpoint, Settings(checkpoint_every=0)
             )
         except Killed:
             continue

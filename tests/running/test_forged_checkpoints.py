@@ -13,7 +13,7 @@ import torch
 from cl_bench.contract import registry
 from cl_bench.experiment import Limits, Session
 from cl_bench.running import plan, runner
-from cl_bench.running.progress import Progress
+from cl_bench.running.progress import RunProgress
 from cl_bench.running.runner import Settings
 from cl_bench.store import Arrays, RunRecord, Store
 from cl_bench.training import checkpoint as files
@@ -28,7 +28,7 @@ class Killed(BaseException):
     """The end of the process."""
 
 
-class Watching(Progress):
+class Watching(RunProgress):
     """Keeps the warnings, and ends the process at a step, or at a warning: what would follow takes its time."""
 
     def __init__(self, steps: int = -1, at_warning: bool = False) -> None:
@@ -56,13 +56,13 @@ def planned() -> plan.PlannedRun:
     return run
 
 
-def execute(path: Path | None, progress: Progress) -> tuple[RunRecord, Arrays]:
+def execute(path: Path | None, progress: RunProgress) -> tuple[RunRecord, Arrays]:
     return runner.execute(planned(), CPU, progress, path, Settings(checkpoint_every=0))
 
 
 @pytest.fixture(scope="module")
 def whole() -> RunRecord:
-    return execute(None, Progress())[0]
+    return execute(None, RunProgress())[0]
 
 
 @pytest.fixture(scope="module")

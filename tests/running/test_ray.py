@@ -265,7 +265,7 @@ def test_ended_on_this_host_alone_nothing_goes_on(how: signal.Signals, short: Pa
     store = tmp_path / "results" / "runs"
     assert not list(store.glob("*.json"))
     assert len(list(store.glob(".shared-*"))) == (how == signal.SIGKILL)
-    assert ("interrupted; what was finished is stored" in log) == (how == signal.SIGTERM)
+    assert ("interrupted; finished results are stored" in log) == (how == signal.SIGTERM)
 
 
 CONFIG = ray_worker.SweepConfig(

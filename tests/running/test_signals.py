@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from cl_bench.running.memory import is_exhausted
-from cl_bench.running.signals import terminating
+from cl_bench.running.signals import stop_block_on_signal
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_what_ends_a_process_at_once_is_raised_meanwhile(number: signal.Signals, code: int) -> None:
     closed = False
-    with pytest.raises(SystemExit) as ended, terminating():
+    with pytest.raises(SystemExit) as ended, stop_block_on_signal():
         try:
             os.kill(os.getpid(), number)
             signal.pause()
@@ -32,7 +32,7 @@ def test_a_signal_keeps_the_meaning_that_a_script_has_given_to_it() -> None:
     came: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
     try:
-        with terminating():
+        with stop_block_on_signal():
             os.kill(os.getpid(), signal.SIGTERM)
         assert came == [signal.SIGTERM]
     finally:

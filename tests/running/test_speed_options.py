@@ -14,7 +14,7 @@ from cl_bench.contract import registry
 from cl_bench.experiment import Limits
 from cl_bench.running import executors, plan, runner
 from cl_bench.running.device import resolve_precision
-from cl_bench.running.progress import Progress
+from cl_bench.running.progress import RunProgress
 from cl_bench.running.runner import Settings
 from cl_bench.store import Store
 from cl_bench.studies import bench
@@ -61,7 +61,7 @@ def test_bf16_predicts_what_fp32_predicts() -> None:
     for precision in ("fp32", "bf16"):
         limits = Limits(tasks=2, train_per_class=5, test_per_class=10)
         (run,) = plan.plan([plan.RunSpec(method=registry.find("simplecil"), precision=precision, limits=limits)])
-        predicted.append(runner.execute(run, CPU, Progress())[1]["predicted"])
+        predicted.append(runner.execute(run, CPU, RunProgress())[1]["predicted"])
     assert np.mean(predicted[0] == predicted[1]) > 0.98
 
 
@@ -109,9 +109,11 @@ def test_the_same_command_takes_the_same_threads(monkeypatch: pytest.MonkeyPatch
     try:
         runs = plan.plan([plan.RunSpec(method=registry.find("simplecil"), seed=seed) for seed in range(3)])
         found = executors.local_executor(runs, CPU, None)
-        assert isinstance(found, executors.SideBySide) and found.jobs == 2
-        assert executors.local_executor(runs[:1], CPU, None) == executors.Here(CPU)
-        assert executors.local_executor(runs, torch.device("cuda"), None) == executors.Here(torch.device("cuda"))
+        assert isinstance(found, executors.ConcurrentExecutor) and found.jobs == 2
+        assert executors.local_executor(runs[:1], CPU, None) == executors.SequentialExecutor(CPU)
+        assert executors.local_executor(runs, torch.device("cuda"), None) == executors.SequentialExecutor(
+            torch.device("cuda")
+        )
         large = plan.plan(
             plan.RunSpec(
                 method=registry.find("finetune"),
@@ -122,7 +124,7 @@ def test_the_same_command_takes_the_same_threads(monkeypatch: pytest.MonkeyPatch
             )
             for seed in (0, 1)
         )
-        assert executors.local_executor(large, CPU, None) == executors.Here(CPU)
+        assert executors.local_executor(large, CPU, None) == executors.SequentialExecutor(CPU)
     finally:
         torch.set_num_threads(threads)
 
@@ -173,7 +175,7 @@ def test_counts_are_the_same_twice_on_one_gpu() -> None:
         pytest.skip("needs a GPU")
     (run,) = plan.plan([plan.RunSpec(method=registry.find("l2p"), options={"epochs": 1}, precision="bf16")])
     first, second = (
-        runner.execute(run, torch.device("cuda"), Progress(), settings=Settings(deterministic=True))[1]
+        runner.execute(run, torch.device("cuda"), RunProgress(), settings=Settings(deterministic=True))[1]
         for _ in range(2)
     )
     np.testing.assert_array_equal(first["predicted"], second["predicted"])

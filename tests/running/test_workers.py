@@ -24,7 +24,7 @@ from cl_bench.running import memory, pool
 from cl_bench.running.pool import TaskFailed, WorkerPool
 from cl_bench.running.progress_bars import RunBars, run_bars
 from cl_bench.running.transport import ProgressReplay
-from cl_bench.running.workers import pick_worker_gpu, report, retry
+from cl_bench.running.workers import current_retry, pick_worker_gpu, send_event
 from tests.helpers import ROOT, gate, processes
 from tests.helpers.command import TRIAL, Cli, stored
 
@@ -75,12 +75,12 @@ def refuse() -> None:
 
 
 def be_killed(folder: Path) -> int:
-    if retry() == 0:
+    if current_retry() == 0:
         meet(folder, "killed")
-        report("dying")
+        send_event("dying")
         os.kill(os.getpid(), signal.SIGKILL)
     (folder / "tried-again").touch()
-    return retry()
+    return current_retry()
 
 
 def outlive(folder: Path) -> int:
@@ -88,18 +88,18 @@ def outlive(folder: Path) -> int:
     meet(folder, "killed")
     while not (folder / "tried-again").exists():
         time.sleep(0.01)
-    return retry()
+    return current_retry()
 
 
 def take_memory(folder: Path, name: str, tries: int) -> int:
     """Take too much memory for so many tries, for the first time with another one at its side."""
-    if retry() == 0:
+    if current_retry() == 0:
         meet(folder, "memory")
-    if retry() < tries:
+    if current_retry() < tries:
         allocator = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes.")
         # The modest one has said so in a sentence already, as a run does.
         raise MemoryError(memory.describe(allocator)) if name == "modest" else allocator
-    return retry()
+    return current_retry()
 
 
 def test_workers_share_the_gpus_evenly(two: Pool) -> None:

@@ -22,10 +22,10 @@ from cl_bench.contract.method import Method
 from cl_bench.contract.task import Task
 from cl_bench.experiment import LEAKY_OPTION, Limits
 from cl_bench.studies import audit as audits
-from cl_bench.studies.audit import CHECKS, Ceiling, Finding, Report, Row, Slice
+from cl_bench.studies.audit import CHECKS, AuditedMethod, AuditReport, Ceiling, Finding, Slice
 from cl_bench.studies.audit.checks import backbone_passes
 from cl_bench.studies.audit.module_state import ModuleState
-from cl_bench.studies.audit.observation import Counted
+from cl_bench.studies.audit.observation import ReadRecordingImages
 from cl_bench.studies.audit.predictions import Difference, full_pieces
 from cl_bench.studies.audit.reruns import reruns
 from cl_bench.studies.audit.trials import trial
@@ -104,21 +104,21 @@ def name(method: Method) -> str:
 @cache
 def best() -> Ceiling:
     """Joint training that is better than whatever is learned in few steps on the tiny ViT."""
-    return audits.ceiling([Row("joint", small("joint[train=lora]", lr=0.1, epochs=30))], WHERE)
+    return audits.ceiling([AuditedMethod("joint", small("joint[train=lora]", lr=0.1, epochs=30))], WHERE)
 
 
-REPORTS: dict[str, Report] = {}
+REPORTS: dict[str, AuditReport] = {}
 
 
-def audit(method: Method) -> Report:
+def audit(method: Method) -> AuditReport:
     """The report on a method, made once for all tests that look at it."""
     key = repr((type(method), method.values()))
     if key not in REPORTS:
-        (REPORTS[key],) = audits.audit([Row("row", method)], WHERE, best())
+        (REPORTS[key],) = audits.audit([AuditedMethod("row", method)], WHERE, best())
     return REPORTS[key]
 
 
-def by_check(report: Report) -> dict[str, Finding]:
+def by_check(report: AuditReport) -> dict[str, Finding]:
     assert report.error is None
     return {finding.check: finding for finding in report.findings}
 
@@ -159,7 +159,7 @@ FIRST = {type(method): method for method in reversed(LEAKS)}
 def test_a_leak_is_caught_by_the_checks_that_it_violates(method: Any) -> None:
     report = audit(method)
     assert report.error is None and set(report.failed) == method.violates, report
-    assert not report.good and replace(report, row=replace(report.row, leaky=True)).good
+    assert not report.good and replace(report, audited=replace(report.audited, leaky=True)).good
     for finding in report.findings:
         assert bool(finding.detail) is (finding.status == "fail")
 
@@ -252,17 +252,24 @@ def test_a_method_that_does_not_run_is_reported_and_the_others_go_on() -> None:
         def before_task(self, task: Task, images: Any) -> None:
             raise ValueError("out of ideas")
 
-    told: list[Report] = []
-    rows = [Row("broken", Broken()), Row("honest", leaky.Honest()), Row("leak", Broken(), leaky=True)]
-    reports = audits.audit(rows, WHERE, None, told.append)
-    assert reports == told and [report.good for report in reports] == [False, True, False]
+    streamed: list[AuditReport] = []
+    rows = [
+        AuditedMethod("broken", Broken()),
+        AuditedMethod("honest", leaky.Honest()),
+        AuditedMethod("leak", Broken(), leaky=True),
+    ]
+    reports = audits.audit(rows, WHERE, None, streamed.append)
+    assert reports == streamed and [report.good for report in reports] == [False, True, False]
     assert reports[0].error == "ValueError: out of ideas" and reports[0].findings == ()
     skipped = {finding.check for finding in reports[1].findings if finding.status == "skipped"}
     assert skipped == {"ceiling"}, "there was none to compare with"
 
 
 def test_the_ceiling_is_the_best_of_its_rows() -> None:
-    rows = [Row("poor", small("joint[train=linear]", epochs=1)), Row("joint", small("joint[train=lora]", lr=0.1))]
+    rows = [
+        AuditedMethod("poor", small("joint[train=linear]", epochs=1)),
+        AuditedMethod("joint", small("joint[train=lora]", lr=0.1)),
+    ]
     found = [audits.ceiling([row], WHERE) for row in rows]
     both = audits.ceiling(rows, WHERE)
     assert both.accuracy == max(one.accuracy for one in found) and both.label in ("poor", "joint")
@@ -272,7 +279,7 @@ def test_an_audit_leaves_the_method_and_the_global_generators_alone() -> None:
     method = leaky.Hides(where="plugin")
     before = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[index]
     fields = dict(vars(method))
-    audits.audit([Row("row", method)], WHERE, None)
+    audits.audit([AuditedMethod("row", method)], WHERE, None)
     assert vars(method) == fields
     assert torch.equal(torch.get_rng_state(), before[0])
     np.testing.assert_array_equal(np.random.get_state()[1], before[1])  # type: ignore[index]
@@ -321,7 +328,7 @@ def test_counted_images_note_every_way_of_reading() -> None:
         (lambda counted: (len(counted), counted.shape, counted.dtype), set()),
     ):
         seen: set[int] = set()
-        read(Counted(images, seen))
+        read(ReadRecordingImages(images, seen))
         assert seen == rows
 
 
@@ -374,7 +381,7 @@ def test_a_leak_exits_with_1_and_its_table_goes_between_the_markers(cl_bench: Cl
 
 
 @pytest.fixture
-def found_as_told(monkeypatch: pytest.MonkeyPatch) -> list[Method]:
+def findings_by_option(monkeypatch: pytest.MonkeyPatch) -> list[Method]:
     """No training: methods with the option fail, as if a check had seen it. Returns what was audited."""
     audited: list[Method] = []
 
@@ -389,13 +396,13 @@ def found_as_told(monkeypatch: pytest.MonkeyPatch) -> list[Method]:
 
 
 def test_all_means_every_method_and_every_leak(
-    cl_bench: Cli, found_as_told: list[Method], monkeypatch: pytest.MonkeyPatch
+    cl_bench: Cli, findings_by_option: list[Method], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     outcome = cl_bench("audit", "--all", "--out", "new.md")
     assert outcome.code == 0, outcome
     leaks = [name for name in NAMES if LEAKY_OPTION in registry.find(name).defaults]
-    assert len(found_as_told) == len(NAMES) + len(leaks)
-    tuned = [method for method in found_as_told if type(method) is registry.find("sdlora").cls]
+    assert len(findings_by_option) == len(NAMES) + len(leaks)
+    tuned = [method for method in findings_by_option if type(method) is registry.find("sdlora").cls]
     assert tuned[0].values()["epochs"] == 4, "not at the recipe of the stream"
     honest, _, caught = outcome.out.partition("Leaks of released code, which must be caught")
     for leak in leaks:
@@ -411,14 +418,14 @@ def test_all_means_every_method_and_every_leak(
     assert outcome.out.count("leaks, but was not caught") == len(leaks)
 
 
-def test_a_named_leak_fails_like_any_other(cl_bench: Cli, found_as_told: list[Method]) -> None:
+def test_a_named_leak_fails_like_any_other(cl_bench: Cli, findings_by_option: list[Method]) -> None:
     leaks = [name for name in NAMES if LEAKY_OPTION in registry.find(name).defaults]
     outcome = cl_bench("audit", *(f"{leak}[as_published_leaky=true|false]" for leak in leaks))
     assert outcome.code == 1 and outcome.out.count(": no check fails") == outcome.out.count(": fails ") == len(leaks)
 
 
 def test_the_default_is_a_slice_and_the_whole_can_be_had(
-    cl_bench: Cli, found_as_told: list[Method], monkeypatch: pytest.MonkeyPatch
+    cl_bench: Cli, findings_by_option: list[Method], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Slice] = []
     monkeypatch.setattr(audits, "findings", lambda method, where, best: seen.append(where) or ())
@@ -466,11 +473,11 @@ def test_tables_are_whole_at_usual_widths(width: int) -> None:
     label = "finetune[backbone_lr_scale=0.1,loss=masked]"
     sentence = "backbone.blocks.11.attn.qkv.weight since it was pre-trained; and 149 more"
     reports = [
-        Report(Row("sdlora", leaky.Honest()), found("pass")),
-        Report(Row(label, leaky.Honest()), found("fail", sentence)),
-        Report(Row("coda", leaky.Honest()), found("declared")),
-        Report(Row("broken", leaky.Honest()), (), "ValueError: out of ideas"),
-        Report(Row("l2p[as_published_leaky=true]", leaky.Honest(), leaky=True), found("fail", sentence)),
+        AuditReport(AuditedMethod("sdlora", leaky.Honest()), found("pass")),
+        AuditReport(AuditedMethod(label, leaky.Honest()), found("fail", sentence)),
+        AuditReport(AuditedMethod("coda", leaky.Honest()), found("declared")),
+        AuditReport(AuditedMethod("broken", leaky.Honest()), (), "ValueError: out of ideas"),
+        AuditReport(AuditedMethod("l2p[as_published_leaky=true]", leaky.Honest(), leaky=True), found("fail", sentence)),
     ]
     out = Console(file=io.StringIO(), width=width)
     for table in [*map(audit_console._findings, reports), *audit_console._overviews(reports)]:

@@ -19,7 +19,7 @@ from cl_bench.errors import UserError
 from cl_bench.experiment import ImageTransforms, Limits
 from cl_bench.running import plan, recipes
 from cl_bench.streams.scenarios import build, held_out
-from cl_bench.studies.tune import Row
+from cl_bench.studies.tune import TuningTarget
 from tests.helpers import trees
 from tests.helpers.command import TRIAL, Outcome
 
@@ -227,8 +227,11 @@ def test_every_published_recipe_fits_its_method(name: str) -> None:
 
 def test_a_range_may_depend_on_another_option() -> None:
     """||B A||_1 is 118 times ||A B||_1 at the width of a ViT-Ti and rank 8."""
-    rows = [Row.of(registry.find("nlora"), options) for options in ({}, {"product": "AB"}, {"product": "BA"})]
-    rows += [Row.of(registry.find("nlora"), {}, {"product": "BA"}), Row.of(registry.find("nlora"), {"sparsity": 0.1})]
+    rows = [TuningTarget.of(registry.find("nlora"), options) for options in ({}, {"product": "AB"}, {"product": "BA"})]
+    rows += [
+        TuningTarget.of(registry.find("nlora"), {}, {"product": "BA"}),
+        TuningTarget.of(registry.find("nlora"), {"sparsity": 0.1}),
+    ]
     of_code, of_paper = LogUniform(1e-4, 1.0), LogUniform(1e-6, 1e-2)
     assert [row.space.get("sparsity") for row in rows] == [of_code, of_code, of_paper, of_paper, None]
     assert all(set(row.space) - {"sparsity"} == {"lr", "schedule"} for row in rows)

@@ -231,7 +231,7 @@ def test_ctrl_c_leaves_a_checkpoint_to_go_on_from(tmp_path: Path, whole: Path) -
 def test_what_ends_a_process_ends_a_run_like_ctrl_c(tmp_path: Path, how: signal.Signals, code: int) -> None:
     folder = tmp_path / "run"
     assert ended_at_the_gate(folder, 1, how) == code
-    assert "interrupted; what was finished is stored" in (folder / "log").read_text()
+    assert "interrupted; finished results are stored" in (folder / "log").read_text()
     (left,) = [path for path in (folder / "results" / "runs").rglob("*") if path.is_file()]
     assert left.suffix == ".safetensors" and not left.name.startswith(".")
 

@@ -30,11 +30,11 @@ from cl_bench.studies.audit.module_state import ModuleState
 from cl_bench.studies.audit.reruns import reruns
 from cl_bench.studies.audit.trials import Slice, trial
 
-__all__ = ["CHECKS", "Ceiling", "Finding", "Report", "Row", "Slice", "audit", "ceiling", "findings"]
+__all__ = ["CHECKS", "AuditReport", "AuditedMethod", "Ceiling", "Finding", "Slice", "audit", "ceiling", "findings"]
 
 
 @dataclass(frozen=True)
-class Row:
+class AuditedMethod:
     """A method with its options.
 
     Attributes:
@@ -48,10 +48,10 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Report:
+class AuditReport:
     """All findings about a row, in the order of `CHECKS`; none if it could not be trained (`error` says why)."""
 
-    row: Row
+    audited: AuditedMethod
     findings: tuple[Finding, ...]
     error: str | None = None
 
@@ -63,18 +63,21 @@ class Report:
     @property
     def good(self) -> bool:
         """Whether the audit went as it should: no check failed, or some did for a row that leaks."""
-        return self.error is None and bool(self.failed) == self.row.leaky
+        return self.error is None and bool(self.failed) == self.audited.leaky
 
 
-def ceiling(rows: Sequence[Row], where: Slice) -> Ceiling:
+def ceiling(rows: Sequence[AuditedMethod], where: Slice) -> Ceiling:
     """The best of these rows on the slice."""
     found = [Ceiling(row.label, trial(row.method, where, ModuleState(row.method)).hits) for row in rows]
     return max(found, key=lambda one: one.accuracy)
 
 
 def audit(
-    rows: Sequence[Row], where: Slice, best: Ceiling | None, on_report: Callable[[Report], None] = lambda report: None
-) -> list[Report]:
+    rows: Sequence[AuditedMethod],
+    where: Slice,
+    best: Ceiling | None,
+    on_report: Callable[[AuditReport], None] = lambda report: None,
+) -> list[AuditReport]:
     """Audit every row.
 
     Args:
@@ -84,9 +87,9 @@ def audit(
     reports = []
     for row in rows:
         try:
-            report = Report(row, findings(row.method, where, best))
+            report = AuditReport(row, findings(row.method, where, best))
         except Exception as error:
-            report = Report(row, (), f"{type(error).__name__}: {error}")
+            report = AuditReport(row, (), f"{type(error).__name__}: {error}")
         reports.append(report)
         on_report(report)
     return reports

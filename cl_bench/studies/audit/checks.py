@@ -236,11 +236,11 @@ def frozen_weights(trial: Trial) -> Finding:
     """
     strategy = trial.strategy
     strategy.look()
-    kept = {f"backbone.{name}": bits for name, bits in trial.pretrained.items()}
-    kept = {name: bits for name, bits in kept.items() if name not in strategy.listed}
-    moved = {name: "since it was pre-trained" for name, bits in kept.items() if trial.result.state.get(name) != bits}
+    pretrained = {f"backbone.{name}": bits for name, bits in trial.pretrained.items()}
+    frozen = {name: bits for name, bits in pretrained.items() if name not in strategy.listed}
+    moved = {name: "since it was pre-trained" for name, bits in frozen.items() if trial.result.state.get(name) != bits}
     moved |= strategy.moved
-    figure = f"{len(moved)} of {len(moved.keys() | kept.keys() | strategy.held)} tensors change"
+    figure = f"{len(moved)} of {len(moved.keys() | frozen.keys() | strategy.held)} tensors change"
     return Finding.judge("frozen weights", not moved, figure, listed(f"{name} {when}" for name, when in moved.items()))
 
 

@@ -86,38 +86,38 @@ class ModuleState:
         return inside
 
     def _mapping(self, live: Any, put: Callable[[Any, Any], Any], drop: Callable[[Any], Any]) -> Sequence[Any]:
-        kept = {name: value for name, value in live.items() if not str(name).startswith("__")}
+        saved = {name: value for name, value in live.items() if not str(name).startswith("__")}
 
         def restore() -> None:
-            for name in [name for name in live if name not in kept and not str(name).startswith("__")]:
+            for name in [name for name in live if name not in saved and not str(name).startswith("__")]:
                 drop(name)
-            for name, value in kept.items():
+            for name, value in saved.items():
                 if name not in live or live[name] is not value:
                     put(name, value)
 
         self._restorers.append(restore)
-        return list(kept.values())
+        return list(saved.values())
 
     def _elements(self, live: Any) -> Sequence[Any]:
-        kept = list(live)
+        saved = list(live)
 
         def restore() -> None:
-            if len(kept) != len(live) or any(now is not then for now, then in zip(live, kept, strict=True)):
+            if len(saved) != len(live) or any(now is not then for now, then in zip(live, saved, strict=True)):
                 live.clear()
-                (live.update if isinstance(live, set) else live.extend)(kept)
+                (live.update if isinstance(live, set) else live.extend)(saved)
 
         self._restorers.append(restore)
-        return kept
+        return saved
 
     def _array(self, live: Any) -> Sequence[Any]:
         if (live.numel() if isinstance(live, Tensor) else live.size) <= _LARGE:
-            kept = live.detach().clone() if isinstance(live, Tensor) else live.copy()
+            saved = live.detach().clone() if isinstance(live, Tensor) else live.copy()
 
             def restore() -> None:
                 if isinstance(live, Tensor):
-                    live.data = kept.clone()
+                    live.data = saved.clone()
                 elif live.flags.writeable:
-                    live[...] = kept
+                    live[...] = saved
 
             self._restorers.append(restore)
         return ()
@@ -125,13 +125,13 @@ class ModuleState:
     def _cell(self, live: CellType) -> Sequence[Any]:
         if live == CellType():
             return ()
-        kept = live.cell_contents
-        self._restorers.append(lambda: setattr(live, "cell_contents", kept))
-        return (kept,)
+        saved = live.cell_contents
+        self._restorers.append(lambda: setattr(live, "cell_contents", saved))
+        return (saved,)
 
     def _cached(self, live: Any) -> Sequence[Any]:
-        kept = live.cache_info().currsize
-        self._restorers.append(lambda: live.cache_clear() if live.cache_info().currsize > kept else None)
+        saved = live.cache_info().currsize
+        self._restorers.append(lambda: live.cache_clear() if live.cache_info().currsize > saved else None)
         return (live.__wrapped__,)
 
 

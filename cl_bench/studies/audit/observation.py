@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cl_bench.data.images import ImageStore
 
 
-class Counted:
+class ReadRecordingImages:
     """An array of images that notes which rows of it are read."""
 
     def __init__(self, images: Any, read: set[int]) -> None:
@@ -37,9 +37,9 @@ class Counted:
         return np.array, (np.asarray(self),)
 
 
-def counted(store: ImageStore, read: set[int]) -> ImageStore:
+def recording_reads(store: ImageStore, read: set[int]) -> ImageStore:
     """The same store, whose reads are noted in `read`."""
-    images: Any = Counted(store.images, read)
+    images: Any = ReadRecordingImages(store.images, read)
     return replace(store, images=images)
 
 

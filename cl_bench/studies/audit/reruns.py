@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from cl_bench.studies.audit.checks import Finding, listed
 from cl_bench.studies.audit.module_state import ModuleState
 from cl_bench.studies.audit.observation import digest
-from cl_bench.studies.audit.trials import Circumstances, Moment, Slice, Trial, trial
+from cl_bench.studies.audit.trials import Circumstances, Slice, Snapshot, Trial, trial
 
 
 @dataclass(frozen=True)
@@ -118,12 +118,12 @@ def first_difference(rerun: Rerun) -> str:
     return ""
 
 
-def pairs(rerun: Rerun) -> list[tuple[Moment, Moment]]:
+def pairs(rerun: Rerun) -> list[tuple[Snapshot, Snapshot]]:
     """The results of both runs, of the same time."""
-    return [] if rerun.other is None else list(zip(rerun.one.moments, rerun.other.moments, strict=True))
+    return [] if rerun.other is None else list(zip(rerun.one.snapshots, rerun.other.snapshots, strict=True))
 
 
-def differing(one: Moment, other: Moment) -> tuple[set[int], set[str]]:
+def differing(one: Snapshot, other: Snapshot) -> tuple[set[int], set[str]]:
     """Images and tensors that differ in a bit."""
     names = one.state.keys() | other.state.keys()
     tensors = {name for name in names if one.state.get(name) != other.state.get(name)}

@@ -26,7 +26,7 @@ from cl_bench.streams import Source
 from cl_bench.streams.scenarios import TaskStream, build
 from cl_bench.studies.audit.module_state import ModuleState
 from cl_bench.studies.audit.numbers import declared_numbers, hidden_numbers, stored_numbers
-from cl_bench.studies.audit.observation import Reads, counted, digest, fingerprint
+from cl_bench.studies.audit.observation import Reads, digest, fingerprint, recording_reads
 from cl_bench.studies.audit.restarts import Interrupted, Interruption, checkpoint_of
 from cl_bench.training.checkpoint import Checkpoint, restore_random_state
 from cl_bench.training.strategy import ContinualStrategy
@@ -74,13 +74,15 @@ class Slice:
     def stream(self, reads: Reads, length: int) -> TaskStream:
         """A stream of so many tasks whose images are counted as they are read."""
         source = replace(
-            self.source, train=counted(self.source.train, reads.train), test=counted(self.source.test, reads.test)
+            self.source,
+            train=recording_reads(self.source.train, reads.train),
+            test=recording_reads(self.source.test, reads.test),
         )
         limits = self.limits.model_copy(update={"tasks": length})
         return build(source, self.tasks, self.order, self.transforms, limits)
 
 
-class Watched(ContinualStrategy):
+class WatchedStrategy(ContinualStrategy):
     """The strategy as it is, with a look at which tensors change when, and at the logits that are counted.
 
     Attributes:
@@ -178,7 +180,7 @@ class Circumstances:
 
 
 @dataclass(frozen=True)
-class Moment:
+class Snapshot:
     """What a run has brought at one time, to be compared bit by bit: digests of the model, and the logits of all test
     images [n, num_classes]."""
 
@@ -187,7 +189,7 @@ class Moment:
 
 
 @dataclass(frozen=True)
-class Stage:
+class TaskObservations:
     """What was seen of one task.
 
     Attributes:
@@ -207,7 +209,7 @@ class Stage:
     declared: int | None
     hidden: Mapping[str, int]
     steps: int
-    result: Moment
+    result: Snapshot
 
 
 @dataclass(frozen=True)
@@ -225,15 +227,15 @@ class Trial:
     """
 
     method: Method
-    strategy: Watched
+    strategy: WatchedStrategy
     recorder: Recorder
     stream: TaskStream
     reads: Reads
     pretrained: Mapping[str, bytes]
     depth: int
-    stages: tuple[Stage, ...]
+    stages: tuple[TaskObservations, ...]
     hits: NDArray[np.bool_]
-    result: Moment
+    result: Snapshot
     images: Tensor
     labels: NDArray[np.int64]
     task: NDArray[np.int64]
@@ -245,7 +247,7 @@ class Trial:
         return list(self.strategy.seen)
 
     @property
-    def moments(self) -> list[Moment]:
+    def snapshots(self) -> list[Snapshot]:
         """All results, in order."""
         return [*(stage.result for stage in self.stages), self.result]
 
@@ -256,13 +258,13 @@ class Trial:
         return [model] if merged is model else [model, merged]
 
 
-class Session:
+class TrialProcess:
     """What stands for one process that works on a run: a new strategy with a new instance of the method, since what a
     plugin keeps on itself must not reach another one."""
 
     def __init__(self, method: Method, where: Slice, stream: TaskStream, circumstances: Circumstances) -> None:
         self.method, self.recorder, self.interruption = replace(method), Recorder(), Interruption()
-        self.strategy = Watched(
+        self.strategy = WatchedStrategy(
             plugins=[self.method, self.recorder, self.interruption],
             backbone=where.backbone(),
             num_classes=len(stream.classes),
@@ -273,7 +275,7 @@ class Session:
         self.hidden: Callable[[], Mapping[str, int]] = hidden_numbers(self.strategy) if circumstances.usual else dict
 
     def resume(self, checkpoint: Checkpoint) -> None:
-        """Go on with what another session has left."""
+        """Go on with what another process has left."""
         self.strategy.resume(checkpoint)
         self.strategy.left = fingerprint(self.strategy.model)
         restore_random_state(checkpoint.part("random."))
@@ -290,69 +292,69 @@ def trial(method: Method, where: Slice, modules: ModuleState, circumstances: Cir
     more = not circumstances.knows_num_tasks and not at_once
     stream = where.stream(reads, min(where.length + more, where.tasks))
     test = stream.test[: where.length]
-    stages: list[Stage] = []
+    stages: list[TaskObservations] = []
     classes: list[int] = []
 
-    def begin(left: Session | None = None) -> Session:
+    def begin(left: TrialProcess | None = None) -> TrialProcess:
         checkpoint = None if left is None else checkpoint_of(left.strategy, weights)
         modules.restore()
-        session = Session(method, where, stream, circumstances)
+        process = TrialProcess(method, where, stream, circumstances)
         if checkpoint is not None:
-            session.resume(checkpoint)
-        return session
+            process.resume(checkpoint)
+        return process
 
     with global_generators(circumstances.state):
         fresh = where.backbone()
         pretrained = fingerprint(fresh)
         weights = fresh.state_dict()
-        session = begin()
+        process = begin()
         for number, experience in enumerate(stream.joint if at_once else stream.train[: where.length]):
             own = images_of(experience)
             reads.take()
-            session.interruption.begin(dict(enumerate(circumstances.inside)).get(number))
+            process.interruption.begin(dict(enumerate(circumstances.inside)).get(number))
             try:
-                session.strategy.train(experience, eval_streams=[])
+                process.strategy.train(experience, eval_streams=[])
             except Interrupted:
-                session = begin(session)
-                session.strategy.train(experience, eval_streams=[])
+                process = begin(process)
+                process.strategy.train(experience, eval_streams=[])
             train_reads, test_reads = reads.take()
-            session.strategy.eval(test)
-            result = Moment(session.strategy.left, session.recorder.take())
+            process.strategy.eval(test)
+            result = Snapshot(process.strategy.left, process.recorder.take())
             late, _ = reads.take()
             classes.append(len(own.labels.unique()))
             stages.append(
-                Stage(
+                TaskObservations(
                     old=len(train_reads - set(own.ids.tolist())),
                     test=len(test_reads),
                     late=len(late),
-                    stored=stored_numbers(session.strategy, pretrained),
+                    stored=stored_numbers(process.strategy, pretrained),
                     declared=declared_numbers(method, fresh, len(stream.classes), classes),
-                    hidden=session.hidden(),
-                    steps=session.interruption.steps,
+                    hidden=process.hidden(),
+                    steps=process.interruption.steps,
                     result=result,
                 )
             )
             if circumstances.between:
-                session = begin(session)
-        session.strategy.look()
-        final = fingerprint(session.strategy.model)
-        hits, logits = session.strategy.count(test, session.strategy.eval_mb_size)
+                process = begin(process)
+        process.strategy.look()
+        final = fingerprint(process.strategy.model)
+        hits, logits = process.strategy.count(test, process.strategy.eval_mb_size)
     whole = Concatenated([images_of(experience) for experience in test])
     return Trial(
-        method=session.method,
-        strategy=session.strategy,
-        recorder=session.recorder,
+        method=process.method,
+        strategy=process.strategy,
+        recorder=process.recorder,
         stream=replace(stream, test=test),
         reads=reads,
         pretrained=pretrained,
         depth=len(fresh.blocks),
         stages=tuple(stages),
         hits=hits,
-        result=Moment(final, logits),
+        result=Snapshot(final, logits),
         images=whole.view(np.arange(len(whole.labels)), None, CPU),
         labels=whole.labels.numpy(),
         task=np.repeat(np.arange(len(test)), [len(experience.dataset) for experience in test]),
-        hidden=session.hidden,
+        hidden=process.hidden,
     )
 
 
