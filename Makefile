@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check mutants soak reports clean
+.PHONY: demo test check docs mutants soak reports clean
 
 demo: .venv/demo
 	$(BIN)/cl-bench run --methods sdlora,coda
@@ -17,6 +17,10 @@ check: .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The documentation site, in site/: open site/index.html. Any warning, such as a dead link, is an error.
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 # One-line mistakes in the maths, each of which tests must notice; in copies of the tree.
 mutants: .venv/test
@@ -48,5 +52,9 @@ reports: .venv/demo
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	touch $@ .venv/demo
 
+.venv/docs: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
 clean:
-	rm -rf .venv results/runs reports/index.html reports/tables reports/figures
+	rm -rf .venv site results/runs reports/index.html reports/tables reports/figures

@@ -24,7 +24,7 @@ Totals = Sequence[int]
 
 
 def accuracy_matrix(correct: Counts, total: Totals) -> NDArray[np.float64]:
-    """Accuracies R[t, j] = correct[t][j] / total[j], shape [stages, tasks]; NaN where there is no count or no
+    """Accuracies R[t, j] = `correct[t][j]` / `total[j]`, shape [stages, tasks]; NaN where there is no count or no
     test image.
 
     Raises:
@@ -75,7 +75,8 @@ def learning_accuracy(correct: Counts, total: Totals) -> float:
 
 
 def accuracy_curve(correct: Counts, total: Totals) -> NDArray[np.float64]:
-    """Sample-weighted top-1 over the classes seen after each stage: A_t = sum_j correct[t][j] / sum_j total[j], j seen.
+    """Sample-weighted top-1 over the classes seen after each stage t: the sum of `correct[t][j]` over the sum of
+    `total[j]`, over the tasks j seen.
 
     Source: what PILOT, InfLoRA and the SD-LoRA code report. Shape [stages].
     """
