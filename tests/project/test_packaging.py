@@ -16,6 +16,8 @@ from pathlib import Path, PurePosixPath
 import pytest
 import yaml
 from packaging.metadata import Metadata
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import cl_bench
 from tests.helpers import ROOT
@@ -157,16 +159,16 @@ def test_the_code_holds_no_symbolic_link() -> None:
     assert [line for line in tracked.splitlines() if line.startswith("120000")] == []
 
 
-def normal(name: str) -> str:
-    """A distribution's name as all spellings of it compare (PyPA's specification of names)."""
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-
 def declared(extras: set[str]) -> set[str]:
-    """Distributions that pyproject.toml asks for, with these extras."""
-    optional = PROJECT["optional-dependencies"]
-    listed = [*PROJECT["dependencies"], *(requirement for extra in extras for requirement in optional[extra])]
-    return {normal(re.match(r"[\w.-]+", requirement)[0]) for requirement in listed}  # type: ignore[index]
+    """Distributions that pyproject.toml asks for, with these extras and those that they include in turn."""
+    listed = list(PROJECT["dependencies"])
+    for extra in extras:
+        listed += PROJECT["optional-dependencies"][extra]
+    requirements = [Requirement(line) for line in listed]
+    included = {name for each in requirements if each.name == PROJECT["name"] for name in each.extras}
+    if not included <= extras:
+        return declared(extras | included)
+    return {canonicalize_name(each.name) for each in requirements} - {PROJECT["name"]}
 
 
 def imported(*folders: str) -> dict[str, set[str]]:
@@ -194,11 +196,13 @@ def test_every_import_is_declared() -> None:
     undeclared = {
         module: files
         for module, files in found.items()
-        if module not in OF_THE_HOST and known.isdisjoint(map(normal, distributions.get(module, [module])))
+        if module not in OF_THE_HOST and known.isdisjoint(map(canonicalize_name, distributions.get(module, [module])))
     }
     assert undeclared == {}
 
 
 def test_every_dependency_has_a_version_that_tests_ran_with() -> None:
-    pinned = {normal(line.partition("==")[0]) for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    pinned = {
+        canonicalize_name(line.partition("==")[0]) for line in (ROOT / "constraints.txt").read_text().splitlines()
+    }
     assert declared({"test", "ray"}) <= pinned
