@@ -49,6 +49,31 @@ def _escaped(char: str) -> str:
     return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else char.encode("unicode_escape").decode()
 
 
+def clipped(text: str, length: int = 60) -> str:
+    """A text for use inside a sentence: one printable line of at most `length` characters, the rest as `...`."""
+    text = printable(" ".join(text.split()))
+    return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
+def reason(error: BaseException) -> str:
+    """Why something failed, for use inside a sentence: the text of an error as one line of at most 200 characters.
+
+    Of an `OSError`, only the system's text: the sentence around it names the file. An error without text, or with only
+    the key that was missing, is named by its type.
+    """
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    if not text or isinstance(error, KeyError):
+        text = f"{type(error).__name__} {text}".rstrip()
+    return clipped(text, 200)
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The first error in the chain that led to this one, e.g. the refused connection behind a library's own errors."""
+    while cause := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
+        error = cause
+    return error
+
+
 def counted(number: int, one: str, many: str = "") -> str:
     """A number of things in words: `1 task`, `2 tasks`, `3 classes`.
 

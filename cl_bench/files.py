@@ -21,7 +21,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from cl_bench.errors import UserError, printable
+from cl_bench.errors import UserError, clipped, reason
 
 _NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK, errno.EACCES}
 
@@ -183,7 +183,7 @@ def parse_json(text: str, what: str) -> Any:
     except json.JSONDecodeError as error:
         raise UserError(f"{what} is no JSON: line {error.lineno}: {error.msg}") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{what} is no JSON: {_reason(error)}") from error
+        raise UserError(f"{what} is no JSON: {_fault(error)}") from error
 
 
 def parse_toml(text: str, what: str) -> dict[str, Any]:
@@ -199,7 +199,7 @@ def parse_toml(text: str, what: str) -> dict[str, Any]:
             raise UserError(f"{what}: line {1 + text.count(chr(10), 0, found.start())} has a key of 50 parts or more")
         values: dict[str, Any] = _plain(tomllib.loads(text), what)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{what} is no TOML: {_reason(error)}") from error
+        raise UserError(f"{what} is no TOML: {_fault(error)}") from error
     return values
 
 
@@ -229,14 +229,8 @@ def parse_yaml(text: str, what: str) -> Any:
         place = f"line {mark.line + 1}: " if mark else ""
         raise UserError(f"{what} is no YAML: {place}{error.problem}") from error
     except (yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"{what} is no YAML: {_reason(error)}") from error
+        raise UserError(f"{what} is no YAML: {_fault(error)}") from error
     return document.value
-
-
-def clipped(text: str, length: int = 60) -> str:
-    """A text in a sentence: as much of it as is worth reading."""
-    text = printable(" ".join(text.split()))
-    return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
 @dataclass
@@ -375,10 +369,11 @@ def _first_twice(keys: Iterable[str]) -> str:
     return next(key for key in keys if key in seen or seen.add(key))  # type: ignore[func-returns-value]
 
 
-def _reason(error: Exception) -> str:
+def _fault(error: Exception) -> str:
+    """What a parser of the standard library, or PyYAML, could not take."""
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
-    return "a number has too many digits" if "integer string conversion" in str(error) else clipped(str(error), 200)
+    return "a number has too many digits" if "integer string conversion" in str(error) else reason(error)
 
 
 def _rename_to_new(temporary: Path, path: Path) -> None:

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cl_bench.errors import UserError, unknown_name
+from cl_bench.errors import UserError, clipped, unknown_name
 from cl_bench.experiment import MAX_SEED, NAMED_ORDER, Tasks
-from cl_bench.files import clipped
 
 Parse = Callable[[str, str], Any]
 """From (what the user wrote, the option as a flag) to a value; raises UserError."""

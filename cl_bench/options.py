@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 from cl_bench import grammar
-from cl_bench.errors import UserError, unknown_name
+from cl_bench.errors import UserError, clipped, unknown_name
 from cl_bench.experiment import ImagesName, Limits, Precision, ProbeName, Scenario, Tasks
-from cl_bench.files import clipped
 from cl_bench.grammar import (
     MethodSpec,
     number_between,

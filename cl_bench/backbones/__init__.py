@@ -13,11 +13,11 @@ from cl_bench.backbones.embedded import card, names
 from cl_bench.backbones.tags import timm_tags
 
 if TYPE_CHECKING:
-    from cl_bench.backbones.loading import create, skeleton, verify, weights, weights_hash
+    from cl_bench.backbones.loading import build_backbone, skeleton, verify, weights, weights_hash
     from cl_bench.backbones.lookup import find
 
 _LAZY = {
-    **dict.fromkeys(("create", "skeleton", "verify", "weights", "weights_hash"), "cl_bench.backbones.loading"),
+    **dict.fromkeys(("build_backbone", "skeleton", "verify", "weights", "weights_hash"), "cl_bench.backbones.loading"),
     "find": "cl_bench.backbones.lookup",
 }
 
@@ -30,6 +30,6 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
-    "VIT_B16", "Backbone", "card", "create", "find", "names", "skeleton", "timm_tags", "verify", "weights",
+    "VIT_B16", "Backbone", "build_backbone", "card", "find", "names", "skeleton", "timm_tags", "verify", "weights",
     "weights_hash",
 ]  # fmt: skip

@@ -18,9 +18,8 @@ from torch import Tensor
 from cl_bench.backbones.backbone import Backbone
 from cl_bench.backbones.containers import SEPARATOR, Network, read, unreadable
 from cl_bench.backbones.layouts import NO_FEATURES, TIMM, converted
-from cl_bench.backbones.networks import build
-from cl_bench.backbones.wording import printable, reason
-from cl_bench.errors import UserError
+from cl_bench.backbones.networks import build_on_meta
+from cl_bench.errors import UserError, printable, reason
 
 _HEADS = ("head", "head_dist", "pre_logits")
 _PLAIN = {"model", "state_dict", "module", "_orig_mod"}
@@ -59,7 +58,7 @@ def from_file(backbone: Backbone, path: Path) -> Weights:
     unused = [key for key, name in names.items() if NO_FEATURES.fullmatch(name)]
     tensors = {names[key]: tensor for key, tensor in own.items() if key not in unused}
     in_file = {name: f"{network.root}{key}" for key, name in names.items()}
-    vit = build(backbone)
+    vit = build_on_meta(backbone)
     expected = vit.state_dict()
     _check_kind(backbone, path, tensors, expected, in_file)
     # DINOv2 with registers keeps a position for its class token, which goes into the token when it is converted.
@@ -173,7 +172,7 @@ def _of_grid(
     if (side, side) == vit.patch_embed.grid_size:
         return vit, None
     size = side * vit.patch_embed.patch_size[0]
-    return build(backbone, img_size=size), size
+    return build_on_meta(backbone, img_size=size), size
 
 
 def _with_grid(note: str, backbone: Backbone, vit: VisionTransformer, size: int | None) -> str:
@@ -234,7 +233,7 @@ def _google(backbone: Backbone, path: Path) -> Weights:
         # Height, width, channels and features of a kernel; of positions the order is torch's.
         shape = array.transpose(3, 2, 0, 1).shape if array.ndim == 4 else array.shape
         shapes |= {end: (key, shape) for end in shapes if key.endswith(end)}
-    vit, size = _of_grid(backbone, path, build(backbone), shapes["embedding/kernel"], shapes["pos_embedding"])
+    vit, size = _of_grid(backbone, path, build_on_meta(backbone), shapes["embedding/kernel"], shapes["pos_embedding"])
     for key, array in found.items():
         if array.dtype not in (np.float16, np.float32, np.float64):
             _refuse_numbers(path, key, f"is of type {array.dtype}")

@@ -15,8 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from cl_bench.backbones.layouts import LAYOUTS, TIMM, Layout
-from cl_bench.backbones.wording import printable, reason
-from cl_bench.errors import UserError
+from cl_bench.errors import UserError, printable, reason
 
 SEPARATOR = "::"
 """Between a file and the network in it, where it holds several."""
@@ -125,8 +124,8 @@ def _load(path: Path) -> Any:
 def _unloaded(error: Exception) -> str:
     """Why a file was not loaded; torch's own explanation fills pages."""
     alone = "where you trust it, load it in Python and save its state dict alone"
-    if asked := re.search(r"GLOBAL ([\w.]+)", str(error)):
-        return f"besides tensors it holds an object of '{asked[1]}', and no code that a file asks for is run; {alone}"
+    if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
+        return f"besides tensors it holds an object of '{refused[1]}', and no code that a file asks for is run; {alone}"
     if "TorchScript" in str(error):
         return f"it is a TorchScript program, and no program is run; {alone}"
     if isinstance(error, pickle.UnpicklingError | EOFError):

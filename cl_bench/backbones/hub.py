@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cl_bench.backbones.wording import reason
+from cl_bench.errors import reason, root_cause
 
 FILES = ("model.safetensors", "pytorch_model.bin")
 """Where weights lie in a repository of timm's, the preferred one first."""
@@ -59,7 +59,7 @@ def fetch(repository: str, name: str) -> Path:
                 if error.response.status_code not in _BUSY:
                     raise NotFetched(_why(error, repository)) from error
             except Exception as error:
-                raise NotFetched(reason(error)) from error
+                raise NotFetched(reason(root_cause(error))) from error
             amount = f" ({size / 1e6:,.1f} MB)" if size else ""
             print(f"getting the weights of '{name}'{amount} from {url}", file=sys.stderr)
             return _download(repository, file)
@@ -117,7 +117,7 @@ def _why(error: Exception, repository: str) -> str:
     if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
         error = error.__cause__
     if not isinstance(error, HfHubHTTPError):
-        return reason(error)
+        return reason(root_cause(error))
     status = f"HTTP {error.response.status_code}"
     if isinstance(error, GatedRepoError):
         return f"{status}: access is restricted; ask for it at https://huggingface.co/{repository} and set HF_TOKEN"

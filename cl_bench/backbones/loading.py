@@ -23,9 +23,8 @@ from cl_bench.backbones.checkpoints import Weights, from_file
 from cl_bench.backbones.containers import check_file
 from cl_bench.backbones.embedded import EMBEDDED, names
 from cl_bench.backbones.lookup import find
-from cl_bench.backbones.networks import build, with_random_weights
-from cl_bench.backbones.wording import printable, reason
-from cl_bench.errors import UserError
+from cl_bench.backbones.networks import build_on_meta, with_random_weights
+from cl_bench.errors import UserError, printable, reason, root_cause
 from cl_bench.randomness import seeded
 
 
@@ -67,7 +66,7 @@ def weights(backbone: Backbone) -> Mapping[str, Tensor]:
     return _weights(backbone).state
 
 
-def create(backbone: str | Backbone) -> VisionTransformer:
+def build_backbone(backbone: str | Backbone) -> VisionTransformer:
     """A fresh timm ViT without head, in fp32, with its weights, all of them trainable.
 
     Raises:
@@ -82,7 +81,7 @@ def create(backbone: str | Backbone) -> VisionTransformer:
 def skeleton(backbone: str | Backbone) -> VisionTransformer:
     """The ViT without storage, on torch's meta device: enough to build a method's model and see whether it fits."""
     found = find(backbone) if isinstance(backbone, str) else backbone
-    return build(found, img_size=found.size)
+    return build_on_meta(found, img_size=found.size)
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ def _read(backbone: Backbone, changed: tuple[int, int] | None) -> _Read:
         with seeded(("random backbone",)):
             found = Weights(with_random_weights(backbone, img_size=backbone.size).state_dict())
     state = found.state
-    native = build(backbone, **({"img_size": found.size} if found.size else {}))
+    native = build_on_meta(backbone, **({"img_size": found.size} if found.size else {}))
     if backbone.pretrained and native.patch_embed.img_size != (backbone.size, backbone.size):
         native.load_state_dict(state, assign=True)
         native.set_input_size((backbone.size, backbone.size))
@@ -181,7 +180,7 @@ def _not_here(backbone: Backbone, error: Exception) -> UserError:
     from huggingface_hub import constants
 
     cfg = get_pretrained_cfg(backbone.architecture)
-    why = str(error) if isinstance(error, hub.NotFetched) else reason(error)
+    why = str(error) if isinstance(error, hub.NotFetched) else reason(root_cause(error))
     where, source = f"in '{torch.hub.get_dir()}/checkpoints'", cfg.url
     if cfg.hf_hub_id:
         where = f"for '{cfg.hf_hub_id}' in '{constants.HF_HUB_CACHE}'"

@@ -16,7 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 from cl_bench.backbones.backbone import Backbone
 from cl_bench.backbones.containers import SEPARATOR, check_file, split_choice
 from cl_bench.backbones.embedded import EMBEDDED, names
-from cl_bench.backbones.networks import build
+from cl_bench.backbones.networks import build_on_meta
 from cl_bench.errors import UserError
 
 NORMALISE = ("checkpoint", "none")
@@ -76,7 +76,7 @@ def find(
     if normalise == "none":
         found = replace(found, mean=(0.0,) * found.channels, std=(1.0,) * found.channels)
     if size is not None and size != found.size:
-        patch = build(found).patch_embed.patch_size[0]
+        patch = build_on_meta(found).patch_embed.patch_size[0]
         if size < patch or size % patch:
             raise UserError(
                 f"'{name}' sees patches of {patch} pixels; an input of {size} pixels is no multiple of that"

@@ -11,7 +11,7 @@ from timm.models.vision_transformer import VisionTransformer
 from cl_bench.backbones.backbone import Backbone
 
 
-def build(backbone: Backbone, **options: Any) -> VisionTransformer:
+def build_on_meta(backbone: Backbone, **options: Any) -> VisionTransformer:
     """The architecture as the weights were trained, but for `options`, on the meta device."""
     with torch.device("meta"):
         return with_random_weights(backbone, weight_init="skip", **options)

@@ -27,7 +27,7 @@ from cl_bench.errors import UserError, counted, printable
 
 if TYPE_CHECKING:
     from cl_bench.streams.types import Archive, DataSet
-    from cl_bench.streams.verify import Report
+    from cl_bench.streams.verify import Verification
 
 app = typer.Typer(no_args_is_help=True, help="Data sets of your own: list, get and check them.")
 
@@ -129,12 +129,12 @@ def prepare(name: Name, root: DataRoot = None) -> None:
         if not folder.is_dir():
             raise typer.Exit(1)
     try:
-        report = verify(dataset, top, quick=True)
+        found = verify(dataset, top, quick=True)
     except UserError as error:
         err.print(f"[yellow]not ready yet:[/] {escape(str(error))}")
         raise typer.Exit(1) from error
-    _show(dataset, report, everything=False)
-    raise typer.Exit(0 if report.good else 1)
+    _show(dataset, found, everything=False)
+    raise typer.Exit(0 if found.good else 1)
 
 
 @app.command("verify", epilog="Example: cl-bench data verify cifar100 --root /data")
@@ -163,7 +163,7 @@ def verify_(
     dataset = catalogue.find(name, domains=wanted == "domain-incremental")
     with _bars("{task.completed}/{task.total} images") as bars:
         bar = bars.add_task("decoding", total=None, visible=not quick)
-        report = verify(
+        found = verify(
             dataset,
             root,
             skip_bad,
@@ -171,8 +171,8 @@ def verify_(
             quick,
             lambda done, total: bars.update(bar, completed=done, total=total),
         )
-    _show(dataset, report, everything)
-    raise typer.Exit(0 if report.good else 1)
+    _show(dataset, found, everything)
+    raise typer.Exit(0 if found.good else 1)
 
 
 class _Bar:
@@ -181,11 +181,11 @@ class _Bar:
     def __init__(self, bars: Progress, task: TaskID) -> None:
         self.bars, self.task = bars, task
 
-    def total(self, units: int | None) -> None:
-        self.bars.reset(self.task, total=units)
+    def begin(self, total: int | None) -> None:
+        self.bars.reset(self.task, total=total)
 
-    def advance(self, units: int) -> None:
-        self.bars.advance(self.task, units)
+    def advance(self, size: int) -> None:
+        self.bars.advance(self.task, size)
 
 
 def _get(dataset: DataSet, archive: Archive, folder: Path) -> None:
@@ -211,35 +211,35 @@ def _bars(note: str | None = None) -> Iterator[Progress]:
         yield bars
 
 
-def _show(dataset: DataSet, report: Report, everything: bool) -> None:
+def _show(dataset: DataSet, found: Verification, everything: bool) -> None:
     """What was found, all that is wrong named."""
-    _say(printable(f"{dataset.name} in {report.folder} ({report.layout})"))
-    images = f"{report.train:,} training and {counted(report.test, 'test image')}"
-    _say(f"{counted(report.classes, 'class')}, {images}")
-    if report.published:
+    _say(printable(f"{dataset.name} in {found.folder} ({found.layout})"))
+    images = f"{found.train:,} training and {counted(found.test, 'test image')}"
+    _say(f"{counted(found.classes, 'class')}, {images}")
+    if found.published:
         note = "as published"
     elif dataset.split_hashes:
         note = f"not {' or '.join(dataset.split_hashes)}; do not compare with results on those"
     else:
         note = "nothing published to compare with"
-    _say(f"split: {report.split} ({note})")
-    same = report.content is not None and report.content == dataset.content_hash
-    if report.content is not None:
+    _say(f"split: {found.split} ({note})")
+    same = found.content is not None and found.content == dataset.content_hash
+    if found.content is not None:
         known = "as published" if same else "expected another" if dataset.content_hash else "nothing to compare with"
-        _say(f"content: {report.content[:12]} ({known})")
-    for kind, group in groupby(report.findings, key=lambda finding: finding.kind):
-        found = list(group)
+        _say(f"content: {found.content[:12]} ({known})")
+    for kind, group in groupby(found.findings, key=lambda finding: finding.kind):
+        listed = list(group)
         if kind == "duplicate" and same and not everything:
-            _say(f"{_HEADS[kind]}: {len(found)} groups, as published (--all names them)")
+            _say(f"{_HEADS[kind]}: {len(listed)} groups, as published (--all names them)")
             continue
-        _say(f"{_HEADS[kind]}: {len(found)}{f' ({report.not_read})' if kind == 'not read' else ''}")
-        shown = found if everything else found[:_SHOWN]
+        _say(f"{_HEADS[kind]}: {len(listed)}{f' ({found.not_read})' if kind == 'not read' else ''}")
+        shown = listed if everything else listed[:_SHOWN]
         for finding in shown:
             _say(f"  {printable(finding.text)}")
-        if len(shown) < len(found):
-            _say(f"  ... and {len(found) - len(shown)} more (--all names them)")
-    faults = sum(finding.fault for finding in report.findings)
-    _say("nothing wrong" if report.good else f"{faults} fault{'s' if faults > 1 else ''}")
+        if len(shown) < len(listed):
+            _say(f"  ... and {len(listed) - len(shown)} more (--all names them)")
+    faults = sum(finding.fault for finding in found.findings)
+    _say("nothing wrong" if found.good else f"{faults} fault{'s' if faults > 1 else ''}")
 
 
 def _say(text: str) -> None:

@@ -9,8 +9,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from cl_bench.errors import UserError
-from cl_bench.files import clipped
+from cl_bench.errors import UserError, clipped
 
 
 @cache

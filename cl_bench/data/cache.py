@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from cl_bench.data.decoding import BadImage
 from cl_bench.data.images import RaggedImages, flat_pixels, window_bytes
-from cl_bench.errors import UserError
+from cl_bench.errors import UserError, reason
 from cl_bench.files import sync_folder
 
 VARIABLE = "CL_BENCH_CACHE"
@@ -39,7 +39,7 @@ _MAGIC = b"clbench\n"
 _END = struct.Struct(f"<QI{len(_MAGIC)}s")
 
 OnProgress = Callable[[int, int], None]
-"""Called with (images decoded, images in all) after each."""
+"""Called with the number of images decoded so far and the number of all images."""
 
 
 class _Damaged(Exception):
@@ -104,7 +104,7 @@ def images(
             return _read(file, count)
     except OSError as error:
         raise UserError(
-            f"decoded images cannot be kept in '{file.parent}' ({error.strerror or error}); name a folder with room in "
+            f"decoded images cannot be kept in '{file.parent}' ({reason(error)}); name a folder with room in "
             f"the environment variable {VARIABLE}, or have files decoded whenever they are read, with --images files"
         ) from error
     except _Damaged as error:

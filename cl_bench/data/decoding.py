@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from cl_bench.errors import UserError, printable
+from cl_bench.errors import UserError, printable, reason
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "PPM", "TIFF", "WEBP", "AVIF")
 """Those of Pillow that are read, whatever a file's name ends with: others are documents or run programs (EPS, PDF)."""
@@ -190,9 +190,9 @@ def _diagnosed(path: Path, error: Exception) -> BadImage:
         return BadImage(path, "zero-byte")
     if isinstance(error, UnidentifiedImageError):
         return BadImage(path, "unreadable", _what_it_is(path))
-    text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    text = reason(error)
     kind = "truncated" if "truncated" in text.lower() else "unreadable"
-    return BadImage(path, kind, printable(text))
+    return BadImage(path, kind, text)
 
 
 def _what_it_is(path: Path) -> str:

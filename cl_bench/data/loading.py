@@ -52,16 +52,16 @@ def batches(store: ImageStore, ids: NDArray[np.int64], batch_size: int, device: 
     """The images `ids` of a store, so many at a time, on a device; see `ImageStore`."""
     images = store.images
     chunks = [ids[start : start + batch_size] for start in range(0, len(ids), batch_size)]
-    if isinstance(images, np.ndarray | RaggedImages) and (kept := _on_device(store, images, device)) is not None:
-        yield from _resident(images, kept, ids, batch_size)
+    if isinstance(images, np.ndarray | RaggedImages) and (pixels := _on_device(store, images, device)) is not None:
+        yield from _resident(images, pixels, ids, batch_size)
     elif isinstance(images, RaggedImages):
         yield from _sent(images, ids, chunks, device)
     elif isinstance(images, ImageFiles) and _decodes_jpeg(device):
-        for read in _ahead(lambda chunk: _read(images, chunk), chunks, device):
+        for read in _prefetched(lambda chunk: _read(images, chunk), chunks, device):
             yield _decoded(read, device)
     else:
         # Also of an array that somebody watches (see `audit.observation.Counted`): nothing is read past it.
-        for found in _ahead(lambda chunk: images[chunk], chunks, device):
+        for found in _prefetched(lambda chunk: images[chunk], chunks, device):
             if isinstance(found, list):
                 yield [to_device(torch.from_numpy(image), device).permute(2, 0, 1) for image in found]
             else:
@@ -70,7 +70,7 @@ def batches(store: ImageStore, ids: NDArray[np.int64], batch_size: int, device: 
 
 # --- stored images ---------------------------------------------------------------------------------------------
 
-_kept: WeakKeyDictionary[ImageStore, dict[torch.device, Tensor | None]] = WeakKeyDictionary()
+_resident_pixels: WeakKeyDictionary[ImageStore, dict[torch.device, Tensor | None]] = WeakKeyDictionary()
 
 
 def _on_device(store: ImageStore, images: NDArray[np.uint8] | RaggedImages, device: torch.device) -> Tensor | None:
@@ -78,15 +78,15 @@ def _on_device(store: ImageStore, images: NDArray[np.uint8] | RaggedImages, devi
     pixels = images.flat if isinstance(images, RaggedImages) else images
     if device.type != "cuda":
         return torch.from_numpy(pixels)
-    kept = _kept.setdefault(store, {})
+    resident = _resident_pixels.setdefault(store, {})
     # `cuda` and `cuda:0` may be one device.
     device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
-    if device not in kept:
+    if device not in resident:
         free, _ = torch.cuda.mem_get_info(device)
         # Kept for training as well, whoever asks first.
         with torch.inference_mode(False):
-            kept[device] = torch.from_numpy(pixels).to(device) if pixels.nbytes <= SHARE * free else None
-    return kept[device]
+            resident[device] = torch.from_numpy(pixels).to(device) if pixels.nbytes <= SHARE * free else None
+    return resident[device]
 
 
 def _resident(
@@ -116,7 +116,7 @@ def _sent(
     size = len(chunks[0]) if chunks else 1
     starts = images.window * (np.arange(len(ids)) % size)
     places = _places(images, starts, ids, size, device)
-    for batch, (offsets, heights, widths) in zip(_ahead(filled, chunks, device), places, strict=True):
+    for batch, (offsets, heights, widths) in zip(_prefetched(filled, chunks, device), places, strict=True):
         yield Packed(to_device(batch, device).flatten(), offsets, heights, widths, *images.sides)
 
 
@@ -129,7 +129,7 @@ def _places(
         yield batch.unbind(0)
 
 
-def _ahead(work: Callable[[T], R], items: Iterable[T], device: torch.device) -> Iterator[R]:
+def _prefetched(work: Callable[[T], R], items: Iterable[T], device: torch.device) -> Iterator[R]:
     """`map` in a thread, some items ahead of who takes them; on the CPU, whose cores are taken, when they are."""
     if device.type != "cuda":
         yield from map(work, items)

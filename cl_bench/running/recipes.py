@@ -18,9 +18,9 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cl_bench.contract.registry import MethodEntry
-from cl_bench.errors import UserError, unknown_name
+from cl_bench.errors import UserError, clipped, unknown_name
 from cl_bench.experiment import Scalar, Value
-from cl_bench.files import clipped, parse_toml, read_text, write_atomically
+from cl_bench.files import parse_toml, read_text, write_atomically
 from cl_bench.streams import Benchmark
 
 HEADER = """\

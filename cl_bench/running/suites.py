@@ -7,8 +7,8 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
-from cl_bench.errors import UserError, naming, unknown_name
-from cl_bench.files import clipped, parse_yaml, read_text
+from cl_bench.errors import UserError, clipped, naming, unknown_name
+from cl_bench.files import parse_yaml, read_text
 from cl_bench.options import RunOptions
 
 

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
-from cl_bench.errors import UserError
+from cl_bench.errors import UserError, reason
 from cl_bench.streams.archive_members import Limits, Member, Refused, members
-from cl_bench.streams.transfer import SILENT, Progress, locked
+from cl_bench.streams.transfer import SILENT, TransferProgress, locked
 
 _CHUNK = 1 << 16
 _DAMAGE = (
@@ -34,7 +34,7 @@ _DAMAGE = (
 """What the readers of the standard library raise; some of it only for archives that no tool writes."""
 
 
-def unpack(archive: Path, folder: Path, *, progress: Progress = SILENT) -> None:
+def unpack(archive: Path, folder: Path, *, progress: TransferProgress = SILENT) -> None:
     """Unpack a zip or tar archive (plain, gz, bz2 or xz, told by its content) so that it can do no harm.
 
     All goes to a temporary folder first, which becomes `folder` when everything is there. If there is a folder, what
@@ -60,7 +60,7 @@ def unpack(archive: Path, folder: Path, *, progress: Progress = SILENT) -> None:
         raw = archive.open("rb")
     except OSError as error:
         raise UserError(
-            f"'{archive}' cannot be read ({error.strerror or error}); name the archive that you downloaded"
+            f"'{archive}' cannot be read ({reason(error)}); name the archive that you downloaded"
         ) from error
     with raw:
         try:
@@ -79,15 +79,14 @@ def unpack(archive: Path, folder: Path, *, progress: Progress = SILENT) -> None:
             if error.filename is None and error.errno in (None, errno.EINVAL):
                 raise _damaged(archive, error) from error
             raise UserError(
-                f"'{archive}' cannot be unpacked to '{folder}' ({error.strerror or error}); "
+                f"'{archive}' cannot be unpacked to '{folder}' ({reason(error)}); "
                 "make room, or choose a folder that you may write to"
             ) from error
 
 
 def _damaged(archive: Path, error: Exception) -> UserError:
     return UserError(
-        f"'{archive}' is truncated, damaged or neither zip nor tar ({str(error) or type(error).__name__}); "
-        "delete it and get it again"
+        f"'{archive}' is truncated, damaged or neither zip nor tar ({reason(error)}); delete it and get it again"
     )
 
 
@@ -99,7 +98,7 @@ def _place(folder: Path) -> Path:
     return parent
 
 
-def _unpack(raw: IO[bytes], work: Path, folder: Path, progress: Progress) -> None:
+def _unpack(raw: IO[bytes], work: Path, folder: Path, progress: TransferProgress) -> None:
     if work.exists():
         # Of a process that was killed, as the lock is ours.
         shutil.rmtree(work)
@@ -115,10 +114,10 @@ def _unpack(raw: IO[bytes], work: Path, folder: Path, progress: Progress) -> Non
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _extract(raw: IO[bytes], top: Path, progress: Progress) -> None:
+def _extract(raw: IO[bytes], top: Path, progress: TransferProgress) -> None:
     """Write all members below `top`, an empty folder."""
     size, done = os.fstat(raw.fileno()).st_size, 0
-    progress.total(size)
+    progress.begin(size)
 
     def tick() -> None:
         nonlocal done

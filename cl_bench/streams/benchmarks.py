@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cl_bench.data import cache as decoded
+from cl_bench.data import cache as image_cache
 from cl_bench.data.cache import OnProgress
 from cl_bench.data.decoding import BadImage, shrunk, size_of
 from cl_bench.data.images import ImageFiles, ImageStore
@@ -89,7 +89,7 @@ class Benchmark:
         source = _source(self.name, self.data)
         if storage == "files" or not isinstance(source.train.images, ImageFiles):
             return source
-        return _kept(self.name, storage, self.data, on_progress)
+        return _decoded_source(self.name, storage, self.data, on_progress)
 
     def remarks(self) -> list[str]:
         """What the user should know of the data set, though nothing is wrong: files that are not read, images left out,
@@ -132,7 +132,7 @@ class Benchmark:
             return "memory"
         if images == "files":
             return "files"
-        if images == "auto" and _small_and_alike(self.name, self.data, decoded.folder(), short):
+        if images == "auto" and _small_and_alike(self.name, self.data, image_cache.folder(), short):
             return "memory"
         return f"resized:{short}"
 
@@ -333,22 +333,22 @@ def _load(name: str, data: DataConfig) -> Source:
     return Source(store(0), store(1), listing.classes, known)
 
 
-_stored: dict[tuple[str, Storage, DataConfig, Path], Source] = {}
+_decoded_sources: dict[tuple[str, Storage, DataConfig, Path], Source] = {}
 
 
-def _kept(name: str, storage: Storage, data: DataConfig, on_progress: OnProgress) -> Source:
+def _decoded_source(name: str, storage: Storage, data: DataConfig, on_progress: OnProgress) -> Source:
     """A data set of files with its images decoded, from the cache."""
-    key = (name, storage, data, decoded.folder())
-    if key not in _stored:
+    key = (name, storage, data, image_cache.folder())
+    if key not in _decoded_sources:
         source, listing = _source(name, data), _listing(name, data)
         first, total = len(source.train), len(source.train) + len(source.test)
-        train = _kept_part(name, "train", storage, source.train, listing.train, lambda n: on_progress(n, total))
-        test = _kept_part(name, "test", storage, source.test, listing.test, lambda n: on_progress(first + n, total))
-        _stored[key] = replace(source, train=train, test=test)
-    return _stored[key]
+        train = _decoded_part(name, "train", storage, source.train, listing.train, lambda n: on_progress(n, total))
+        test = _decoded_part(name, "test", storage, source.test, listing.test, lambda n: on_progress(first + n, total))
+        _decoded_sources[key] = replace(source, train=train, test=test)
+    return _decoded_sources[key]
 
 
-def _kept_part(
+def _decoded_part(
     name: str,
     part: str,
     storage: Storage,
@@ -368,7 +368,7 @@ def _kept_part(
             yield found
 
     file = _cached(name, part, storage, store)
-    images = decoded.images(file, len(store), decode, lambda done, total: on_decoded(done))
+    images = image_cache.images(file, len(store), decode, lambda done, total: on_decoded(done))
     if kind != "memory":
         return replace(store, images=images)
     if (images.sizes != images.sizes[0]).any():
@@ -378,7 +378,7 @@ def _kept_part(
 
 def _cached(name: str, part: str, storage: Storage, store: ImageStore) -> Path:
     assert isinstance(store.images, ImageFiles)
-    return decoded.cache_path(name, part, storage, store.names, store.images.paths)
+    return image_cache.cache_path(name, part, storage, store.names, store.images.paths)
 
 
 @cache
@@ -390,7 +390,7 @@ def _small_and_alike(name: str, data: DataConfig, cache_folder: Path, short: int
     size = size_of(paths[0])
     if min(size) > short:
         return False
-    if all(decoded.is_there(_cached(name, part, "memory", store)) for part, store in parts.items()):
+    if all(image_cache.is_there(_cached(name, part, "memory", store)) for part, store in parts.items()):
         # What has been found of these files before.
         return True
     return all(size_of(path) == size for path in paths)

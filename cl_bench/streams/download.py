@@ -17,9 +17,9 @@ from pydantic import BaseModel, ConfigDict
 from urllib3.exceptions import HTTPError
 
 from cl_bench import __version__
-from cl_bench.errors import UserError
+from cl_bench.errors import UserError, reason, root_cause
 from cl_bench.files import write_atomically
-from cl_bench.streams.transfer import SILENT, Progress, locked
+from cl_bench.streams.transfer import SILENT, TransferProgress, locked
 
 _CHUNK = 1 << 16
 _LONGEST_WAIT = 60.0
@@ -34,7 +34,7 @@ def download(
     size: int | None = None,
     checksum: str | None = None,
     page: str | None = None,
-    progress: Progress = SILENT,
+    progress: TransferProgress = SILENT,
     waits: Sequence[float] = (1.0, 3.0, 10.0),
     timeout: float = 30.0,
     sleep: Callable[[float], None] = time.sleep,
@@ -79,16 +79,15 @@ def download(
                 job.get()
     except OSError as error:
         raise UserError(
-            f"'{target}' cannot be written ({error.strerror or error}); "
-            "make room, or choose a folder that you may write to"
+            f"'{target}' cannot be written ({reason(error)}); make room, or choose a folder that you may write to"
         ) from error
 
 
 class _Dropped(Exception):
     """A request failed in a way that another may not; `wait` is how many seconds the server asks to be left alone."""
 
-    def __init__(self, reason: str, wait: float = 0.0) -> None:
-        super().__init__(reason)
+    def __init__(self, why: str, wait: float = 0.0) -> None:
+        super().__init__(why)
         self.wait = wait
 
 
@@ -115,7 +114,7 @@ class _Download:
     size: int | None
     checksum: str | None
     page: str | None
-    progress: Progress
+    progress: TransferProgress
     waits: Sequence[float]
     timeout: float
     sleep: Callable[[float], None]
@@ -132,7 +131,7 @@ class _Download:
         if not self.target.is_file() or self._fault(self.target):
             return False
         length = self.target.stat().st_size
-        self.progress.total(length)
+        self.progress.begin(length)
         self.progress.advance(length)
         return True
 
@@ -176,9 +175,9 @@ class _Download:
                 if length > furthest:
                     failures, furthest = 0, length
                 if failures == len(self.waits):
-                    kept = f"; {length} bytes are kept in '{self.part}' for the next time" if length else ""
+                    saved = f"; {length} bytes are kept in '{self.part}' for the next time" if length else ""
                     raise UserError(
-                        f"'{self.url}' cannot be downloaded ({dropped}){kept}; check the connection and try again, "
+                        f"'{self.url}' cannot be downloaded ({dropped}){saved}; check the connection and try again, "
                         f"or {self._by_hand()}"
                     ) from dropped
                 self.sleep(max(self.waits[failures], dropped.wait))
@@ -196,7 +195,7 @@ class _Download:
         total = self.size if self.size is not None else known and known.total
         if have and have == total:
             self.pieced = True
-            self.progress.total(total)
+            self.progress.begin(total)
             self.progress.advance(have)
             return
         headers = {"User-Agent": f"cl-bench/{__version__}", "Accept-Encoding": "identity"}
@@ -229,9 +228,9 @@ class _Download:
             requests.exceptions.ChunkedEncodingError,
             HTTPError,
         ) as error:
-            raise _Dropped(_reason(error)) from error
+            raise _Dropped(reason(root_cause(error))) from error
         except (OSError, ValueError) as error:
-            raise UserError(f"'{self.url}' cannot be downloaded ({error}); {self._by_hand()}") from error
+            raise UserError(f"'{self.url}' cannot be downloaded ({reason(error)}); {self._by_hand()}") from error
 
     def _receive(self, response: requests.Response, have: int, total: int | None) -> None:
         """Add the body to the `have` bytes in the part; the server says that `total` will be all."""
@@ -252,7 +251,7 @@ class _Download:
         if not have:
             # After all reasons to refuse: an answer of the wrong length must not cost what has come before.
             self._begin(response)
-        self.progress.total(whole)
+        self.progress.begin(whole)
         self.progress.advance(have)
         length = have
         with self.part.open("ab") as file:
@@ -313,7 +312,7 @@ def _chunks(response: requests.Response) -> Iterator[bytes]:
     try:
         yield from response.raw.stream(_CHUNK, decode_content=False)
     except (HTTPError, OSError) as error:
-        raise _Dropped(_reason(error)) from error
+        raise _Dropped(reason(root_cause(error))) from error
 
 
 def _rest(response: requests.Response, have: int, known: _Version | None) -> _Version | None:
@@ -337,11 +336,3 @@ def _number(text: str | None) -> int | None:
 
 def _status(code: int) -> str:
     return f"HTTP {code} {http.client.responses.get(code, '')}".rstrip()
-
-
-def _reason(error: BaseException) -> str:
-    """The innermost cause, which is the one that a person can do something about."""
-    while cause := error.__cause__ or error.__context__:
-        error = cause
-    text = error.strerror if isinstance(error, OSError) else None
-    return text or str(error) or type(error).__name__

@@ -33,15 +33,12 @@ def look_at(path: Path) -> BadImage | None:
     return None if status.st_size else BadImage(path, "zero-byte")
 
 
-def for_each_image(
-    entries: Sequence[Entry], use: Callable[[Entry, NDArray[np.uint8]], T], done: Callable[[int], None] = lambda n: None
-) -> Iterator[T | BadImage]:
+def for_each_image(entries: Sequence[Entry], use: Callable[[Entry, NDArray[np.uint8]], T]) -> Iterator[T | BadImage]:
     """Decode the files of all entries in threads.
 
     Args:
         entries: with paths.
         use: called with each image.
-        done: told how many images more have been read.
 
     Yields:
         What `use` returned, or what is wrong with the image, in the order of the entries.
@@ -64,7 +61,6 @@ def for_each_image(
         try:
             chunks = [entries[start : start + _CHUNK] for start in range(0, len(entries), _CHUNK)]
             for results in pool.map(work, chunks):
-                done(len(results))
                 yield from results
         finally:
             pool.shutdown(cancel_futures=True)

@@ -161,5 +161,5 @@ def build(
     )
     streams = avalanche.streams
     labels = label_of_class[source.train.targets]
-    kept = tuple(tuple(int(label) for label in np.unique(labels[ids])) for ids in train_ids)
-    return TaskStream(streams["train"], streams["test"], streams["joint"], classes, kept, domains[:length])
+    task_labels = tuple(tuple(int(label) for label in np.unique(labels[ids])) for ids in train_ids)
+    return TaskStream(streams["train"], streams["test"], streams["joint"], classes, task_labels, domains[:length])

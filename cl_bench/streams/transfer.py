@@ -1,4 +1,4 @@
-"""What downloads and unpacking share: telling how far they are, and keeping other processes out."""
+"""What downloads and unpacking share: progress reports, and a lock against other processes."""
 
 from __future__ import annotations
 
@@ -12,35 +12,39 @@ from filelock import FileLock, Timeout
 from cl_bench.errors import UserError
 
 
-class Progress(Protocol):
-    """Told how far a download or an unpacking is, in bytes (of the archive, when one is unpacked)."""
+class TransferProgress(Protocol):
+    """Receives the progress of a download or an unpacking, in bytes; those of the archive when one is unpacked."""
 
-    def total(self, units: int | None) -> None:
-        """The work begins, or begins anew, from zero; `units` is all of it, None if nobody knows."""
+    def begin(self, total: int | None) -> None:
+        """The transfer starts, or starts over, at zero of `total` bytes; None if the size is unknown."""
 
-    def advance(self, units: int) -> None:
-        """So much more is done; what an earlier call has left counts too, right after `total`."""
+    def advance(self, size: int) -> None:
+        """`size` more bytes are done; bytes left by an earlier download are reported right after `begin`."""
 
 
 class _Silent:
     """Shows nothing."""
 
-    def total(self, units: int | None) -> None:
+    def begin(self, total: int | None) -> None:
         pass
 
-    def advance(self, units: int) -> None:
+    def advance(self, size: int) -> None:
         pass
 
 
-SILENT: Progress = _Silent()
+SILENT: TransferProgress = _Silent()
 
 
 @contextmanager
 def locked(lock: Path, what: str) -> Iterator[None]:
-    """Keep other processes out; the lock goes with the process, however that ends.
+    """Hold a lock against other processes; it is released when this process ends, however that happens.
+
+    Args:
+        lock: path of the lock file.
+        what: the file or folder that is being written, for the message.
 
     Raises:
-        UserError: another process is in.
+        UserError: another process holds the lock.
     """
     try:
         held = FileLock(lock).acquire(blocking=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from cl_bench.data.cache import OnProgress
 from cl_bench.data.decoding import KINDS, BadImage
 from cl_bench.errors import UserError
 from cl_bench.streams.catalogue import class_faults, domain_faults, locate, read, split_of, without
@@ -19,9 +20,8 @@ from cl_bench.streams.image_files import for_each_image, look_at
 from cl_bench.streams.readers.folders import by_ending
 from cl_bench.streams.types import DataSet, Listing
 
-Progress = Callable[[int, int], None]
-"""Told how many images have been read, and of how many."""
 _STEP = 1000
+"""Images between two reports of progress."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Report:
+class Verification:
     """What a copy of a data set was found to be.
 
     Attributes:
@@ -76,15 +76,15 @@ def verify(
     skip_bad: bool = False,
     split_list: Path | None = None,
     quick: bool = False,
-    progress: Progress = lambda done, total: None,
-) -> Report:
+    on_progress: OnProgress = lambda done, total: None,
+) -> Verification:
     """Look at everything.
 
     Args:
         root, split_list: as for `catalogue.load`.
         skip_bad: images that cannot be read are no fault, as a run with `--skip-bad` leaves them out.
         quick: do not decode; images that are missing or empty are found nevertheless.
-        progress: told how far the decoding is.
+        on_progress: called with the images decoded and the images in all, after every 1,000.
 
     Raises:
         UserError: the data set is not there or has no known layout.
@@ -97,15 +97,15 @@ def verify(
     if quick:
         looks = [look_at(entry.path) if entry.path else None for entry in entries]
     else:
-        looks = list(_digests(listing, progress))
+        looks = list(_digests(listing, on_progress))
     bad = [found for found in looks if isinstance(found, BadImage)]
     digests = [(entry.label, found) for entry, found in zip(entries, looks, strict=True) if isinstance(found, str)]
     content = content_hash(digests) if len(digests) == len(entries) else None
 
     findings = list(_counts(dataset, listing, published))
-    kept = without(listing, {found.path for found in bad}) if skip_bad else listing
-    findings += [Finding("classes", text) for text in class_faults(dataset, kept)]
-    findings += _domains(dataset, kept)
+    remaining = without(listing, {found.path for found in bad}) if skip_bad else listing
+    findings += [Finding("classes", text) for text in class_faults(dataset, remaining)]
+    findings += _domains(dataset, remaining)
     findings += [Finding("empty", str(path), False) for path in listing.empty]
     # By kind, as they are shown.
     bad.sort(key=lambda found: KINDS.index(found.kind))
@@ -119,7 +119,7 @@ def verify(
     findings += [Finding("file", text, False) for text in _other_files(dataset, folder)]
     sizes = len(listing.classes), len(listing.train), len(listing.test)
     not_read = by_ending(listing.not_read, folder)
-    return Report(folder, listing.layout, *sizes, split, published, content, tuple(findings), not_read)
+    return Verification(folder, listing.layout, *sizes, split, published, content, tuple(findings), not_read)
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def pixel_digest(pixels: NDArray[Any]) -> str:
     return digest.hexdigest()
 
 
-def _digests(listing: Listing, progress: Progress) -> Iterator[str | BadImage]:
+def _digests(listing: Listing, on_progress: OnProgress) -> Iterator[str | BadImage]:
     """The digest of each image, training part first, or what is wrong with it."""
     entries = listing.train + listing.test
     if listing.pixels is None:
@@ -179,7 +179,7 @@ def _digests(listing: Listing, progress: Progress) -> Iterator[str | BadImage]:
         found = (pixel_digest(image) for part in listing.pixels for image in part)
     for number, digest in enumerate(found, start=1):
         if number % _STEP == 0 or number == len(entries):
-            progress(number, len(entries))
+            on_progress(number, len(entries))
         yield digest
 
 

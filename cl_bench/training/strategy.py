@@ -77,7 +77,7 @@ class ContinualStrategy(PhaseLoop):
             raise ValueError(f"{type(self.method).__name__} must know the number of tasks: pass num_tasks")
         if num_tasks is not None:
             self.method.check(num_tasks)
-        vit = backbones.create(backbone) if isinstance(backbone, str | Backbone) else backbone
+        vit = backbones.build_backbone(backbone) if isinstance(backbone, str | Backbone) else backbone
         if not isinstance(vit, VisionTransformer):
             raise UserError(
                 f"backbone {type(vit).__name__} is no timm VisionTransformer; create one with timm.create_model, "

@@ -155,7 +155,7 @@ def test_a_connection_that_is_reset_is_made_again(
     hub: Hub, weights: dict[str, torch.Tensor], refused: Callable[[], str]
 ) -> None:
     hub.store.answers = [("reset", 100_000)] * 3
-    assert "(ReadError: " in refused() and len(hub.store.asked) == 3 and blobs(hub) == []
+    assert "(Connection reset by peer)" in refused() and len(hub.store.asked) == 3 and blobs(hub) == []
     hub.store.answers = [("reset", 100_000)] * 2
     assert backbones.verify(TAG).weights == backbones.weights_hash(weights)
 
@@ -192,4 +192,4 @@ def test_without_a_network_the_command_says_one_sentence_at_once(
     template = f"{nobody}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     outcome = cl_bench("run", "--methods", "simplecil", "--backbone", TAG)
-    assert_refused(outcome, "(ConnectError: ", "Connection refused)", "--checkpoint FILE", *backbones.names())
+    assert_refused(outcome, "Connection refused)", "--checkpoint FILE", *backbones.names())

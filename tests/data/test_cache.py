@@ -53,7 +53,7 @@ def read(folder: Path, storage: str) -> tuple[Source, int]:
     """The data as a new process would have it, and how many images were decoded for that."""
     for once in (benchmarks._source, benchmarks._listing, benchmarks._small_and_alike):
         once.cache_clear()
-    benchmarks._stored.clear()
+    benchmarks._decoded_sources.clear()
     decoded = 0
 
     def told(done: int, total: int) -> None:

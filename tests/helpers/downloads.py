@@ -130,20 +130,20 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
 
-class Told:
-    """A progress that adds up."""
+class RecordedProgress:
+    """Records the totals and the units of a download or an unpacking."""
 
     def __init__(self) -> None:
         self.totals: list[int | None] = []
         self.done = 0
 
-    def total(self, units: int | None) -> None:
-        self.totals.append(units)
+    def begin(self, total: int | None) -> None:
+        self.totals.append(total)
         self.done = 0
 
-    def advance(self, units: int) -> None:
-        assert units >= 0
-        self.done += units
+    def advance(self, size: int) -> None:
+        assert size >= 0
+        self.done += size
 
 
 def files_in(folder: Path) -> list[str]:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from cl_bench.streams.types import DataSet, Listing
-from cl_bench.streams.verify import Report
+from cl_bench.streams.verify import Verification
 from tests.helpers import trees
 
 LAYOUTS: dict[str, tuple[Callable[[Path], Path], DataSet]] = {
@@ -41,5 +41,5 @@ def names_of(listing: Listing) -> tuple[list[str], list[str]]:
     return [entry.name for entry in listing.train], [entry.name for entry in listing.test]
 
 
-def kinds(report: Report) -> Counter[str]:
-    return Counter(finding.kind for finding in report.findings)
+def kinds(verification: Verification) -> Counter[str]:
+    return Counter(finding.kind for finding in verification.findings)

@@ -18,15 +18,15 @@ from hypothesis import strategies as st
 from cl_bench.errors import UserError
 from cl_bench.streams import archives
 from tests.helpers.archives import KINDS, SMALL, Entry, Make, Tree, packed, planted, tree_in
-from tests.helpers.downloads import Told, files_in
+from tests.helpers.downloads import RecordedProgress, files_in
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_archive_is_unpacked(tmp_path: Path, make: Make, kind: str) -> None:
-    archive, told = make(kind, planted(SMALL)), Told()
-    archives.unpack(archive, tmp_path / "new" / "out", progress=told)
+    archive, progress = make(kind, planted(SMALL)), RecordedProgress()
+    archives.unpack(archive, tmp_path / "new" / "out", progress=progress)
     assert tree_in(tmp_path / "new") == {f"out/{name}": data for name, data in SMALL.items()}
-    assert (told.totals, told.done) == ([archive.stat().st_size], archive.stat().st_size)
+    assert (progress.totals, progress.done) == ([archive.stat().st_size], archive.stat().st_size)
     for path in (tmp_path / "new").rglob("*"):
         plain = tmp_path / ("plain-folder" if path.is_dir() else "plain-file")
         plain.mkdir(exist_ok=True) if path.is_dir() else plain.touch()
@@ -34,13 +34,13 @@ def test_an_archive_is_unpacked(tmp_path: Path, make: Make, kind: str) -> None:
 
 
 def test_the_members_of_a_zip_in_any_order(tmp_path: Path) -> None:
-    archive, told = tmp_path / "set.zip", Told()
+    archive, progress = tmp_path / "set.zip", RecordedProgress()
     with zipfile.ZipFile(archive, "w") as file:
         for name in "abc":
             file.writestr(name, name * 1000)
         file.filelist.reverse()
-    archives.unpack(archive, tmp_path / "out", progress=told)
-    assert told.done == archive.stat().st_size
+    archives.unpack(archive, tmp_path / "out", progress=progress)
+    assert progress.done == archive.stat().st_size
     assert tree_in(tmp_path / "out") == {name: name.encode() * 1000 for name in "abc"}
 
 

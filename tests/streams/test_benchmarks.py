@@ -71,7 +71,7 @@ def test_a_run_reads_what_was_decoded_before(cl_bench: Cli, tree: Path) -> None:
     from cl_bench.streams import benchmarks
 
     benchmarks._source.cache_clear()
-    benchmarks._stored.clear()
+    benchmarks._decoded_sources.clear()
     outcome = cl_bench(*command, "simplecil", "--force")
     assert outcome.code == 0, outcome
     assert cl_bench(*command, "simplecil", "--images", "files").code == 2

@@ -14,18 +14,18 @@ import pytest
 
 from cl_bench.errors import UserError
 from cl_bench.streams import download
-from tests.helpers.downloads import CONTENT, MD5, OTHER, PAGE, QUICK, SHA256, Site, Told, files_in, lay_part
+from tests.helpers.downloads import CONTENT, MD5, OTHER, PAGE, QUICK, SHA256, RecordedProgress, Site, files_in, lay_part
 
 
 @pytest.mark.parametrize("length", ["header", "chunks", "close"])
 @pytest.mark.parametrize("checksum", [None, SHA256, MD5, SHA256.upper()])
 def test_a_download_is_whole(tmp_path: Path, site: Site, length: Any, checksum: str | None) -> None:
     site.length = length
-    told, target = Told(), tmp_path / "new" / "deep" / "set.bin"
-    download.download(site.url, target, size=len(CONTENT), checksum=checksum, progress=told, **QUICK)
+    progress, target = RecordedProgress(), tmp_path / "new" / "deep" / "set.bin"
+    download.download(site.url, target, size=len(CONTENT), checksum=checksum, progress=progress, **QUICK)
     assert target.read_bytes() == CONTENT
     assert files_in(target.parent) == ["set.bin"]
-    assert (told.totals, told.done) == ([len(CONTENT)], len(CONTENT))
+    assert (progress.totals, progress.done) == ([len(CONTENT)], len(CONTENT))
     assert site.seen[0]["Accept-Encoding"] == "identity"
 
 
@@ -64,13 +64,13 @@ def test_a_dropped_connection_is_taken_up_where_it_broke(
 ) -> None:
     site.length = length
     site.answers = [("bytes", 100_000), ("bytes", 0), ("bytes", 0), ("bytes", 100_000), ("bytes", 0), ("bytes", 0)]
-    told, target = Told(), tmp_path / "set.bin"
-    download.download(site.url, target, progress=told, **known, **QUICK)
+    progress, target = RecordedProgress(), tmp_path / "set.bin"
+    download.download(site.url, target, progress=progress, **known, **QUICK)
     assert target.read_bytes() == CONTENT
     once, twice = "bytes=100000-", "bytes=200000-"
     assert site.asked == [None, once, once, once, twice, twice, twice]
     assert [headers.get("If-Range") for headers in site.seen] == [None, *['"one"'] * 6]
-    assert told.done == len(CONTENT)
+    assert progress.done == len(CONTENT)
     assert files_in(tmp_path) == ["set.bin"]
 
 
@@ -121,22 +121,22 @@ def test_a_part_of_a_killed_process_is_taken_up(tmp_path: Path, site: Site, how:
     site.hold = None
     length = part.stat().st_size
     assert length == 3 << 16
-    told = Told()
-    download.download(site.url, target, checksum=SHA256, progress=told, **QUICK)
+    progress = RecordedProgress()
+    download.download(site.url, target, checksum=SHA256, progress=progress, **QUICK)
     assert target.read_bytes() == CONTENT
     assert site.asked == [None, f"bytes={length}-"]
-    assert told.done == len(CONTENT)
+    assert progress.done == len(CONTENT)
     assert files_in(tmp_path) == ["set.bin"]
 
 
 def test_a_server_without_ranges_sends_all_again(tmp_path: Path, site: Site) -> None:
     site.ranges = "none"
     site.answers = [("bytes", 100_000)]
-    told = Told()
-    download.download(site.url, tmp_path / "set.bin", checksum=SHA256, progress=told, **QUICK)
+    progress = RecordedProgress()
+    download.download(site.url, tmp_path / "set.bin", checksum=SHA256, progress=progress, **QUICK)
     assert (tmp_path / "set.bin").read_bytes() == CONTENT
     assert site.asked == [None, "bytes=100000-"]
-    assert (told.totals, told.done) == ([len(CONTENT)] * 2, len(CONTENT))
+    assert (progress.totals, progress.done) == ([len(CONTENT)] * 2, len(CONTENT))
 
 
 def test_a_server_that_sends_another_part_is_not_believed(tmp_path: Path, site: Site) -> None:

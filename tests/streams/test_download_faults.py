@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from cl_bench.errors import UserError
 from cl_bench.streams import download
-from tests.helpers.downloads import CONTENT, MD5, OTHER, PAGE, QUICK, SHA256, Site, Told, files_in, lay_part
+from tests.helpers.downloads import CONTENT, MD5, OTHER, PAGE, QUICK, SHA256, RecordedProgress, Site, files_in, lay_part
 
 
 @pytest.mark.parametrize("before", [None, b"older"])
@@ -45,7 +45,7 @@ def test_what_came_in_one_piece_and_is_wrong_is_not_asked_for_again(tmp_path: Pa
 
 
 def test_a_file_that_changes_while_it_is_got_is_asked_for_once_more_only(tmp_path: Path, site: Site) -> None:
-    class Change(Told):
+    class Change(RecordedProgress):
         def advance(self, units: int) -> None:
             super().advance(units)
             site.etag, site.content = '"two"', OTHER
@@ -74,10 +74,10 @@ def test_an_answer_of_the_wrong_length_costs_nothing(tmp_path: Path, site: Site)
 @pytest.mark.parametrize("length", ["chunks", "close"])
 def test_an_answer_longer_than_expected_is_cut_off(tmp_path: Path, site: Site, length: Any) -> None:
     site.length = length
-    told = Told()
+    progress = RecordedProgress()
     with pytest.raises(UserError, match="more than 1000 bytes, expected 1000"):
-        download.download(site.url, tmp_path / "set.bin", size=1000, progress=told, **QUICK)
-    assert told.done < len(CONTENT)
+        download.download(site.url, tmp_path / "set.bin", size=1000, progress=progress, **QUICK)
+    assert progress.done < len(CONTENT)
     assert files_in(tmp_path) == []
 
 
@@ -158,10 +158,10 @@ def test_what_is_no_checksum(tmp_path: Path, checksum: str) -> None:
 @pytest.mark.parametrize("known", [{}, {"size": len(CONTENT)}, {"checksum": SHA256}, {"checksum": MD5}])
 def test_what_is_there_and_right_is_not_asked_for(tmp_path: Path, site: Site, known: dict[str, Any]) -> None:
     (tmp_path / "set.bin").write_bytes(CONTENT)
-    told = Told()
-    download.download(site.url, tmp_path / "set.bin", progress=told, **known, **QUICK)
+    progress = RecordedProgress()
+    download.download(site.url, tmp_path / "set.bin", progress=progress, **known, **QUICK)
     assert site.seen == []
-    assert (told.totals, told.done) == ([len(CONTENT)], len(CONTENT))
+    assert (progress.totals, progress.done) == ([len(CONTENT)], len(CONTENT))
 
 
 @pytest.mark.parametrize("known", [{"size": len(CONTENT)}, {"checksum": SHA256}])

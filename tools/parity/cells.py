@@ -68,7 +68,7 @@ class Cell:
 
     def vit(self) -> Any:
         """A fresh timm ViT with the weights, of our environment's timm."""
-        return backbones.create(self.run.backbone)
+        return backbones.build_backbone(self.run.backbone)
 
 
 def load(run: PlannedRun) -> Cell:
@@ -85,7 +85,7 @@ def load(run: PlannedRun) -> Cell:
     source = streams.find(experiment.benchmark).source(experiment.storage)
     stream = build(source, experiment.tasks, experiment.class_order, experiment.transforms, experiment.limits)
     (train, train_labels), (test, test_labels) = (_arrays(part) for part in (stream.train, stream.test))
-    vit = backbones.create(run.backbone)
+    vit = backbones.build_backbone(run.backbone)
     patch = vit.patch_embed
     shape = {
         "img_size": patch.img_size[0],

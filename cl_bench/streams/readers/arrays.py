@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cl_bench.errors import UserError
+from cl_bench.errors import UserError, reason
 from cl_bench.streams.archive_members import most_bytes
 from cl_bench.streams.readers.layouts import Layout, tree_tops
 from cl_bench.streams.readers.splits import SplitList
@@ -50,14 +50,14 @@ def _unpickle(path: Path) -> dict[str, Any]:
             content = _Unpickler(file, encoding="latin1").load()
     except Exception as error:
         # A damaged pickle can raise anything.
-        raise _no_cifar(path, str(error) or type(error).__name__) from error
+        raise _no_cifar(path, reason(error)) from error
     if not isinstance(content, dict):
         raise _no_cifar(path, "it holds no dict")
     return content
 
 
-def _no_cifar(path: Path, reason: str) -> UserError:
-    return UserError(f"'{path}' is not as in cifar-100-python ({reason}); unpack the official archive again")
+def _no_cifar(path: Path, why: str) -> UserError:
+    return UserError(f"'{path}' is not as in cifar-100-python ({why}); unpack the official archive again")
 
 
 def cifar_pickles(folder: Path, split: SplitList | None) -> Listing | None:
@@ -138,7 +138,7 @@ def _idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     except FileNotFoundError as error:
         raise UserError(f"'{path}' is missing; all four idx files are needed") from error
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"'{path}' is damaged ({error}); get it again") from error
+        raise UserError(f"'{path}' is damaged ({reason(error)}); get it again") from error
     if len(content) != count:
         raise damaged
     return np.frombuffer(content, np.uint8).reshape(sizes)

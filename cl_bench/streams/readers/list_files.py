@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cl_bench.errors import UserError, counted
-from cl_bench.files import LIST_BYTES, clipped, parse_json, parse_yaml, read_text
+from cl_bench.errors import UserError, clipped, counted
+from cl_bench.files import LIST_BYTES, parse_json, parse_yaml, read_text
 
 PARTS = ("train", "test", "val")
 TEXTS = (".txt", ".yaml", ".yml")

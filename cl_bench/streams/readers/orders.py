@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from cl_bench.errors import UserError
-from cl_bench.files import clipped, parse_yaml, read_text
+from cl_bench.errors import UserError, clipped
+from cl_bench.files import parse_yaml, read_text
 
 _LIST = re.compile(r"(?:\s*#.*\n)*\s*(?:[\w ]+[:=]\s*)?\[")
 """The beginning of a list, alone or behind a name: `class_order = [`."""

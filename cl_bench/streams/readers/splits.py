@@ -8,8 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cl_bench.errors import UserError, counted
-from cl_bench.files import clipped
+from cl_bench.errors import UserError, clipped, counted
 from cl_bench.streams.readers.list_files import TABLES, TEXTS, Listed, read_part, read_parts
 
 

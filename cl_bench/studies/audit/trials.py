@@ -58,7 +58,7 @@ class Slice:
         experiment = run.experiment
         return cls(
             source=streams.find(experiment.benchmark, run.data).source(experiment.storage),
-            backbone=partial(backbones.create, run.backbone),
+            backbone=partial(backbones.build_backbone, run.backbone),
             tasks=experiment.num_tasks,
             order=experiment.class_order,
             transforms=experiment.transforms,
