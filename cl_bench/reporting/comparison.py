@@ -1,4 +1,4 @@
-"""Rows against each other on the seeds and class orders that they share: tables, ranks, and inside each seed."""
+"""Paired comparisons of rows on common seeds and class orders: tables of tests, ranks, and per-seed bootstraps."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from cl_bench.stats import Equivalence, Paired
 from cl_bench.store import Arrays, DamagedRecord, Store
 
 Block = tuple[int, str]
-"""A seed and a class order."""
+"""A seed and a class order: two rows are compared on the blocks for which both have a run."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A row compared with another, in percent or percentage points.
+    """Comparison of two rows, in percent or percentage points.
 
     Attributes:
-        row, other: differences are row minus other.
-        holm: the p-value corrected for all comparisons made together; None without a test.
-        equivalence: None unless a margin was asked for.
-        blocks: what they share.
+        row, other: labels of the rows; differences are `row` minus `other`.
+        holm: p-value with Holm's correction over all pairs that were tested together; None without a test.
+        equivalence: None unless a margin was given.
+        blocks: the blocks for which both rows have a run.
     """
 
     row: str
@@ -44,7 +44,7 @@ class Pair:
 
 
 def values(section: Section, metric: str) -> pd.DataFrame:
-    """A metric of every run, in percent: blocks x rows, NaN where a row has no run or the metric is not defined."""
+    """A metric of every run in percent, shape [blocks, rows]; NaN without a run or where the metric is undefined."""
     found = {
         label: {
             (run.record.experiment.seed, run.record.experiment.class_order): 100
@@ -57,7 +57,7 @@ def values(section: Section, metric: str) -> pd.DataFrame:
 
 
 def why_undefined(section: Section, row: str, metric: str) -> str:
-    """Why no run of a row has this metric, in words; empty if one has."""
+    """Reason why the metric is undefined for every run of a row; empty if it is defined for one."""
     runs, kind = section.rows[row], metrics.METRICS[metric]
     if any(np.isfinite(metrics.value(metric, run.record.correct, run.record.total)) for run in runs):
         return ""
@@ -69,25 +69,25 @@ def why_undefined(section: Section, row: str, metric: str) -> str:
 def against(
     section: Section, baseline: str, rows: Sequence[str] = (), metric: str = "acc", margin: float | None = None
 ) -> list[Pair]:
-    """Each of the rows (all others if none are named) against the baseline, with Holm's correction over them."""
+    """Compare rows (by default all) with a baseline, with Holm's correction over these comparisons."""
     table = values(section, metric)
     chosen = [row for row in _rows_to_compare(section, baseline, rows) if row in table]
     return _compared(table, [(row, baseline) for row in chosen], metric, margin)
 
 
 def _rows_to_compare(section: Section, baseline: str, rows: Sequence[str]) -> list[str]:
-    """What is to be compared with the baseline, each once: a second time would count as a test in the correction."""
+    """Rows to compare with the baseline, without duplicates: each would count as another test in the correction."""
     return [row for row in dict.fromkeys(rows or section.rows) if row != baseline]
 
 
 def pairwise(section: Section, metric: str = "acc") -> list[Pair]:
-    """All pairs of rows, with Holm's correction over all of them."""
+    """Compare all pairs of rows, with Holm's correction over all of them."""
     table = values(section, metric)
     return _compared(table, list(combinations(table.columns, 2)), metric, None)
 
 
 def _compared(table: pd.DataFrame, pairs: Sequence[tuple[str, str]], metric: str, margin: float | None) -> list[Pair]:
-    """The pairs that share a block."""
+    """Compare the pairs that have a block in common; others are left out."""
     higher = metrics.METRICS[metric].higher
     columns = {row: table[row].to_numpy(dtype=np.float64) for row in table}
     blocks = list(table.index)
@@ -115,11 +115,12 @@ def text_table(
     margin: float | None = None,
     folders: Sequence[Path] = (),
 ) -> TextTable | None:
-    """The comparison with a baseline as a table; None if no row shares a block with it.
+    """Build the table of comparisons with a baseline; None if no row has a block in common with it.
 
     Args:
-        margin: also test equivalence within so many points.
-        folders: the stores with the predictions, to compare inside each seed as well; none: not.
+        margin: in percentage points: also test equivalence within this margin.
+        folders: results folders with the stored predictions: also compare on the same images, seed by seed. Without
+            folders there is no such column.
     """
     pairs = sorted(against(section, baseline, rows, metric, margin), key=lambda pair: -pair.result.difference.mean)
     if not pairs:
@@ -206,7 +207,7 @@ def _notes(pairs: Sequence[Pair], metric: str, margin: float | None) -> list[str
         f"Difference: mean over {runs} of the same seed and class order ± half-width of its 95 % "
         "Student-t interval; p: paired t test, two-sided.",
         f"p (Holm): corrected for the {counted(tests, 'test')} of this table; effect: Cohen's d of the "
-        "differences with Hedges' correction, from 3 pairs on.",
+        "differences with Hedges' correction, for 3 pairs or more.",
     ]
     single = [pair.row for pair in pairs if len(pair.blocks) == 1]
     if single:
@@ -214,16 +215,14 @@ def _notes(pairs: Sequence[Pair], metric: str, margin: float | None) -> list[str
         notes.append(f"One pair: no interval and no test{who}.")
     constant = [pair.row for pair in pairs if len(pair.blocks) > 1 and pair.result.p is None]
     if constant:
-        notes.append(f"The same difference in every pair, so no spread to test it against: {', '.join(constant)}.")
+        notes.append(f"Same difference in every pair, so no variance for a test: {', '.join(constant)}.")
     if any(1 < count <= 5 for count in counts):
-        notes.append(
-            "With 5 pairs or fewer no signed-rank test can reach p = 0.05 (0.0625 at best): there is none here."
-        )
+        notes.append("No signed-rank test is shown: with 5 pairs or fewer it cannot reach p = 0.05 (0.0625 at best).")
     if margin is not None:
         points = f"{margin:g} point{'' if margin == 1 else 's'}"
         notes.append(
-            f"within {margin:g}: two one-sided tests (TOST) of a difference below {points}, at the 5 % level, "
-            "each row for itself; 'not shown' does not mean different."
+            f"within {margin:g}: equivalence within {points}, by two one-sided tests (TOST) at the 5 % level, not "
+            "corrected for the number of rows; 'not shown' does not mean different."
         )
     return notes
 
@@ -231,26 +230,29 @@ def _notes(pairs: Sequence[Pair], metric: str, margin: float | None) -> list[str
 def _about_samples(unseen: int, blocks: int) -> list[str]:
     notes = [
         "On the same images: difference in final accuracy on one seed, with the 95 % percentile interval of a "
-        "paired bootstrap over the test images of each task; it covers the choice of images, not that of seeds."
+        "paired bootstrap over the test images of each task; the interval covers the choice of images, not of seeds."
     ]
     if unseen:
-        notes.append(f"Without stored predictions of the same images: {unseen} of {counted(blocks, 'pair')} of runs.")
+        notes.append(f"No stored predictions on the same images: {unseen} of {counted(blocks, 'pair')} of runs.")
     return notes
 
 
 def _left_out(section: Section, baseline: str, rows: Sequence[str], pairs: Sequence[Pair]) -> list[str]:
-    """A note on the rows that were asked for but share no run with the baseline for which the metric is defined."""
+    """A note on requested rows that have no block in common with the baseline on which the metric is defined."""
     compared = {pair.row for pair in pairs}
     missing = [row for row in _rows_to_compare(section, baseline, rows) if row not in compared]
     if not missing:
         return []
-    return [f"No run of the same seed and class order with this metric, so not compared: {', '.join(missing)}."]
+    return [
+        "Not compared, because no run with a seed and class order of the baseline defines the metric: "
+        f"{', '.join(missing)}."
+    ]
 
 
 def _on_same_images(
     section: Section, pair: Pair, names: Mapping[Block, str], folders: Sequence[Path]
 ) -> list[tuple[dict[str, float], str]]:
-    """The comparison on the same test images of each shared block, after the last task: numbers, and a text."""
+    """Comparison on the same test images after the last task, per common block: numbers for the CSV, and a text."""
     found = []
     runs = {label: {_block(run): run for run in section.rows[label]} for label in (pair.row, pair.other)}
     for block in pair.blocks:
@@ -273,7 +275,7 @@ def _on_same_images(
 
 
 def _names(pairs: Sequence[Pair]) -> dict[Block, str]:
-    """Blocks by their seed, and by their class order too where a table has several with the same seed."""
+    """Names of blocks: the seed, with the class order if the table has several blocks of that seed."""
     blocks = sorted({block for pair in pairs for block in pair.blocks})
     uses = Counter(seed for seed, _ in blocks)
     return {(seed, order): f"{seed}" if uses[seed] == 1 else f"{seed} {order_text(order)}" for seed, order in blocks}
@@ -284,7 +286,7 @@ def _block(run: Run) -> Block:
 
 
 def _arrays(run: Run, folders: Sequence[Path]) -> Arrays | None:
-    """The stored predictions of a run; None if no folder has them."""
+    """Stored predictions of a run, from the first folder that has them undamaged; None if there is none."""
     for folder in folders:
         store = Store(folder)
         if store.json_path(run.record.experiment).exists():
@@ -296,9 +298,10 @@ def _arrays(run: Run, folders: Sequence[Path]) -> Arrays | None:
 
 
 def ranks(sections: Sequence[Section], metric: str = "acc") -> Chart | None:
-    """Average ranks over all blocks of all whole protocols; None unless three rows are complete on ten blocks.
+    """Critical-difference diagram: average ranks over the blocks of all protocols that are not cut-down trials.
 
-    Rows that learn all tasks at once (joint training) are left out.
+    Rows that learn all tasks at once (joint training) are left out. None unless at least three rows have runs on the
+    same ten blocks.
     """
     tables = {}
     for section in sections:
@@ -308,7 +311,8 @@ def ranks(sections: Sequence[Section], metric: str = "acc") -> Chart | None:
             tables[section.protocol.digest] = values(section, metric)[sequential]
     table = pd.concat(tables) if tables else pd.DataFrame()
     best: pd.DataFrame | None = None
-    # Rows with few runs must not cost the others their blocks: take the largest complete part, row by row.
+    # A row with few runs must not remove blocks from the others: add rows, those with most runs first, as long as
+    # enough blocks are complete.
     for row in table.notna().sum().sort_values(ascending=False, kind="stable").index:
         wider = table[[*(best.columns if best is not None else []), row]].dropna()
         if len(wider) >= stats.FEWEST_BLOCKS:
@@ -319,21 +323,22 @@ def ranks(sections: Sequence[Section], metric: str = "acc") -> Chart | None:
     used = len({digest for digest, *_ in best.index})
     note = (
         f"average rank by {metric} over {ranking.blocks} blocks (stream x seed) of {counted(used, 'protocol')}; "
-        f"bars: not told apart by Nemenyi's test at 5 %; Friedman p: {probability(ranking.p)}"
+        f"bars: no significant difference by Nemenyi's test at 5 %; Friedman p: {probability(ranking.p)}"
     )
     panel = Ranks("", tuple(ranking.ranks.items()), ranking.groups, note)
     caption = (
         f"Average ranks (1 is best) of {len(ranking.ranks)} rows over {ranking.blocks} blocks, each a stream with one "
-        "seed and class order; rows that a bar joins cannot be told apart (Nemenyi's test at 5 %; Demsar, JMLR 2006)."
+        "seed and class order; rows joined by a bar do not differ significantly (Nemenyi's test at 5 %; Demsar, JMLR "
+        "2006)."
     )
     return Chart("ranks", "Critical differences", caption, (panel,))
 
 
 def signed(number: float) -> str:
-    """With its sign, a true minus."""
+    """Format with two decimals and a sign; minus is the typographic one."""
     return f"{number:+.2f}".replace("-", "−")
 
 
 def probability(p: float | None) -> str:
-    """A p-value as papers print it."""
+    """Format a p-value with three decimals, or as `<0.001`."""
     return DASH if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"

@@ -1,7 +1,7 @@
-"""The page of a report: one HTML file that holds everything it shows and asks the network for nothing.
+"""The page of a report: one self-contained HTML file that needs no network.
 
-The tables are in the HTML, so that they can be read without a script; data for sorting, details and plots is one block
-of JSON, from which the script (`templates/page.js`) builds the rest.
+The tables are plain HTML, readable without JavaScript. One block of JSON holds the data for sorting, details and plots,
+which the script (`templates/page.js`) builds from it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from cl_bench.reporting.text_tables import TextTable
 from cl_bench.stats import summarise
 
 _MAX_ROWS_IN_PAIRS = 45
-"""Rows of a protocol up to which the page holds all pairs of them."""
+"""Largest number of rows for which the page shows all pairs."""
 
 
 def render(
@@ -45,16 +45,17 @@ def render(
     places: Mapping[str, str],
     runs: Sequence[Run],
 ) -> str:
-    """The page as HTML.
+    """Render the page as HTML.
 
     Args:
-        sections, built: per protocol, in the same order; those of trials (cut-down streams) come last on the page.
-        charts: by slug of the protocol and name.
-        papers, figures: tables of papers with our numbers beside them; their figures, and those over all protocols.
+        sections, built: per protocol, in the same order; cut-down trials come last on the page.
+        charts: by slug of the protocol and name of the chart.
+        papers: tables of papers.
+        figures: figures of papers, and figures over all protocols.
         damaged: one sentence per result file that was skipped.
-        command: the command line that makes this report.
-        places: folder of each origin, for the command that repeats a run.
-        runs: all there are, also such as only serve as references (see `intransigence.references`).
+        command: command line that makes this report.
+        places: path of the results folder by origin, for the command that repeats a run.
+        runs: all runs, including those that only serve as references (see `intransigence.references`).
     """
     environment = Environment(
         loader=PackageLoader("cl_bench.reporting"),
@@ -76,6 +77,7 @@ def render(
             for name, (title, description, higher) in _METRICS.items()
         },
         "columns": TABLE_METRICS,
+        "costs": COST_COLUMNS,
         "protocols": [_protocol(section, table, numbers) for section, table in zip(sections, built, strict=True)],
         **_runs(sections, places),
         "charts": {
@@ -129,19 +131,19 @@ def _source(name: str) -> str:
 
 
 def _plotly() -> str:
-    """plotly.js, as it comes with the package of that name."""
+    """The source of plotly.js, from the Python package plotly."""
     from plotly.offline import get_plotlyjs
 
-    # Nothing in it may end the element that it stands in.
+    # The source must not end the script element around it.
     return get_plotlyjs().replace("</script", "<\\/script")
 
 
 def _json(data: object) -> Markup:
-    """JSON that can stand in a script element: no text of a result file can end it."""
+    """JSON for a script element, escaped so that no text from a result file can end the element."""
     text = json.dumps(data, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
-    # Halves of characters, as damaged names of files may have, are no UTF-8.
+    # Lone surrogates, which occur in damaged file names, cannot be encoded as UTF-8.
     return Markup(text.encode("utf-8", "backslashreplace").decode())
 
 
@@ -149,7 +151,7 @@ _METRICS = {name: (m.title, m.description, m.higher) for name, m in metrics.METR
 
 
 def _protocol(section: Section, table: ResultTable, numbers: pd.DataFrame) -> dict[str, Any]:
-    """What the script must know of a protocol."""
+    """The data of a protocol for the script."""
     protocol = section.protocol
     return {
         "slug": section.slug,
@@ -187,9 +189,9 @@ def _row(row: ResultRow, runs: Sequence[Run], numbers: pd.DataFrame) -> dict[str
 
 
 def _pairs(section: Section, labels: Sequence[str]) -> list[list[float | int | str | None]] | None:
-    """Every pair of rows by place: a, b, difference in final accuracy, half-width, p, p (Holm), wins, ties, losses.
+    """All pairs of rows: indices of both, difference in final accuracy, half-width, p, p (Holm), wins, ties, losses.
 
-    None: more rows than `_MAX_ROWS_IN_PAIRS`, which the page says instead.
+    None if there are more than `_MAX_ROWS_IN_PAIRS` rows; the page then says so.
     """
     if len(labels) > _MAX_ROWS_IN_PAIRS:
         return None
@@ -203,7 +205,7 @@ def _pairs(section: Section, labels: Sequence[str]) -> list[list[float | int | s
 
 
 def _runs(sections: Sequence[Section], places: Mapping[str, str]) -> dict[str, Any]:
-    """All runs by key; what many of them share (experiment, hyper-parameters, environment) stands once."""
+    """All runs by key; settings common to many runs (experiment, hyper-parameters, environment) are stored once."""
     shared: dict[str, int] = {}
     texts: list[dict[str, str]] = []
 
@@ -222,7 +224,7 @@ def _runs(sections: Sequence[Section], places: Mapping[str, str]) -> dict[str, A
             runs[record.key] = {
                 "label": run.label,
                 "seed": experiment.seed,
-                "order": experiment.class_order if len(experiment.class_order) < 60 else "a list of its own",
+                "order": experiment.class_order if len(experiment.class_order) < 60 else "explicit list",
                 "acc": _rounded(100 * metrics.acc(record.correct, record.total)),
                 "minutes": _rounded(record.seconds / 60),
                 "finished": f"{record.finished:%Y-%m-%d %H:%M} UTC" if record.finished else "",
@@ -238,12 +240,12 @@ def _runs(sections: Sequence[Section], places: Mapping[str, str]) -> dict[str, A
 
 
 def _quoted(path: str) -> str:
-    """A path as a shell takes it."""
+    """Quote a path for a shell."""
     return path if re.fullmatch(r"[\w./~+-]+", path) else "'" + path.replace("'", "'\\''") + "'"
 
 
 def _experiment(run: Run) -> dict[str, Value]:
-    """What a run was, without its seed, class order and hyper-parameters."""
+    """The experiment of a run without seed, class order and hyper-parameters."""
     experiment = run.record.experiment
     return {
         "method": experiment.method,
@@ -256,7 +258,7 @@ def _experiment(run: Run) -> dict[str, Value]:
 
 
 def _conditions(protocol: Protocol) -> dict[str, str]:
-    """The protocol in full."""
+    """All fields of a protocol, in words."""
     return {
         "benchmark": f"{protocol.benchmark}, {protocol.scenario}, {protocol.shape}",
         "split": protocol.split,
@@ -269,7 +271,7 @@ def _conditions(protocol: Protocol) -> dict[str, str]:
 
 
 def _details(section: Section) -> dict[str, str]:
-    """The protocol in full, and the versions and hardware of its runs; where they differ, all values."""
+    """All fields of the protocol, and versions and hardware of its runs; all values where runs differ."""
     found: dict[str, set[str]] = {}
     for run in section.runs:
         for name, value in run.record.environment.items():
@@ -279,7 +281,7 @@ def _details(section: Section) -> dict[str, str]:
 
 
 def _breakable(label: str) -> Markup:
-    """A label that a narrow page may break between its options."""
+    """A label with optional line breaks between its options, for narrow screens."""
     return Markup(re.sub(r"([\[,])", r"\1<wbr>", str(escape(label))))
 
 

@@ -1,4 +1,4 @@
-"""The charts of one protocol that everyone asks for, as data."""
+"""The standard charts of one protocol, as data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cl_bench.reporting.runs import Run, Section
 from cl_bench.stats import Summary, summarise, summarise_curves
 
 MAX_DRAWN = 12
-"""So many rows at most in a chart that cannot hold all: those of the best final accuracy."""
+"""Limit of the rows in a chart that cannot show all of them; those with the best final accuracy are drawn."""
 _BANDS = "Means over runs; bands and bars are 95 % Student-t intervals of the mean."
 NAMES = {
     "accuracy": "accuracy over the classes seen so far",
@@ -26,15 +26,12 @@ NAMES = {
     "loss": "training loss along the stream",
     "cost": "accuracy against seconds, parameters, memory and FLOPs",
 }
-"""The charts of `standard`."""
+"""The charts of `standard`, with a title for lists of figures."""
 RunsByRow = Mapping[str, Sequence[Run]]
 
 
 def standard(section: Section) -> dict[str, Chart]:
-    """All charts by name that the runs of a protocol allow.
-
-    Their names are among those in `NAMES`; there is no chart where nothing learns task by task.
-    """
+    """All charts that the runs of a protocol allow, by name (see `NAMES`); none if no row learns task by task."""
     best = sorted(section.rows, key=lambda label: (-_final(section.rows[label]), label))
     at_once = section.ceilings
     sequential = {label: section.rows[label] for label in best if label not in at_once}
@@ -63,9 +60,9 @@ def _matrix_of(run: Run) -> NDArray[np.float64]:
 
 
 def _note(rows: RunsByRow) -> str:
-    """A sentence if there are more rows than are drawn."""
+    """A sentence on the rows that are not drawn; empty if all are."""
     left = len(rows) - MAX_DRAWN
-    return f" Drawn: the {MAX_DRAWN} rows of the best final accuracy, without {left} more." if left > 0 else ""
+    return f" Only the {MAX_DRAWN} rows with the best final accuracy are drawn; {left} are not." if left > 0 else ""
 
 
 # --- curves ----------------------------------------------------------------------------------------------------
@@ -74,13 +71,13 @@ def _note(rows: RunsByRow) -> str:
 def _accuracy(sequential: RunsByRow, ceilings: RunsByRow) -> Chart:
     levels = tuple((label, summarise([_acc(run) for run in runs])) for label, runs in ceilings.items())
     panel = Lines("", "tasks learned", "top-1 accuracy, %", _lines(sequential, metrics.accuracy_curve), levels)
-    ceiling = " Dashed without markers: training on all tasks at once." if levels else ""
+    ceiling = " Dashed lines without markers: training on all tasks at once." if levels else ""
     caption = f"Accuracy over the classes seen so far.{ceiling} {_BANDS}{_note(sequential)}"
     return Chart("accuracy", "Accuracy so far", caption, (panel,), MAX_DRAWN)
 
 
 def _forgetting(rows: RunsByRow) -> Chart | None:
-    """From the second task on: before it there is nothing to forget."""
+    """Average forgetting after each task, from the second on; None if only one task is learned."""
     lines = _lines(rows, metrics.forgetting_curve, first=2)
     if not lines[0].x:
         return None
@@ -90,7 +87,7 @@ def _forgetting(rows: RunsByRow) -> Chart | None:
 
 
 def _lines(rows: RunsByRow, curve: Callable[..., NDArray[np.float64]], first: int = 1) -> tuple[Line, ...]:
-    """A curve in percent against tasks learned, for each row, from so many tasks on."""
+    """A curve in percent against tasks learned, for each row, starting at `first` tasks."""
     lines = []
     for label, runs in rows.items():
         values = [100 * curve(run.record.correct, run.record.total)[first - 1 :] for run in runs]
@@ -100,7 +97,7 @@ def _lines(rows: RunsByRow, curve: Callable[..., NDArray[np.float64]], first: in
 
 
 def _retention(rows: RunsByRow) -> Chart | None:
-    """Accuracy lost k tasks after a task was learned, mean over all tasks that are so old."""
+    """Accuracy change k tasks after a task was learned, averaged over all tasks of that age."""
 
     def curve(run: Run) -> NDArray[np.float64]:
         accuracy = _matrix_of(run)
@@ -114,13 +111,13 @@ def _retention(rows: RunsByRow) -> Chart | None:
         lines.append(Line(label, tuple(range(len(points))), tuple(points)))
     if len(lines[0].x) < 2:
         return None
-    caption = "Change of the accuracy on a task since it was learned, averaged over all tasks that are so old."
+    caption = "Change of the accuracy on a task since it was learned, averaged over all tasks of that age."
     panel = Lines("", "tasks learned since", "change of accuracy, points", tuple(lines))
     return Chart("retention", "Retention", f"{caption} {_BANDS}{_note(rows)}", (panel,), MAX_DRAWN)
 
 
 def _tasks(rows: RunsByRow, tasks: int = 10) -> Chart:
-    """Small multiples: how the accuracy on each task goes on."""
+    """Small multiples: the accuracy on each task after every later stage."""
     panels: list[Panel] = []
     length = 0
     for label, runs in rows.items():
@@ -132,8 +129,8 @@ def _tasks(rows: RunsByRow, tasks: int = 10) -> Chart:
             for j in range(min(tasks, length))
         )  # fmt: skip
         panels.append(Lines(label, "tasks learned", "accuracy on the task, %", lines))
-    first = f" The first {tasks} of {length} tasks." if length > tasks else ""
-    caption = "Accuracy on each task from when it was learned on, dark to light in the order of the tasks."
+    first = f" Only the first {tasks} of {length} tasks are shown." if length > tasks else ""
+    caption = "Accuracy on each task from the stage that learned it; the first task is darkest, the last lightest."
     text = f"{caption}{first} Means over runs.{_note(rows)}"
     return Chart("tasks", "Forgetting, task by task", text, tuple(panels), MAX_DRAWN)
 
@@ -159,27 +156,27 @@ def _matrix(rows: RunsByRow) -> Chart:
 
 
 def _loss(rows: RunsByRow) -> Chart | None:
-    """Mean training loss of every epoch over the whole stream, a panel per row that has recorded it."""
+    """Mean training loss of every epoch along the stream, a panel per row with a recorded loss."""
     panels = []
     for label, runs in rows.items():
         traces = [trace for run in runs if (trace := _trace(run))]
         places = {tuple(stage for stage, _ in trace) for trace in traces}
-        # Runs that were trained for other numbers of epochs have no mean.
+        # No mean is defined over runs with different numbers of epochs.
         if len(places) == 1:
             points = summarise_curves([[loss for _, loss in trace] for trace in traces])
             panels.append(Lines(label, "tasks", "training loss", (Line(label, _places(places.pop()), tuple(points)),)))
     if not panels:
         return None
     caption = (
-        "Mean training loss of every epoch, in the order of training, with the epochs of each task spread over its "
-        "place; it rises where a new task begins. Losses of methods differ in what they add to the cross-entropy."
+        "Mean training loss of every epoch; the epochs of task t are spread evenly between t − 1 and t, and "
+        "the loss rises where a new task begins. Losses of methods differ in the terms added to the cross-entropy."
     )
     note = _note({panel.title: [] for panel in panels})
     return Chart("loss", "Learning curves", f"{caption} {_BANDS}{note}", tuple(panels), MAX_DRAWN)
 
 
 def _trace(run: Run) -> list[tuple[int, float]]:
-    """Stage and loss of every epoch; none where a loss was not finite, or the table of that name is a method's own."""
+    """Stage and loss of every epoch; empty if a loss was not finite, or if the method itself traces a `loss` table."""
     rows = [(row.get("stage"), row.get("loss")) for row in run.record.traces.get("loss", [])]
     found = [
         (stage, float(loss))
@@ -190,7 +187,7 @@ def _trace(run: Run) -> list[tuple[int, float]]:
 
 
 def _places(stages: Sequence[int]) -> tuple[float, ...]:
-    """Where each epoch lies: those of stage t evenly between t and t + 1."""
+    """Position of each epoch on the x axis: the epochs of stage t (from 0) lie evenly between t and t + 1."""
     counts, done = Counter(stages), Counter[int]()
     places = []
     for stage in stages:
@@ -220,15 +217,15 @@ def _stability(rows: RunsByRow) -> Chart | None:
 
 _COSTS: tuple[tuple[str, Callable[[Run], float], bool], ...] = (
     ("seconds", lambda run: run.record.seconds, True),
-    ("numbers trained", lambda run: float(max(run.record.trainable, default=0)), False),
+    ("parameters trained", lambda run: float(max(run.record.trainable, default=0)), False),
     ("peak memory, MiB", lambda run: run.record.peak_memory_bytes / 2**20, True),
     ("GFLOPs per prediction", lambda run: run.record.flops_per_image / 1e9, False),
 )
-"""What a run costs: unit, value, and whether it depends on the hardware."""
+"""Costs of a run: unit, value, and whether it depends on the hardware."""
 
 
 def _cost(rows: RunsByRow) -> Chart:
-    """Final accuracy against each cost; what costs nothing (trains no number) has no place on a logarithmic axis."""
+    """Final accuracy against each cost; rows of cost 0 (no trained parameter) cannot be on the logarithmic axis."""
     accuracies = {label: summarise([_acc(run) for run in runs]) for label, runs in rows.items()}
     eligible = {label for label, runs in rows.items() if runs[0].sequential and not runs[0].record.experiment.leaky}
     hardware, comparable = _hardware(rows)
@@ -241,20 +238,21 @@ def _cost(rows: RunsByRow) -> Chart:
             front = _front([point for point in points if point.label in eligible])
             panels.append(Scatter("", unit, "final accuracy, %", points, log=True, front=front))
     caption = (
-        "Final accuracy against wall seconds of training and evaluation of one run, the most numbers trained in any "
-        "stage, peak memory of the device (of the process on a CPU), and floating-point operations of one prediction. "
-        "The line joins what nothing beats at less cost (Pareto front)"
+        "Final accuracy against wall-clock seconds of training and evaluation of one run, the largest number of "
+        "parameters trained in any stage, peak memory of the device (of the process on a CPU), and floating-point "
+        "operations of one prediction. The line is the Pareto front: rows more accurate than all rows of equal or "
+        "lower cost"
     )
     if left := sorted(rows.keys() - eligible):
-        caption += f", without rows that see all tasks at once or the other samples of a batch: {', '.join(left)}"
-    caption += f". Seconds and memory are those on {hardware}"
+        caption += f", not counting rows that see all tasks at once or other samples of a batch: {', '.join(left)}"
+    caption += f". Seconds and memory were measured on {hardware}"
     if left := sorted(rows.keys() - comparable):
-        caption += f"; not all runs were made there of {', '.join(left)}"
+        caption += f", without rows that also ran on other hardware: {', '.join(left)}"
     return Chart("cost", "Accuracy against cost", f"{caption}. {_BANDS}", tuple(panels))
 
 
 def _hardware(rows: RunsByRow) -> tuple[str, set[str]]:
-    """The kind of device with the most runs, and the rows that have run nowhere else."""
+    """The device with the most runs, and the rows all of whose runs were made on it."""
     used = {label: [run.hardware for run in runs] for label, runs in rows.items()}
     count = Counter(device for devices in used.values() for device in devices)
     most = min(count, key=lambda device: (-count[device], device))
@@ -266,7 +264,7 @@ def _acc(run: Run) -> float:
 
 
 def _front(points: Sequence[Point]) -> tuple[str, ...]:
-    """Labels of the points that are better than all that cost no more, from cheap to dear."""
+    """Labels of the points with a higher y than every point of equal or lower x, sorted by x."""
     front: list[Point] = []
     for point in sorted(points, key=lambda point: (point.x.mean, -point.y.mean)):
         if not front or point.y.mean > front[-1].y.mean:

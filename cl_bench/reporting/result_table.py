@@ -1,4 +1,4 @@
-"""The result table of a protocol, built once as data."""
+"""Result tables: one per protocol, as data that every output format shares."""
 
 from __future__ import annotations
 
@@ -20,12 +20,18 @@ from cl_bench.stats import Summary, summarise
 
 TABLE_METRICS = ("acc", "aaa", "forgetting")
 """The metrics (see `cl_bench.metrics.METRICS`) that have a column, after the method's and before `COST_COLUMNS`."""
-COST_COLUMNS = ("seeds", "minutes", "trainable", "tuning")
+COST_COLUMNS: Mapping[str, str] = {
+    "seeds": "number of different seeds",
+    "minutes": "wall time of training and evaluation of one run, comparable only on the same hardware",
+    "trainable": "largest number of parameters trained in any stage",
+    "tuning": "minutes of all runs of the hyper-parameter search",
+}
+"""The last columns of a table, with a description of each."""
 HEADER = ("method", *(metrics.METRICS[name].title for name in TABLE_METRICS), *COST_COLUMNS)
 LEAKY_MARK = DAGGER
-"""Marks rows whose samples see their batch."""
+"""Marks rows whose predictions depend on other samples of the batch."""
 MIXED_MARK = DOUBLE_DAGGER
-"""Marks rows with a run that went on in another environment."""
+"""Marks rows with a run that was resumed in another environment."""
 
 
 @dataclass(frozen=True)
@@ -33,17 +39,17 @@ class ResultRow:
     """One method in one configuration, over its seeds.
 
     Attributes:
-        metrics: by name, each of `TABLE_METRICS` as a fraction; None where undefined (tasks not learned in turn).
-        minutes: wall minutes of training and evaluation of one run.
-        trainable: the most numbers trained in any stage.
-        tuning_trials, tuning_minutes: settings tried to find the hyper-parameters, and minutes of all their runs.
-        seeds, class_orders: of the runs, in the same order.
-        origins: names of the folders that the runs come from.
-        hardware: what they were made on.
-        recipes: where the hyper-parameters came from.
+        metrics: each of `TABLE_METRICS` as a fraction, by name; None where undefined, as forgetting of joint training.
+        minutes: wall-clock minutes of training and evaluation, per run.
+        trainable: largest number of parameters trained in any stage.
+        tuning_trials, tuning_minutes: settings tried in the hyper-parameter search, and minutes of all its runs.
+        seeds, class_orders: one entry per run, in the same order.
+        origins: names of the results folders that hold the runs.
+        hardware: devices that the runs were made on.
+        recipes: sources of the hyper-parameters, e.g. `tuned`.
         sequential: whether the tasks were learned one after the other.
-        leaky: whether samples of a batch see each other, as in code that is known to be wrong.
-        mixed: what the sessions of its runs differ in, in words; empty if in nothing.
+        leaky: whether predictions depend on other samples of the batch, as in released code with a known fault.
+        mixed: one text per run that was resumed in another environment: what changed between its sessions.
     """
 
     label: str
@@ -66,19 +72,19 @@ class ResultRow:
 
     @property
     def acc(self) -> Summary:
-        """Final accuracy, a fraction: what every run defines."""
+        """Final accuracy as a fraction; defined for every run."""
         summary = self.metrics["acc"]
         assert summary is not None
         return summary
 
     @property
     def name(self) -> str:
-        """The label, marked if the row leaks or its runs changed their environment."""
+        """The label, with `LEAKY_MARK` and `MIXED_MARK` where they apply."""
         return " ".join([self.label, *([LEAKY_MARK] if self.leaky else []), *([MIXED_MARK] if self.mixed else [])])
 
     @property
     def seeds_and_orders(self) -> str:
-        """Which seeds and class orders the runs have, in words."""
+        """Seeds and class orders of the runs, in words."""
         distinct = sorted(set(self.seeds))
         seeds = f"seed{'s' if len(distinct) > 1 else ''} {_ranges(distinct)}"
         orders = sorted({order_text(order) for order in self.class_orders})
@@ -89,12 +95,12 @@ class ResultRow:
 
 @dataclass(frozen=True)
 class ResultTable:
-    """Rows of one protocol, best final accuracy first, and what a reader must know to read them.
+    """Rows of one protocol, best final accuracy first, with caption and notes.
 
     Attributes:
-        slug: name of the protocol's files.
+        slug: common part of the names of the protocol's files.
         caption: the protocol in one sentence.
-        notes: sentences: definitions, what +- means, what varied.
+        notes: sentences below the table: definitions, the meaning of ±, seeds and class orders, origins.
     """
 
     protocol: Protocol
@@ -105,26 +111,30 @@ class ResultTable:
 
 
 def build(section: Section) -> ResultTable:
-    """The table of one protocol, sorted by final accuracy."""
+    """Build the table of one protocol, sorted by final accuracy."""
     rows = [_row(label, runs) for label, runs in section.rows.items()]
     rows.sort(key=lambda row: (-row.acc.mean, row.label))
     return ResultTable(section.protocol, section.slug, tuple(rows), _caption(section.protocol), tuple(_notes(rows)))
 
 
 def text_table(table: ResultTable) -> TextTable:
-    """The table as texts; its CSV has fractions in full precision, one column per statistic, empty where undefined."""
+    """Convert to a `TextTable`; its CSV has fractions in full precision, a column per statistic, empty if undefined."""
     columns = tuple(Column(title, numeric=number > 0) for number, title in enumerate(HEADER))
     rows = tuple(cells(row) for row in table.rows)
     return TextTable(table.slug, table.caption, columns, rows, table.notes, data=_csv_data(table))
 
 
 def frame(tables: Sequence[ResultTable]) -> pd.DataFrame:
-    """The tables as one data frame of numbers, one row per row, in the same order and the units of the heads.
+    """Combine tables into one data frame of numbers, one line per row, in the units of the column heads.
 
-    Columns: `method`, with its options; for each of `TABLE_METRICS` the mean under its title, e.g. `acc, %`, and the
-    half-width of its 95 % interval, in percentage points, under e.g. `acc ±`: NaN where undefined, as both are for one
-    run's interval; `COST_COLUMNS`: number of seeds, minutes of a run, numbers trained, minutes of the search for the
-    hyper-parameters (NaN without one); then what the protocol is, and its digest, which tells tables apart.
+    Columns:
+        `method`: label of the row, with its options.
+        per metric of `TABLE_METRICS`: the mean (e.g. `acc, %`) and the half-width of its 95 % interval in percentage
+            points (e.g. `acc ±`); both NaN where the metric is undefined, the half-width also for a single run.
+        `COST_COLUMNS`: number of seeds, minutes per run, parameters trained, minutes of the hyper-parameter search (NaN
+            without one).
+        `benchmark`, `scenario`, `tasks`, `backbone`, `precision`, `protocol`: the protocol and its digest, which
+            identifies the table.
     """
     rows = [
         {
@@ -150,14 +160,14 @@ def frame(tables: Sequence[ResultTable]) -> pd.DataFrame:
 
 
 def _in_percent(name: str, summary: Summary | None) -> dict[str, float]:
-    """The two columns of `frame` for a metric."""
+    """The two columns of a metric in `frame`."""
     mean = math.nan if summary is None else 100 * summary.mean
     half = math.nan if summary is None or summary.half_width is None else 100 * summary.half_width
     return {metrics.METRICS[name].title: mean, f"{name} \N{PLUS-MINUS SIGN}": half}
 
 
 def cells(row: ResultRow) -> tuple[str, ...]:
-    """The texts of a row under `HEADER`, e.g. `77.12 ± 0.31` in percent."""
+    """Texts of a row in the columns of `HEADER`, e.g. `77.12 ± 0.31` in percent."""
     return (
         row.name,
         *(percent(row.metrics[name]) for name in TABLE_METRICS),
@@ -169,7 +179,7 @@ def cells(row: ResultRow) -> tuple[str, ...]:
 
 
 def percent(summary: Summary | None) -> str:
-    """A fraction as percent with the half-width of its interval, two decimals each."""
+    """Format a fraction as percent with the half-width of its interval, two decimals each."""
     if summary is None:
         return DASH
     mean = f"{100 * summary.mean:.2f}"
@@ -177,7 +187,7 @@ def percent(summary: Summary | None) -> str:
 
 
 def human_count(number: int) -> str:
-    """A count in units that people read: `0.37 M`, `7.7 k`, `512`."""
+    """Format a count with a unit prefix: `0.37 M`, `7.7 k`, `512`."""
     for unit, size, least, decimals in (
         ("G", 10**9, 10**9, 2),
         ("M", 10**6, 10**5, 2),
@@ -288,20 +298,16 @@ def _notes(rows: Sequence[ResultRow]) -> list[str]:
         notes.append(f"A single task is learned, so {_and(single)} {'is' if len(single) == 1 else 'are'} not defined.")
     if any(row.leaky for row in rows):
         notes.append(
-            f"{LEAKY_MARK}: samples of a batch see each other, in training or at test, as in released code that is "
-            "known to be wrong; not comparable with the other rows."
+            f"{LEAKY_MARK}: predictions depend on the other samples of the batch, in training or at test, as in "
+            "released code with a known fault; not comparable with the other rows."
         )
     if any(row.mixed for row in rows):
         differing = [(row.label, " | ".join(row.mixed)) for row in rows if row.mixed]
         notes.append(
-            f"{MIXED_MARK}: a run was interrupted and went on in another environment, so its numbers are not those of "
-            f"either. {by_row('What differs', differing)}"
+            f"{MIXED_MARK}: a run was interrupted and resumed in another environment, so its numbers belong to neither "
+            f"of the two. {by_row('Differences', differing)}"
         )
-    notes.append(
-        "minutes: wall time of training and evaluation of one run, comparable on the same hardware only; "
-        "trainable: the most numbers trained in any stage; tuning: minutes of all runs of the search for the "
-        "hyper-parameters."
-    )
+    notes.append("; ".join(f"{name}: {text}" for name, text in COST_COLUMNS.items() if name != "seeds") + ".")
     notes.append(by_row("Hyper-parameters", [(row.label, _provenance(row)) for row in rows]))
     notes.append(by_row("Hardware", [(row.label, ", ".join(row.hardware)) for row in rows]))
     notes.append(by_row("Origin", [(row.label, ", ".join(row.origins)) for row in rows]))
@@ -309,12 +315,12 @@ def _notes(rows: Sequence[ResultRow]) -> list[str]:
 
 
 def _and(names: Sequence[str]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
+    """Join names: `a`, `a and b`, `a, b and c`."""
     return " and ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
 
 
 def _provenance(row: ResultRow) -> str:
-    """Where a row's hyper-parameters came from, in words."""
+    """Source of a row's hyper-parameters, in words."""
     if not row.hyperparameters:
         return "none"
     trials = f", best of {counted(row.tuning_trials, 'setting')}" if row.tuning_trials else ""
@@ -322,13 +328,13 @@ def _provenance(row: ResultRow) -> str:
 
 
 def order_text(class_order: str) -> str:
-    """A class order in a few words: a list of classes by the start of its hash."""
+    """Short text of a class order; an explicit list of classes becomes `list` and the start of its hash."""
     listed = class_order.startswith("order:")
     return f"list {hashlib.sha256(class_order.encode()).hexdigest()[:8]}" if listed else class_order
 
 
 def _ranges(numbers: Sequence[int]) -> str:
-    """Sorted distinct integers as ranges: `0-4, 7` with a dash."""
+    """Sorted distinct integers as ranges, e.g. `0-4, 7` with an en dash."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][-1] + 1:

@@ -239,10 +239,13 @@ FORMATS: Mapping[str, Callable[[TextTable], str]] = {"md": markdown, "csv": csv,
 
 
 def by_row(what: str, texts: Sequence[tuple[str, str]]) -> str:
-    """One sentence where all rows agree, otherwise one clause per group of rows; a large group is `all others`.
+    """One sentence on a property of all rows: one text if they agree, else a clause per group of rows.
+
+    A group of more than half of the rows, and more than three, is written as `all others`.
 
     Args:
-        texts: pairs of a row's name and what holds for it.
+        what: name of the property.
+        texts: pairs of a row's name and its value of the property.
     """
     groups: dict[str, list[str]] = {}
     for label, text in texts:
@@ -252,7 +255,7 @@ def by_row(what: str, texts: Sequence[tuple[str, str]]) -> str:
     largest = max(groups, key=lambda text: len(groups[text]))
     others = largest if len(groups[largest]) > max(3, len(texts) / 2) else None
     clauses = [f"{text} ({', '.join(labels)})" for text, labels in groups.items() if text != others]
-    return f"{what}: " + "; ".join([*clauses, f"all others {others}"] if others else clauses) + "."
+    return f"{what}: " + "; ".join([*clauses, f"{others} (all others)"] if others else clauses) + "."
 
 
 def _markdown(text: str) -> str:

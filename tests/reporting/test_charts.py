@@ -222,7 +222,7 @@ def test_seconds_and_memory_of_other_hardware_stand_in_no_panel_together(tmp_pat
     chart = standard(tmp_path, *runs)["cost"]
     shown = {panel.x: {point.label for point in panel.points} for panel in scatters(chart)}
     assert shown["seconds"] == shown["peak memory, MiB"] == {"alpha"}
-    assert shown["numbers trained"] == shown["GFLOPs per prediction"] == {"alpha", "beta", "gamma"}
+    assert shown["parameters trained"] == shown["GFLOPs per prediction"] == {"alpha", "beta", "gamma"}
     assert "those on a GPU; not all runs were made there of beta, gamma." in chart.caption
 
 

@@ -1,4 +1,4 @@
-"""Rows against each other: paired tests, equivalence, ranks, and the same test images inside a seed."""
+"""Paired comparisons of rows: tests, equivalence, ranks, and the same test images within a seed."""
 
 from __future__ import annotations
 
@@ -279,9 +279,9 @@ def test_rows_that_cannot_be_compared_are_named(tmp_path: Path) -> None:
     (section,) = _sections(tmp_path)
     made = comparison.text_table(section, "alpha", metric="forgetting")
     assert made is not None and [row[0] for row in made.rows] == ["beta"]
-    assert any(note.endswith("not compared: gamma, joint.") for note in made.notes)
+    assert any(note.startswith("Not compared") and note.endswith(": gamma, joint.") for note in made.notes)
     plain = comparison.text_table(section, "alpha", ["beta"])
-    assert plain is not None and not any("not compared" in note for note in plain.notes)
+    assert plain is not None and not any("Not compared" in note for note in plain.notes)
 
 
 def test_rows_without_spread_are_explained(tmp_path: Path) -> None:
@@ -296,7 +296,7 @@ def test_rows_without_spread_are_explained(tmp_path: Path) -> None:
         "0/0/2",
         *[text_tables.DASH] * 2,
     )
-    assert "The same difference in every pair, so no spread to test it against: beta." in made.notes
+    assert "Same difference in every pair, so no variance for a test: beta." in made.notes
 
 
 def test_predictions_on_other_images_are_left_out(tmp_path: Path) -> None:
@@ -349,7 +349,7 @@ def test_compare_on_the_reference_results(cl_bench: Cli) -> None:
 
 def test_the_table_says_how_to_read_it(cl_bench: Cli) -> None:
     outcome = cl_bench("compare", "sdlora", "coda", "--results", str(REFERENCE), "--format", "md")
-    for words in ("paired t test", "95 % Student-t interval", "Holm", "5 pairs", "no signed-rank test"):
+    for words in ("paired t test", "95 % Student-t interval", "Holm", "5 pairs", "No signed-rank test"):
         assert words in outcome.out
 
 

@@ -292,7 +292,7 @@ def test_trials_and_other_streams_are_left_out(tmp_path: Path) -> None:
     assert table.filled == 1
     assert paper_tables.build("sdlora-table2", runs, backbone="vit_base_patch16_224.dino").filled == 1
     assert numbers(table)["n"].dropna().tolist() == [1, 1]
-    assert "Left out: 3 runs of these rows on a part of the data only (trials)." in table.text_table.notes
+    assert "Left out: 3 trial runs of these rows, made on a part of the data." in table.text_table.notes
 
 
 # --- what is missing -------------------------------------------------------------------------------------------------

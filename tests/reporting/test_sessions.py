@@ -1,4 +1,4 @@
-"""Runs that went on in another environment are marked wherever their numbers stand."""
+"""Runs that were resumed in another environment are marked wherever their numbers are shown."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_show_prints_where_sessions_differ(runs: Cli) -> None:
 def test_tables_and_the_page_mark_the_row(runs: Cli) -> None:
     done = runs("report", "--out", "out")
     assert done.code == 0, done.err
-    said = "‡: a run was interrupted and went on in another environment, so its numbers are not those of either."
+    said = "‡: a run was interrupted and resumed in another environment, so its numbers belong to neither of the two."
     for text in (done.out, *(path.read_text() for path in Path("out/tables").glob("icons*.md"))):
         text = " ".join(text.split())
         assert "alpha ‡" in text and text.count("beta ‡") == text.count("gamma ‡") == 0
@@ -55,7 +55,7 @@ def test_tables_and_the_page_mark_the_row(runs: Cli) -> None:
     assert r"alpha \textdaggerdbl{}" in latex.read_text()
     page = Path("out/index.html").read_text()
     (row,) = re.findall(r'<tr title="([^"]*)">', page)
-    assert row == "A run went on in another environment: seed 0: threads 4, then 2; torch 2.8.0, then 2.9.0"
+    assert row == "A run was resumed in another environment: seed 0: threads 4, then 2; torch 2.8.0, then 2.9.0"
     (data,) = re.findall(r'id="data">(.*?)</script>', page)
     found = json.loads(data)
     assert [bool(row["mixed"]) for row in found["protocols"][0]["rows"]].count(True) == 1

@@ -1,1 +1,1 @@
-"""The tables and figures of papers, with the published numbers beside ours."""
+"""The tables and figures of papers, with our numbers next to the published ones."""

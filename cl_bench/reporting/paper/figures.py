@@ -1,15 +1,16 @@
-"""The figures of a paper from stored runs, as `Chart`s: a layout file says which panels, the traces of runs fill them.
+"""The figures of a paper from stored runs, as `Chart`s: a layout file lists the panels, traces of runs fill them.
 
 Kinds of panels:
 
 - `accuracy`: accuracy over the classes seen so far against tasks learned, a line per row;
 - `distances`: ||W_i* - W_j*|| / ||W_i* - W_0|| between the optima of tasks (SD-LoRA gives no formula; this one is ours:
-  0 on the diagonal, sqrt(2) for changes of equal size that have nothing in common);
-- `magnitudes`: learned magnitude of each direction, a line per training stage; `published-magnitudes`: those of the
-  released logs;
-- `residuals`, `relative-residuals`: of the direction that is being learned, after least squares on those before it,
-  against iteration: as a norm, and relative to the direction;
-- `interpolation`: accuracy on two tasks on the straight path between the weights after the one and after the other.
+  0 on the diagonal, sqrt(2) for orthogonal changes of equal norm);
+- `magnitudes`: learned magnitude of each direction, a line per training stage; `published-magnitudes`: the magnitudes
+  in the released logs;
+- `residuals`, `relative-residuals`: residual of the direction being learned after a least-squares fit by the earlier
+  directions, against iteration: its norm, and its norm divided by the norm of the direction;
+- `interpolation`: accuracy on the first two tasks along the straight line between the weights after the first task and
+  the weights after the second.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ from cl_bench.stats import Summary, summarise, summarise_curves
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure as far as there are runs.
+    """A figure with the panels for which there are runs.
 
     Attributes:
-        chart: None if there is nothing for any panel.
-        filled: how many panels are from runs of ours.
-        notes: what a reader must know: panels left out, runs of other protocols.
-        command: makes the runs that are missing; empty if none is.
+        chart: None if no panel can be drawn.
+        filled: number of panels drawn from our runs.
+        notes: sentences on panels that are left out and on runs of other protocols.
+        command: command line that makes the missing runs; empty if none is missing.
     """
 
     chart: Chart | None
@@ -49,14 +50,14 @@ class Figure:
 
 
 def build(name: str, runs: Sequence[Run], benchmark: str | None = None, backbone: str | None = None) -> Figure:
-    """A paper's figure from stored runs.
+    """Build a figure of a paper from stored runs.
 
     Args:
-        benchmark, backbone: take these in every panel instead of the paper's; panels that become the same are one, and
-            published values are left out. Of another benchmark without a backbone the one of most runs is taken.
+        benchmark, backbone: replace the paper's in every panel; panels that become equal are merged, and published
+            values are left out. If only `benchmark` is given, the backbone is the one with most runs on it.
 
     Raises:
-        UserError: there is no figure of this name.
+        UserError: unknown name of a figure.
     """
     if name not in figure_layouts():
         raise unknown_name("figure", name, figure_layouts())
@@ -89,12 +90,12 @@ def build(name: str, runs: Sequence[Run], benchmark: str | None = None, backbone
 
 
 def _panels(layout: FigureLayout, benchmark: str | None, backbone: str | None) -> list[PanelLayout]:
-    """The panels with the backbone of each, and the user's choices."""
+    """The panels of a layout, with the user's benchmark and backbone in place of the paper's where given."""
     changed = []
     for panel in layout.panels:
         if panel.kind.startswith("published") and (benchmark or backbone):
             continue
-        # On another benchmark the paper's backbone does not hold, as for suites.
+        # The paper's backbone applies to its own benchmarks only, as in suites.
         own = None if benchmark else panel.backbone or layout.backbone
         update = {"backbone": backbone or own, "benchmark": benchmark or panel.benchmark}
         changed.append(panel.model_copy(update=update))
@@ -102,7 +103,7 @@ def _panels(layout: FigureLayout, benchmark: str | None, backbone: str | None) -
 
 
 def _choose(panel: PanelLayout, runs: Iterable[Run]) -> tuple[dict[str, list[Run]], list[str]]:
-    """The runs of a panel by row, all of one protocol: that of the most runs; and a note on others."""
+    """The runs of a panel by row, all of the protocol with the most runs; and a note on runs of other protocols."""
     fitting: defaultdict[Protocol, list[Run]] = defaultdict(list)
     for run in runs:
         protocol = run.protocol
@@ -123,7 +124,7 @@ def _choose(panel: PanelLayout, runs: Iterable[Run]) -> tuple[dict[str, list[Run
     for run in fitting[main]:
         by_row[run.record.label].append(run)
     others = sum(len(found) for protocol, found in fitting.items() if protocol != main)
-    note = f"Left out: {counted(others, 'run')} on {_stream(panel)} of another protocol than {main.digest}."
+    note = f"Left out: {counted(others, 'run')} on {_stream(panel)} with a protocol other than {main.digest}."
     return dict(by_row), [note] if others else []
 
 
@@ -134,7 +135,7 @@ def _has(kind: Kind, run: Run) -> bool:
         return run.sequential
     name, columns = trace
     rows = run.record.traces.get(name, ())
-    # A method may trace something else under this name, or numbers that were not finite.
+    # A method may use this name for a table of its own, and numbers that were not finite are stored as None.
     return bool(rows) and all(isinstance(row.get(column), int | float) for row in rows for column in columns)
 
 
@@ -197,7 +198,7 @@ def _published_magnitudes(panel: PanelLayout, rows: Mapping[str, Sequence[Run]])
 
 
 def _magnitude_lines(title: str, traces: Sequence[pd.DataFrame]) -> Panel:
-    """A line per stage from the second on: with one direction there is nothing to compare."""
+    """A line per stage, from the second on: a single direction has nothing to be compared with."""
     values = pd.concat(traces)
     stages = sorted(stage for stage in values["stage"].unique() if stage)
     lines = []
@@ -217,7 +218,7 @@ def _relative_residuals(panel: PanelLayout, rows: Mapping[str, Sequence[Run]]) -
 
 
 def _residual_lines(panel: PanelLayout, rows: Mapping[str, Sequence[Run]], column: str, unit: str) -> Panel | None:
-    """Mean over the tasks of a run at each iteration that all of them reach, then over runs."""
+    """Curves of residuals at the iterations that every task reaches: averaged over tasks, then over runs."""
     lines = []
     for row, runs in rows.items():
         stages = [stage for run in runs for _, stage in pd.DataFrame(run.record.traces["residuals"]).groupby("stage")]
@@ -264,4 +265,4 @@ _TRACES: Mapping[Kind, tuple[str, tuple[str, ...]]] = {
     "relative-residuals": ("residuals", ("stage", "step", "relative")),
     "interpolation": ("interpolation", ("stage", "task", "x", "correct", "total")),
 }
-"""The trace that a panel shows, and its columns."""
+"""The trace that a kind of panel shows, and the columns that it needs."""

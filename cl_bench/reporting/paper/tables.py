@@ -1,8 +1,8 @@
-"""The tables of a paper with our numbers beside the published ones.
+"""The tables of a paper, with our numbers next to the published ones.
 
-Ours are mean (standard error of the mean) over runs, as the paper's; z is their difference in units of the combined
-standard error, (ours - paper) / sqrt(se_ours^2 + se_paper^2). Runs that differ in protocol or hyper-parameters from the
-paper or from the other rows of a column are marked, and told in a note what differs; they are never averaged together.
+Both are mean (standard error of the mean) over runs; z is their difference in units of the combined standard error,
+(ours - paper) / sqrt(se_ours^2 + se_paper^2). Runs whose protocol or hyper-parameters differ from the paper or from the
+other rows of a column carry a mark, and a note says what differs; such runs are never averaged with others.
 """
 
 from __future__ import annotations
@@ -30,10 +30,12 @@ from cl_bench.stats import Summary, summarise
 
 @dataclass(frozen=True)
 class Metric:
-    """A column of ours: its head, its value of a run (NaN where undefined), and how it is printed.
+    """A column with our numbers.
 
     Attributes:
-        spread: whether it varies from run to run, so that it has a standard error.
+        title: head of the column.
+        value: computes the number of a run; NaN where undefined.
+        spread: whether the number varies from run to run, so that it has a standard error.
     """
 
     title: str
@@ -56,8 +58,8 @@ class PaperTable:
     """A table of a paper.
 
     Attributes:
-        filled, cells: how many pairs of a row and a stream have runs of ours, and how many there are.
-        commands: make the runs that are missing.
+        cells, filled: number of pairs of a row and a stream, and how many of them have our runs.
+        commands: command lines that make the missing runs.
     """
 
     text_table: TextTable
@@ -67,15 +69,15 @@ class PaperTable:
 
 
 def build(name: str, runs: Sequence[Run], benchmark: str | None = None, backbone: str | None = None) -> PaperTable:
-    """A table of a paper from stored runs.
+    """Build a table of a paper from stored runs.
 
     Args:
-        runs: also of other streams.
-        benchmark, backbone: in every column instead of the paper's, without published cells then; columns that become
-            the same are one. Of another benchmark without a backbone the one of most runs is taken.
+        runs: all stored runs; those of other rows and streams are ignored.
+        benchmark, backbone: replace the paper's in every column; columns that become equal are merged, and published
+            cells are left out. If only `benchmark` is given, the backbone is the one with most runs on it.
 
     Raises:
-        UserError: there is no table of this name.
+        UserError: unknown name of a table.
     """
     layout = next((layout for layout in table_layouts() if name in layout.tables), None)
     if layout is None:
@@ -91,7 +93,7 @@ def build(name: str, runs: Sequence[Run], benchmark: str | None = None, backbone
     lines: list[tuple[str, ...]] = []
     data: list[dict[str, object]] = []
     for label in table.rows:
-        # The first line has the main runs of each stream; others follow, a line per position.
+        # The first line of a row has the main group of each stream, the second line the second groups, and so on.
         for place in range(max([1, *(len(by_stream[stream].rows.get(label, ())) for stream in streams)])):
             cells = [layout.rows[label].name]
             for stream in streams:
@@ -125,7 +127,7 @@ def build(name: str, runs: Sequence[Run], benchmark: str | None = None, backbone
 def _commands(
     name: str, missing: Sequence[tuple[StreamColumn, str]], total: int, overrides: Mapping[str, str]
 ) -> tuple[str, ...]:
-    """Command lines that make the missing runs: the table's suite if all are, else what of it is missing."""
+    """Command lines that make the missing runs: the whole suite of the table if all are missing, else parts of it."""
     if len(missing) == total:
         options = [part for key, value in overrides.items() for part in (f"--{key}", value)]
         return (shlex.join(["cl-bench", "run", "--suite", name, *options]),)
@@ -160,14 +162,14 @@ def _columns(table: TableLayout, streams: Sequence[StreamColumn], own: bool) -> 
 
 
 def _summary(metric: str, group: RunGroup | None) -> Summary | None:
-    """Over the runs for which the metric is defined."""
+    """Summary over the runs for which the metric is defined; None if there is none."""
     values = [METRICS[metric].value(run) for run in group.runs] if group else []
     defined = [value for value in values if not math.isnan(value)]
     return summarise(defined) if defined else None
 
 
 def _z(ours: Summary | None, theirs: tuple[float, float | None] | None) -> float | None:
-    """Difference in units of the combined standard error; None where either has none."""
+    """Difference in units of the combined standard error; None if one of the two standard errors is missing."""
     if ours is None or theirs is None or ours.stderr is None or theirs[1] is None:
         return None
     combined = math.hypot(ours.stderr, theirs[1])
@@ -177,7 +179,7 @@ def _z(ours: Summary | None, theirs: tuple[float, float | None] | None) -> float
 def _cells(
     metric: str, ours: Summary | None, theirs: tuple[float, float | None] | None, marks: str, own: bool
 ) -> list[str]:
-    """Ours and, in the paper's own protocol, the published value and z."""
+    """Texts for our value and, in the paper's own protocol, the published value and z."""
     kind = METRICS[metric]
     text = ""
     if ours is not None:
@@ -195,7 +197,7 @@ def _cells(
 
 
 def _letter(mark: str, letters: dict[str, str]) -> str:
-    """`a` for the first text, `b` for the next."""
+    """Letter of a mark: `a` for the first text, `b` for the next."""
     number = list(letters).index(mark) if mark in letters else len(letters)
     letters.setdefault(mark, ascii_lowercase[number % 26] * (1 + number // 26))
     return letters[mark]
@@ -235,7 +237,7 @@ def _numbers(
 
 def _caption(table: TableLayout, streams: Sequence[StreamColumn], own: bool) -> str:
     if own:
-        return f"{table.title}. Ours beside the published values."
+        return f"{table.title}. Our values next to the published ones."
     what = " and ".join(dict.fromkeys(stream.benchmark for stream in streams))
     vits = {stream.backbone for stream in streams if stream.backbone}
     on = f" on {', '.join(sorted(vits))}" if vits else ""
@@ -265,13 +267,13 @@ def _notes(
     if own and spread:
         yield (
             "Paper: mean (standard error) over five runs. z: difference in units of the combined standard error; "
-            "beyond 2 or so it is more than chance."
+            "beyond about 2 it is unlikely to be chance."
         )
     elif own:
-        yield "The paper counts the adapters of one task as trained, and as stored features and statistics of classes."
+        yield "Paper: trained counts the adapters of one task, stored counts features and class statistics."
     trials = sum(one.trials for one in by_stream.values())
     if trials:
-        yield f"Left out: {counted(trials, 'run')} of these rows on a part of the data only (trials)."
+        yield f"Left out: {counted(trials, 'trial run')} of these rows, made on a part of the data."
     for text, letter in letters.items():
         yield f"[{letter}] {text}."
 
@@ -282,13 +284,13 @@ _OURS = (
 )
 _COST = (
     "Ours: means over runs. GFLOPs: floating-point operations of one prediction, two per multiply-add, adapters merged "
-    "where they can be; trained: the most numbers trained in any stage, head included; stored: all numbers kept beside "
-    "the frozen backbone after the last task, adapters and head included."
+    "where possible; trained: largest number of parameters trained in any stage, head included; stored: all numbers "
+    "stored in addition to the frozen backbone after the last task, adapters and head included."
 )
 
 
 def _seeds(count: int) -> str:
-    return f"{count} per cell" if count > 1 else "1, which has no standard error"
+    return f"{count} per cell" if count > 1 else "1 per cell, so no standard error"
 
 
 def _protocol(protocol: Protocol) -> str:

@@ -1,9 +1,9 @@
 "use strict";
-// Makes the tables sortable and filterable, shows details of rows and runs, and draws plots when they come into view.
-// All texts of result files enter the page as text nodes, never as HTML.
+// Makes the tables sortable and filterable, shows details of rows and runs, and draws plots when they become visible.
+// Texts from result files enter the page as text nodes, never as HTML.
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
-const COSTS = ["seeds", "minutes", "trainable", "tuning"];
+const COSTS = Object.keys(DATA.costs);
 const FRESH = { metric: "acc", filter: "", benchmark: "", backbone: "", protocol: "", origin: "", sort: "", down: true };
 const state = { ...FRESH };
 const open = new Set();
@@ -27,7 +27,7 @@ function breakable(text) {
   return text.split(/(?<=[[,])/).flatMap((part, i) => (i ? [el("wbr"), part] : [part]));
 }
 
-// --- state in the address, so that a link shows the same view -------------------------------------------------------
+// --- state of the view, kept in the address so that a link opens the same view -------------------------------------------------------
 
 function readState() {
   const given = new URLSearchParams(location.hash.slice(1));
@@ -91,7 +91,7 @@ function scale(rows, metric) {
     const [mean, half] = row.metrics[metric];
     return [mean - (half || 0), mean + (half || 0)];
   });
-  // What lies far below the rest must not press it together: it stands at the end of the scale.
+  // An outlier must not compress the scale for all other rows: it is drawn at the end of the scale.
   const means = rows.filter((row) => row.metrics[metric]).map((row) => row.metrics[metric][0]).sort((a, b) => a - b);
   const quarter = (share) => means[Math.round(share * (means.length - 1))];
   const reach = 2 * (quarter(0.75) - quarter(0.25)) || Infinity;
@@ -145,30 +145,30 @@ function leaderboard(section, protocol) {
       const again = section.querySelector(`button[data-row="${CSS.escape(row.label)}"]`);
       if (again) again.focus();
     };
-    // A click on the button arrives here as well; one that ends a selection of text is none.
+    // Clicks on the button bubble up to the row; a click that ends a text selection must not open the details.
     const click = (event) => { if (event.target.closest("button") || getSelection().isCollapsed) toggle(); };
-    const title = row.mixed ? `A run went on in another environment: ${row.mixed}` : null;
+    const title = row.mixed ? `A run was resumed in another environment: ${row.mixed}` : null;
     body.append(el("tr", { class: row.ceiling ? "ceiling" : null, title, onclick: click },
       el("th", { scope: "row" }, el("button", { class: "row", type: "button", "data-row": row.label, "aria-expanded": String(open.has(key)), title: "Details and runs" }, ...breakable(row.name))),
       ...names.map((name) => cell(row, name, range)),
       ...row.cells.map((text) => el("td", {}, text))));
     if (open.has(key)) body.append(detail(row, width));
   }
-  const top = el("thead", {}, el("tr", {}, head("method", "method", "name of the row"),
+  const top = el("thead", {}, el("tr", {}, head("method", "method", "method and the options that were set"),
     ...names.map((name) => head(name, DATA.metrics[name].title, DATA.metrics[name].description)),
-    ...COSTS.map((name) => head(name, name, name))));
+    ...COSTS.map((name) => head(name, name, DATA.costs[name]))));
   table.replaceChildren(top, body);
   return rows.length;
 }
 
-// --- rows against each other ----------------------------------------------------------------------------------------
+// --- paired comparisons of rows ----------------------------------------------------------------------------------------
 
 function pairs(details, protocol) {
   details.hidden = protocol.pairs !== null && !protocol.pairs.length;
   if (!protocol.pairs?.length) return;
   details.addEventListener("toggle", () => {
     if (!details.open || details.querySelector("select")) return;
-    const choice = el("select", { "aria-label": "Row that the others are compared with" }, ...protocol.rows.map((row, i) => el("option", { value: String(i) }, row.label)));
+    const choice = el("select", { "aria-label": "Baseline row" }, ...protocol.rows.map((row, i) => el("option", { value: String(i) }, row.label)));
     const place = el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Paired comparisons" });
     const draw = () => {
       const base = Number(choice.value);
@@ -182,8 +182,8 @@ function pairs(details, protocol) {
           el("td", {}, signed(difference) + (half === null ? "" : " \u00b1 " + fixed(half))), el("td", {}, small(p)), el("td", {}, small(holm)), el("td", {}, `${wins}/${ties}/${losses}`))))));
     };
     choice.addEventListener("change", draw);
-    details.append(el("p", {}, "Each row minus ", choice), place,
-      el("p", { class: "soft" }, "Final accuracy on the same seeds and class orders: mean difference \u00b1 half-width of its 95 % Student-t interval; p of a paired t test, and corrected (Holm) for all pairs of this protocol. More, with equivalence tests: cl-bench compare."));
+    details.append(el("p", {}, "Difference of each row from ", choice), place,
+      el("p", { class: "soft" }, "Final accuracy on the same seeds and class orders: mean difference \u00b1 half-width of its 95 % Student-t interval; p: paired t test; p (Holm): corrected for all pairs of this protocol. For equivalence tests and more, use cl-bench compare."));
     draw();
   });
 }
@@ -197,7 +197,7 @@ function fields(values) {
 function copyButton(text) {
   const button = el("button", { type: "button" }, "Copy");
   button.addEventListener("click", () => {
-    // The clipboard interface asks for a secure origin, which a file is not everywhere.
+    // navigator.clipboard needs a secure origin, and not every browser counts a local file as one.
     const area = el("textarea");
     area.value = text;
     button.after(area);
@@ -230,15 +230,15 @@ function showRun(key) {
   document.getElementById("run-title").replaceChildren(`${run.label}, seed ${run.seed}`);
   document.getElementById("run-body").replaceChildren(
     el("p", { class: "soft" }, `key ${key}; class order ${run.order}; ${fixed(run.acc)} % in ${run.minutes.toPrecision(3)} minutes`, run.finished ? `, finished ${run.finished}` : ""),
-    el("p", {}, "Repeat it, and compare every count and prediction:"),
+    el("p", {}, "Repeat this run and compare every count and prediction:"),
     el("div", { class: "copy" }, el("pre", { id: "command", tabindex: "0" }, run.command), copyButton(run.command)),
-    el("h3", {}, "Accuracy"),
-    el("p", { class: "soft" }, "On each task (columns) after each stage (rows), in percent."),
+    el("h3", {}, "Accuracy matrix"),
+    el("p", { class: "soft" }, "Accuracy on each task (columns) after each stage (rows), in percent."),
     matrix(run),
     el("h3", {}, "Experiment"), fields(DATA.shared[run.experiment]),
     el("h3", {}, "Hyper-parameters"), fields(DATA.shared[run.settings]),
     el("h3", {}, "Environment"), fields(DATA.shared[run.environment]),
-    run.mixed ? el("p", { class: "mixed" }, `It was interrupted and went on in another environment: ${run.mixed}.`) : "");
+    run.mixed ? el("p", { class: "mixed" }, `The run was interrupted and resumed in another environment: ${run.mixed}.`) : "");
   dialog.showModal();
 }
 
@@ -253,7 +253,7 @@ function ink(name) {
 }
 
 function lighter(colour) {
-  // Dark colours of a light page cannot be seen on a dark one.
+  // Colours chosen for a light background are too dark for the dark theme.
   const found = /^#([0-9a-f]{6})$/i.exec(colour);
   if (!found) return colour;
   const parts = [0, 2, 4].map((i) => parseInt(found[1].slice(i, i + 2), 16));
@@ -263,13 +263,13 @@ function lighter(colour) {
 }
 
 function height(chart) {
-  // plotly makes room for a legend below by pressing the plot: give it the room instead.
+  // plotly takes the room for a legend below from the plot itself: add the height of the legend instead.
   const labels = chart.layout.showlegend ? new Set(chart.data.map((trace) => trace.legendgroup)).size : 0;
   return chart.height + (chart.wide ? 5 * labels : 0) + (narrow.matches ? 14 * labels : 0);
 }
 
 function reserve() {
-  // What is below a plot must not move when it is drawn, or clicks miss.
+  // Reserve the height of every plot, so that the content below does not move (and clicks miss) when it is drawn.
   for (const div of document.querySelectorAll("div.plot")) div.style.minHeight = `${height(DATA.charts[div.dataset.chart])}px`;
 }
 
@@ -286,7 +286,7 @@ function themed(chart) {
   const axis = { gridcolor: ink("--grid"), linecolor: ink("--soft"), zeroline: false, automargin: true, ticks: "outside", tickcolor: ink("--line") };
   const layout = { ...copy.layout, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: "system-ui, sans-serif", size: 12, color: ink("--ink") }, colorway: [ink("--accent")],
-    // Above titles of panels there is room for plotly's buttons.
+    // Leave room for plotly's buttons above the titles of panels.
     margin: { l: 60, r: 20, t: copy.layout.annotations.length ? 52 : 30, b: 55 }, height: height(copy),
     modebar: { bgcolor: "rgba(0,0,0,0)", color: ink("--soft"), activecolor: ink("--accent") },
     hoverlabel: { bgcolor: ink("--card"), bordercolor: ink("--line"), font: { color: ink("--ink") } },
@@ -297,7 +297,7 @@ function themed(chart) {
 }
 
 function loadPlotly() {
-  // Several megabytes of script: read when the first plot is looked at, so that the tables need not wait.
+  // plotly.js has several megabytes: it is loaded with the first visible plot, so that the tables appear at once.
   const source = document.getElementById("plotly");
   if (source) {
     const script = el("script");
@@ -323,7 +323,7 @@ const watcher = new IntersectionObserver((entries) => {
 dark.addEventListener("change", () => drawn.forEach(draw));
 narrow.addEventListener("change", () => { reserve(); drawn.forEach(draw); });
 
-// --- all together ---------------------------------------------------------------------------------------------------
+// --- filters and initial view ---------------------------------------------------------------------------------------------------
 
 function update() {
   let count = 0;
