@@ -1,8 +1,7 @@
-"""What a chart shows, as data: drawn for paper by `render.drawing`, for the page by `render.interactive`, and
-written as CSV.
+"""Charts as data: `render.drawing` draws them for paper, `render.interactive` for the page, and `to_csv` writes them.
 
-A chart is a row or grid of panels. Values are `Summary`s over runs, in the unit that the axis names; a single value is
-a summary of one, which has no interval.
+A chart is a row or grid of panels. Values are `Summary`s over runs, in the unit named on the axis; the `Summary` of a
+single value has no interval.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ class Line:
     """A curve with a pointwise interval where there are several runs.
 
     Attributes:
-        label: name in the legend; rows of tables keep theirs, which fixes their style (see `render.styles`).
+        label: name in the legend. For a row of a table it is the row's label, which fixes the style (`render.styles`).
         x: shape [n].
-        y: one summary for each of them.
-        order: place in a sequence, from 0 to 1, which decides the colour; None: the style of the label does.
+        y: shape [n], a summary per x.
+        order: position in a sequence of lines, from 0 to 1, which decides the colour; None: the label decides.
     """
 
     label: str
@@ -35,7 +34,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Point:
-    """A place in a scatter plot, with intervals in both directions where there are several runs."""
+    """A point of a scatter plot, with intervals in both directions where there are several runs."""
 
     label: str
     x: Summary
@@ -47,8 +46,8 @@ class Lines:
     """A panel of curves.
 
     Attributes:
-        levels: horizontal reference lines by label, e.g. joint training as a ceiling.
-        whole: whether x counts something (ticks at whole numbers only).
+        levels: horizontal reference lines as pairs of label and value, e.g. joint training as a ceiling.
+        whole: whether x is a count, with ticks at whole numbers only.
     """
 
     title: str
@@ -64,10 +63,11 @@ class Heat:
     """A panel of coloured cells, shape [rows, columns]; None where there is no value.
 
     Attributes:
-        x, y: what columns and rows are; `columns` and `rows` name them.
-        unit: of the values, for the colour bar.
+        x, y: titles of the axes.
+        columns, rows: names of the columns and rows.
+        unit: unit of the values, at the colour bar.
         low, high: ends of the colour scale, the same for all panels of a chart.
-        decimals: of the number printed in each cell.
+        decimals: decimals of the number printed in each cell.
     """
 
     title: str
@@ -88,7 +88,7 @@ class Scatter:
 
     Attributes:
         log: whether the x axis is logarithmic.
-        front: labels of the points on the Pareto front (best y for each x), from left to right; empty: none is drawn.
+        front: labels of the points on the Pareto front (highest y for each x), from left to right; empty: not drawn.
     """
 
     title: str
@@ -104,9 +104,9 @@ class Ranks:
     """A critical-difference diagram (Demsar, JMLR 2006): average ranks, 1 is best.
 
     Attributes:
-        ranks: by label, best first.
-        groups: sets of labels that cannot be told apart, each to be joined by a bar.
-        note: test, level and number of blocks, in words.
+        ranks: pairs of label and average rank, best first.
+        groups: sets of labels without a significant difference, each joined by a bar.
+        note: test, significance level and number of blocks, in words.
     """
 
     title: str
@@ -123,9 +123,9 @@ class Chart:
     """One figure.
 
     Attributes:
-        name: short and unique in a report, part of file names: `accuracy`, `sdlora-fig2`.
-        title: a headline in words.
-        caption: one or two sentences: what is shown, what bands and bars mean, over how many runs.
+        name: short name, unique in a report and part of file names: `accuracy`, `sdlora-fig2`.
+        title: headline.
+        caption: sentences on what is shown, the meaning of bands and bars, and the number of runs.
         panels: drawn from left to right, then down.
         max_drawn: limit of the curves per panel and of the panels, in pictures and in the page's first view. Curves and
             panels are sorted by what a reader wants to see first. The CSV always has the numbers of all.
@@ -139,11 +139,11 @@ class Chart:
 
 
 def to_frame(chart: Chart) -> pd.DataFrame:
-    """The numbers behind a chart: a row per value, in drawing order.
+    """The numbers of a chart, one row per value, in drawing order.
 
     Columns: `panel` (from 1), `title`, `kind` (`line`, `level`, `cell`, `point`, `rank`), `label`, `x`, `y` with its
-    interval `y_low`, `y_high` and the number of runs `n`, and `x_low`, `x_high` of points; empty where undefined. In a
-    heat map `label` is the row's name, `x` the column's.
+    interval `y_low`, `y_high` and number of runs `n`, and `x_low`, `x_high` of points; empty where undefined. For a
+    heat map, `label` is the name of the row and `x` the name of the column.
     """
     rows = [
         {"panel": number, "title": panel.title, **row}
@@ -172,7 +172,7 @@ def _values(panel: Panel) -> Iterator[dict[str, object]]:
                 yield {"kind": "cell", "label": name, "x": column, "y": value}
     elif isinstance(panel, Scatter):
         for point in panel.points:
-            # The count comes last and is that of y.
+            # Both summaries have a count `n`; that of y replaces that of x.
             yield {"kind": "point", "label": point.label, **_summary("x", point.x), **_summary("y", point.y)}
     else:
         for label, rank in panel.ranks:

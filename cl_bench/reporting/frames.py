@@ -1,4 +1,4 @@
-"""Stored runs as data frames: one row per run, or one per run, stage and task."""
+"""Stored runs as data frames: one row per run; per run and stage; or per run, stage and task."""
 
 from __future__ import annotations
 
@@ -16,20 +16,23 @@ EXTRA_METRICS: Mapping[str, tuple[str, str, bool]] = {
     "fwt": ("fwt, %", "task-aware accuracy on a task before it is learned, minus chance, mean over tasks", True),
     "intransigence": (
         "intransigence, %",
-        "accuracy of joint training on all tasks up to a new one, minus that right after learning it, mean over tasks",
+        "accuracy on a new task by joint training on all tasks up to it, minus that right after learning it, mean over "
+        "tasks",
         False,
     ),
 }
-"""Metrics that need more than a run's class-incremental counts: title, description, whether more is better."""
+"""Metrics that need more than the class-incremental counts of one run: title, description, whether more is better."""
 
 
 def run_frame(runs: Sequence[Run]) -> pd.DataFrame:
     """One row per run, in the given order.
 
-    Columns: the protocol's fields; `label`, `method`, `revision`, `recipe`, `origin`, `key`, `seed`, `class_order`;
-    every one of `metrics.METRICS` and of `EXTRA_METRICS` as fractions, NaN where undefined; `minutes` of training and
-    evaluation together; `trainable`, the most numbers trained in any stage; `tuning_trials` and `tuning_minutes`,
-    what the search for the hyper-parameters has cost.
+    Columns:
+        fields of the protocol; `label`, `method`, `revision`, `recipe`, `origin`, `key`, `seed`, `class_order`.
+        each of `metrics.METRICS` and `EXTRA_METRICS`: a fraction, NaN where undefined.
+        `minutes`: of training and evaluation together.
+        `trainable`: largest number of parameters trained in any stage.
+        `tuning_trials`, `tuning_minutes`: settings tried in the hyper-parameter search, and minutes of all its runs.
     """
     known = references(runs)
     return pd.DataFrame([_flat(run, known) for run in runs])
@@ -64,10 +67,10 @@ def stage_frame(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def task_frame(runs: Sequence[Run]) -> pd.DataFrame:
-    """One row per run, stage and task, the last two from 0.
+    """One row per run, stage and task.
 
-    Columns: `key`, `label`, `origin`, `benchmark`, `seed`, `class_order`, `stage`, `task`; test images in `total`, hits
-    in `correct` (missing where the task was not evaluated) and `correct_task_aware`.
+    Columns: `key`, `label`, `origin`, `benchmark`, `seed`, `class_order`; `stage` and `task`, both from 0; `total`, the
+    test images of the task; the hits `correct` (missing where the task was not evaluated) and `correct_task_aware`.
     """
     rows = [
         (run.record.key, run.label, run.origin, run.protocol.benchmark, run.record.experiment.seed,
@@ -84,7 +87,7 @@ def task_frame(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def _at_stage(run: Run, stage: int) -> dict[str, Any]:
-    """What `stage_frame` has for a stage of a run."""
+    """The columns of `stage_frame` that depend on the stage."""
     record = run.record
     seen = [task for task, hits in enumerate(record.correct[stage]) if hits is not None]
     total = [record.total[task] for task in seen]
@@ -115,7 +118,7 @@ def _flat(run: Run, known: Mapping[StreamKey, Mapping[str, Mapping[int, float]]]
 
 
 def _facts(run: Run) -> dict[str, Any]:
-    """What a run is and where it comes from, by `_FACTS`."""
+    """Identity and origin of a run: the columns `_FACTS`."""
     record, experiment, protocol = run.record, run.record.experiment, run.protocol
     return {
         "benchmark": protocol.benchmark,
@@ -146,7 +149,7 @@ _FACTS = (
 
 
 def _forward_transfer(run: Run) -> float:
-    """`metrics.fwt` against chance: 1 / classes of the task, as a head that has not been trained guesses."""
+    """`metrics.fwt` relative to chance, 1 / classes of the task: the accuracy of an untrained head."""
     if not run.sequential or run.protocol.scenario != "class-incremental":
         return float("nan")
     tasks = run.protocol.tasks

@@ -1,4 +1,4 @@
-"""Intransigence of stored runs: what each task is learned worse than by joint training on a prefix of the stream."""
+"""Intransigence of stored runs: how much worse each task is learned than by joint training on the tasks up to it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ StreamKey = tuple[Protocol, int, str]
 
 
 def references(runs: Iterable[Run]) -> dict[StreamKey, dict[str, dict[int, float]]]:
-    """Joint training on the first k tasks of a stream (suite `intransigence`): accuracies on the last of them.
+    """Accuracies on task k of joint training on the first k tasks of a stream (suite `intransigence`).
 
     Returns:
-        By stream, then by row and task k - 1: a fraction.
+        Fractions by stream, label of the joint row, and task k - 1 (from 0).
     """
     runs = list(runs)
-    # Of the first task alone, joint training looks like any other: its label tells.
+    # On the first task alone joint training has the counts of any other run: it is recognised by its label.
     joint = {run.record.label for run in runs if not run.sequential}
     found: defaultdict[StreamKey, dict[str, dict[int, float]]] = defaultdict(dict)
     for run in runs:
@@ -33,13 +33,13 @@ def references(runs: Iterable[Run]) -> dict[StreamKey, dict[str, dict[int, float
 
 
 def intransigence(run: Run, known: Mapping[StreamKey, Mapping[str, Mapping[int, float]]]) -> dict[str, list[float]]:
-    """What each task is learned worse than by joint training on it and all tasks before (`metrics`), as fractions.
+    """Intransigence per task (see `metrics`), as fractions: accuracy of joint training minus that of the run.
 
     Args:
-        known: `references`.
+        known: result of `references`.
 
     Returns:
-        One value per task, by the row that is the reference; rows that lack a prefix are left out.
+        One value per task, by label of the joint row; joint rows without a run for each number of tasks are left out.
     """
     correct, total = run.record.correct, run.record.total
     by_row = known.get(_stream(run, run.protocol.limits.tasks), {}) if run.sequential else {}
@@ -51,11 +51,11 @@ def intransigence(run: Run, known: Mapping[StreamKey, Mapping[str, Mapping[int, 
 
 
 def _stream(run: Run, tasks: int | None) -> StreamKey:
-    """The stream of a run, cut to so many tasks."""
+    """The stream of a run, cut to its first `tasks` tasks (None: whole)."""
     limits = run.protocol.limits.model_copy(update={"tasks": tasks})
     return replace(run.protocol, limits=limits), run.record.experiment.seed, run.record.experiment.class_order
 
 
 def is_reference(section: Section, joint: Collection[str]) -> bool:
-    """Whether a cut-down stream has runs of joint training only: what `references` is made of, no table of its own."""
+    """Whether a section only holds references: joint training on a cut-down stream, which gets no table of its own."""
     return section.protocol.limits.tasks is not None and all(label in joint for label in section.rows)

@@ -1,4 +1,4 @@
-"""What must agree for two numbers to be comparable: runs of different protocols never share a table."""
+"""The protocol of a run: the conditions that must agree for numbers to be comparable and to share a table."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ from cl_bench.store import RunRecord
 PROTOCOL_FIELDS = (
     "benchmark", "scenario", "tasks", "split", "transforms", "backbone", "weights", "precision", "limits",
 )  # fmt: skip
-"""The fields of an experiment that make its protocol."""
+"""The fields of an experiment that belong to its protocol."""
 _MOST_SIZES = 12
-"""Sizes of tasks that are written out."""
+"""Limit of the task sizes that `shape` lists."""
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """What must agree for two runs to be compared. `classes` (in the whole stream) follows from the rest."""
+    """The conditions that must agree for two runs to be compared.
+
+    `classes`, the number of classes in the whole stream, follows from the other fields and is not compared.
+    """
 
     benchmark: str
     scenario: str
@@ -44,7 +47,10 @@ class Protocol:
 
     @property
     def digest(self) -> str:
-        """First 8 hex digits of the SHA-256 of all compared fields; a field added later keeps it at its default."""
+        """First 8 hex digits of the SHA-256 of all compared fields.
+
+        Defaults in `transforms` and `limits` are left out, so that a new field with a default changes no digest.
+        """
         fields = {name: getattr(self, name) for name in PROTOCOL_FIELDS}
         for name in ("transforms", "limits"):
             fields[name] = fields[name].model_dump(mode="json", exclude_defaults=True)
@@ -57,7 +63,7 @@ class Protocol:
 
     @property
     def shape(self) -> str:
-        """Tasks and classes in words, e.g. `10 tasks x 10 classes` with a multiplication sign."""
+        """Tasks and classes in words, e.g. `10 tasks × 10 classes`."""
         if self.scenario == "domain-incremental":
             return f"{counted(self.num_tasks, 'domain')} of {counted(self.classes, 'class')}"
         tasks = counted(self.num_tasks, "task")
@@ -94,12 +100,12 @@ class Protocol:
 
 
 def file_name(*parts: str | None) -> str:
-    """A readable name of a file, without its ending, from names that may hold anything; a long one ends in its hash."""
+    """Readable file name, without suffix, from arbitrary texts; names of more than 150 characters end in a hash."""
     whole = "-".join(part for part in parts if part)
     readable = re.sub(r"[^A-Za-z0-9._-]+", "_", whole)
     return readable if len(readable) <= 150 else f"{readable[:140]}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
 
 
 def _runs(sizes: Sequence[int]) -> list[tuple[int, int]]:
-    """Sizes of tasks as pairs: how many tasks in a row have the same size, and that size."""
+    """Run-length encoding of task sizes: pairs of a number of consecutive tasks and their common size."""
     return [(len(list(group)), size) for size, group in groupby(sizes)]

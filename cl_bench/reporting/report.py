@@ -1,4 +1,4 @@
-"""Reports: from folders of run records to tables, figures and a page, without torch."""
+"""Reports: tables, figures and a page from folders of run records, without torch."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from cl_bench.running.workers import CONTEXT
 from cl_bench.store import RunRecord
 
 _MAX_CHARTS_IN_ONE_PROCESS = 8
-"""So many pictures are drawn by this process itself: others would have to import everything first."""
+"""Up to this number of pictures, starting other processes, each with its own imports, takes longer than drawing."""
 
 
 @dataclass(frozen=True)
 class RenderedReport:
-    """What `render` made.
+    """Output of `render`.
 
     Attributes:
         paths: files written, the page first.
-        damaged: one sentence per result file that was skipped, naming it.
-        tables: one per protocol, for printing.
+        damaged: one sentence per skipped result file, naming it.
+        tables: the result tables, one per protocol, for printing.
     """
 
     paths: list[Path]
@@ -42,7 +42,7 @@ class RenderedReport:
 
 
 def tables_of(records: Iterable[RunRecord], origin: str) -> list[result_table.ResultTable]:
-    """Tables over records at hand, one per protocol."""
+    """Build the result tables of loaded records, one per protocol."""
     return [result_table.build(section) for section in sections(label_runs((record, origin) for record in records))]
 
 
@@ -70,7 +70,7 @@ def load_runs(folders: Iterable[tuple[Path, str]]) -> tuple[list[Run], list[str]
 
 
 def report_folders(folders: Sequence[Path], out: Path, pictures: Sequence[str] = ()) -> RenderedReport:
-    """`render` for folders whose names are the origins of their runs; the page shows the `cl-bench report` for it."""
+    """`render` with the folders' names as origins; the page shows the matching `cl-bench report` command."""
     command = " ".join(["cl-bench report", *(f"--results {folder}" for folder in folders), f"--out {out}"])
     command += f" --pictures {','.join(pictures)}" if pictures else ""
     return render([(folder, folder.name) for folder in folders], out, command, pictures)
@@ -79,21 +79,23 @@ def report_folders(folders: Sequence[Path], out: Path, pictures: Sequence[str] =
 def render(
     folders: Iterable[tuple[Path, str]], out: Path, command: str, pictures: Sequence[str] = ()
 ) -> RenderedReport:
-    """Write the page, `index.html`, and what it shows as files: tables and the numbers behind every figure.
+    """Write the page, `index.html`, and its tables and the numbers of its figures as files.
 
-    Per protocol these are `tables/SLUG.{md,csv,tex,html}` and `figures/SLUG-NAME.csv` for each of `plots.standard`; for
-    each benchmark with runs for them the papers' tables and figures, such as `tables/sdlora-table2-BENCHMARK.md` and
-    `figures/sdlora-fig2-BENCHMARK.csv`; and `figures/ranks.csv` from ten blocks on. The same records give the same
-    bytes. Other files in `out` are left alone.
+    - Per protocol: `tables/SLUG.{md,csv,tex,html}`, and `figures/SLUG-NAME.csv` for each chart of `plots.standard`.
+    - Per benchmark with suitable runs: the papers' tables and figures, e.g. `tables/sdlora-table2-BENCHMARK.md` and
+      `figures/sdlora-fig2-BENCHMARK.csv`.
+    - `figures/ranks.csv` if there are at least ten blocks (see `comparison.ranks`).
+
+    The same records give the same bytes. Other files in `out` are left alone.
 
     Args:
         folders: pairs of path and origin name, the preferred one first.
-        out: the folder to write into; made if missing.
-        command: the command line that makes this report, shown on the page.
-        pictures: also draw every figure, in these of `render.drawing.FORMATS`.
+        out: folder to write to; made if missing.
+        command: command line that makes this report, shown on the page.
+        pictures: formats of `render.drawing.FORMATS` in which every figure is also drawn.
 
     Raises:
-        UserError: no valid run, or `out` cannot be written.
+        UserError: there is no valid run, or `out` cannot be written.
     """
     folders = list(folders)
     runs, damaged = load_runs(folders)
@@ -117,11 +119,11 @@ def render_sections(
     command: str,
     pictures: Sequence[str] = (),
 ) -> RenderedReport:
-    """`render` for runs at hand.
+    """`render` for runs that are loaded already.
 
     Args:
-        damaged: one sentence per result file that was skipped.
-        places: folder of each origin.
+        damaged: one sentence per skipped result file.
+        places: path of the results folder by origin.
 
     Raises:
         UserError: `out` cannot be written.
@@ -174,7 +176,7 @@ def write_table(table: TextTable, folder: Path, forms: Iterable[str]) -> list[Pa
 
 
 def _papers(runs: Sequence[Run]) -> tuple[list[TextTable], list[Chart]]:
-    """The papers' tables and figures: of their own protocol, and of every other benchmark, where there are runs."""
+    """The papers' tables and figures with runs: in the paper's own protocol, and once per other benchmark."""
     others = sorted({run.protocol.benchmark for run in runs})
     made_tables, made_figures = [], []
     for name in table_names():
@@ -192,7 +194,7 @@ def _papers(runs: Sequence[Run]) -> tuple[list[TextTable], list[Chart]]:
 
 
 def _save(jobs: Sequence[tuple[Chart, Path, Sequence[str], Sequence[str]]]) -> list[list[Path]]:
-    """Write every chart; many pictures by several processes."""
+    """Write every chart; many pictures are drawn by several processes."""
     if not any(pictures for _, _, pictures, _ in jobs):
         return [_save_numbers(chart, stem) for chart, stem, _, _ in jobs]
     workers = min(os.cpu_count() or 1, len(jobs))

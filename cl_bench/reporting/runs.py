@@ -1,7 +1,7 @@
-"""Which runs are repeats of one row, and which rows may stand in one table.
+"""Grouping of runs into rows and tables.
 
-Runs of one `Protocol` share a table. Within it a *row* is a method with its hyper-parameters and revision; its runs
-differ in seed and class order.
+Runs with the same `Protocol` share a table. A *row* of the table is a method with its hyper-parameters and revision;
+the runs of a row differ only in seed and class order.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from cl_bench.store import RunRecord, Store
 _REPEAT_FIELDS = ("seed", "class_order")
 _Identity = frozenset[tuple[str, str]]
 _LONGEST_LABEL = 300
-"""Characters; longer ones are cut."""
+"""Characters; longer labels are cut."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Run:
     """One stored run with its place in the report.
 
     Attributes:
-        label: the row's name, unique within the protocol.
-        origin: name of the folder that it was read from.
+        label: name of the row, unique within the protocol.
+        origin: name of the results folder that the run was read from.
     """
 
     record: RunRecord
@@ -46,17 +46,17 @@ class Run:
 
     @property
     def sequential(self) -> bool:
-        """Whether the tasks were learned one after the other; otherwise only final accuracy is defined."""
+        """Whether the tasks were learned one after the other; if not, only final accuracy is defined."""
         return metrics.is_sequential(self.record.correct, self.record.total)
 
     @property
     def hardware(self) -> str:
-        """What it was made on, e.g. `NVIDIA H200` or `CPU (x86_64)`; times and memory compare on the same only."""
+        """Devices of the run, e.g. `NVIDIA H200` or `CPU (x86_64)`; times and memory compare only on equal devices."""
         return " and ".join(dict.fromkeys(map(_hardware, self.record.environments)))
 
     @property
     def mixed(self) -> str:
-        """What its sessions differ in, in words, e.g. `threads 2, then 4`; empty if in nothing."""
+        """Differences between the environments of its sessions, e.g. `threads 2, then 4`; empty if there are none."""
         return "; ".join(
             f"{name} {', then '.join(map(value_text, values))}" for name, values in sorted(self.record.mixed.items())
         )
@@ -71,7 +71,7 @@ def _hardware(environment: Environment) -> str:
 
 @dataclass(frozen=True)
 class Section:
-    """All runs of one protocol, by row label; `slug` names its files."""
+    """All runs of one protocol, by row label; file names of the protocol begin with `slug`."""
 
     protocol: Protocol
     slug: str
@@ -84,18 +84,18 @@ class Section:
 
     @property
     def ceilings(self) -> tuple[str, ...]:
-        """Labels of the rows that learn all tasks at once (joint training), for which anytime metrics are undefined."""
+        """Labels of the rows trained on all tasks at once (joint training); anytime metrics are undefined for them."""
         return tuple(label for label, runs in self.rows.items() if not runs[0].sequential)
 
 
 def collect(folders: Iterable[tuple[Path, str]], on_damaged: Callable[[str], None]) -> list[Run]:
-    """All runs of the folders, each once, with labels that are unique among the rows of their protocol.
+    """Read all runs of the folders; their labels are unique among the rows of their protocol.
 
-    A run stored in two folders (same row, seed and class order) is taken from the first of them.
+    A run stored in several folders (same row, seed and class order) is taken from the first of them.
 
     Args:
-        folders: pairs of path and the name under which its runs are reported; one that does not exist holds no runs.
-        on_damaged: called for each file that is skipped, with a sentence that names it and the reason.
+        folders: pairs of path and origin name; a folder that does not exist holds no runs.
+        on_damaged: called for each skipped file, with a sentence that names the file and the reason.
     """
     with _without_collector():
         return label_runs((record, origin) for path, origin in folders for record in Store(path).records(on_damaged))
@@ -103,7 +103,7 @@ def collect(folders: Iterable[tuple[Path, str]], on_damaged: Callable[[str], Non
 
 @contextmanager
 def _without_collector() -> Iterator[None]:
-    """Millions of small objects, all of which stay: looking for garbage among them would take half of the time."""
+    """Switch the garbage collector off: scanning millions of objects, none of them garbage, takes half the time."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -114,7 +114,7 @@ def _without_collector() -> Iterator[None]:
 
 
 def label_runs(records: Iterable[tuple[RunRecord, str]]) -> list[Run]:
-    """Records with their origins as runs, each once, with labels that are unique within their protocol."""
+    """Convert pairs of record and origin to runs without duplicates, with labels that are unique in their protocol."""
     found = list(records)
     known: defaultdict[tuple[str, int | str], dict[str, Value]] = defaultdict(dict)
     for record, _ in found:
@@ -126,7 +126,7 @@ def label_runs(records: Iterable[tuple[RunRecord, str]]) -> list[Run]:
         unique.setdefault(place, (record, origin))
     labels: defaultdict[Protocol, dict[_Identity, str]] = defaultdict(dict)
     for (protocol, identity, _, _), (record, _) in unique.items():
-        # Equal hyper-parameters can be written in two ways; the shortest label says all that is needed.
+        # The same row can have several labels, e.g. with a default spelled out: the shortest one is used.
         candidates = [record.label, labels[protocol].get(identity, record.label)]
         labels[protocol][identity] = min(candidates, key=lambda label: (len(label), label))
     distinct = {protocol: _distinct(rows) for protocol, rows in labels.items()}
@@ -137,7 +137,7 @@ def label_runs(records: Iterable[tuple[RunRecord, str]]) -> list[Run]:
 
 
 def _with_printable_texts(record: RunRecord, origin: str, protocol: Protocol, label: str) -> Run:
-    """The run with nothing in its texts that acts on what shows them (see `printable`)."""
+    """The run with control characters replaced in all texts that reports show (see `printable`)."""
     texts = {name: getattr(record, name) for name in _TEXTS}
     safe = _printable(texts)
     if safe != texts:
@@ -147,11 +147,11 @@ def _with_printable_texts(record: RunRecord, origin: str, protocol: Protocol, la
 
 
 _TEXTS = ("label", "recipe", "experiment", "environment", "earlier_sessions")
-"""The fields of a record whose texts are shown."""
+"""The fields of a record with texts that reports show."""
 
 
 def _printable(value: Any) -> Any:
-    """The value with every text in it, names of fields too, as `printable` shows it."""
+    """Apply `printable` to every text in a value, including names of fields."""
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, dict):
@@ -164,10 +164,14 @@ def _printable(value: Any) -> Any:
 def choose_backbone(
     runs: Iterable[Run], benchmark: str | None, requested: str | None
 ) -> tuple[str | None, tuple[str, ...]]:
-    """The backbone for what shows one only: the requested one, else of most runs on the benchmark.
+    """Choose the backbone for a table or figure that shows only one.
+
+    Args:
+        requested: the user's choice, which wins; without it, the backbone with most runs on `benchmark` is chosen.
 
     Returns:
-        Its name, None if nothing decides; and a note if runs on other backbones are left out without a request.
+        Name of the backbone, None if there is neither a request nor a run on the benchmark; and a note if runs on other
+        backbones are left out although none was requested.
     """
     if requested or not benchmark:
         return requested, ()
@@ -182,9 +186,9 @@ def choose_backbone(
 
 
 def sections(runs: Iterable[Run]) -> list[Section]:
-    """Runs grouped by protocol, then row, in the order of file names; runs of a row by seed and class order.
+    """Group runs by protocol and row. Sections are sorted by slug, rows by label, runs by seed and class order.
 
-    The slug is readable; protocols whose readable names agree get a short hash each.
+    The slug is the readable name of the protocol, with its digest where several protocols have the same name.
     """
     grouped: defaultdict[Protocol, list[Run]] = defaultdict(list)
     for run in runs:
@@ -203,10 +207,10 @@ def sections(runs: Iterable[Run]) -> list[Section]:
 
 
 def _identity(record: RunRecord, defaults: dict[str, Value]) -> _Identity:
-    """What makes a row, as (name, JSON value) pairs: the experiment without protocol, seed and class order.
+    """Identity of a row, as (name, JSON value) pairs: the experiment without protocol, seed and class order.
 
-    Hyper-parameters are compared resolved, so that a changed default cannot merge two different runs; one
-    that an older record does not know counts as its default, as in the content key.
+    Hyper-parameters are compared with defaults filled in, so that a changed default cannot merge two different runs. A
+    hyper-parameter that is missing in an older record counts as its default, as in the content key.
     """
     excluded = {*PROTOCOL_FIELDS, *_REPEAT_FIELDS, "defaults", "hyperparameters"}
     fields = record.experiment.model_dump(mode="json", exclude=excluded)
@@ -215,9 +219,9 @@ def _identity(record: RunRecord, defaults: dict[str, Value]) -> _Identity:
 
 
 def _distinct(labels: dict[_Identity, str]) -> dict[_Identity, str]:
-    """Labels of the rows of a protocol, told apart by the options in which rows of the same label differ."""
+    """Unique labels for the rows of a protocol: rows with the same label get the options in which they differ."""
     result = dict(labels)
-    for _ in range(2):  # the second time for a new label that another row had from the start
+    for _ in range(2):  # twice, because a new label may equal the original label of another row
         by_label: defaultdict[str, list[_Identity]] = defaultdict(list)
         for identity, label in result.items():
             by_label[label].append(identity)
@@ -225,7 +229,7 @@ def _distinct(labels: dict[_Identity, str]) -> dict[_Identity, str]:
             common = frozenset.intersection(*rows)
             for identity in rows:
                 result[identity] = _with_options(label, sorted(identity - common))
-    # Only labels that contradict their own hyper-parameters can still clash, or such as are not shown in full.
+    # Clashes are left only where labels contradict their hyper-parameters, or are cut: a number distinguishes these.
     taken: set[str] = set()
     for identity in sorted(result, key=sorted):
         whole = printable(result[identity])
@@ -240,10 +244,10 @@ def _distinct(labels: dict[_Identity, str]) -> dict[_Identity, str]:
 
 
 def _with_options(label: str, options: list[tuple[str, str]]) -> str:
-    """`label` with more options in its brackets: `sdlora` and epochs 5 give `sdlora[epochs=5]`."""
+    """Add options to the brackets of a label: `sdlora` and epochs 5 give `sdlora[epochs=5]`."""
     if not options:
         return label
-    # A method file's revision is a long hash; its start is enough for people.
+    # The revision of a method file is a long hash, of which 8 digits are enough.
     texts = [re.sub(r"^([0-9a-f]{8})[0-9a-f]{8,}$", r"\1", value.strip('"')) for _, value in options]
     words = ",".join(f"{name}={text}" for (name, _), text in zip(options, texts, strict=True))
     return f"{label[:-1]},{words}]" if label.endswith("]") else f"{label}[{words}]"

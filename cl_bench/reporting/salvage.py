@@ -1,4 +1,4 @@
-"""Reports in spite of a run that nothing can be made of: it is named and left out, and the others are shown."""
+"""Reports without the runs that make them fail: these runs are named and left out, the others are shown."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ def without_failing_runs(
     on_damaged: Callable[[str], None],
     attempt: Callable[[Sequence[Run]], object] | None = None,
 ) -> Made:
-    """What is made of these runs; where that fails, of all but those with which it fails.
+    """Return `make(runs)`; if that fails, `make` of the runs that do not make it fail.
 
-    Records are checked when they are read, so this is for what no check foresees.
+    Records are validated when they are read; this covers faults that no validation foresees.
 
     Args:
-        on_damaged: called for each run that is left out, with a sentence that names it and the reason.
-        attempt: what is tried with parts of the runs, where making itself leaves something behind.
+        on_damaged: called for each run that is left out, with a sentence that names the run and the reason.
+        attempt: called with parts of the runs to find the failing ones, in place of a `make` with side effects.
 
     Raises:
-        UserError: as `make`.
+        UserError: raised by `make`.
+        Exception: `make` fails with every single run, so the fault is not in the runs.
     """
     try:
         return make(runs)
@@ -36,7 +37,7 @@ def without_failing_runs(
     except Exception:
         usable, reasons = _usable(attempt or make, runs)
         if runs and not usable:
-            # Nothing can be made of any run: the fault is not in them.
+            # Every run fails: the fault is not in the runs.
             raise
     for sentence in reasons:
         on_damaged(sentence)
@@ -44,7 +45,7 @@ def without_failing_runs(
 
 
 def _usable(attempt: Callable[[Sequence[Run]], object], runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
-    """The runs without those with which the attempt fails, and a sentence for each of these."""
+    """The runs with which the attempt succeeds together, and a sentence for each of the others."""
     alone: list[Run] = []
     usable: list[Run] = []
     reasons: list[str] = []
@@ -55,14 +56,14 @@ def _usable(attempt: Callable[[Sequence[Run]], object], runs: Sequence[Run]) -> 
             reasons.append(sentence_about(run.origin, run.record, error))
         else:
             alone.append(run)
-    # Whatever fails now only does so together with others, or for this report: found by halving.
+    # These runs pass alone; those that fail with others, or in this report only, are found by bisection.
     parts = [alone]
     while parts:
         part = parts.pop()
         try:
             attempt([*usable, *part])
         except UserError:
-            # Too few of them, perhaps: not the fault of any.
+            # E.g. too few runs: no single run is at fault.
             usable += part
         except Exception as error:
             if len(part) > 1:
@@ -76,7 +77,7 @@ def _usable(attempt: Callable[[Sequence[Run]], object], runs: Sequence[Run]) -> 
 
 
 def _derive(run: Run) -> None:
-    """All that reports show of a single run."""
+    """Compute everything that reports show of a single run."""
     from cl_bench.reporting import frames, plots, result_table
     from cl_bench.reporting.runs import sections
 
@@ -88,6 +89,6 @@ def _derive(run: Run) -> None:
 
 
 def sentence_about(origin: str, record: RunRecord, error: Exception) -> str:
-    """A sentence for a record of which nothing can be made."""
+    """A sentence that names a record and the error that it causes in reports."""
     reason = f"{type(error).__name__}: {error}"[:200]
     return printable(f"{origin}/{record.experiment.file_stem}.json: cannot be reported ({reason})")

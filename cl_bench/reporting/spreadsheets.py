@@ -1,4 +1,4 @@
-"""Data frames as CSV that spreadsheets read as data."""
+"""Data frames as CSV in which spreadsheets find no formula."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 def to_csv(frame: pd.DataFrame, float_format: str | None = None) -> str:
-    """The frame as CSV without its index, a line per row; a text that a spreadsheet would calculate gets an apostrophe.
+    """Convert a frame to CSV without its index; a text that a spreadsheet would read as a formula gets an apostrophe.
 
     Args:
-        float_format: of floats; None: as many digits as tell them apart.
+        float_format: format of floats; None: the shortest text that reads back as the same float.
     """
     texts = frame.select_dtypes(["object", "string"])
-    # Lists keep the types of mixed columns, which pandas would guess anew.
+    # Built from lists, because `Series.map` would infer new types for columns of mixed values.
     inert = {str(name): pd.Series(list(map(_inert, texts[name])), frame.index, texts[name].dtype) for name in texts}
     shown = frame.assign(**inert).rename(columns=_inert)
     return shown.to_csv(index=False, lineterminator="\n", float_format=float_format)
 
 
 def _inert(value: Any) -> Any:
-    """Numbers stay numbers, also those that are texts."""
+    """Put an apostrophe before a text that looks like a formula; texts that are numbers stay as they are."""
     if not isinstance(value, str):
         return value
     text = printable(value)

@@ -1,4 +1,4 @@
-"""One kind of text table for all that the project prints: for the terminal, as Markdown, CSV, LaTeX and HTML."""
+"""The text table behind everything that the project prints: on the terminal, as Markdown, CSV, LaTeX and HTML."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 DASH = "\N{EN DASH}"
-"""Stands for a value that is not defined, and between the ends of a range."""
+"""Used for an undefined value, and between the ends of a range."""
 DAGGER = "\N{DAGGER}"
 DOUBLE_DAGGER = "\N{DOUBLE DAGGER}"
 PAGE = 128
-"""About so many characters stand beside each other across a page in LaTeX."""
+"""Approximate number of characters across a page in LaTeX."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """The head of a column; neighbours of the same `group` share a head above theirs."""
+    """Head of a column; neighbouring columns of the same `group` share a head above their own."""
 
     title: str
     group: str = ""
@@ -39,16 +39,16 @@ class Column:
 
 @dataclass(frozen=True)
 class TextTable:
-    """A table of texts with what a reader must know to read it.
+    """A table of texts with caption and notes.
 
     Attributes:
         name: part of file names.
-        caption: what the table shows, in one sentence.
-        rows: shape [rows, columns]; "" where there is nothing.
+        caption: one sentence on what the table shows.
+        rows: texts, shape [rows, columns]; "" for an empty cell.
         notes: sentences below the table.
-        rules: a line stands above each of these rows.
-        bold: places (row, column) that stand out.
-        data: the numbers behind it, in full precision, for CSV.
+        rules: indices of the rows with a line above them.
+        bold: cells (row, column) in bold.
+        data: the numbers behind the texts, in full precision, for CSV.
     """
 
     name: str
@@ -62,19 +62,19 @@ class TextTable:
 
     @property
     def grouped(self) -> bool:
-        """Whether there are heads above heads."""
+        """Whether there is a second line of heads, above the heads of the columns."""
         return any(column.group for column in self.columns)
 
     def groups(self) -> list[tuple[str, int]]:
-        """The upper heads with the number of columns below each."""
+        """The upper heads, from left to right, with the number of columns below each."""
         return [(name, len(list(found))) for name, found in groupby(column.group for column in self.columns)]
 
 
 def write(table: TextTable, form: str) -> str:
-    """The table in one of `FORMATS`.
+    """Convert a table to one of `FORMATS`.
 
     Raises:
-        UserError: there is no such format.
+        UserError: unknown format.
     """
     if form not in FORMATS:
         raise unknown_name("--format", form, [*FORMATS, "terminal"])
@@ -100,7 +100,7 @@ def markdown(table: TextTable) -> str:
 
 
 def latex(table: TextTable) -> str:
-    """A `table` environment; needs the package `booktabs`. What is too wide for a page is cut as on a terminal."""
+    """A `table` environment; needs the package `booktabs`. A table too wide for a page is split between groups."""
     label = re.sub(r"[^A-Za-z0-9._:+-]+", "-", table.name)
     lines = [r"\begin{table}", r"\centering", rf"\caption{{{_latex(table.caption)}}}", rf"\label{{tab:{label}}}"]
     for number, part in enumerate(_parts(table, PAGE)):
@@ -160,7 +160,7 @@ def rich(table: TextTable) -> RichTable:
     from rich.table import Table
     from rich.text import Text
 
-    # Text, not str: rich would take `finetune[masked=true]` for markup.
+    # Text, not str, because rich would parse `[masked=true]` in a label as markup.
     view = Table(
         title=Text(table.caption),
         caption=Text("\n".join(table.notes)),
@@ -181,19 +181,19 @@ def rich(table: TextTable) -> RichTable:
 
 
 def show(table: TextTable, out: Console) -> None:
-    """Print for the terminal; on a narrow one groups of columns come one below the other, and lines wrap."""
+    """Print on the terminal; if it is narrow, groups of columns are printed below each other, and lines wrap."""
     from rich.segment import Segments
 
     parts = _parts(table, out.width)
     for number, part in enumerate(parts):
         caption, notes = table.caption if number == 0 else "", table.notes if part is parts[-1] else ()
-        # Rendered here, since setting a console's width, if only for a moment, ends its following the terminal's.
+        # Rendered here: a console stops following the width of the terminal once its own width is set.
         options = out.options.update_width(max(out.width, _needed(part, range(len(part.columns)))))
         out.print(Segments(out.render(rich(replace(part, caption=caption, notes=notes)), options)), crop=False)
 
 
 def _parts(table: TextTable, width: int) -> list[TextTable]:
-    """The table cut between groups into what fits so many characters; columns in no group are in each part."""
+    """Split a table between groups into parts of at most `width` characters; columns without group are in each part."""
     heads, pieces, start = [], list[list[int]](), 0
     for name, count in table.groups():
         columns = list(range(start, start + count))
@@ -219,7 +219,7 @@ def _chosen(table: TextTable, columns: Sequence[int]) -> TextTable:
 
 
 def _head(table: TextTable, number: int) -> list[str]:
-    """Lines of the head of a column; the upper head stands above the first of its columns."""
+    """Lines of the head of a column; the upper head is printed above the first of its columns."""
     column = table.columns[number]
     begins = number == 0 or table.columns[number - 1].group != column.group
     width = max([20, *(len(row[number]) for row in table.rows)])
@@ -227,7 +227,7 @@ def _head(table: TextTable, number: int) -> list[str]:
 
 
 def _needed(table: TextTable, columns: Iterable[int]) -> int:
-    """Characters of a line with these columns; texts that are no numbers take 12, and wrap beyond 28."""
+    """Width in characters of a line with these columns; columns of texts take 12 to 28 and wrap beyond."""
     from rich.cells import cell_len
 
     widths = {c: max(map(cell_len, [*_head(table, c), *(row[c] for row in table.rows)])) for c in columns}
@@ -235,7 +235,7 @@ def _needed(table: TextTable, columns: Iterable[int]) -> int:
 
 
 FORMATS: Mapping[str, Callable[[TextTable], str]] = {"md": markdown, "csv": csv, "tex": latex, "html": html}
-"""How to write a table to a file, by the file's ending."""
+"""Converters by suffix of the file."""
 
 
 def by_row(what: str, texts: Sequence[tuple[str, str]]) -> str:
@@ -259,7 +259,7 @@ def by_row(what: str, texts: Sequence[tuple[str, str]]) -> str:
 
 
 def _markdown(text: str) -> str:
-    """Escape what would end a cell or start markup."""
+    """Escape characters that would end a cell or start markup."""
     return re.sub(r"([\\|*_`<>$&~\[\]])", r"\\\1", " ".join(text.split()))
 
 
@@ -277,14 +277,14 @@ _LATEX = {
     "−": "$-$",
     DAGGER: r"\textdagger{}",
     DOUBLE_DAGGER: r"\textdaggerdbl{}",
-    # After the end of a row LaTeX would take brackets for an argument.
+    # At the start of a row LaTeX would read brackets as an argument of the \\ before it.
     "[": "{[}",
     "]": "{]}",
 }
 
 
 def _latex(text: str) -> str:
-    """Escape all that LaTeX reads as more than a letter; what its fonts lack is left to the user's."""
-    # Two hyphens, as before the name of an option, would become a dash; so with quotes.
+    """Escape characters with a meaning in LaTeX; characters that its fonts lack are left as they are."""
+    # Prevent ligatures: two hyphens, as in the name of an option, would become a dash; quotes likewise.
     parts = re.split("(?<=[-'`,?!])(?=[-'`,])", " ".join(text.split()))
     return "{}".join("".join(_LATEX.get(character, character) for character in part) for part in parts)
