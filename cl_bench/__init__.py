@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from cl_bench.contract.task import Task as Task
     from cl_bench.data.samples import TaskSamples as TaskSamples
     from cl_bench.errors import UserError as UserError
+    from cl_bench.models.adapters import Adapters as Adapters
     from cl_bench.models.base import FeatureModel as FeatureModel
-    from cl_bench.models.bottleneck import Adapters as Adapters
     from cl_bench.models.growing import Growing as Growing
     from cl_bench.models.growing import GrowingModules as GrowingModules
     from cl_bench.models.heads import Classifier as Classifier
@@ -63,7 +63,7 @@ _PUBLIC = {
     "cl_bench.data.samples": ("TaskSamples",),
     "cl_bench.errors": ("UserError",),
     "cl_bench.models.base": ("FeatureModel",),
-    "cl_bench.models.bottleneck": ("Adapters",),
+    "cl_bench.models.adapters": ("Adapters",),
     "cl_bench.models.growing": ("Growing", "GrowingModules"),
     "cl_bench.models.heads": ("Classifier", "CosineHead", "CosinePrototypes"),
     "cl_bench.models.lora": ("LoRAModel",),

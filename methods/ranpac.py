@@ -34,8 +34,8 @@ from cl_bench.contract.search import Choice, LogUniform, Range
 from cl_bench.contract.task import Task
 from cl_bench.data.samples import TaskSamples
 from cl_bench.experiment import Value
+from cl_bench.models.adapters import Adapters, ScaleShift
 from cl_bench.models.base import FeatureModel
-from cl_bench.models.bottleneck import Adapters, ScaleShift
 from cl_bench.models.heads import CosineHead, cosine
 from cl_bench.models.prompts import check_blocks
 

@@ -152,7 +152,7 @@ def declared_storage(
     method: Method, backbone: VisionTransformer, num_classes: int, classes: Sequence[int]
 ) -> dict[str, int]:
     """`Method.storage`, and what the method's parts keep."""
-    kept = dict(method.storage(backbone, num_classes, classes))
+    numbers = dict(method.storage(backbone, num_classes, classes))
     for part in method.parts:
-        kept |= part.storage(backbone, num_classes, classes)
-    return kept
+        numbers |= part.storage(backbone, num_classes, classes)
+    return numbers

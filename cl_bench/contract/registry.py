@@ -34,7 +34,7 @@ class MethodEntry:
     cls: type[Method]
     revision: int | str
 
-    def create(self, settings: Mapping[str, Any]) -> Method:
+    def configure(self, settings: Mapping[str, Any]) -> Method:
         """The method with these hyper-parameters (strings, as typed by the user, are accepted).
 
         Raises:

@@ -84,9 +84,9 @@ class Scratch(MutableMapping[str, Tensor]):
             RuntimeError: the module's structure is another one.
         """
         prefix = f"{name}."
-        kept = {f"module.{key[len(prefix) :]}": tensor for key, tensor in self.items() if key.startswith(prefix)}
+        tensors = {f"module.{key[len(prefix) :]}": tensor for key, tensor in self.items() if key.startswith(prefix)}
         with nullcontext() if gradients else torch.no_grad():
-            return functional_call(_Calling(module, method), kept, inputs, strict=True)
+            return functional_call(_Calling(module, method), tensors, inputs, strict=True)
 
 
 class _Calling(nn.Module):

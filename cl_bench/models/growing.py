@@ -97,15 +97,15 @@ def _resize_lists(module: nn.Module, state_dict: Mapping[str, Any], prefix: str,
             continue
         keys = list(takewhile(state_dict.__contains__, (f"{prefix}{name}.{i}" for i in count())))
         if len(keys) != len(child):
-            kept = list(child)[: len(keys)]
-            for key in keys[len(kept) :]:
+            parameters = list(child)[: len(keys)]
+            for key in keys[len(parameters) :]:
                 stored = state_dict[key]
-                if kept:
-                    new = nn.Parameter(torch.empty_like(kept[-1]), kept[-1].requires_grad)
+                if parameters:
+                    new = nn.Parameter(torch.empty_like(parameters[-1]), parameters[-1].requires_grad)
                 else:
                     new = nn.Parameter(torch.empty_like(stored, device=None if like is None else like.device))
-                kept.append(new)
-            child = nn.ParameterList(kept)
+                parameters.append(new)
+            child = nn.ParameterList(parameters)
             setattr(module, name, child)
         _reshape(child.named_parameters(), state_dict, f"{prefix}{name}.")
 

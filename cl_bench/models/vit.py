@@ -24,8 +24,8 @@ from torch.func import functional_call
 from cl_bench.experiment import Precision
 
 Prefix = tuple[Tensor, Tensor]
-Bottleneck = tuple[Tensor, Tensor, Tensor, Tensor]
-Parallel = Bottleneck | Callable[[Tensor], Tensor]
+BottleneckWeights = tuple[Tensor, Tensor, Tensor, Tensor]
+Parallel = BottleneckWeights | Callable[[Tensor], Tensor]
 _Output = Literal["features", "tokens", "residual stream", "attention inputs", "features and parallel inputs"]
 
 
@@ -135,9 +135,9 @@ class ViT:
                 (prefix tuning; Li & Liang 2021).
             prompts: [B, n, d], put in front of the sequence after the positional embedding, of which they get none
                 (prompt tuning; Lester et al. 2021, L2P).
-            parallel: per block number what works beside the block's MLP, on the MLP's input before its norm: the
-                weights of a bottleneck (AdaptFormer; Chen et al. 2022), see `bottleneck`, or a function of that input,
-                best a module, from and to fp32 [B, tokens, d], that treats each image alone.
+            parallel: per block number, a branch beside the block's MLP, which gets the MLP's input before its norm:
+                the weights of a bottleneck adapter (AdaptFormer; Chen et al. 2022; `apply_bottleneck_adapter`), or a
+                function, best a module, from and to fp32 [B, tokens, d], that treats each image alone.
 
         Returns:
             fp32 [B, n + tokens, d], after the final norm.
@@ -232,22 +232,9 @@ class PassState:
         return min(fitting, default=size)
 
 
-def cls_features(backbone: VisionTransformer, images: Tensor, **into: Any) -> Tensor:
-    """`ViT.features`, as method files of version 0.1.0 call it."""
-    return ViT.of(backbone).features(images, **into)
-
-
-def tokens(backbone: VisionTransformer, images: Tensor, **into: Any) -> Tensor:
-    """`ViT.tokens`, as method files of version 0.1.0 call it."""
-    return ViT.of(backbone).tokens(images, **into)
-
-
-def attention_inputs(backbone: VisionTransformer, images: Tensor, **into: Any) -> list[Tensor]:
-    """`ViT.attention_inputs`, as method files of version 0.1.0 call it."""
-    return ViT.of(backbone).attention_inputs(images, **into)
-
-
-def bottleneck(x: Tensor, down: Tensor, down_bias: Tensor, up: Tensor, up_bias: Tensor, scale: float = 0.1) -> Tensor:
+def apply_bottleneck_adapter(
+    x: Tensor, down: Tensor, down_bias: Tensor, up: Tensor, up_bias: Tensor, scale: float = 0.1
+) -> Tensor:
     """AdaptFormer's adapter: x -> scale (W_up relu(W_down x + b_down) + b_up)."""
     return scale * nn.functional.linear(nn.functional.linear(x, down, down_bias).relu(), up, up_bias)
 
@@ -346,7 +333,7 @@ def _beside(module: Parallel, x: Tensor) -> Tensor:
     """What works beside the MLP; functions know nothing of the precision."""
     if isinstance(module, tuple):
         down, down_bias, up, up_bias = (part.to(x.dtype) for part in module)
-        return bottleneck(x, down, down_bias, up, up_bias)
+        return apply_bottleneck_adapter(x, down, down_bias, up, up_bias)
     return module(x.float()).to(x.dtype)
 
 

@@ -291,10 +291,10 @@ def resolve(
     backbone: Backbone | None = None,
 ) -> tuple[Method, Recipe]:
     """The method with its defaults, then the recipe (see `recipes.choose`), then the user's options; and the recipe."""
-    user_values = entry.create(options).values()
+    user_values = entry.configure(options).values()
     holding = [name for name in (backbone.name, backbone.tuned_as) if name] if backbone else []
     chosen = recipes.choose(entry, benchmark, {key: user_values[key] for key in options}, recipe, tuned, holding)
-    return entry.create({**chosen.values, **options}), chosen
+    return entry.configure({**chosen.values, **options}), chosen
 
 
 def class_incremental(data: Benchmark, tasks: Tasks | None, limits: Limits) -> Tasks:

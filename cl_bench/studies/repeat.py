@@ -98,7 +98,7 @@ def planned(
     vit = backbones.find(name, checkpoint=checkpoint, pretrained=tagged, normalise="none", size=size)
     vit = replace(vit, weights=experiment.weights)
     recipe = Recipe(record.recipe, experiment.hyperparameters, record.tuning_trials, record.tuning_minutes)
-    method = entry.create(experiment.hyperparameters)
+    method = entry.configure(experiment.hyperparameters)
     return PlannedRun(experiment, method, record.label, recipe, backbones.verify(vit), benchmark.data)
 
 

@@ -59,7 +59,7 @@ class TuningTarget:
             UserError: an unknown or ill-typed option.
         """
         fixed = {name: value for name, value in (fixed or {}).items() if name not in options}
-        values = entry.create({**fixed, **options}).values()
+        values = entry.configure({**fixed, **options}).values()
         return cls(entry, {name: values[name] for name in options}, {name: values[name] for name in fixed})
 
     def budget(self) -> dict[str, Value]:
@@ -70,7 +70,7 @@ class TuningTarget:
     @property
     def space(self) -> dict[str, LogUniform | Uniform | Choice]:
         """What is searched."""
-        options = self.entry.create({**self.fixed, **self.options}).values()
+        options = self.entry.configure({**self.fixed, **self.options}).values()
         return {
             name: values
             for name, values in resolved(self.entry.cls.space, options).items()

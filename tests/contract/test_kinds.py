@@ -47,7 +47,7 @@ class Killed(Exception):
 def method_of(name: str) -> Method:
     file, options = kinds.VARIANTS.get(name, (name, {}))
     entry = registry.load_file(Path(kinds.__file__).parent / f"{file}.py")
-    return entry.create({**SIZES, **kinds.OPTIONS.get(file, {}), **options})
+    return entry.configure({**SIZES, **kinds.OPTIONS.get(file, {}), **options})
 
 
 def learn(strategy: ContinualStrategy) -> None:

@@ -300,7 +300,7 @@ def test_ill_typed_values_name_method_and_field(name: str, field: str) -> None:
     texts = ["not-a-value", "-1", "", "nan", "inf", "-inf", "1e999"]
     for value in [*texts, [["nested"]], {"a": 1}, float("nan"), float("inf"), -float("inf")]:
         with pytest.raises(UserError, match=rf"^{name}\.{field} = .* is not valid: "):
-            found.create({field: value})
+            found.configure({field: value})
         with pytest.raises(UserError, match=rf"^{found.cls.__name__}\.{field} = .* is not valid: "):
             found.cls(**{field: value})
 
@@ -315,7 +315,7 @@ def test_what_python_would_take_for_a_number_is_refused_and_a_long_value_is_cut(
     for value in (True, 10**400, "9" * 5_000, "x" * 5_000):
         for field in ("lr", "rank"):
             with pytest.raises(UserError, match=rf"^sdlora\.{field} .*is not valid: input|unable") as refused:
-                found.create({field: value})
+                found.configure({field: value})
             assert len(str(refused.value)) < 200
     assert validated(Rates, "rates", "0.1+0.2") == (0.1, 0.2)
     with pytest.raises(UserError, match="Rates.rates = .* is not valid: input should be a finite number"):
@@ -327,9 +327,9 @@ def test_unknown_hyper_parameters_are_refused_with_a_guess(name: str) -> None:
     found = registry.find(name)
     for field in found.defaults:
         with pytest.raises(UserError, match=f"'{name}' '{field}x'; .*Did you mean"):
-            found.create({f"{field}x": 1})
+            found.configure({f"{field}x": 1})
     with pytest.raises(UserError, match=f"hyper-parameter of '{name}' 'zzz'"):
-        found.create({"zzz": 1})
+        found.configure({"zzz": 1})
 
 
 def test_unknown_methods_are_refused_with_a_guess() -> None:
@@ -342,7 +342,7 @@ def test_defaults_survive_json_and_the_command_line(name: str) -> None:
     found = registry.find(name)
     stored = json.loads(json.dumps(found.defaults, allow_nan=False))
     assert stored == found.defaults
-    values = found.create(stored).values()
+    values = found.configure(stored).values()
     assert values == found.defaults
     assert {field: type(value) for field, value in values.items()} == {
         field: type(value) for field, value in found.defaults.items()
@@ -350,7 +350,7 @@ def test_defaults_survive_json_and_the_command_line(name: str) -> None:
     typed = {
         field: "+".join(map(str, value)) if isinstance(value, list) else str(value) for field, value in stored.items()
     }
-    assert found.create(typed).values() == found.defaults
+    assert found.configure(typed).values() == found.defaults
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from cl_bench.contract.method import Method
-from cl_bench.models.bottleneck import Adapters
+from cl_bench.models.adapters import Adapters
 from cl_bench.randomness import Key
 from cl_bench.training.strategy import ContinualStrategy
 from tests.golden import Fixture

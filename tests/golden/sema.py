@@ -9,7 +9,7 @@ import torch
 from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
-from cl_bench.models.bottleneck import Bottleneck
+from cl_bench.models.adapters import BottleneckAdapter
 from tests.golden import Check, Fixture, Kind
 from tests.golden.comparators import Run, stored_order
 from tests.golden.recipe import CANCELS, INPUTS
@@ -84,7 +84,7 @@ def checks(fixture: Fixture, **options: Any) -> Iterator[Check]:
 def start(run: Run, model: SEMAModel) -> None:
     """Give the model the values of the file, and let what is added have them, too."""
 
-    def adapt(adapter: Bottleneck, name: str) -> None:
+    def adapt(adapter: BottleneckAdapter, name: str) -> None:
         for part, scale in (("down.weight", 0.2), ("down.bias", 0.02), ("up.weight", 0.05), ("up.bias", 0.02)):
             parameter = adapter.get_parameter(part)
             parameter.copy_(run(f"{name}.{part}", parameter.shape, scale))
@@ -144,7 +144,7 @@ def learned(fixture: Fixture, model: SEMAModel, watch: Watch, start: str) -> Ite
         yield from fixture.compare(f"{start}head.{name}", parameter, STATE)
 
 
-def _adapter(fixture: Fixture, adapter: Bottleneck, key: str) -> Iterator[Check]:
+def _adapter(fixture: Fixture, adapter: BottleneckAdapter, key: str) -> Iterator[Check]:
     for part in ("down", "up"):
         for name, parameter in getattr(adapter, part).named_parameters():
             yield from fixture.compare(f"{key}.{part}_proj.{name}", parameter, STATE)

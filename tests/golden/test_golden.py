@@ -22,7 +22,7 @@ from cl_bench.methods.l2p import L2PModel
 from cl_bench.methods.nlora import absolute_sum
 from cl_bench.methods.olora import overlap
 from cl_bench.methods.ranpac import RIDGES, RidgeHead, validation_errors
-from cl_bench.models.bottleneck import Adapters
+from cl_bench.models.adapters import Adapters
 from cl_bench.models.lora import LoRABank
 from cl_bench.models.prompts import PromptModel, split
 from cl_bench.models.statistics import ClassStatistics

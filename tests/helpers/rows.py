@@ -70,7 +70,7 @@ def small(row: str, **changes: Any) -> Method:
     (spec,) = parse_methods(row)
     found, fields = installed(spec.name)
     wanted = SMALL.get(spec.name, {}) | QUICK | changes
-    return found.create({field: value for field, value in wanted.items() if field in fields} | spec.options)
+    return found.configure({field: value for field, value in wanted.items() if field in fields} | spec.options)
 
 
 def fresh(row: str, seed: int = 0) -> Any:

@@ -19,8 +19,8 @@ from cl_bench.contract.gradient import GradientMethod
 from cl_bench.contract.phase import Phase
 from cl_bench.contract.task import Task
 from cl_bench.data.samples import TaskSamples
+from cl_bench.models.adapters import Adapters
 from cl_bench.models.base import FeatureModel
-from cl_bench.models.bottleneck import Adapters
 from cl_bench.models.growing import Growing, GrowingModules
 from cl_bench.models.heads import linear_head
 from cl_bench.training.checkpoint import Checkpoint, Facts, Stage

@@ -23,7 +23,8 @@ from cl_bench.methods.coda import CODAPrompt
 from cl_bench.methods.inflora import InfLoRA
 from cl_bench.methods.sdlora import SDLoRA
 from cl_bench.models.heads import Classifier
-from cl_bench.models.vit import Execution, ViT, _compiled, attention_inputs, cls_features, tokens
+from cl_bench.models.legacy import attention_inputs, cls_features, tokens
+from cl_bench.models.vit import Execution, ViT, _compiled
 from cl_bench.running.runner import flops_of
 from cl_bench.streams.scenarios import build
 from cl_bench.studies.audit.numbers import hidden_numbers

@@ -220,7 +220,7 @@ def test_published_recipes_are_those_of_the_methods_file(cl_bench: CLI, tmp_path
 def test_every_published_recipe_fits_its_method(name: str) -> None:
     found = registry.find(name)
     for values in found.cls.published.values():
-        stored = found.create(values).values()
+        stored = found.configure(values).values()
         assert all(stored[key] == value for key, value in values.items())
     assert set(found.cls.space) <= set(found.defaults)
 
@@ -239,7 +239,7 @@ def test_a_range_may_depend_on_another_option() -> None:
     for found in map(registry.find, registry.names()):
         for values in found.cls.space.values():
             if isinstance(values, Depending):
-                assert all(found.create({values.option: value}) for value in values.ranges)
+                assert all(found.configure({values.option: value}) for value in values.ranges)
                 assert found.defaults[values.option] in values.ranges and values.option not in found.cls.space
 
 

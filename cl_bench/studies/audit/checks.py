@@ -258,7 +258,7 @@ def old_samples(trial: Trial) -> Finding:
 
 
 def memory(trial: Trial) -> Finding:
-    """After every task the model stores at most as many numbers as the method declares (`Method.kept`), and none are
+    """After every task the model stores at most as many numbers as the method declares (`Method.storage`), and none are
     hidden outside its parameters and buffers.
 
     Stored is the state dict but for weights of the backbone that are as pre-trained. Hidden are tensors, arrays and

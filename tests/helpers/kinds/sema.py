@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from cl_bench import FeatureModel, GradientMethod, GrowingModules, Phase, Task, TaskSamples
 from cl_bench.contract.phase import ParameterGroup
 from cl_bench.contract.schedules import Schedule
-from cl_bench.models.bottleneck import Bottleneck
+from cl_bench.models.adapters import BottleneckAdapter
 from cl_bench.models.heads import linear_head
 
 
@@ -35,7 +35,7 @@ class Expert(nn.Module):
 
     def __init__(self, dim: int, width: int, code: int) -> None:
         super().__init__()
-        self.adapter = Bottleneck(dim, width, scale=1.0)
+        self.adapter = BottleneckAdapter(dim, width, scale=1.0)
         self.router = nn.Linear(dim, 1)
         self.descriptor = nn.Sequential(nn.Linear(dim, code), nn.Linear(code, dim))
         for layer in self.descriptor:
@@ -74,7 +74,7 @@ class SEMAModel(FeatureModel):
     def __init__(self, backbone: VisionTransformer, num_classes: int, first: int, width: int, code: int) -> None:
         super().__init__(backbone.requires_grad_(False), linear_head(backbone.num_features, num_classes))
         dim, depth = backbone.embed_dim, len(backbone.blocks)
-        self.adapters = nn.ModuleList(Bottleneck(dim, width, scale=1.0) for _ in range(min(first, depth)))
+        self.adapters = nn.ModuleList(BottleneckAdapter(dim, width, scale=1.0) for _ in range(min(first, depth)))
         self.mixtures = nn.ModuleList(Mixture(partial(Expert, dim, width, code)) for _ in range(first, depth))
         for mixture in self.mixtures:
             mixture.grow()

@@ -8,13 +8,13 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from cl_bench.models.vit import Bottleneck as Weights
-from cl_bench.models.vit import ViT, bottleneck
+from cl_bench import _aliases
+from cl_bench.models.vit import BottleneckWeights, ViT, apply_bottleneck_adapter
 
 Layer = nn.Linear | nn.LayerNorm | nn.Conv2d
 
 
-class Bottleneck(nn.Module):
+class BottleneckAdapter(nn.Module):
     """AdaptFormer's adapter, which starts at 0: x -> scale (W_up relu(W_down x + b_down) + b_up)."""
 
     def __init__(self, dim: int, width: int, scale: float = 0.1) -> None:
@@ -26,12 +26,12 @@ class Bottleneck(nn.Module):
         for zero in (self.down.bias, self.up.weight, self.up.bias):
             nn.init.zeros_(zero)
 
-    def weights(self) -> Weights:
+    def weights(self) -> BottleneckWeights:
         """As `ViT.features` takes them where the scale is 0.1."""
         return self.down.weight, self.down.bias, self.up.weight, self.up.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        return bottleneck(x, *self.weights(), self.scale)
+        return apply_bottleneck_adapter(x, *self.weights(), self.scale)
 
 
 class Adapters(nn.Module):
@@ -42,11 +42,13 @@ class Adapters(nn.Module):
 
     def __init__(self, backbone: VisionTransformer, width: int) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Bottleneck(backbone.embed_dim, width) for _ in backbone.blocks)
+        self.blocks = nn.ModuleList(BottleneckAdapter(backbone.embed_dim, width) for _ in backbone.blocks)
 
     def features(self, vit: ViT, images: Tensor) -> Tensor:
         """CLS features [B, d] of the adapted backbone (a bare one in method files of version 0.1.0)."""
-        weights = {number: block.weights() for number, block in enumerate(self.blocks) if isinstance(block, Bottleneck)}
+        weights = {
+            number: block.weights() for number, block in enumerate(self.blocks) if isinstance(block, BottleneckAdapter)
+        }
         return ViT.of(vit).features(images, parallel=weights)
 
 
@@ -75,3 +77,6 @@ class ScaleShift(nn.Module):
             weights[f"{name}.weight"] = layer.weight * scale.view(-1, *[1] * (layer.weight.ndim - 1))
             weights[f"{name}.bias"] = layer.bias * scale + shift
         return ViT.of(vit).features(images, weights=weights)
+
+
+__getattr__ = _aliases.renamed(__name__, {"Bottleneck": BottleneckAdapter})
