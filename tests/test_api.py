@@ -272,7 +272,7 @@ def test_a_damaged_result_is_computed_again_and_named(nowhere: None) -> None:
     (first,) = package.run("simplecil", **CUT).records
     (path,) = RUNS.glob("*.json")
     cut_short(path)
-    with pytest.warns(UserWarning, match=f"computing again, the stored result is damaged: {path}"):
+    with pytest.warns(UserWarning, match=f"a stored result is damaged and will be computed again: {path}"):
         (again,) = package.run("simplecil", **CUT).records
     assert again.arrays_sha256 == first.arrays_sha256
 

@@ -1,1 +1,1 @@
-"""From what a user asks for to stored results: plan, device, executors."""
+"""Carries out runs, from the user's options to stored results: plan, device, executors, checkpoints."""

@@ -1,4 +1,4 @@
-"""What a run has brought so far, and the checkpoints from which another process can go on."""
+"""Results of the finished stages of a run, and the checkpoints from which another process can resume it."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from cl_bench.training.strategy import ContinualStrategy
 
 
 class StageLog:
-    """The results of the stages that are over, of this process and of those before it.
+    """Results of all finished stages, from this process and earlier ones.
 
     Attributes:
-        stages: counts, times and sizes of each.
-        total: test images per task.
-        probe: what is measured besides.
-        sessions: how many processes have worked on the run.
-        environment: of this process.
-        earlier_sessions: those before it.
+        stages: counts, times and sizes of each stage.
+        total: number of test images of each task.
+        probe: measures what is asked for beyond the counts.
+        sessions: number of processes that have worked on the run, this one included.
+        environment: environment of this process.
+        earlier_sessions: sessions of earlier processes.
     """
 
     def __init__(self, probe: Probe, environment: Environment) -> None:
@@ -48,7 +48,7 @@ class StageLog:
         self._images: dict[str, NDArray[np.int16]] = {}
 
     def add(self, counts: Counts, stage: Stage) -> None:
-        """Add a stage that is over."""
+        """Add a finished stage."""
         self.total = counts.total
         self._images = {"label": counts.label, "task": counts.task}
         self._predictions["predicted"].append(counts.predicted)
@@ -56,16 +56,16 @@ class StageLog:
         self.stages.append(stage)
 
     def arrays(self) -> Arrays:
-        """`label`, `task` [images]; `predicted`, `predicted_task_aware` [stages, images]; empty before the first."""
+        """`label`, `task` [images]; `predicted`, `predicted_task_aware` [stages, images]; empty without stages."""
         if not self.stages:
             return {}
         return {**self._images, **{name: np.stack(rows) for name, rows in self._predictions.items()}}
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from what another process has brought.
+        """Take over the results of an earlier process from its checkpoint.
 
         Raises:
-            KeyError, RuntimeError, ValueError: it does not fit together.
+            KeyError, RuntimeError, ValueError: the parts of the checkpoint contradict each other.
         """
         facts, tensors = checkpoint.facts, checkpoint.tensors
         for name, rows in self._predictions.items():
@@ -78,10 +78,10 @@ class StageLog:
         self.earlier_sessions = _with_writer(facts)
 
     def check(self, facts: Facts, stream: TaskStream, stages: Sequence[Sequence[int]]) -> None:
-        """Raise `ValueError` if what was restored is not of this stream, or could not be of an unfinished run on it.
+        """Raise `ValueError` unless the restored results can be those of an unfinished run on this stream.
 
         Args:
-            stages: the tasks that each stage of the run learns.
+            stages: indices of the tasks that each stage of the run learns.
         """
         done = len(self.stages)
         if done >= len(stages):
@@ -112,7 +112,7 @@ class StageLog:
 
 
 def _with_writer(facts: Facts) -> list[Session]:
-    """The sessions before the one that goes on from a checkpoint: those before its writer, and its writer."""
+    """Sessions before the one that resumes from a checkpoint: those before the writer's, then the writer's."""
     earlier = list(facts.earlier_sessions)
     unknown = facts.sessions - 1 - sum(session.processes for session in earlier)
     if unknown < 0 or (unknown and earlier):
@@ -127,19 +127,19 @@ def _with_writer(facts: Facts) -> list[Session]:
         epoch=place.epoch if place else None,
     )
     if earlier and earlier[-1].environment == writer.environment:
-        # Of thousands of sessions, a record keeps what differs.
+        # Consecutive sessions in one environment are merged, so that thousands of them do not fill the record.
         before = earlier.pop()
         writer = writer.model_copy(update={"processes": before.processes + 1})
     return [*earlier, writer]
 
 
 class Checkpointer(SupervisedPlugin):  # type: ignore[misc]
-    """Writes checkpoints while a run executes, and keeps the time and the images of the current stage.
+    """Writes checkpoints during a run, and measures the time and the training images of the current stage.
 
     Args:
-        environment: of this process.
-        path: of the checkpoint; None: none are written.
-        every: minutes between two of them inside a task.
+        environment: environment of this process.
+        path: where the checkpoint is written; None: write none.
+        every: minutes between checkpoints inside a task.
     """
 
     def __init__(
@@ -153,7 +153,8 @@ class Checkpointer(SupervisedPlugin):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         self.planned, self.progress, self.path, self.every = planned, progress, path, every
-        # Compared on the device, ten times faster than on the host; to stay there they would take its memory.
+        # Comparing on the device is ten times faster than on the host. The weights stay on the host, in pinned memory,
+        # to leave the device's memory to the run.
         self._pre_trained = {
             f"model.backbone.{name}": tensor.pin_memory() if device.type == "cuda" else tensor
             for name, tensor in backbones.weights(planned.backbone).items()
@@ -164,11 +165,11 @@ class Checkpointer(SupervisedPlugin):  # type: ignore[misc]
         self.begin_stage(0.0, 0)
 
     def begin_stage(self, seconds: float, samples: int) -> None:
-        """Begin a stage, on which so many seconds and training images have been spent before."""
+        """Begin a stage, on which earlier processes have spent `seconds` and `samples` training images."""
         self._start, self._samples = time.perf_counter() - seconds, samples
 
     def end_stage(self, counts: Counts, strategy: ContinualStrategy, trained: float) -> None:
-        """End a stage whose training was over at this time (`time.perf_counter`)."""
+        """End a stage whose training ended at the time `trained` (of `time.perf_counter`)."""
         stage = Stage(
             correct=counts.correct,
             correct_task_aware=counts.correct_task_aware,
@@ -188,7 +189,7 @@ class Checkpointer(SupervisedPlugin):  # type: ignore[misc]
             self.write(strategy)
 
     def write(self, strategy: ContinualStrategy) -> None:
-        """Write a checkpoint, if there is a place for it; where that fails, the run goes on without."""
+        """Write a checkpoint, if a path is given; if writing fails, warn once and continue without one."""
         if self.path is None:
             return
         log = self.log
@@ -200,16 +201,16 @@ class Checkpointer(SupervisedPlugin):  # type: ignore[misc]
             stages=log.stages,
             total=log.total,
         )
-        found = strategy.checkpoint(done)
-        if found.facts.position is not None:
-            found.facts.position.seconds = time.perf_counter() - self._start
-            found.facts.position.samples = self._samples
-        tensors = {name: tensor for name, tensor in found.tensors.items() if not self._is_pre_trained(name, tensor)}
+        content = strategy.checkpoint(done)
+        if content.facts.position is not None:
+            content.facts.position.seconds = time.perf_counter() - self._start
+            content.facts.position.samples = self._samples
+        tensors = {name: tensor for name, tensor in content.tensors.items() if not self._is_pre_trained(name, tensor)}
         tensors |= {name: torch.from_numpy(array) for name, array in self.log.arrays().items()}
         tensors |= {f"probe.{name}": tensor for name, tensor in self.log.probe.tensors().items()}
         tensors |= {f"random.{name}": state for name, state in random_state().items()}
         try:
-            write(self.path, Checkpoint(found.facts, tensors))
+            write(self.path, Checkpoint(content.facts, tensors))
         except OSError as error:
             if not self._warned:
                 self.progress.warn(f"no checkpoint of {self.planned.label} can be written ({error.strerror})")
@@ -217,6 +218,6 @@ class Checkpointer(SupervisedPlugin):  # type: ignore[misc]
         self._written = time.monotonic()
 
     def _is_pre_trained(self, name: str, tensor: torch.Tensor) -> bool:
-        """Whether a tensor of a checkpoint is a weight of the backbone as it was pre-trained: it need not be kept."""
+        """Whether a tensor is an unchanged pre-trained weight of the backbone, which a checkpoint can leave out."""
         pre_trained = self._pre_trained.get(name)
         return pre_trained is not None and torch.equal(tensor, pre_trained.to(tensor.device, non_blocking=True))

@@ -1,4 +1,4 @@
-"""The device of a run: which one, in which precision, and what it is in the record."""
+"""The device of a run: its choice and precision, and its description in the run record."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def pick_device(name: str) -> torch.device:
     """The device for `auto`, `cpu`, `cuda` or `cuda:N`.
 
     Raises:
-        UserError: not one of these, or not on this machine.
+        UserError: another name, or a device that this machine lacks.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -38,10 +38,10 @@ def pick_device(name: str) -> torch.device:
 
 
 def resolve_precision(requested: str, device: torch.device) -> Precision:
-    """The precision for `auto`, `fp32` or `bf16`: auto is bf16 where the device multiplies it faster than fp32.
+    """The precision for `auto`, `fp32` or `bf16`; `auto` is bf16 on devices that multiply it faster than fp32.
 
     Raises:
-        UserError: not one of these.
+        UserError: another name.
     """
     if requested == "auto":
         if device.type == "cuda":
@@ -55,31 +55,31 @@ def resolve_precision(requested: str, device: torch.device) -> Precision:
 def set_up(
     precision: Precision, device: torch.device, *, compiled: bool | None = None, deterministic: bool = False
 ) -> Execution:
-    """Prepare torch for a run: fp32 means fp32, without TF32 in matrix products or convolutions.
+    """Configure torch for a run and return how its passes are executed. TF32 is off, so fp32 means fp32.
 
     Args:
-        compiled: compile the backbone; None: on a GPU only.
-        deterministic: the same numbers twice on one device, for slower kernels.
+        compiled: compile the backbone; None: only on a GPU.
+        deterministic: use slower kernels that repeat their results bit by bit on one device.
     """
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     torch.use_deterministic_algorithms(deterministic)
     if deterministic:
-        # Read when cuBLAS is first used.
+        # cuBLAS reads this when it is first used.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # Of two fastest kernels, another one may win next time.
+    # Benchmarking may choose another of two equally fast kernels next time, with other rounding.
     torch.backends.cudnn.benchmark = False
     return Execution(precision, device.type == "cuda" if compiled is None else compiled)
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all that it was given."""
+    """Wait until the device has finished all submitted work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most memory that was taken, in bytes: of the GPU, or of this process."""
+    """Peak memory use in bytes: allocated on the GPU, or resident memory of this process for a CPU."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     unit = 1 if sys.platform == "darwin" else 1024
@@ -87,7 +87,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def environment_of(device: torch.device) -> Environment:
-    """What a record says of where a run was made: versions, device, kernels, threads."""
+    """The environment of a run for its record: library versions, device, CPU kernels, threads."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "cl-bench": __version__,
@@ -100,7 +100,7 @@ def environment_of(device: torch.device) -> Environment:
         "device": device.type,
         "device_name": name,
         "threads": torch.get_num_threads(),
-        # Which kernels multiply: AVX2 and AVX-512 round differently, as do versions of cuDNN.
+        # The kernels in use: AVX2 and AVX-512 round differently, as do versions of cuDNN.
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         **({"cudnn": torch.backends.cudnn.version()} if device.type == "cuda" else {}),
         "cpus": os.cpu_count(),

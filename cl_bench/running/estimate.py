@@ -1,4 +1,4 @@
-"""How long a run may take, from what stored ones took."""
+"""Estimates of how long a run takes, from the times of stored runs."""
 
 from __future__ import annotations
 
@@ -19,15 +19,19 @@ _Key = tuple[object, ...]
 
 @dataclass(frozen=True)
 class Times:
-    """Minutes of stored runs on one kind of device: of runs that differ in seed and class order only (`alike`), and of
-    the same method on the same data with other hyper-parameters, per epoch (`rates`)."""
+    """Median minutes of stored runs on one kind of device.
+
+    Attributes:
+        alike: per run, for runs that differ only in seed and class order.
+        rates: per epoch, for runs of the same method on the same data with any hyper-parameters.
+    """
 
     alike: dict[_Key, float]
     rates: dict[_Key, float]
 
     @classmethod
     def of(cls, records: Iterable[RunRecord], device: torch.device) -> Times:
-        """From the records of runs on this kind of device."""
+        """Times of those records whose run was on this kind of device."""
         alike, rates = defaultdict(list), defaultdict(list)
         for record in records:
             if record.environment.get("device") != device.type:
@@ -38,7 +42,7 @@ class Times:
         return cls({k: median(v) for k, v in alike.items()}, {k: median(v) for k, v in rates.items()})
 
     def minutes(self, experiment: Experiment) -> float | None:
-        """The estimate for an experiment, or None."""
+        """Estimated minutes for an experiment; None if no stored run is comparable."""
         if (known := self.alike.get(_alike(experiment))) is not None:
             return known
         rate = self.rates.get(_related(experiment))

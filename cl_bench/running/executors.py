@@ -1,6 +1,6 @@
 """Executors on this host: one run after the other in this process, or several in worker processes.
 
-Records do not depend on the executor.
+The records of runs do not depend on the executor.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class Outcome:
     """How a run ended.
 
     Attributes:
-        failure: why it failed; empty if its record is in the store.
-        code: for the exit code: 2 if the user's input is the reason, 1 for another one, 0.
-        out_of_memory: whether there was too little memory.
+        failure: why the run failed; empty if its record is in the store.
+        code: exit code: 0 without failure, 2 if the user's input caused it, else 1.
+        out_of_memory: whether the run failed because memory ran out.
     """
 
     run: PlannedRun
@@ -50,7 +50,7 @@ class Outcome:
 
 
 class Executor(Protocol):
-    """Executes runs in any order and yields each outcome as its run ends; closing the generator ends the others."""
+    """Executes runs in any order and yields the outcome of each as it ends; closing the generator stops the others."""
 
     def __call__(
         self, runs: Sequence[PlannedRun], store: Store, settings: Settings, progress: RunProgress
@@ -59,7 +59,7 @@ class Executor(Protocol):
 
 @dataclass(frozen=True)
 class SequentialExecutor:
-    """One run after the other in this process."""
+    """Executes one run after the other in this process."""
 
     device: torch.device
 
@@ -72,10 +72,10 @@ class SequentialExecutor:
 
 @dataclass(frozen=True)
 class ConcurrentExecutor:
-    """Up to `jobs` concurrent runs in worker processes of this host, which share its cores and GPUs.
+    """Executes up to `jobs` concurrent runs in worker processes of this host, which share its cores and GPUs.
 
-    Small matrices gain little from a second thread: on 2 cores, two runs side by side are done in two thirds of the
-    time that they take one after the other.
+    Small matrices gain little from a second thread: on 2 cores, two concurrent runs take two thirds of the time of two
+    consecutive ones.
     """
 
     device: torch.device
@@ -84,7 +84,7 @@ class ConcurrentExecutor:
     def __call__(
         self, runs: Sequence[PlannedRun], store: Store, settings: Settings, progress: RunProgress
     ) -> Generator[Outcome, None, None]:
-        # What the thread of the pool says, for this one: an event of a run (by index), its end, or a warning.
+        # Messages from the thread of the pool: (index of a run, one of its events or its future), or (None, warning).
         inbox: queue.SimpleQueue[tuple[int | None, tuple[Any, ...]]] = queue.SimpleQueue()
 
         def put(index: int | None, *content: Any) -> None:
@@ -121,14 +121,14 @@ def _outcome(run: PlannedRun, future: Future[tuple[str, int]]) -> Outcome:
 
 
 class ProgressSender(RunProgress):
-    """Sends the progress of a run to the process that shows it."""
+    """Sends the progress of a run to the process that displays it."""
 
     def send(self, event: str, *values: Any) -> None:
         """Send an event for `transport.ProgressReplay.apply`."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """Deliver what has not been delivered yet."""
+        """Deliver all events that are still buffered."""
 
     def start(self, run: PlannedRun, images: int) -> None:
         self.send("start", images)
@@ -157,10 +157,10 @@ def _run_in_worker(packed: PackedRun, store: Store, device: torch.device, settin
     """Execute a run in a worker process.
 
     Returns:
-        Failure and exit code (see `Outcome`).
+        The fields `failure` and `code` of its `Outcome`.
 
     Raises:
-        MemoryError: there was too little.
+        MemoryError: memory ran out.
     """
     try:
         run = packed.unpack()
@@ -178,8 +178,8 @@ def local_executor(
     """The executor for runs on this host.
 
     Args:
-        planned: all runs of the command, whether stored or not: the same command gives a run the same threads.
-        jobs: how many runs at a time; None: on a GPU one, on the CPU as many as there are cores and memory for.
+        planned: all runs of the command, stored ones included, so that repeating a command gives a run as many threads.
+        jobs: number of concurrent runs; None: one on a GPU, on the CPU as many as its cores and memory allow.
     """
     if jobs is None:
         jobs = min(len(planned), torch.get_num_threads()) if device.type == "cpu" and planned else 1
@@ -190,8 +190,11 @@ def local_executor(
 
 
 def _bytes_of(backbone: Backbone, batch: int) -> int:
-    """Approximate memory of a run on a CPU: libraries, weights, and about 70 bytes per image, token, channel and block
-    for the activations of a ViT in fp32."""
+    """Approximate memory of a run on a CPU in bytes.
+
+    The sum of libraries, weights, and about 70 bytes per image, token, channel and block for the activations of a ViT
+    in fp32.
+    """
     vit = backbones.skeleton(backbone)
     weights = 4 * sum(parameter.numel() for parameter in vit.parameters())
     tokens = vit.patch_embed.num_patches + vit.num_prefix_tokens
@@ -201,24 +204,24 @@ def _bytes_of(backbone: Backbone, batch: int) -> int:
 def retry_run(
     run: PlannedRun, store: Store, device: torch.device, settings: Settings, progress: RunProgress, retry: int
 ) -> Outcome:
-    """Execute one run as `try_run` does, though earlier attempts may have died at any point of it.
+    """Execute one run like `try_run`, after earlier attempts that may have died at any point.
 
     Args:
-        retry: how many have.
+        retry: number of earlier attempts.
     """
     if retry > 0:
         if not settings.fresh:
-            # The dead worker may have stored the result before it could say so.
+            # The worker may have died after it stored the result and before it could report that.
             with suppress(DamagedRecord):
                 if store.find(run.experiment) is not None:
                     return Outcome(run)
-        # The checkpoint is that of an earlier attempt, also where `fresh` ignores older ones.
+        # `fresh` ignores checkpoints from before this command; an earlier attempt has replaced these by its own.
         settings = replace(settings, fresh=False)
     return try_run(run, store, device, settings, progress)
 
 
 def try_run(run: PlannedRun, store: Store, device: torch.device, settings: Settings, progress: RunProgress) -> Outcome:
-    """Execute one run and store its record; an error becomes its outcome, so that other runs go on."""
+    """Execute one run and store its record; an error becomes the outcome, so that other runs can continue."""
     try:
         runner.run(run, store, device, progress, settings)
     except UserError as error:
@@ -232,7 +235,7 @@ def try_run(run: PlannedRun, store: Store, device: torch.device, settings: Setti
 
 
 def _place(error: Exception) -> str:
-    """Where in a user's method file an error comes from, for its author; empty if in none."""
+    """The place in a user's method file where an error was raised, for its author; else empty."""
     frames = traceback.extract_tb(error.__traceback__)
     files = {getattr(module, "__file__", None) for name, module in sys.modules.items() if name.startswith(FILE_MODULE)}
     inside = [frame for frame in frames if frame.filename in files]

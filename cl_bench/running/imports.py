@@ -1,4 +1,4 @@
-"""How torch, timm and avalanche are imported, which takes seconds and which only what runs methods needs."""
+"""Imports of torch, timm and avalanche, which take seconds and which only commands that run methods need."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet_imports() -> Iterator[None]:
-    """Keep third-party noise off the screen (avalanche warns of solvers that nothing here uses, tqdm in notebooks of
-    bars that nothing here draws), and the garbage collector off a million new objects, of which none is garbage: it
-    takes a quarter of the time."""
+    """Import heavy libraries in this block without their irrelevant warnings, and with garbage collection paused.
+
+    Avalanche warns about missing solvers and tqdm about missing notebook bars; cl-bench uses neither. The collector
+    would take a quarter of the import time for a million new objects, none of which is garbage.
+    """
     os.environ.setdefault("WANDB_SILENT", "true")
     for message in ("no QP solver found", "IProgress not found"):
         warnings.filterwarnings("ignore", message=message)
-    # For processes that this one starts.
+    # Child processes inherit this.
     os.environ.setdefault("PYTHONWARNINGS", "ignore:no QP solver found")
-    collects = gc.isenabled()
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if collects:
+        if was_enabled:
             gc.enable()

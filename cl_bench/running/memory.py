@@ -1,4 +1,4 @@
-"""Memory of this host or container: how much there is, and whether the lack of it ended something."""
+"""Memory of this host or container: its size, and whether its exhaustion caused an error or killed a process."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ _MESSAGES = (
     *("allocate memory", "bad_alloc", "not enough memory", "out of memory"),
     *("start new thread", "failed to map segment"),
 )
-"""What allocators say: of torch on a CPU and a GPU, of C++, of the system; where a thread or library has no room."""
+"""Texts in errors of allocators (torch on a CPU and a GPU, C++, the system), of threads and of library loading."""
 
 
 def is_exhausted(error: BaseException) -> bool:
-    """Whether an error says that memory, of the host or a GPU, is used up."""
+    """Whether an error means that the memory of the host or a GPU is exhausted."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
-    # torch has no class of its own for a CPU.
+    # torch has no exception class for memory errors on a CPU.
     return isinstance(error, RuntimeError | ImportError) and any(text in str(error).lower() for text in _MESSAGES)
 
 
 def describe(error: BaseException) -> str:
-    """One line for an error that says that memory is used up."""
+    """An out-of-memory error in one line."""
     reason = first_line(error)
     return reason if reason.startswith("out of memory") else f"out of memory ({reason})"
 
 
 def total_bytes() -> int:
-    """What all processes may take together: the memory of this host, or the limit of the container."""
+    """Bytes that all processes may use together: the memory of this host, or the limit of its container if smaller."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for folder, version in _cgroups():
         with suppress(OSError, ValueError):
-            # Text that is no number: "max".
+            # An unlimited group says "max" here, which is not a number.
             name = "memory.max" if version == 2 else "memory.limit_in_bytes"
             total = min(total, int((folder / name).read_text()))
     return total
 
 
 def address_space_is_limited() -> bool:
-    """Whether `ulimit -v` holds, under which libraries end a process in many ways."""
+    """Whether `ulimit -v` is set. Libraries that hit this limit end a process in many different ways."""
     try:
         import resource
     except ImportError:
@@ -52,9 +52,9 @@ def address_space_is_limited() -> bool:
 
 
 def count_kills() -> int | None:
-    """How many processes the system has ended so far for want of memory; None: it does not say.
+    """Number of processes that the system has killed so far because memory ran out; None if it does not count them.
 
-    Those of this process's control group where that counts them, else of the whole host.
+    Counted in this process's control group if that has a counter, else on the whole host.
     """
     for folder, version in _cgroups():
         with suppress(OSError, KeyError, ValueError):
@@ -69,7 +69,7 @@ def _counter(path: Path) -> int:
 
 
 def _cgroups() -> Iterator[tuple[Path, int]]:
-    """Folders of the control groups with a say in this process's memory, the innermost first, and their version."""
+    """Folders of the control groups that limit this process's memory, innermost first, each with its cgroup version."""
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -79,7 +79,7 @@ def _cgroups() -> Iterator[tuple[Path, int]]:
         if controllers and "memory" not in controllers.split(","):
             continue
         top = Path("/sys/fs/cgroup", "memory" if controllers else "")
-        # In a container the name may be the host's, and only the top be there.
+        # In a container the name may be that of the host, where only the top folder exists.
         inner = top / name.lstrip("/")
         for folder in (inner, *inner.parents):
             if folder.is_relative_to(top):

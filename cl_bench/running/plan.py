@@ -1,4 +1,4 @@
-"""From what the user asked for to fully resolved experiments: recipes, overrides, labels, early checks."""
+"""Resolves the user's options to complete experiments: recipes, overrides, labels, early checks."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ from cl_bench.training.probes import PROBES
 
 @dataclass(frozen=True, kw_only=True)
 class RunSpec:
-    """One run as it is asked for; what is left open is filled in by `plan`.
+    """One requested run; `plan` fills in what is left open.
 
     Attributes:
-        method: the method, with `options`, the hyper-parameters that the user sets; texts are accepted.
-        seed: of training and, unless `order` pins it, of the class order `permutation:seed`.
+        method, options: the method, and the hyper-parameters that the user sets (values or texts).
+        seed: seed of training and, unless `order` is given, of the class order `permutation:SEED`.
         benchmark, data: the stream, and where its files are and how they are read; None: as the environment says.
         scenario, tasks: None: the benchmark's own.
-        order: of the classes (or domains): named, or the path of a file.
-        images: how those of files are kept (see `Benchmark.storage`).
+        order: order of the classes (or domains): a name or the path of a file; None: `permutation:SEED`.
+        images: storage of images that are read from files (see `Benchmark.storage`).
         backbone: None: the benchmark's own.
-        checkpoint, pretrained, normalise, size: its weights and input (see `backbones.find`).
-        recipe: where hyper-parameters come from that the user does not set (see `recipes.choose`).
+        checkpoint, pretrained, normalise, size: weights and input of the backbone (see `backbones.find`).
+        recipe: source of the hyper-parameters that the user does not set (see `recipes.choose`).
     """
 
     method: MethodEntry
@@ -78,12 +78,15 @@ class RunSpec:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """An experiment with the method that carries it out, its row name and the source of its hyper-parameters.
+    """An experiment with everything that is needed to carry it out.
 
     Attributes:
+        method: the method with the experiment's hyper-parameters.
+        label: name of its row in tables.
+        recipe: source of its hyper-parameters.
         backbone: pinned to the weights that the experiment names.
         data: where the images are and how they are read.
-        remarks: how the input was understood, where it could mean something else; a sentence each.
+        remarks: sentences that say how ambiguous or questionable input was understood.
     """
 
     experiment: Experiment
@@ -96,13 +99,13 @@ class PlannedRun:
 
     @property
     def name(self) -> str:
-        """Its row and seed, for messages."""
+        """Label and seed, for messages."""
         return f"{self.label} seed {self.experiment.seed}"
 
 
 @dataclass(frozen=True)
 class _SharedSetup:
-    """What the methods of a comparison share: the stream and the backbone."""
+    """The stream and the backbone, resolved once for all methods that share them."""
 
     benchmark: Benchmark
     backbone: Backbone
@@ -116,13 +119,13 @@ class _SharedSetup:
 
 
 def plan(specs: Iterable[RunSpec], tuned: Sequence[Tuned] = ()) -> list[PlannedRun]:
-    """Resolve every run; what comes out the same is planned once.
+    """Resolve every run; specs that resolve to the same experiment give one run.
 
     Args:
-        tuned: recipes of the user's own, which come before the shipped ones.
+        tuned: recipes of the user, which take precedence over the shipped ones.
 
     Raises:
-        UserError: anything unknown, ill-typed or impossible.
+        UserError: an option is unknown, ill-typed or impossible.
     """
     setups: dict[tuple[object, ...], _SharedSetup] = {}
     methods: dict[tuple[object, ...], tuple[Method, Recipe, str, list[str]]] = {}
@@ -168,7 +171,7 @@ _SHARED_FIELDS = (
     "benchmark", "data", "scenario", "tasks", "order", "images", "backbone", "checkpoint", "pretrained", "normalise",
     "size", "limits",
 )  # fmt: skip
-"""The fields of a spec that its `_SharedSetup` depends on."""
+"""The fields of a spec that determine its `_SharedSetup`."""
 
 
 def _shared_setup(spec: RunSpec) -> _SharedSetup:
@@ -209,13 +212,13 @@ def _shared_setup(spec: RunSpec) -> _SharedSetup:
 
 
 def _method(spec: RunSpec, setup: _SharedSetup, tuned: Sequence[Tuned]) -> tuple[Method, Recipe, str, list[str]]:
-    """The method that carries a run out, where its hyper-parameters come from, the name of its row, and remarks."""
+    """The configured method of a run, the source of its hyper-parameters, its label, and remarks."""
     name = spec.method.name
     method, recipe = resolve(spec.method, setup.benchmark, spec.options, spec.recipe, tuned, setup.backbone)
     if setup.scenario not in method.scenarios:
         raise UserError(f"'{name}' is for {' and '.join(method.scenarios)} streams, this one is {setup.scenario}")
     method.check(number_of(setup.tasks))
-    # Stored with the results: an author who forgot it is not told after the last task.
+    # Its result is stored with the run; calling it now shows an author's error before the training, not after it.
     method.passes(number_of(setup.tasks))
     model = build_model(method, backbones.skeleton(setup.backbone), setup.benchmark.num_classes)
     PROBES[spec.probe].check(model, name)
@@ -230,14 +233,14 @@ def _method(spec: RunSpec, setup: _SharedSetup, tuned: Sequence[Tuned]) -> tuple
 def specs_of(
     options: RunOptions, methods: Mapping[str, MethodEntry], precision_of: Callable[[str], Precision]
 ) -> list[RunSpec]:
-    """All runs that these options ask for, in the order of benchmarks, backbones, tasks, methods, seeds.
+    """All runs of these options, in the order of benchmarks, backbones, tasks, methods, seeds.
 
     Args:
-        methods: by name, at least all that are asked for.
-        precision_of: resolves what is asked for, which depends on the device.
+        methods: entries by name, at least of all methods in the options.
+        precision_of: resolves the precision option, which depends on the device.
 
     Raises:
-        UserError: the data folder is not there; a hyper-parameter is set for all methods, but one of them lacks it.
+        UserError: the data folder does not exist, or a hyper-parameter is set for all methods and one lacks it.
     """
     data = DataConfig.of(options.root, options.skip_bad, options.split_list)
     listed = {spec.name: methods[spec.name] for spec in options.methods}
@@ -270,7 +273,7 @@ def specs_of(
 
 
 def plan_options(wanted: Sequence[RunOptions], precision_of: Callable[[str], Precision]) -> list[PlannedRun]:
-    """All runs that any of these options asks for, each once (see `specs_of` and `plan`)."""
+    """All runs of these options, without duplicates (see `specs_of` and `plan`)."""
     check_extent(wanted)
     runs: dict[str, PlannedRun] = {}
     files = dict.fromkeys(file for options in wanted for file in options.method_file)
@@ -290,7 +293,10 @@ def resolve(
     tuned: Sequence[Tuned] = (),
     backbone: Backbone | None = None,
 ) -> tuple[Method, Recipe]:
-    """The method with its defaults, then the recipe (see `recipes.choose`), then the user's options; and the recipe."""
+    """The configured method and its recipe (see `recipes.choose`).
+
+    The user's options override the recipe, which overrides the defaults of the method.
+    """
     user_values = entry.configure(options).values()
     holding = [name for name in (backbone.name, backbone.tuned_as) if name] if backbone else []
     chosen = recipes.choose(entry, benchmark, {key: user_values[key] for key in options}, recipe, tuned, holding)
@@ -298,10 +304,10 @@ def resolve(
 
 
 def class_incremental(data: Benchmark, tasks: Tasks | None, limits: Limits) -> Tasks:
-    """The tasks of a class-incremental stream; None: as many as the benchmark has by default.
+    """The tasks of a class-incremental stream; for `tasks=None` those that the benchmark has by default.
 
     Raises:
-        UserError: the classes cannot be cut like this, or the limits ask for more tasks than there are.
+        UserError: the classes cannot be split like this, or the limits ask for more tasks than there are.
     """
     if tasks is None:
         own = data.scenario == "class-incremental"
@@ -320,7 +326,7 @@ def domain_incremental(name: str, source: Source, tasks: Tasks | None, limits: L
     """The number of tasks of a domain-incremental stream: one for each domain.
 
     Raises:
-        UserError: the data has no domains, another number of tasks is asked for, a domain has no images.
+        UserError: the data has no domains, `tasks` is not their number, or a domain has no images.
     """
     domains = source.domains
     if not domains:
@@ -345,10 +351,10 @@ def _check_length(length: int, limits: Limits) -> None:
 
 
 def settings_for(methods: Mapping[str, MethodEntry], texts: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Options per method of `--set` values (see `parse_settings`).
+    """The hyper-parameters that `--set` values set, by method (see `parse_settings`).
 
     Raises:
-        UserError: cannot be read, or an unqualified key that one of the methods lacks.
+        UserError: a value cannot be parsed, or one of the methods lacks an unqualified key.
     """
     entries = methods.values()
     keys = [text.split("=")[0].strip() for text in texts]
@@ -366,8 +372,8 @@ def settings_for(methods: Mapping[str, MethodEntry], texts: Sequence[str]) -> di
 
 
 def _label_text(value: Value) -> str:
-    """An option's value in the label of a row.
+    """Text of an option's value in the label of a row.
 
-    Labels are stored in records and tell rows apart: lists and None stay as they have always been written there.
+    Labels are stored in records and identify rows, so the texts of lists and None must not change.
     """
     return str(value) if value is None or isinstance(value, list) else value_text(value, digits=6)

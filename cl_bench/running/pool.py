@@ -1,4 +1,4 @@
-"""Tasks for worker processes, and what is done when one of them dies or memory is used up."""
+"""A pool of worker processes that survives the death of a worker and the exhaustion of memory."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from cl_bench.running import memory
 from cl_bench.running.workers import CONTEXT, Message, Worker
 
 GRACE = 5
-"""Seconds in which a worker must end when it is asked to; then it is killed."""
+"""Seconds that a worker has to end after a request, before it is killed."""
 MAX_RETRIES = 5
-"""How often a run is repeated when its worker or host has died; each retry continues from the last checkpoint."""
+"""Maximum number of retries of a run whose worker or host has died; each continues from the last checkpoint."""
 
 
 class TaskFailed(Exception):
-    """A task has been given up: its workers died, or there was too little memory. The message says why."""
+    """A task was given up: its workers died, or memory was too small. The message says why."""
 
 
 @dataclass(eq=False)
 class _Task:
-    """A task, from when it is submitted until its future is done.
+    """A submitted task whose future is not done yet.
 
     Attributes:
-        name: for the user.
-        call: its function and arguments, pickled.
-        on_report: is given what it reports.
-        retry: how often it has been tried before.
-        deaths: of its workers, but for those for want of memory.
-        concurrent: the most tasks, this one included, that were carried out at a time while it was.
+        name: name for messages to the user.
+        call: pickled function and arguments.
+        on_report: called with each event of the task.
+        retry: number of earlier attempts.
+        deaths: number of its workers that died for another reason than lack of memory.
+        concurrent: maximum number of tasks, this one included, that ran at once during the current attempt.
     """
 
     name: str
@@ -51,34 +51,34 @@ class _Task:
 
 
 class WorkerPool:
-    """Worker processes that carry out tasks, one at a time each.
+    """Worker processes, each of which carries out one task at a time.
 
-    A task whose worker dies is tried again in a new one, up to `MAX_RETRIES` times. If memory was used up, there are
-    half as many tasks at a time from then on; a task for which there is too little memory alone is given up. What other
-    workers do goes on.
+    A task whose worker dies is retried in a new worker, up to `MAX_RETRIES` times. If memory runs out, the number of
+    concurrent tasks is halved from then on; a task that lacks memory even as the only one is given up. Other workers
+    continue undisturbed.
 
-    The `with` block ends when all tasks have; an exception in it, Ctrl-C included, ends those that still work.
+    The `with` block waits at its end for all tasks; an exception in it, Ctrl-C included, terminates the workers.
 
     Args:
-        jobs: number of processes.
-        threads: torch threads of each.
-        on_warning: told in a sentence, from another thread, what has died and what follows.
+        jobs: maximum number of worker processes.
+        threads: torch threads of each worker.
+        on_warning: called from another thread with a sentence that says what has died and what follows.
     """
 
     def __init__(self, jobs: int, threads: int, on_warning: Callable[[str], None]) -> None:
         self.limit, self.threads, self.on_warning = jobs, threads, on_warning
         self._waiting: deque[_Task] = deque()
         self._workers: dict[int, Worker] = {}
-        """By place."""
+        """Workers by index."""
         self._tasks: dict[Worker, _Task] = {}
-        """What workers are doing."""
+        """The task of each busy worker."""
         self._retired: list[Worker] = []
         self._failed_starts = 0
         self._kills = memory.count_kills()
         self._woken, self._wake = CONTEXT.Pipe(duplex=False)
         self._closed = self._terminated = False
-        # Signals reach the main thread alone, so that nothing here is interrupted halfway; and Linux ends workers with
-        # the thread that started them.
+        # A thread of its own: signals only interrupt the main thread, so that nothing here stops halfway. It starts the
+        # workers itself, since Linux kills them when the thread that started them ends.
         self._thread = threading.Thread(target=self._serve, daemon=True)
 
     def __enter__(self) -> WorkerPool:
@@ -97,15 +97,15 @@ class WorkerPool:
     def submit(
         self, function: Callable[..., Any], *arguments: Any, name: str, on_report: Callable[..., None] = lambda *_: None
     ) -> Future[Any]:
-        """Have a function called in a worker process; all of it must be picklable.
+        """Call a function in a worker process; function, arguments and result must be picklable.
 
         Args:
-            name: of the task, for the user.
-            on_report: called, from another thread, with how often the task has been tried before and what it reports
-                (see `workers.send_event`).
+            name: name of the task for messages to the user.
+            on_report: called from another thread for each event of the task, with the number of earlier attempts and
+                the values of the event (see `workers.send_event`).
 
         Returns:
-            Its result, or what it has raised; `TaskFailed` if it was given up.
+            Future with the result or the exception of the function, or `TaskFailed` if the task was given up.
         """
         task = _Task(name, pickle.dumps((function, arguments)), on_report, Future())
         self._waiting.append(task)
@@ -137,7 +137,7 @@ class WorkerPool:
             self._wake.close()
 
     def _start_workers(self) -> None:
-        """Have as many workers as there is work for."""
+        """Start workers until there is one for each task, up to the limit."""
         wanted = min(self.limit, len(self._tasks) + len(self._waiting))
         for index in range(self.limit):
             if len(self._workers) >= wanted:
@@ -151,7 +151,7 @@ class WorkerPool:
                 return
 
     def _hand_out(self) -> None:
-        """Give waiting tasks to workers that are ready, and let those go for which there is no work any more."""
+        """Give waiting tasks to ready workers, and retire idle workers beyond the limit."""
         for worker in [each for each in self._workers.values() if each.ready and each not in self._tasks]:
             if self._waiting and len(self._tasks) < self.limit:
                 task = self._waiting.popleft()
@@ -168,11 +168,11 @@ class WorkerPool:
         self._retired.append(worker)
 
     def _listen(self) -> None:
-        """Wait until there is something to do, and do it."""
+        """Wait for messages, deaths and new tasks, and handle them."""
         sources: list[Connection | int] = [self._woken]
         for worker in self._workers.values():
             sources += [worker.pipe, worker.process.sentinel]
-        # Children of a dead worker may hold the other ends of its pipe and sentinel.
+        # With a timeout: children of a dead worker may keep its pipe and sentinel open.
         wait(sources, timeout=1)
         while self._woken.poll():
             self._woken.recv()
@@ -200,12 +200,12 @@ class WorkerPool:
             elif not message.exhausted:
                 task.future.set_exception(message.content)
             else:
-                # It may never give its memory back.
+                # The worker may never give its memory back.
                 self._retire(worker)
                 self._lack_memory(task, message.content)
 
     def _bury(self, worker: Worker) -> None:
-        """Go on without a worker that has died."""
+        """Handle the death of a worker."""
         del self._workers[worker.index]
         code = worker.wait(GRACE)
         how = f"was ended by {_name_of(-code)}" if code < 0 else f"ended with exit code {code}"
@@ -213,25 +213,25 @@ class WorkerPool:
         for_memory = killed and self._saw_kill()
         task = self._tasks.pop(worker, None)
         if task is None and worker.ready:
-            self.on_warning(f"a worker process without a run {how}; another one takes its place")
+            self.on_warning(f"an idle worker process {how}; another one replaces it")
         elif task is None:
             self._fail_start(f"it {how}", for_memory)
         elif for_memory:
-            self._lack_memory(task, "the system ended its worker process for want of memory")
+            self._lack_memory(task, "the system ended its worker process because memory ran out")
         else:
             task.deaths += 1
-            # Not every system says why it kills; and under `ulimit -v` libraries end their process in many ways.
+            # Not every system counts kills for memory, and under `ulimit -v` libraries end their process in many ways.
             perhaps = killed and (self._kills is None or task.deaths > 1)
             if perhaps or memory.address_space_is_limited():
-                how += ", perhaps for want of memory"
+                how += ", perhaps because memory ran out"
                 self._lower_limit(task)
             if task.deaths > MAX_RETRIES:
                 task.future.set_exception(TaskFailed(f"its worker process {how}, {task.deaths} times"))
             else:
-                self._try_again(task, f"its worker process {how}", f"({task.deaths} of {MAX_RETRIES} times)")
+                self._try_again(task, f"its worker process {how}", f"(retry {task.deaths} of {MAX_RETRIES})")
 
     def _saw_kill(self) -> bool:
-        """Whether the system has ended one more process for want of memory, for each call."""
+        """Whether the system has killed a process because memory ran out; each kill is reported once."""
         counted = memory.count_kills()
         if counted is None or self._kills is None or counted <= self._kills:
             return False
@@ -239,34 +239,34 @@ class WorkerPool:
         return True
 
     def _lack_memory(self, task: _Task, reason: str) -> None:
-        """Try a task for which there was too little memory again with fewer at its side, or give it up."""
+        """Retry a task that lacked memory with fewer concurrent tasks, or give it up if there were none."""
         if task.concurrent == 1:
-            task.future.set_exception(TaskFailed(f"{reason}, with no other run at its side"))
+            task.future.set_exception(TaskFailed(f"{reason}, although no other run was executing"))
             return
         self._lower_limit(task)
-        self._try_again(task, reason, f"with {self.limit} at a time" if self.limit > 1 else "alone")
+        self._try_again(task, reason, f"with {self.limit} runs at a time" if self.limit > 1 else "alone")
 
     def _lower_limit(self, task: _Task) -> None:
         self.limit = min(self.limit, max(1, task.concurrent // 2))
 
     def _try_again(self, task: _Task, reason: str, how: str) -> None:
-        self.on_warning(f"{task.name}: {reason}; it begins again {how}")
+        self.on_warning(f"{task.name}: {reason}; it starts again {how}")
         task.retry += 1
         task.concurrent = 0
         self._waiting.appendleft(task)
 
     def _fail_start(self, reason: str, exhausted: bool) -> None:
-        """Go on without a worker that has died, or could do nothing, before it had a task."""
+        """Handle a worker that died or turned out unusable before it had a task."""
         self._failed_starts += 1
         if exhausted or self._failed_starts > MAX_RETRIES:
             self.limit = max(1, len(self._workers))
         if self._failed_starts > MAX_RETRIES and not self._workers:
-            self._give_up(TaskFailed(f"no worker process can begin: {reason}"))
+            self._give_up(TaskFailed(f"no worker process can start: {reason}"))
         else:
-            self.on_warning(f"a worker process did not begin: {reason}; no run is lost")
+            self.on_warning(f"a worker process did not start: {reason}; no run is lost")
 
     def _give_up(self, error: BaseException) -> None:
-        """End all tasks, begun or not, with an error."""
+        """End all tasks, started or waiting, with an error."""
         tasks = [*self._tasks.values(), *self._waiting]
         self._tasks.clear()
         self._waiting.clear()

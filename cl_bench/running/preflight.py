@@ -1,4 +1,4 @@
-"""What is looked at before any run is planned or begins: how many there are, and whether their losses can teach."""
+"""Checks before any run is planned or starts: the number of runs, and losses that are constant."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from cl_bench.grammar import check_rows
 from cl_bench.options import RunOptions
 
 MAX_RUNS = 20_000
-"""Runs of one command: each is planned before the first begins."""
+"""Maximum number of runs of one command; all of them are planned before the first starts."""
 
 
 def check_extent(wanted: Sequence[RunOptions]) -> None:
-    """Raise `UserError` if these are more rows or runs than a command takes; they are counted, and none is made."""
+    """Raise `UserError` if the options ask for more rows or runs than one command accepts; nothing is planned."""
     rows = runs = 0
     for options in wanted:
         cells = len(options.benchmark) * max(1, len(options.backbone)) * max(1, len(options.tasks))
@@ -29,12 +29,13 @@ def check_extent(wanted: Sequence[RunOptions]) -> None:
 
 
 def constant_loss(name: str, method: Method, model: nn.Module, sizes: Sequence[int]) -> list[str]:
-    """A sentence, if tasks have one class and the loss is over the classes of a task alone.
+    """A remark if a task has one class and the loss compares only the classes of that task; else no remark.
 
     Args:
-        name: of the method.
-        model: that it builds; where the head has no parameters, prototypes predict whatever a gradient has taught.
-        sizes: classes of each task.
+        name: name of the method.
+        model: the model that the method builds. If its head has no parameters, predictions come
+            from prototypes, and there is no remark.
+        sizes: number of classes of each task.
     """
     alone = list(sizes).count(1)
     if not alone or method.trains_on == "stream" or not isinstance(method, Descent) or method.loss != "masked":

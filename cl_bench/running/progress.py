@@ -1,4 +1,4 @@
-"""What a run tells while it executes."""
+"""The interface through which a run reports its progress."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ if TYPE_CHECKING:
 
 
 class RunProgress:
-    """What a run tells while it goes on; the base class is silent."""
+    """Receives the progress events of one run; the base class ignores them."""
 
     def for_concurrent_run(self) -> RunProgress:
         """RunProgress view for a concurrently executing run."""
         return self
 
     def start(self, run: PlannedRun, images: int) -> None:
-        """A run begins that will pass about this many images through the network."""
+        """A run has started; it will pass about `images` images through the network."""
 
     def advance(self, images: int) -> None:
-        """So many more images are done."""
+        """Another `images` images have passed through the network; negative if an attempt is repeated."""
 
     def resume(self, done: int, stages: int) -> None:
-        """The run that has begun goes on from a checkpoint, after so many stages."""
+        """The started run has resumed from a checkpoint, with `done` of its `stages` stages finished."""
 
     def warn(self, text: str) -> None:
-        """Something that the user should know."""
+        """The user should read this sentence."""
 
     def stage(self, index: int, stages: int, accuracy: float, seconds: float) -> None:
-        """A training stage is over: accuracy so far (fraction) and seconds since the run began."""
+        """Stage `index` is evaluated: accuracy on the tasks so far (fraction), seconds since the run started."""

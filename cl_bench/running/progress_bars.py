@@ -1,4 +1,4 @@
-"""How runs are seen to get on: a bar with the time left in a terminal or a notebook, lines elsewhere."""
+"""Progress display: a bar with the remaining time in a terminal or notebook, lines of text elsewhere."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
 
 class _NotebookBars(Progress):
-    """Bars in the output of a notebook cell, without ipywidgets, which rich itself would need."""
+    """Bars in the output of a notebook cell; unlike rich's own, they do not need ipywidgets."""
 
     _handle: Any = None
     _drawn = 0.0
 
     def start(self) -> None:
-        """Nothing is shown before there is a bar."""
+        """Show nothing until the first bar is added."""
 
     def stop(self) -> None:
         self.refresh()
@@ -68,14 +68,14 @@ class _NotebookBars(Progress):
 
 
 def progress_bars(console: Console, *columns: ProgressColumn, transient: bool = False) -> Progress:
-    """Bars on this console; none where it is neither a terminal nor a notebook."""
+    """Bars on this console; they are not drawn if it is neither a terminal nor a notebook."""
     if console.is_jupyter:
         return _NotebookBars(*columns, auto_refresh=False)
     return Progress(*columns, console=console, disable=not console.is_terminal, transient=transient)
 
 
 def timed_bars(console: Console, note: str) -> Progress:
-    """Bars with a note and the time left."""
+    """Bars with a note and the remaining time."""
     columns = (BarColumn(bar_width=24), TextColumn(note), TimeElapsedColumn(), TextColumn("left"))
     return progress_bars(console, TextColumn("{task.description}"), *columns, TimeRemainingColumn())
 
@@ -87,7 +87,11 @@ def run_bars(console: Console) -> Progress:
 
 @contextmanager
 def decoding_bar(console: Console) -> Iterator[Callable[[int, int], None]]:
-    """A bar for the decoding of images, which shows (done, total)."""
+    """A bar for the decoding of images.
+
+    Yields:
+        A function that shows (done, total).
+    """
     columns = (TextColumn("decoding images once"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with progress_bars(console, *columns, transient=True) as bar:
         task = bar.add_task("", visible=False)
@@ -95,13 +99,14 @@ def decoding_bar(console: Console) -> Iterator[Callable[[int, int], None]]:
 
 
 class RunBars(RunProgress):
-    """A bar for each run; one line for each task where no bars are drawn.
+    """Shows the progress of runs: one bar per run, or one line per task if no bars are drawn.
 
     Args:
-        bars: where they are drawn (see `run_bars`).
-        runs: how many there are.
-        on_line: shows a line.
-        on_warning: shows what the user should know.
+        bars: the display to which each run adds a bar (see `run_bars`).
+        runs: total number of runs.
+        on_line: called with each line to print.
+        on_warning: called with each warning, a sentence.
+        numbers: source of the running numbers of runs, shared by the views of concurrent runs; None: a new one from 1.
     """
 
     def __init__(
@@ -129,7 +134,7 @@ class RunBars(RunProgress):
         self.bars.advance(self.bar, images)
 
     def resume(self, done: int, stages: int) -> None:
-        self.on_line(f"{self.name} goes on after task {done}/{stages}")
+        self.on_line(f"{self.name} resumes after task {done}/{stages}")
 
     def warn(self, text: str) -> None:
         self.on_warning(text)

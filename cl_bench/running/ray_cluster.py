@@ -1,4 +1,4 @@
-"""The Ray cluster of a sweep: start one on this host or connect to one, and say in a sentence why that fails."""
+"""The Ray cluster of a sweep: starts one on this host or connects to one, with clear sentences about failures."""
 
 from __future__ import annotations
 
@@ -22,44 +22,46 @@ from cl_bench.running import ray_guard
 CONNECT_TIMEOUT = 5
 """Seconds to wait for a TCP connection to a cluster."""
 OBJECT_STORE_BYTES = 256 * 2**20
-"""Shared memory for objects that processes of this host exchange: records and predictions, no images."""
+"""Size of the shared memory in which Ray exchanges records and predictions; images do not go through it."""
 
 
 def parse_address(address: str) -> tuple[str, int]:
-    """Host and port of `HOST:PORT`.
+    """Split `HOST:PORT` into host and port.
 
     Raises:
         UserError: the address has another form.
     """
     match = re.fullmatch(r"([^:/\s]+):(\d{1,5})", address)
     if not match or not 0 < int(match[2]) < 65536:
-        raise UserError(f"--address '{address}' is none; expected auto or HOST:PORT, as 'ray start --head' prints it")
+        raise UserError(
+            f"--address '{address}' is not an address; expected auto or HOST:PORT, as 'ray start --head' prints it"
+        )
     return match[1], int(match[2])
 
 
 def has_resources(host: dict[str, float], cpus: int, gpus: float) -> bool:
-    """Whether a host with these resources (as Ray lists them) can execute a task that needs so many CPUs and GPUs."""
+    """Whether a host with these resources (as Ray lists them) can execute a task that needs `cpus` and `gpus`."""
     return host.get("CPU", 0) >= cpus and host.get("GPU", 0) >= gpus
 
 
 @contextlib.contextmanager
 def connect(address: str | None) -> Iterator[Any]:
-    """The module `ray`, connected to a cluster. A cluster that is started here is shut down on exit.
+    """The module `ray`, connected to a cluster. A cluster that this function starts is shut down on exit.
 
     Args:
-        address: of a running cluster, `auto` or `HOST:PORT`; None: start a cluster on this host.
+        address: address of a running cluster, `auto` or `HOST:PORT`; None: start a cluster on this host.
 
     Raises:
         UserError: the cluster cannot be reached.
     """
     if address is not None and address != "auto":
         _check_port(address)
-    # Read when Ray is imported. By default it tries for many minutes to reach what listens there but is no cluster.
+    # Ray reads this when it is imported. By default it tries for minutes to reach a port that is no Ray cluster.
     os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
     guard: subprocess.Popen[bytes] | None = None
     if address is None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        # A token of our own: Ray would write one into the home folder.
+        # A token for this cluster alone: otherwise Ray writes one into the home folder.
         if "RAY_AUTH_MODE" not in os.environ:
             os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     import ray
@@ -68,10 +70,11 @@ def connect(address: str | None) -> Iterator[Any]:
     try:
         try:
             if address is None:
-                # Not in Ray's usual folder, where it would be found by --address auto. Paths of sockets must be short.
+                # Outside Ray's usual folder, where --address auto would find it. The path is short, as those of sockets
+                # must be.
                 short = tempfile.gettempdir() if len(tempfile.gettempdir()) < 30 else "/tmp"
                 folder = tempfile.mkdtemp(prefix="cl-bench-", dir=short)
-                # In a session of its own, which no signal to this one reaches.
+                # In its own session, which signals to this one do not reach.
                 command = [sys.executable, ray_guard.__file__, folder]
                 guard = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
                 local = {
@@ -94,10 +97,10 @@ def connect(address: str | None) -> Iterator[Any]:
 
 
 def _check_port(address: str) -> None:
-    """Check that something listens at `HOST:PORT`.
+    """Check that a process listens at `HOST:PORT`.
 
     Raises:
-        UserError: nothing does.
+        UserError: none does.
     """
     host, port = parse_address(address)
     try:
@@ -111,7 +114,7 @@ def _check_port(address: str) -> None:
 
 @contextlib.contextmanager
 def _preserve_sigterm() -> Iterator[None]:
-    """Keep the handler of SIGTERM, which Ray replaces by one that ends the process with exit code 15."""
+    """Restore the handler of SIGTERM, which Ray replaces by one that ends the process with exit code 15."""
     handler = signal.getsignal(signal.SIGTERM)
     try:
         yield
@@ -121,7 +124,7 @@ def _preserve_sigterm() -> Iterator[None]:
 
 
 def _connection_failure(address: str | None, error: BaseException) -> str:
-    """Sentence for the user that says why Ray cannot be used."""
+    """A sentence for the user that says why Ray cannot be used."""
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     if address is None:
         return f"Ray does not start on this host: {reason}"
@@ -129,7 +132,7 @@ def _connection_failure(address: str | None, error: BaseException) -> str:
     while cause is not None:
         if "uthentication" in str(cause):
             return (
-                f"--address {address}: the cluster does not accept our token; set RAY_AUTH_MODE=token, and "
+                f"--address {address}: the cluster refuses the token of this host; set RAY_AUTH_MODE=token, and "
                 "RAY_AUTH_TOKEN or ~/.ray/auth_token as on its hosts"
             )
         cause = cause.__cause__ or cause.__context__

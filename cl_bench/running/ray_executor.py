@@ -1,4 +1,4 @@
-"""The driver's side of a sweep on Ray: runs execute on all GPUs or cores of this host, or on the hosts of a cluster."""
+"""The driver's side of a sweep on Ray: runs execute on all GPUs or cores of this host or of a cluster."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from cl_bench.store import Store
 
 HOST_CHECK_INTERVAL = 5
-"""Seconds between two checks which hosts of the cluster are alive."""
+"""Seconds between checks for hosts that have left the cluster."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class RayExecutor:
     """Executor that carries out each run as a Ray task.
 
     Attributes:
-        device: `auto`, `cpu` or `cuda`; auto: GPUs, if there are any.
-        address: of a running cluster, `auto` or `HOST:PORT`; None: one is started on this host, and ended.
-        gpus: of a task; None: 1 or 0, by the device.
-        cpus: of a task: its torch threads.
-        collect: results come back through Ray; else the workers write into the store, a folder that all hosts share.
+        device: `auto`, `cpu` or `cuda`; `auto`: GPUs, if there are any.
+        address: address of a running cluster, `auto` or `HOST:PORT`; None: start a cluster on this host and end it.
+        gpus: GPUs of a task, at most 1; None: 1 or 0, depending on the device.
+        cpus: CPUs of a task, each used by one torch thread.
+        collect: return results through Ray; otherwise workers write into the store, a folder that all hosts share.
     """
 
     device: str = "auto"
@@ -55,7 +55,7 @@ class RayExecutor:
         """Check the options.
 
         Raises:
-            UserError: one of them is impossible, or Ray is not installed.
+            UserError: an option is impossible, or Ray is not installed.
         """
         if importlib.util.find_spec("ray") is None:
             raise UserError("--executor ray needs Ray, which is not installed; pip install 'cl-bench[ray]'")
@@ -79,7 +79,7 @@ class RayExecutor:
         """Execute the runs, in any order, and yield the outcome of each.
 
         Raises:
-            UserError: the cluster cannot be reached, or no host of it has room for a run.
+            UserError: the cluster cannot be reached, or none of its hosts has room for a run.
         """
         from cl_bench.data import cache, decoding
 
@@ -102,14 +102,14 @@ class RayExecutor:
             yield from _Sweep(ray, config, self.cpus, gpus, store, progress).outcomes(runs, packed)
 
     def likely_device(self) -> torch.device:
-        """Where runs will probably execute, without asking the cluster."""
+        """The device on which runs will probably execute, guessed without asking the cluster."""
         import torch
 
         gpu = self.device == "cuda" or self.gpus or (self.device == "auto" and torch.cuda.is_available())
         return torch.device("cuda" if gpu and self.gpus != 0 else "cpu")
 
     def _gpus_per_task(self, ray: Any) -> float:
-        """GPUs of a task on this cluster.
+        """Number of GPUs of a task on this cluster.
 
         Raises:
             UserError: no host has room for a task.
@@ -156,7 +156,7 @@ class _Sweep:
         this_host = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self.marker = store.root / config.marker if config.marker else None
         self.mailbox = ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=this_host).remote()
-        # Retries are our own: the user is not told of Ray's.
+        # Without Ray's own retries, about which users would get no warning.
         self.task = ray.remote(max_retries=0)(run_task)
         self.config = ray.put(config)
         self.alive: set[str] = set()
@@ -164,7 +164,7 @@ class _Sweep:
         self.has_room = True
 
     def outcomes(self, runs: Sequence[PlannedRun], packed: Sequence[PackedRun]) -> Generator[Outcome, None, None]:
-        """Outcomes of the runs as they end; closing the generator cancels the tasks that are left."""
+        """Outcomes of the runs as they end; closing the generator cancels all pending tasks."""
         replays = [ProgressReplay(run, self.progress) for run in runs]
         pending: dict[Any, Attempt] = {}
 
@@ -193,7 +193,7 @@ class _Sweep:
                 self.ray.kill(self.mailbox)
 
     def _resources(self, attempt: Attempt) -> dict[str, float]:
-        """What Ray sets aside for an attempt: more than it uses if memory was short, so that fewer are at its side."""
+        """Resources that Ray reserves for an attempt; after a lack of memory, more than it needs, so that fewer run."""
         if attempt.share == 1:
             return {"num_cpus": self.cpus, "num_gpus": self.gpus}
         most = max((node["Resources"].get("CPU", 0) for node in self.ray.nodes() if node["Alive"]), default=0)
@@ -201,7 +201,7 @@ class _Sweep:
         return {"num_cpus": cpus, "num_gpus": min(1.0, self.gpus * attempt.share)}
 
     def _outcome(self, run: PlannedRun, task: Any, attempt: Attempt) -> Outcome | Attempt:
-        """Outcome of a task that has ended, or the next attempt if its worker or host died or lacked memory."""
+        """The outcome of an ended task, or the next attempt if its worker or host died or ran out of memory."""
         from cl_bench.running.executors import Outcome
         from cl_bench.store import RunRecord
 
@@ -216,7 +216,7 @@ class _Sweep:
             reason = "its worker or host died"
             if attempt.retry < MAX_RETRIES:
                 self.progress.warn(
-                    f"{run.name}: {reason}; it begins again ({attempt.retry + 1} of {MAX_RETRIES} times)"
+                    f"{run.name}: {reason}; it starts again (retry {attempt.retry + 1} of {MAX_RETRIES})"
                 )
                 return replace(attempt, retry=attempt.retry + 1)
             return Outcome(run, f"{reason}, {MAX_RETRIES + 1} times: {str(error).strip().splitlines()[0]}", 1)
@@ -230,28 +230,28 @@ class _Sweep:
         return Outcome(run, result.failure, result.code)
 
     def _with_more_room(self, run: PlannedRun, attempt: Attempt, reason: str) -> Outcome | Attempt:
-        """The next attempt, with fewer others at its side, or the failure of a run that had a whole host for itself."""
+        """The next attempt, with fewer concurrent runs, or the failure of a run that had a whole host for itself."""
         from cl_bench.running.executors import Outcome
 
         wider = replace(attempt, retry=attempt.retry + 1, share=2 * attempt.share)
         if self._resources(wider) == self._resources(attempt):
-            return Outcome(run, f"{reason}, with no other run at its side", 1)
-        self.progress.warn(f"{run.name}: {reason}; it begins again with fewer at its side")
+            return Outcome(run, f"{reason}, although no other run was executing", 1)
+        self.progress.warn(f"{run.name}: {reason}; it starts again with fewer concurrent runs")
         return wider
 
     def _replay_events(self, replays: Sequence[ProgressReplay]) -> None:
-        """Show the progress that workers have reported since the last call."""
+        """Apply all progress events that workers have sent since the last call."""
         with contextlib.suppress(self.ray.exceptions.RayError):
             for attempt, event, *values in self.ray.get(self.mailbox.take.remote(), timeout=10):
                 replays[attempt.run].apply(attempt.retry, event, *values)
 
     def _check_hosts(self) -> None:
-        """Warn of hosts that have left the cluster, and when none with room for a run is left."""
+        """Warn of hosts that have left the cluster, and if no remaining host has room for a run."""
         if time.monotonic() - self.last_host_check < HOST_CHECK_INTERVAL:
             return
         self.last_host_check = time.monotonic()
         if self.marker is not None:
-            # One that nobody touches any more is that of a driver that was killed.
+            # Keeps the marker young: an old one was left behind by a driver that was killed.
             with contextlib.suppress(OSError):
                 self.marker.touch()
         hosts = {node["NodeID"]: node for node in self.ray.nodes()}
@@ -261,5 +261,7 @@ class _Sweep:
         self.alive = {name for name, node in hosts.items() if node["Alive"]}
         has_room = any(has_resources(hosts[name]["Resources"], self.cpus, self.gpus) for name in self.alive)
         if self.has_room and not has_room:
-            self.progress.warn("no host with room for a run is left; waiting for one to join (Ctrl-C ends it)")
+            self.progress.warn(
+                "no remaining host has room for a run; waiting for one to join (Ctrl-C ends the command)"
+            )
         self.has_room = has_room

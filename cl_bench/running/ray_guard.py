@@ -1,7 +1,7 @@
-"""A process that ends what is left of a Ray cluster on this host when the driver that started it has ended.
+"""A process that removes the remains of a Ray cluster on this host after the driver that started it has ended.
 
-Most of Ray ends with a driver that was killed; its agents stay for a minute, and its temporary folder for good.
-Executed as a script, without the package.
+If a driver is killed, most of Ray's processes end with it, but its agents stay for a minute and its temporary folder
+for ever. This file is executed as a script, without importing the package.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from contextlib import suppress
 from pathlib import Path
 
 PATIENCE = 60
-"""Seconds in which the folder must become free of processes that write into it."""
+"""Seconds to wait until no process writes into the folder any more."""
 
 
 def guard(folder: Path) -> None:
-    """Wait for the driver, which has the other end of the standard input; then end the processes and the folder."""
+    """Wait until the driver closes the standard input; then kill the cluster's processes and delete its folder."""
     driver = os.getppid()
     sys.stdin.read()
     until = time.monotonic() + PATIENCE
     while folder.exists() and time.monotonic() < until:
         for pid in _processes_of(folder):
-            # The driver may only have left the cluster.
+            # The driver is still alive if it has only left the cluster.
             if pid != driver:
                 with suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
@@ -35,7 +35,7 @@ def guard(folder: Path) -> None:
 
 
 def _processes_of(folder: Path) -> Iterator[int]:
-    """Processes with an open file in a folder: all of Ray's write logs there."""
+    """Processes with an open file in the folder; all processes of Ray write logs there."""
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             if any(str(file.readlink()).startswith(f"{folder}/") for file in (process / "fd").iterdir()):

@@ -1,6 +1,6 @@
-"""The worker's side of a sweep on Ray: execute one run in a Ray task, report its progress, return its result.
+"""The worker's side of a sweep on Ray: executes one run in a Ray task, sends its progress, and returns its result.
 
-Ray imports this module in every worker, so torch and most of cl-bench are imported where they are used.
+Ray imports this module in every worker, so functions import torch and most of cl-bench only where they need them.
 """
 
 from __future__ import annotations
@@ -24,25 +24,24 @@ if TYPE_CHECKING:
     from cl_bench.store import Arrays
 
 SHARED_FILE_TIMEOUT = 10
-"""Seconds after which a new file must be visible on all hosts of a shared folder."""
+"""Seconds within which a new file must be visible on all hosts that share a folder."""
 
 
 @dataclass(frozen=True)
 class SweepConfig:
     """Settings that all tasks of a sweep share.
 
-    Where data sets are and how they are read is part of each run (`PlannedRun.data`). The environment variables of
-    cl-bench that a worker still reads are `CL_BENCH_CACHE` and `CL_BENCH_MAX_PIXELS`, so the driver's values travel
-    here.
+    It contains the driver's values of `CL_BENCH_CACHE` and `CL_BENCH_MAX_PIXELS`, the only environment variables of
+    cl-bench that workers read: each run carries its own data configuration (`PlannedRun.data`).
 
     Attributes:
-        version: the driver's version of cl-bench, which workers must have too.
+        version: the driver's version of cl-bench; workers must have the same.
         folder: the driver's current folder, to which `folder:PATH` and paths in method files are relative.
         cache: the driver's `CL_BENCH_CACHE` as an absolute path; None: not set.
-        store: path of the results folder that all hosts share; None: results return through Ray.
-        marker: name of a file in that folder by which a worker recognises it.
+        store: path of the results folder that all hosts share; None: return results through Ray.
+        marker: name of a file in that folder, by which workers recognise it.
         device: `cpu` or `cuda`.
-        threads: torch threads of a task.
+        threads: number of torch threads of a task.
         settings: how runs are executed.
         max_pixels: the driver's `CL_BENCH_MAX_PIXELS`; None: not set.
     """
@@ -64,8 +63,8 @@ class Attempt:
 
     Attributes:
         run: index of the run in the sweep.
-        retry: how many executions of the run have died before.
-        share: how many times the resources of a run are set aside for it.
+        retry: number of earlier attempts.
+        share: factor by which more resources are reserved than the run asks for.
     """
 
     run: int
@@ -75,13 +74,13 @@ class Attempt:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """How a task ended.
+    """The result or failure of a task.
 
     Attributes:
-        failure: why it failed; empty if it did not.
+        failure: why the task failed; empty if it did not.
         code: exit code of the failure (see `executors.Outcome`).
-        out_of_memory: whether there was too little memory.
-        record, arrays: the result (record as JSON), if it returns through Ray; else empty.
+        out_of_memory: whether the task failed because memory ran out.
+        record, arrays: the result (record as JSON) if it returns through Ray; else empty.
     """
 
     failure: str = ""
@@ -92,13 +91,13 @@ class TaskResult:
 
 
 class Mailbox:
-    """Progress events of all workers, until the driver takes them; a Ray actor on the driver's host."""
+    """Ray actor on the driver's host that holds the progress events of all workers until the driver takes them."""
 
     def __init__(self) -> None:
         self.events: list[tuple[Any, ...]] = []
 
     def put(self, *event: Any) -> None:
-        """Append an event: attempt, name of a method of `RunProgress`, its arguments."""
+        """Append an event: an `Attempt`, the name of a method of `RunProgress`, and the arguments of that method."""
         self.events.append(event)
 
     def take(self) -> list[tuple[Any, ...]]:
@@ -112,10 +111,10 @@ def run_task(config: SweepConfig, packed: PackedRun, attempt: Attempt, mailbox: 
     host = socket.gethostname()
     if config.version != __version__:
         return TaskResult(
-            f"host {host} has cl-bench {__version__}, and not {config.version}; install the same there", 2
+            f"host {host} has cl-bench {__version__} instead of {config.version}; install the same version there", 2
         )
     if config.store is not None and not _becomes_visible(Path(config.store) / config.marker):
-        return TaskResult(f"host {host} does not see the results folder {config.store} of this one; add --collect", 2)
+        return TaskResult(f"host {host} does not share the results folder {config.store} of this one; add --collect", 2)
     _adopt_environment(config)
     import torch
 
@@ -140,7 +139,7 @@ def run_task(config: SweepConfig, packed: PackedRun, attempt: Attempt, mailbox: 
 
 
 def _adopt_environment(config: SweepConfig) -> None:
-    """Read and write where the driver would: its cache, and its current folder if this host has it."""
+    """Take over the driver's cache and image limit, and its current folder if this host has it."""
     from cl_bench.data import cache, decoding
 
     for variable, value in ((cache.VARIABLE, config.cache), (decoding.LIMIT_VARIABLE, config.max_pixels)):
@@ -185,7 +184,7 @@ def _progress_sender(attempt: Attempt, mailbox: Any) -> ProgressSender:
                 self._flush()
 
         def close(self) -> None:
-            # Not for long: a lost event changes what is shown, and no result.
+            # With a short timeout: a lost event affects only the display.
             self._flush()
             if self.last_call is not None:
                 ray.wait([self.last_call], timeout=2)

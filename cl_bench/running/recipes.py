@@ -1,7 +1,7 @@
-"""Recipes: where hyper-parameters come from that the user does not set, resolved to numbers before a run gets its key.
+"""Recipes: the source of hyper-parameters that the user does not set; they are resolved before a run gets its key.
 
-Three kinds: `tuned`, found by `cl-bench tune` on a stream that is not evaluated on; `published`, from the literature,
-in the method's own file; `unified`, the same budget for every method, for everything else.
+There are three kinds: `tuned`, found by `cl-bench tune` on a stream that serves no evaluation; `published`, from the
+literature, given in the method's own file; and `unified`, the same training budget for every method, used otherwise.
 """
 
 from __future__ import annotations
@@ -33,17 +33,18 @@ HEADER = """\
 
 
 class Tuned(BaseModel):
-    """One row's result of a search.
+    """The result of a search for one method.
 
     Attributes:
-        method, when: the row: a method and the options that the user must have set.
-        stream: what the search ran on.
-        backbone: on which, if it was not the stream's own; the entry then applies to runs on it only.
-        values: the hyper-parameters found, budget included.
-        score: mean average anytime accuracy on the validation part, over the seeds.
-        trials: settings tried; `seeds` runs each.
-        minutes: of training and evaluation in all of these runs together.
-        revision: of the method that was tuned.
+        method, when: the method, and the options that the user must have set for the entry to apply.
+        stream: benchmark on which the search ran.
+        backbone: backbone of the search if it was not the stream's own, and then the only one the entry applies to.
+        values: the best hyper-parameters, training budget included.
+        score: their average anytime accuracy on the validation part (fraction), mean over the seeds.
+        trials: number of settings tried, each with every seed.
+        seeds: seeds of the runs of a trial.
+        minutes: total time of training and evaluation of all these runs.
+        revision: revision of the method at the time of the search.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -73,7 +74,8 @@ class Recipe:
 
     Attributes:
         name: `tuned`, `published:NAME` or `unified`.
-        trials, minutes: what finding it has cost; 0 where nothing was searched here.
+        values: the hyper-parameters that it sets.
+        trials, minutes: cost of the search; 0 for recipes that no search has found.
     """
 
     name: str
@@ -91,7 +93,7 @@ def read(path: Path) -> list[Tuned]:
     """The tuned recipes of a file.
 
     Raises:
-        UserError: unreadable, no TOML, empty, or not of this form; the entry and its field are named.
+        UserError: the file is unreadable, not TOML, empty or of another form; the entry and its field are named.
     """
     return _read(path).tuned
 
@@ -108,7 +110,10 @@ def _read(path: Path) -> _File:
 
 
 def _fault(error: ValidationError) -> str:
-    """The first thing that is wrong, with its place; a field that does not exist rather than the one that it is not."""
+    """A sentence about the first fault and its place.
+
+    An unknown field comes before others: a misspelt field also causes a fault about the missing one.
+    """
     faults = error.errors(include_url=False, include_input=False)
     first = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
     place = list(first["loc"])
@@ -124,16 +129,16 @@ def _fault(error: ValidationError) -> str:
         return f"{where} has no '{name}'"
     message = first["msg"]
     if len(place) > 1 and place[0] in ("values", "when", "unified"):
-        # One for each type that a value may have.
+        # pydantic has one message for each type that a value may have.
         message = "expected a text, a number, true or false, or a list of these"
     return f"{where}: {name or 'it'}: {message[0].lower()}{message[1:]}"
 
 
 def write(path: Path, results: Sequence[Tuned]) -> None:
-    """Put search results into a recipes file; other entries of an existing file stay.
+    """Write search results into a recipes file, and keep its entries for other methods, streams and backbones.
 
     Raises:
-        UserError: the file exists and is no recipes file, or cannot be written.
+        UserError: the file exists but is no recipes file, or it cannot be written.
     """
     old = _read(path) if path.exists() else _File()
     rows = [(new.method, new.stream, new.backbone, new.when) for new in results]
@@ -152,7 +157,7 @@ def write(path: Path, results: Sequence[Tuned]) -> None:
 
 
 def budget(entry: MethodEntry) -> dict[str, Value]:
-    """The unified budget, as far as the method has such hyper-parameters."""
+    """The unified training budget, restricted to hyper-parameters that the method has."""
     return {name: value for name, value in _shipped().unified.items() if name in entry.defaults}
 
 
@@ -167,32 +172,33 @@ def choose(
     """The recipe for a method on a benchmark.
 
     Args:
-        options: the user's own (validated) options, which tuned recipes may depend on.
-        recipe: `tuned`, `published`, `published:NAME`, `unified`, or `auto`: the first of these that there is.
-        own: tuned recipes of the user, which come before the shipped ones.
-        backbones: whose tuned recipes hold for the one that runs, itself first; empty: the benchmark's own.
+        options: the user's own (validated) options, on which tuned recipes may depend.
+        recipe: `tuned`, `published`, `published:NAME`, `unified`, or `auto`, the first of these that exists.
+        own: tuned recipes of the user, which take precedence over the shipped ones.
+        backbones: names of backbones whose tuned recipes apply to this run, in order of preference; empty: the
+            benchmark's own.
 
     Raises:
-        UserError: there is none of the kind asked for.
+        UserError: no recipe of the requested kind exists.
     """
     kind, _, name = recipe.partition(":")
     if kind not in ("auto", "tuned", "published", "unified") or (name and kind != "published"):
         raise UserError(f"--recipe '{recipe}' is unknown; expected auto, tuned, published, published:NAME or unified")
     if kind in ("auto", "tuned"):
-        held = [*(backbones or [benchmark.backbone]), ""]
+        accepted = [*(backbones or [benchmark.backbone]), ""]
         for entries in (own, _shipped().tuned):
             fitting = [
                 tuned
                 for tuned in entries
                 if tuned.method == entry.name
                 and tuned.stream in (benchmark.name, benchmark.tuned_on)
-                and tuned.backbone in held
+                and tuned.backbone in accepted
                 and all(options.get(key) == value for key, value in tuned.when.items())
             ]
             if fitting:
                 best = min(
                     fitting,
-                    key=lambda e: (-len(e.when), e.stream != benchmark.name, held.index(e.backbone)),
+                    key=lambda e: (-len(e.when), e.stream != benchmark.name, accepted.index(e.backbone)),
                 )
                 return Recipe("tuned", best.values, best.trials, best.minutes)
         if kind == "tuned" and entry.defaults:

@@ -1,4 +1,4 @@
-"""One experiment, from stream to stored result."""
+"""Carries out one experiment, from its stream to its stored record."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from cl_bench.training.strategy import ContinualStrategy
 
 @dataclass(frozen=True)
 class Settings:
-    """How runs are carried out; none of it is part of the experiment.
+    """How runs are carried out; these settings are not part of the experiment.
 
     Attributes:
         checkpoint_every: minutes between checkpoints inside a task.
-        fresh: start from the beginning, whatever checkpoint there is.
-        replace: the result takes the place of one that is stored already.
-        compiled: compile the backbone; None: on a GPU only, where it is worth its time.
-        deterministic: the same numbers twice on one device, for slower kernels.
+        fresh: ignore an existing checkpoint and start from the beginning.
+        compiled: compile the backbone; None: only on a GPU, where this saves time.
+        deterministic: use slower kernels that repeat their results bit by bit on one device.
+        replace: replace a stored result.
     """
 
     checkpoint_every: float = 10.0
@@ -54,14 +54,14 @@ def run(
     progress: RunProgress | None = None,
     settings: Settings | None = None,
 ) -> RunRecord:
-    """Carry out an experiment and store its record. Nothing is stored if it fails.
+    """Carry out an experiment and store its record. If it fails, nothing is stored.
 
-    A run that was killed goes on from its last checkpoint: one is written after every task. The numbers depend on the
-    experiment alone, up to the rounding of other hardware and library versions; on one machine, on the CPU, they are
-    bit by bit those of a run that was never killed.
+    A checkpoint is written after every task, and a run that was killed resumes from the last one. The results depend
+    only on the experiment, up to the rounding of other hardware and library versions; on the CPU of one machine, a
+    resumed run gives the same bits as one that was never killed.
 
     Raises:
-        UserError: what would be written cannot be, or the method or the data is not as it must be.
+        UserError: the results cannot be written, or the method or the data is faulty.
     """
     settings = settings or Settings()
     store.check_paths(planned.experiment)
@@ -82,7 +82,11 @@ def execute(
     checkpoint: Path | None = None,
     settings: Settings | None = None,
 ) -> tuple[RunRecord, Arrays]:
-    """Train on every stage and evaluate all tasks after each, from the checkpoint on, if there is one."""
+    """Train each stage and evaluate on all tasks after it, from the checkpoint on if there is one.
+
+    Returns:
+        The record of the run, and its arrays (see `StageLog.arrays`); nothing is stored.
+    """
     experiment, method = planned.experiment, planned.method
     settings = settings or Settings()
     execution = set_up(experiment.precision, device, compiled=settings.compiled, deterministic=settings.deterministic)
@@ -167,57 +171,61 @@ def _begin(
     progress: RunProgress,
     checkpoint: Path | None,
 ) -> tuple[ContinualStrategy, Checkpointer, Position | None]:
-    """A strategy, what has been done with it before, and where inside a task it stands; of a checkpoint that cannot be
-    used, or was written in another environment, the user is told.
+    """Begin a run, or resume it from its checkpoint.
+
+    Warns the user of a checkpoint that cannot be used or was written in another environment.
 
     Args:
-        stages, experiences: of the run: the tasks that each stage learns, and what it trains on.
-        begin: makes a strategy that has learned nothing, and its checkpointer.
+        stages, experiences: the tasks that each stage of the run learns, and the experience that it trains on.
+        begin: makes a fresh strategy and its checkpointer.
+
+    Returns:
+        The strategy, its checkpointer, and the position inside a task at which training resumes; None: at its start.
     """
     strategy, checkpointer = begin()
     log = checkpointer.log
     try:
-        found = read(checkpoint, planned.experiment.key) if checkpoint else None
-        if found is None:
+        content = read(checkpoint, planned.experiment.key) if checkpoint else None
+        if content is None:
             return strategy, checkpointer, None
         try:
-            log.restore(found)
-            log.check(found.facts, stream, stages)
-            strategy.resume(found, experiences[len(log.stages)])
-            if found.facts.position is None and strategy.stored_numbers() != log.stages[-1].stored:
-                raise ValueError("the model has not the size that it had after its last task")
-            log.probe.load(found.part("probe."), strategy.model)
-            restore_random_state(found.part("random."))
+            log.restore(content)
+            log.check(content.facts, stream, stages)
+            strategy.resume(content, experiences[len(log.stages)])
+            if content.facts.position is None and strategy.stored_numbers() != log.stages[-1].stored:
+                raise ValueError("the size of the model is not that after its last task")
+            log.probe.load(content.part("probe."), strategy.model)
+            restore_random_state(content.part("random."))
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise UnusableCheckpoint(f"{checkpoint}: damaged, {str(error).splitlines()[0]}") from error
     except UnusableCheckpoint as error:
         progress.warn(f"a checkpoint cannot be used, so the run starts from its beginning: {error}")
         return *begin(), None
-    if different := differences([found.facts.environment, log.environment]):
+    if different := differences([content.facts.environment, log.environment]):
         changes = ", ".join(
             f"{name} {value_text(now)} (was {value_text(was)})" for name, (was, now) in different.items()
         )
-        progress.warn(f"{planned.name} goes on in another environment than its checkpoint was written in: {changes}")
-    return strategy, checkpointer, found.facts.position
+        progress.warn(f"{planned.name} resumes in another environment than that of its checkpoint: {changes}")
+    return strategy, checkpointer, content.facts.position
 
 
 def check_restores(planned: PlannedRun, strategy: ContinualStrategy) -> None:
-    """Raise `UserError` if a killed run could not go on: a fresh model does not take the state of this one on."""
+    """Raise `UserError` if a killed run could not resume, because a fresh model cannot load the state of this one."""
     backbone = backbones.skeleton(planned.backbone)
     with seeded(("restores",)):
         fresh = build_model(planned.method, backbone, strategy.num_classes)
-    # Names and shapes are enough, without a copy of what may be large.
+    # Names and shapes suffice; copies could take much memory.
     shapes = {name: tensor.to("meta") for name, tensor in strategy.model.state_dict().items()}
     try:
         restore(fresh, shapes, type(planned.method).__name__, assign=True)
     except RuntimeError as error:
-        raise UserError(f"{error}; after being killed, this run could not go on") from error
+        raise UserError(f"{error}; if this run were killed, it could not resume") from error
 
 
 def strategy_of(
     planned: PlannedRun, stream: TaskStream, device: torch.device, execution: Execution, *plugins: SupervisedPlugin
 ) -> ContinualStrategy:
-    """The strategy of a run, with more plugins beside its method."""
+    """The strategy of a run, with these plugins in addition to its method."""
     return ContinualStrategy(
         plugins=[planned.method, *plugins],
         backbone=planned.backbone,
@@ -230,7 +238,7 @@ def strategy_of(
 
 
 def stream_of(planned: PlannedRun) -> TaskStream:
-    """The stream that a run learns."""
+    """The stream on which a run trains and is evaluated."""
     experiment = planned.experiment
     source = streams.find(experiment.benchmark, planned.data).source(experiment.storage)
     return build(
@@ -249,7 +257,7 @@ def _accuracy(counts: Counts) -> float:
 
 
 def flops_of(strategy: ContinualStrategy, stream: TaskStream) -> int:
-    """Floating-point operations of one prediction."""
+    """Floating-point operations of the prediction for one image."""
     image = stream.test[0].dataset[0][0][None].to(strategy.device)
     predictor = strategy.predictor()
     return strategy.model.flops(lambda: predictor(image))

@@ -1,4 +1,4 @@
-"""Suites: options of many runs in a YAML file, shipped by name or the user's own."""
+"""Suites: YAML files with the options of many runs, shipped with the package or written by the user."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Suite:
     """A named set of runs.
 
     Attributes:
-        title: what it is for, in a line.
-        runs: each asks for all combinations of its options.
+        title: its purpose, in one line.
+        runs: grids of runs; each stands for all combinations of its options.
     """
 
     title: str
@@ -31,10 +31,10 @@ def names() -> list[str]:
 
 
 def find(name: str) -> Suite:
-    """A suite that comes with the package, or a file.
+    """The suite of this name in the package, or the suite in this file.
 
     Raises:
-        UserError: there is none, or the file is no suite.
+        UserError: no such suite or file, or the file is not a valid suite.
     """
     if name in names():
         return _parse((_shipped() / f"{name}.yaml").read_text(encoding="utf-8"), name)
@@ -48,7 +48,7 @@ def _is_there(path: Path) -> bool:
     try:
         return path.exists()
     except (OSError, ValueError):
-        # Too long for a path, or with characters that none has.
+        # Too long for a path, or with characters that no path may have.
         return False
 
 

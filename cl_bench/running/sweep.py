@@ -1,4 +1,4 @@
-"""From options to stored runs: what the command line and `cl_bench.run` have in common."""
+"""From options to stored runs: the common part of the command line and `cl_bench.run`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from cl_bench.running.progress import RunProgress
     from cl_bench.running.ray_executor import RayExecutor
 
-# torch and avalanche are imported by the functions that need them: bad input ends before that.
+# Functions import torch and avalanche only when they need them, so that bad input is refused at once.
 
 
 def wanted_options(fields: Mapping[str, Any], suite: str | None) -> list[RunOptions]:
@@ -34,7 +34,7 @@ def wanted_options(fields: Mapping[str, Any], suite: str | None) -> list[RunOpti
         suite: name or file of a suite.
 
     Raises:
-        UserError: neither methods nor a suite, or both; no such suite; an option that cannot be read.
+        UserError: neither or both of methods and suite are given, the suite does not exist, or an option is invalid.
     """
     if ("methods" in fields) == (suite is not None):
         raise UserError("say what to run: --methods 'sdlora,coda', or --suite NAME or FILE, and not both")
@@ -43,16 +43,19 @@ def wanted_options(fields: Mapping[str, Any], suite: str | None) -> list[RunOpti
     from cl_bench.running.suites import find
 
     if "checkpoint" in fields:
-        raise UserError("--checkpoint is for one backbone; name that and the methods instead of a suite")
+        raise UserError("--checkpoint applies to a single backbone; replace --suite by --methods and --backbone")
     return [options.changed(fields) for options in find(suite).runs]
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Planned runs with the store that they belong to, and how those that are missing are carried out.
+    """Planned runs, their store, and how missing runs are carried out.
 
     Attributes:
-        device: of the runs; with Ray, the one that they will probably have.
+        planned: all runs, stored or not.
+        device: device of the runs; with Ray, the one on which they will probably execute.
+        how: options of execution.
+        ray_executor: None: runs execute on this host without Ray.
     """
 
     planned: Sequence[PlannedRun]
@@ -68,13 +71,13 @@ class Sweep:
         how: ExecutionOptions,
         loading: Callable[[], AbstractContextManager[None]] = quiet_imports,
     ) -> Sweep:
-        """Plan all runs; none of them begins.
+        """Plan all runs without starting any.
 
         Args:
-            loading: entered around imports that take seconds.
+            loading: context manager entered around imports that take seconds.
 
         Raises:
-            UserError: anything unknown, ill-typed or impossible, or the results folder cannot be written.
+            UserError: an option is unknown, ill-typed or impossible, or the results folder cannot be written.
         """
         ray_executor = _ray_executor(how)
         store = Store(how.results)
@@ -89,17 +92,17 @@ class Sweep:
         return cls(planned, store, device, how, ray_executor)
 
     def missing(self, on_damaged: Callable[[str], None]) -> list[PlannedRun]:
-        """The runs that are to be carried out: those that are not stored; with `force`, all.
+        """The runs to carry out: those that are not stored, or all with `force`.
 
         Args:
-            on_damaged: called with a sentence for each stored result that cannot be trusted, so that it is missing.
+            on_damaged: called with a sentence for each stored result that is damaged and therefore computed again.
         """
         if self.how.force:
             return list(self.planned)
         return [run for run in self.planned if self._find(run, on_damaged) is None]
 
     def remarks(self) -> list[str]:
-        """What the user should know of the data of all runs and how the input was understood, each once."""
+        """Remarks on the data of all runs and on how the input was understood, without duplicates."""
         from cl_bench import streams
 
         needed = dict.fromkeys((run.experiment.benchmark, run.data) for run in self.planned)
@@ -107,10 +110,12 @@ class Sweep:
         return [*dict.fromkeys(text for run in self.planned for text in run.remarks), *of_data]
 
     def decode(self, runs: Sequence[PlannedRun], on_progress: Callable[[int, int], None]) -> None:
-        """Decode once what these runs keep decoded, unless that was done before; hosts of Ray do so themselves.
+        """Decode the images that these runs read in decoded form, unless they are decoded already.
+
+        With Ray, the hosts do this themselves.
 
         Args:
-            on_progress: called with the images that are done, and how many there are.
+            on_progress: called with the numbers of decoded images and of all images.
         """
         from cl_bench import streams
 
@@ -120,9 +125,9 @@ class Sweep:
                 streams.find(name, data).source(storage, on_progress)
 
     def carry_out(self, runs: Sequence[PlannedRun], progress: RunProgress) -> list[Outcome]:
-        """Carry out these runs and store their records; with `fail_fast` up to the first that fails.
+        """Carry out these runs and store their records; with `fail_fast`, stop at the first failure.
 
-        Ctrl-C, SIGTERM and SIGHUP end them all: their checkpoints stay, and the next sweep goes on from there.
+        Ctrl-C, SIGTERM and SIGHUP stop all runs; their checkpoints stay, so that the next sweep resumes them.
         """
         from cl_bench.running.executors import local_executor
         from cl_bench.running.runner import Settings
@@ -143,25 +148,25 @@ class Sweep:
         return outcomes
 
     def records(self) -> list[RunRecord]:
-        """The records of the planned runs, as far as they are stored."""
-        found = (self._find(run, lambda sentence: None) for run in self.planned)
-        return [record for record in found if record is not None]
+        """The records of those planned runs that are stored."""
+        stored = (self._find(run, lambda sentence: None) for run in self.planned)
+        return [record for record in stored if record is not None]
 
     def _find(self, run: PlannedRun, on_damaged: Callable[[str], None]) -> RunRecord | None:
         try:
             return self.store.find(run.experiment)
         except DamagedRecord as error:
-            on_damaged(f"computing again, the stored result is damaged: {error}")
+            on_damaged(f"a stored result is damaged and will be computed again: {error}")
             return None
 
 
 @contextmanager
 def _preserve_random_state() -> Iterator[None]:
-    """Leave the global random generators as they were: they are the caller's."""
+    """Restore the global random generators after the block, since they belong to the caller."""
     import numpy as np
     import torch
 
-    # GPUs that the caller does not use stay untouched: their runs may be those of other processes.
+    # GPUs that the caller has not used stay untouched: other processes may be running on them.
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
     of_numpy, of_python = np.random.get_state(), random.getstate()
     with torch.random.fork_rng(gpus):
@@ -173,10 +178,10 @@ def _preserve_random_state() -> Iterator[None]:
 
 
 def _ray_executor(how: ExecutionOptions) -> RayExecutor | None:
-    """The Ray executor, if it is asked for.
+    """The Ray executor, if the options ask for it; else None.
 
     Raises:
-        UserError: no such executor, or options that are not for this one.
+        UserError: the executor is unknown, or options are given that do not apply to it.
     """
     if how.executor == "ray":
         from cl_bench.running.ray_executor import RayExecutor

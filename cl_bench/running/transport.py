@@ -1,4 +1,4 @@
-"""What travels between the driver and worker processes: packed runs one way, progress events the other."""
+"""Messages between the driver and worker processes: packed runs to the workers, progress events back."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PackedRun:
-    """A run in a form that any process or host with cl-bench can unpack.
+    """A run, serialised so that any process or host with cl-bench can unpack it.
 
     Attributes:
         pickled: the pickled run.
-        method_file: name and content of the user's method file, if there is one: pickle stores only names of classes.
+        method_file: name and content of the user's method file, or None; pickle stores only the names of classes.
     """
 
     pickled: bytes
@@ -33,7 +33,7 @@ class PackedRun:
         """Pack a run.
 
         Raises:
-            UserError: its method file has been changed or removed meanwhile.
+            UserError: the method file has been changed or removed since it was loaded.
         """
         from cl_bench.contract import registry
 
@@ -50,10 +50,10 @@ class PackedRun:
         return cls(pickle.dumps(run), (path.name, source))
 
     def unpack(self) -> PlannedRun:
-        """The run.
+        """The unpacked run.
 
         Raises:
-            UserError: the method file does not load on this host.
+            UserError: the method file cannot be loaded on this host.
         """
         from cl_bench.contract import registry
 
@@ -68,19 +68,19 @@ class PackedRun:
 
 
 class ProgressReplay:
-    """Applies the progress events of one run, with all its retries, to its progress view."""
+    """Applies the progress events of one run, sent by all its attempts, to its progress view."""
 
     def __init__(self, run: PlannedRun, progress: RunProgress) -> None:
         self.run, self.progress = run, progress.for_concurrent_run()
         self.started, self.images, self.retry = False, 0, 0
 
     def apply(self, retry: int, event: str, *values: Any) -> None:
-        """Apply an event; the first one of a retry takes back the images of the attempt before it.
+        """Apply an event; the first event of a retry takes back the image count of the failed attempt.
 
         Args:
-            retry: how many attempts have died before; events of older attempts are dropped.
+            retry: number of failed attempts before the one that sent the event; events of older attempts are dropped.
             event: name of a method of `RunProgress`.
-            values: its arguments; those of `start` without the run.
+            values: arguments of that method, except the run in `start`.
         """
         if retry < self.retry:
             return

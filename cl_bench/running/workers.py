@@ -1,8 +1,8 @@
-"""Worker processes of this host for concurrent runs: one that dies is replaced, and all of them end with their parent.
+"""Worker processes of this host for concurrent runs. All of them end with their parent.
 
-Each has a pipe of its own, and gets one task at a time. In the pools of the standard library, of loky and of Pebble,
-workers share queues behind locks, which a killed worker may hold for ever; the first two give up all tasks when one
-worker dies, and none of them ends workers in the middle of a task when their parent is killed.
+Each worker has its own pipe and gets one task at a time. The existing pools do not fit: in those of the standard
+library, loky and Pebble, workers share queues behind locks, which a killed worker may hold for ever; the first two give
+up all tasks when one worker dies, and none ends a busy worker when its parent is killed.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     import torch
 
 _PR_SET_PDEATHSIG = 1
-"""Of Linux's prctl: the signal that a process gets when its parent has died."""
+"""Option of Linux's prctl: the signal that a process gets when its parent dies."""
 
 
 class _Worker(SpawnProcess):
-    """A fresh process that does not execute the user's script once more: it needs no `if __name__ == "__main__"`."""
+    """A fresh process that does not execute the user's script again, so the script needs no `__name__` guard."""
 
     @staticmethod
     def _Popen(process_obj: BaseProcess) -> Any:
@@ -57,12 +57,12 @@ CONTEXT = _Context()
 
 @dataclass(frozen=True)
 class Message:
-    """What a worker says.
+    """A message from a worker to its parent.
 
     Attributes:
-        kind: `ready` for a task; `event` of its task; then `result`, or `error`; `unusable`: it cannot work at all.
-        content: values of an event, the result, the exception, or a reason as text.
-        exhausted: too little memory is the reason, which is then a text.
+        kind: `ready`: the worker accepts a task; `event`, `result`, `error`: of its task; `unusable`: it cannot work.
+        content: the values of an event, the result, the exception, or a reason as text.
+        exhausted: whether memory ran out; `content` is then a text.
     """
 
     kind: Literal["ready", "event", "result", "error", "unusable"]
@@ -74,8 +74,8 @@ class Worker:
     """A worker process, seen from its parent.
 
     Args:
-        index: its place in the pool, which the one that replaces it takes.
-        threads: its torch threads.
+        index: its index in the pool, which its replacement inherits.
+        threads: number of torch threads.
     """
 
     def __init__(self, index: int, threads: int) -> None:
@@ -91,14 +91,14 @@ class Worker:
             raise
 
     def give(self, retry: int, call: bytes) -> None:
-        """Give it a task: how often that has been tried before, and the pickled function and arguments."""
-        # If it has just died, that is seen soon.
+        """Send the worker a task: the number of earlier attempts, and the pickled function and arguments."""
+        # If the worker has just died, `hear` will say so.
         with suppress(OSError):
             self.pipe.send((retry, call))
 
     def hear(self) -> tuple[list[Message], bool]:
-        """What it has said since the last call, and whether it is alive."""
-        # Asked for first: what it said before it died is in the pipe.
+        """The messages of the worker since the last call, and whether it is alive."""
+        # Checked first, so that its last messages are in the pipe if it has died.
         alive = self.process.is_alive()
         heard: list[Message] = []
         try:
@@ -109,7 +109,11 @@ class Worker:
         return heard, alive
 
     def wait(self, seconds: float) -> int:
-        """Wait until it has ended, and kill it if it has not by then; its exit code, that of a signal below 0."""
+        """Wait for the worker to end, and kill it after this time.
+
+        Returns:
+            The exit code; minus the number of the signal, if one ended it.
+        """
         self.process.join(max(0.0, seconds))
         if self.process.exitcode is None:
             self.process.kill()
@@ -120,17 +124,17 @@ class Worker:
         return code if code <= 128 else 128 - code
 
     def retire(self) -> None:
-        """Let it end as soon as it has no task."""
+        """Let the worker end as soon as it has no task."""
         self.pipe.close()
 
     def terminate(self) -> None:
-        """Ask it to end, whatever it does."""
+        """Request the worker to end, even in the middle of a task."""
         self.process.terminate()
 
 
 def _start_without_interrupts(process: BaseProcess) -> None:
-    """Start a process on which Ctrl-C and SIGHUP have no effect from its beginning: they are the parent's business."""
-    # Otherwise started with the process, and then it would let signals through again.
+    """Start a process that ignores Ctrl-C and SIGHUP from its beginning, since its parent handles them."""
+    # If the tracker started together with the process, it would unblock the signals.
     resource_tracker.ensure_running()
     if not hasattr(signal, "pthread_sigmask"):
         process.start()
@@ -143,12 +147,13 @@ def _start_without_interrupts(process: BaseProcess) -> None:
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where a worker process works.
+class _WorkerState:
+    """The state of this process as a worker.
 
     Attributes:
-        index: in its pool.
-        retry: how often its task has been tried before.
+        pipe: connection to the parent.
+        index: index in the pool.
+        retry: number of earlier attempts of its task.
     """
 
     pipe: Connection
@@ -156,34 +161,34 @@ class _Place:
     retry: int = 0
 
 
-_place: _Place | None = None
-"""Of this process, if it is a worker."""
+_state: _WorkerState | None = None
+"""Set if this process is a worker."""
 
 
 def send_event(*values: Any) -> None:
-    """Tell the parent of the task of this worker (see `WorkerPool.submit`)."""
-    assert _place is not None
-    _place.pipe.send(Message("event", values))
+    """Send an event of this worker's task to the parent (see `WorkerPool.submit`)."""
+    assert _state is not None
+    _state.pipe.send(Message("event", values))
 
 
 def current_retry() -> int:
-    """How often the task of this worker has been tried before."""
-    assert _place is not None
-    return _place.retry
+    """Number of earlier attempts of this worker's task."""
+    assert _state is not None
+    return _state.retry
 
 
 def pick_worker_gpu(device: torch.device) -> torch.device:
-    """The device of this worker: `cuda` without an index is spread over all GPUs, others stay as they are."""
+    """The device of this worker: workers share all GPUs for `cuda` without an index; other devices are unchanged."""
     import torch
 
-    if _place is None or device.type != "cuda" or device.index is not None:
+    if _state is None or device.type != "cuda" or device.index is not None:
         return device
-    return torch.device("cuda", _place.index % torch.cuda.device_count())
+    return torch.device("cuda", _state.index % torch.cuda.device_count())
 
 
 def _work(pipe: Connection, index: int, threads: int) -> None:
-    """What a worker process does."""
-    global _place
+    """Entry point of a worker process: carry out tasks until the parent closes the pipe."""
+    global _state
     _ignore_interrupts()
     _end_with_parent()
     try:
@@ -200,13 +205,13 @@ def _work(pipe: Connection, index: int, threads: int) -> None:
             tried, call = pipe.recv()
         except EOFError:
             return
-        _place = _Place(pipe, index, tried)
+        _state = _WorkerState(pipe, index, tried)
         pipe.send(_carry_out(call))
 
 
 def _carry_out(call: bytes) -> Message:
     try:
-        # Unpickling imports the function's module, for which there may be too little memory as well.
+        # Unpickling imports the function's module, which may also run out of memory.
         with quiet_imports():
             function, arguments = pickle.loads(call)
         return Message("result", function(*arguments))
@@ -221,13 +226,13 @@ def _carry_out(call: bytes) -> Message:
 
 
 def describe(error: Exception) -> str:
-    """An error in one line."""
+    """Type and first line of an error."""
     return f"{type(error).__name__}: {first_line(error)}"
 
 
 def _ignore_interrupts() -> None:
     def terminate(number: int, frame: Any) -> NoReturn:
-        # As an exception, so that what is being written is whole or gone.
+        # An exception, so that a file that is being written is completed or removed.
         raise SystemExit(128 + number)
 
     signal.signal(signal.SIGTERM, terminate)
@@ -239,15 +244,15 @@ def _ignore_interrupts() -> None:
 
 
 def _end_with_parent() -> None:
-    """Kill this process when its parent has died, whatever it does then."""
+    """Make this process end when its parent dies, whatever it is doing."""
     parent = multiprocessing.parent_process()
     assert parent is not None and parent.pid is not None
     if sys.platform == "linux":
-        # Also where code that never lets go of the interpreter keeps the thread below from its work.
+        # Works even if code that never releases the interpreter blocks the thread below.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
     def watch() -> None:
-        # Children of the parent may hold the other end of what is waited for.
+        # With a timeout: other children of the parent may keep the sentinel open.
         while os.getppid() == parent.pid and not wait([parent.sentinel], timeout=1):
             pass
         os._exit(1)

@@ -1,4 +1,4 @@
-"""How fast a method trains and predicts on this machine, and what bounds it."""
+"""Measures how fast a method trains and predicts on this machine, and what limits its speed."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ from cl_bench.training.phase_run import PhaseRun
 from cl_bench.training.strategy import ContinualStrategy
 
 GROUPS = 5
-"""Groups of steps that are timed; the median group counts."""
+"""Number of timed groups of steps; the median over groups is reported."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What was measured of one method.
+    """Speed of one method.
 
     Attributes:
-        label: of the method.
+        label: label of the method.
         batch: images per training step.
-        step: seconds of a training step, its images being on the device.
-        share: of the `ceiling` that the FLOPs of a step that are needed make use of: two per multiply-add of the passes
-            that the method's maths asks for, forward and back, without recomputation; 0 without a ceiling.
-        memory: peak bytes on the device in these steps, or 0 on a CPU.
-        start: seconds until the first step was done: compilation, mostly.
-        prediction: images per second, from the second evaluation on (frozen queries are known then).
-        data: training views per second, made from stored images.
-        waits: whether a step made the host wait for the device; None on a CPU.
-        fault: why what was timed is no training: its numbers are not finite; empty if they are.
+        step: seconds per training step, with the images already on the device.
+        share: necessary FLOP/s of a step divided by the `ceiling`. Necessary are two FLOPs per multiply-add of the
+            forward and backward passes in the method's definition, without recomputation; 0 if there is no ceiling.
+        memory: peak bytes on the device during these steps; 0 on a CPU.
+        start: seconds of the first step, mostly compilation.
+        prediction: predicted images per second from the second evaluation on, when frozen queries are cached.
+        data: training views made from stored images, per second.
+        waits: whether the host waits for the device during a step; None on a CPU.
+        fault: why the timed steps are not valid training (parameters that are not finite); empty if they are.
     """
 
     label: str
@@ -65,25 +65,28 @@ class Speed:
 
     @property
     def headroom(self) -> float:
-        """How many times faster images are made than trained on; below 1, the network waits for them."""
+        """Rate of making training views, divided by that of training; below 1, the network waits for data."""
         return self.data / self.rate
 
 
 def device_name(device: torch.device) -> str:
-    """In words: `NVIDIA H200`, or `CPU, 2 threads`."""
+    """Name of the device in words: `NVIDIA H200`, or `CPU, 2 threads`."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
 
 
 def ceiling(device: torch.device, precision: Precision) -> float:
-    """FLOP/s of a large square matrix product at this precision."""
+    """FLOP/s of a large square matrix product on the device, at this precision."""
     size = 8192 if device.type == "cuda" else 1024
     a, b = (torch.randn(size, size, device=device, dtype=Execution(precision).dtype or torch.float32) for _ in range(2))
     return 2 * size**3 / seconds(lambda: a @ b, device, 10)
 
 
 def seconds(run: Callable[[], object], device: torch.device, steps: int) -> float:
-    """Seconds of a step after warming up: in groups of which none is waited in, the median of `GROUPS`; of slow steps,
-    which take a second and more, the quicker of two."""
+    """Seconds per step after warm-up.
+
+    The median over `GROUPS` groups of steps, with one synchronisation at the end of each group; for steps of more than
+    a second, the faster of two steps.
+    """
 
     def group(count: int) -> float:
         began = time.perf_counter()
@@ -108,12 +111,12 @@ def measure(
     steps: int = 10,
     ceiling: float = 0.0,
 ) -> Speed:
-    """Time a method as `run` carries it out, in the first phase of a task.
+    """Measure the speed of a method, set up as for a run, in the first phase of a task.
 
     Args:
-        task: which one, from 0; the tasks before it are begun, but not learned.
-        steps: per group.
-        ceiling: FLOP/s that `share` is of.
+        task: index of the task, from 0; earlier tasks are started but not learned.
+        steps: steps per group.
+        ceiling: FLOP/s by which `Speed.share` is divided; 0: unknown.
     """
     execution = set_up(
         planned.experiment.precision, device, compiled=settings.compiled, deterministic=settings.deterministic
@@ -146,7 +149,7 @@ def measure(
         except Diverged as error:
             fault = str(error)
     strategy.model.eval()
-    found = Speed(
+    speed = Speed(
         label=planned.label,
         batch=batches.batch_size,
         step=step,
@@ -160,11 +163,11 @@ def measure(
     )
     del strategy, phase, images
     gc.collect()
-    return found
+    return speed
 
 
 def first_phase(strategy: ContinualStrategy, samples: Samples) -> Phase | None:
-    """Begin the next task; its first phase on images, if there is one."""
+    """Begin the next task, and return its first phase; None if the task has no phases."""
     strategy.begin_task(samples)
     assert strategy.task is not None
     return next(iter(strategy.method.phases(strategy.task)), None)
@@ -173,7 +176,7 @@ def first_phase(strategy: ContinualStrategy, samples: Samples) -> Phase | None:
 def training_step(
     strategy: ContinualStrategy, phase: Phase, images: Tensor, labels: Tensor
 ) -> tuple[PhaseRun, Callable[[], None]]:
-    """A phase, and a function that takes a training step of it as the strategy does."""
+    """A started phase, and a function that takes one training step of it, as the strategy does."""
     assert strategy.task is not None
     strategy.model.train()
     run = PhaseRun(phase, "the first phase", strategy.model, strategy.task.scratch)
@@ -181,7 +184,7 @@ def training_step(
 
 
 def _waits(run: Callable[[], None]) -> bool:
-    """Whether the host waits for the device in a step."""
+    """Whether the host waits for the device during a step."""
     torch.cuda.set_sync_debug_mode("error")
     try:
         run()
@@ -195,7 +198,7 @@ def _waits(run: Callable[[], None]) -> bool:
 
 
 def _prediction(strategy: ContinualStrategy, images: Tensor, device: torch.device, steps: int) -> float:
-    """Images per second of the predictor, on batches as in an evaluation."""
+    """Images per second of the predictor, in batches of the size used in evaluations."""
     model = strategy.predictor()
     size = strategy.eval_mb_size
     batch = images[torch.arange(size, device=device) % len(images)]
@@ -206,14 +209,17 @@ def _prediction(strategy: ContinualStrategy, images: Tensor, device: torch.devic
 
 
 def _data(batches: TrainingBatches, device: torch.device, steps: int) -> float:
-    """Training views per second: the same epoch over and over."""
+    """Training views per second, made by repeating one epoch."""
     views: Iterator[Any] = chain.from_iterable(repeat(batches))
     return batches.batch_size / seconds(lambda: next(views), device, steps)
 
 
 def _needed(strategy: ContinualStrategy, phase: Phase | None, image: Tensor) -> int:
-    """FLOPs per image of a training step: the passes of a prediction, and the way back through the last of them, once
-    for the activations and, where the backbone itself is trained, once for the weights."""
+    """Necessary FLOPs per image of a training step.
+
+    They are those of the passes of a prediction, and of the backward pass through the last of them: once for the
+    gradients of activations and, if the backbone itself is trained, once more for those of weights.
+    """
     model = strategy.model
     predicted = model.flops(lambda: model(image))
     query = model.flops(lambda: model.query(image))

@@ -1,4 +1,4 @@
-"""Running a stored result again, for whoever doubts it."""
+"""Carries out a stored run again and compares the results."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from cl_bench.streams import DataConfig
 
 @dataclass(frozen=True)
 class Comparison:
-    """A stored run and the same run now.
+    """A stored run, compared with its repetition.
 
     Attributes:
-        label, key: of the run.
-        stored, now: final accuracy, a fraction.
-        counts: entries of the count matrices that differ, of `entries`.
-        predictions: test images whose final prediction differs, of `images`.
-        environment: what was different then: (name, stored, now).
+        label, key: label and key of the run.
+        stored, now: final accuracies (fractions).
+        counts: number of entries of the count matrices that differ, out of `entries`.
+        predictions: number of test images whose final prediction differs, out of `images`.
+        environment: differences of the environments: (name, stored, now).
     """
 
     label: str
@@ -44,24 +44,24 @@ class Comparison:
 
     @property
     def identical(self) -> bool:
-        """Every count and every prediction is the same."""
+        """Whether all counts and final predictions are the same."""
         return not (self.counts or self.predictions)
 
 
 def find(key: str, folders: Iterable[Path]) -> tuple[RunRecord, Arrays]:
-    """The stored run whose key begins like this.
+    """The stored run whose key starts with `key`, and its arrays.
 
     Raises:
-        UserError: there is none, or more than one.
+        UserError: no run or more than one run matches.
     """
     searched = [folder for folder in folders if folder.is_dir()]
     matches = matching(key, searched, lambda damaged: None)
     if not matches:
-        where = ", ".join(f"'{folder}'" for folder in searched) or "no folder that is there"
+        where = ", ".join(f"'{folder}'" for folder in searched) or "no existing folder"
         raise UserError(f"no run with the key '{key}' in {where}; keys are in the names of the stored files")
     if len(matches) > 1:
         keys = ", ".join(sorted(record.key for record, _ in matches)[:3])
-        raise UserError(f"'{key}' begins {len(matches)} keys: {keys} ...; give more digits")
+        raise UserError(f"'{key}' is the start of {len(matches)} keys: {keys} ...; give more digits")
     ((record, store),) = matches
     return record, store.arrays(record)
 
@@ -75,7 +75,7 @@ def planned(
     """The stored experiment, ready to run.
 
     Raises:
-        UserError: method, data or weights are not there any more, or not what they were.
+        UserError: the method, data or weights are missing or have changed.
     """
     experiment = record.experiment
     entry = registry.lookup([experiment.method], method_files)[experiment.method]
@@ -93,7 +93,7 @@ def planned(
         )
     name = experiment.backbone.partition(":")[0] if checkpoint else experiment.backbone
     tagged = "." in name or checkpoint is not None or name in backbones.names()
-    # What the input is normalised with is in the experiment.
+    # The experiment itself holds the mean and standard deviation of the input.
     size = experiment.transforms.size
     vit = backbones.find(name, checkpoint=checkpoint, pretrained=tagged, normalise="none", size=size)
     vit = replace(vit, weights=experiment.weights)
@@ -105,11 +105,11 @@ def planned(
 def repeat(
     record: RunRecord, arrays: Arrays, run: PlannedRun, device: torch.device, progress: RunProgress | None = None
 ) -> Comparison:
-    """Carry the run out again, store nothing, and compare."""
+    """Carry out the run again without storing it, and compare the results."""
     now, again = execute(run, device, progress or RunProgress())
     stored_counts, counts = _counts(record), _counts(now)
     predicted, predicted_now = arrays["predicted"][-1], again["predicted"][-1]
-    # What an older version did not record says nothing.
+    # Entries that an older version did not record are not compared.
     names = sorted(record.environment.keys() & now.environment.keys())
     return Comparison(
         label=record.label,
@@ -129,7 +129,7 @@ def repeat(
 
 
 def _counts(record: RunRecord) -> list[int | None]:
-    """All entries of both count matrices."""
+    """Entries of both count matrices, in one list."""
     return [hits for row in record.correct for hits in row] + [
         hits for row in record.correct_task_aware for hits in row
     ]

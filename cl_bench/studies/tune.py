@@ -1,9 +1,9 @@
-"""The search for hyper-parameters: the same budget for every method, on a stream that is not evaluated on.
+"""The search for hyper-parameters: the same budget for every method, on a stream that serves no evaluation.
 
-Every row (a method with the options that name it) is an optuna study over the method's declared `space`. A setting is
-scored by average anytime accuracy on a validation part of the training images, averaged over the seeds: final accuracy
-alone would prefer a plain finetune so slow that it hardly learns anything. Runs are stored as any others, so an
-interrupted search goes on where it was.
+Every target (a method with the options that the user sets) is an optuna study over the method's declared `space`. The
+score of a setting is its average anytime accuracy on a validation part of the training images, averaged over the seeds;
+final accuracy alone would prefer a fine-tuning so slow that it hardly learns anything. Runs are stored like any others,
+so that an interrupted search continues where it stopped.
 """
 
 from __future__ import annotations
@@ -35,16 +35,17 @@ if TYPE_CHECKING:
     from cl_bench.running.plan import PlannedRun
 
 ROUND = 4
-"""Settings that a study asks for before it is told how they did: fixed, so that `jobs` changes no result."""
+"""Settings that a study suggests before it gets their scores. Fixed, so that results do not depend on `jobs`."""
 
 
 @dataclass(frozen=True)
 class TuningTarget:
-    """What is tuned: a method with what the user set, which is not searched.
+    """A method to tune, with hyper-parameters that the user sets and that are not searched.
 
     Attributes:
-        options: name the row: its recipe holds where they are set as well.
-        fixed: go into the recipe instead.
+        entry: the method.
+        options: part of the label; the recipe applies only to runs that set the same options.
+        fixed: set in the recipe instead.
     """
 
     entry: MethodEntry
@@ -53,23 +54,23 @@ class TuningTarget:
 
     @classmethod
     def of(cls, entry: MethodEntry, options: Mapping[str, Any], fixed: Mapping[str, Any] | None = None) -> TuningTarget:
-        """A row from options as the user typed them.
+        """A target from options as the user typed them.
 
         Raises:
-            UserError: an unknown or ill-typed option.
+            UserError: an option is unknown or ill-typed.
         """
         fixed = {name: value for name, value in (fixed or {}).items() if name not in options}
         values = entry.configure({**fixed, **options}).values()
         return cls(entry, {name: values[name] for name in options}, {name: values[name] for name in fixed})
 
     def budget(self) -> dict[str, Value]:
-        """The unified budget, but for what the user set, with the fixed values."""
+        """The unified training budget without the user's options, and the fixed values."""
         unified = {name: value for name, value in recipes.budget(self.entry).items() if name not in self.options}
         return unified | dict(self.fixed)
 
     @property
     def space(self) -> dict[str, LogUniform | Uniform | Choice]:
-        """What is searched."""
+        """Search space of the hyper-parameters that the user does not set."""
         options = self.entry.configure({**self.fixed, **self.options}).values()
         return {
             name: values
@@ -79,27 +80,27 @@ class TuningTarget:
 
     @property
     def label(self) -> str:
-        """As in tables."""
+        """Name and options, as in tables."""
         listed = ",".join(f"{name}={value}" for name, value in self.options.items())
         return f"{self.entry.name}[{listed}]" if listed else self.entry.name
 
 
 @dataclass(frozen=True)
 class Search:
-    """How the search is done.
+    """How the search is carried out.
 
     Attributes:
-        data: where its images are and how they are read.
         stream: benchmark whose training images are split into a training and a validation part.
-        budget: settings per row.
-        seeds: each setting is run once with each.
-        validation: share of the training images held out.
-        store: folder of the runs.
+        data: where the images are and how they are read.
+        budget: number of settings per target.
+        seeds: seeds of the runs of each setting.
+        validation: held-out share of the training images.
+        store: folder in which runs are stored.
         device: as in `--device`.
-        jobs: processes side by side; 1: in this one.
+        jobs: number of concurrent worker processes; 1: run in this process.
         method_files: files that define some of the methods.
         backbone: None: the stream's own.
-        precision: of the backbone.
+        precision: precision of the backbone.
     """
 
     stream: str
@@ -117,13 +118,13 @@ class Search:
 
 @dataclass(frozen=True)
 class Trial:
-    """One setting of a row, and how it did.
+    """One setting of a target and its score.
 
     Attributes:
-        values: all hyper-parameters that the search sets, budget included.
-        score: mean average anytime accuracy (fraction), or None if a run failed.
-        seconds: of all its runs.
-        failure: why it failed.
+        values: all hyper-parameters that the search sets, training budget included.
+        score: average anytime accuracy (fraction), mean over the seeds; None if a run failed.
+        seconds: total time of its runs.
+        failure: why a run failed; empty if none did.
     """
 
     values: Mapping[str, Value]
@@ -145,15 +146,17 @@ def search(
     on_run: Callable[[], None] = lambda: None,
     on_warning: Callable[[str], None] = lambda text: None,
 ) -> list[list[Trial]]:
-    """Carry out the search; for each row its trials in order.
+    """Carry out the search.
 
     Args:
         on_run: called after every run.
-        on_warning: called with a sentence where a worker process has died, from another thread.
+        on_warning: called from another thread with a sentence about each worker process that has died.
+
+    Returns:
+        The trials of each target, in order.
 
     Raises:
-        UserError: a row with nothing to search, or one whose options leave nothing; a stream of which a task has no
-            image to be validated on.
+        UserError: a target has no hyper-parameters left to search, or a task of the stream has no validation images.
     """
     import optuna
 
@@ -165,7 +168,7 @@ def search(
             raise UserError(f"'{row.label}' has nothing to tune; leave it out (its search space: none)")
     studies = [_study(row) for row in rows]
     for seed in how.seeds:
-        # A stream that cannot be validated on ends the search before any training.
+        # Ends the search before any training if the stream has too few images to validate on.
         stream_of(_planned(rows[0].entry, rows[0].options, seed, how))
     trials: list[list[Trial]] = [[] for _ in rows]
     with _workers(how, on_warning) as submit:
@@ -190,7 +193,7 @@ def search(
 
 
 def best(row: TuningTarget, trials: Sequence[Trial], how: Search) -> Tuned:
-    """The recipe that a row's trials give.
+    """The recipe of a target: its trial with the highest score.
 
     Raises:
         UserError: every trial failed.
@@ -228,19 +231,19 @@ def _suggest(trial: optuna.Trial, row: TuningTarget) -> dict[str, Value]:
             values[name] = trial.suggest_categorical(name, space.values)
         else:
             log = isinstance(space, LogUniform)
-            # Rounded before it is used, so that the recipe is what was run.
+            # Rounded before the run, so that the recipe holds exactly the values that were tried.
             values[name] = _rounded(trial.suggest_float(name, space.low, space.high, log=log))
     return values
 
 
 def _rounded(value: Any) -> Any:
-    """Three significant digits: nobody can tell finer learning rates apart."""
+    """Round a number to three significant digits; finer differences have no measurable effect."""
     return float(f"{value:.3g}") if isinstance(value, float) else value
 
 
 @contextmanager
 def _workers(how: Search, on_warning: Callable[[str], None]) -> Iterator[Callable[..., Future[_Outcome]]]:
-    """What carries `_run` out: in processes of their own, or one after the other in this one."""
+    """A function that submits calls of `_run`: to worker processes, or to this process, one after the other."""
     if how.jobs > 1:
         with WorkerPool(how.jobs, 1, on_warning) as workers:
             yield lambda *arguments: workers.submit(_run, *arguments, name=f"{arguments[0]} seed {arguments[2]}")
@@ -279,7 +282,7 @@ def _planned(entry: MethodEntry, options: Mapping[str, Value], seed: int, how: S
 
 
 def _run(name: str, options: Mapping[str, Value], seed: int, how: Search) -> _Outcome:
-    """One run, computed or from the store."""
+    """One run, taken from the store or carried out."""
     from cl_bench.running import runner
     from cl_bench.running.device import pick_device
 
@@ -297,7 +300,7 @@ def _run(name: str, options: Mapping[str, Value], seed: int, how: Search) -> _Ou
         raise
     except Exception as error:
         if how.jobs > 1 and memory.is_exhausted(error):
-            # The pool tries it again with fewer side by side.
+            # The pool retries it with fewer concurrent runs.
             raise
         return _Outcome(0.0, 0.0, f"{type(error).__name__}: {error}")
     return _Outcome(metrics.aaa(record.correct, record.total), record.seconds)

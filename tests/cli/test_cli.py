@@ -363,7 +363,7 @@ def test_run_computes_a_damaged_result_again(cl_bench: Cli, computed_once: Path,
     DAMAGES[damage](path)
     outcome = cl_bench(*command)
     assert outcome.code == 0 and computed(outcome) == (1, 0)
-    assert outcome.err.count("warning:") == 1 and "computing again" in outcome.err and path.stem in outcome.err
+    assert outcome.err.count("warning:") == 1 and "will be computed again" in outcome.err and path.stem in outcome.err
     assert [run["correct"] for run in stored()] == [intact["correct"]]
     after = cl_bench(*command)
     assert computed(after) == (0, 1) and "warning" not in after.err

@@ -219,8 +219,8 @@ def test_another_environment_is_said_and_recorded(path: Path, whole: RunRecord, 
     record, arrays = execute(path, progress)
     (warning,) = progress.warnings
     assert warning == (
-        "linear[batch_size=4,epochs=2,lr=0.01] seed 0 goes on in another environment than its checkpoint was written "
-        f"in: torch {torch.__version__} (was 2.0), threads 1 (was 7)"
+        "linear[batch_size=4,epochs=2,lr=0.01] seed 0 resumes in another environment than that of its checkpoint"
+        f": torch {torch.__version__} (was 2.0), threads 1 (was 7)"
     )
     assert record.sessions == 4 and record.earlier_sessions == [
         Session(environment=was, processes=3, stages=1, phase=0, epoch=1)

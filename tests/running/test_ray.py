@@ -194,7 +194,7 @@ def test_every_run_ends_once_though_a_node_is_killed(
     driver.join()
     text = log.read_text()
     assert driver.exitcode == 0, text
-    assert "it begins again (1 of 5 times)" in text and "6 run(s) computed" in text, text
+    assert "it starts again (retry 1 of 5)" in text and "6 run(s) computed" in text, text
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -231,8 +231,8 @@ def test_results_come_back_through_ray_and_a_dead_worker_is_replaced(cluster: Cl
     text = (tmp_path / "log").read_text()
     assert driver.exitcode == 1, text
     assert "frail[action=fail] seed 0 failed: RuntimeError: it had to come to this" in text, text
-    assert "frail[action=die] seed 0: its worker or host died; it begins again" in text, text
-    lacking = "out of memory (no room for 99 bytes), with no other run at its side"
+    assert "frail[action=die] seed 0: its worker or host died; it starts again" in text, text
+    lacking = "out of memory (no room for 99 bytes), although no other run was executing"
     assert f"frail[action=starve] seed 0 failed: {lacking}" in text, text
     found = [record for record, _ in records(tmp_path).values()]
     assert sorted(record["label"] for record in found) == ["frail[action=die]", "frail[action=live]"]
@@ -306,7 +306,7 @@ def test_a_worker_has_the_limit_of_pixels_of_the_driver(tmp_path: Path, monkeypa
         (["--executor", "cloud"], "--executor 'cloud' is unknown; expected here or ray"),
         (["--address", "auto"], "--address is for --executor ray"),
         (["--collect"], "--collect is for --executor ray"),
-        (["--executor", "ray", "--address", "there"], "--address 'there' is none; expected auto or HOST:PORT"),
+        (["--executor", "ray", "--address", "there"], "--address 'there' is not an address; expected auto or HOST:"),
         (["--executor", "ray", "--gpus-per-run", "2"], "expected 0 to 1"),
         (["--executor", "ray", "--device", "cuda:1"], "--device 'cuda:1' does not go with --executor ray"),
         (["--executor", "ray", "--device", "cpu", "--gpus-per-run", "0.5"], "contradict each other"),

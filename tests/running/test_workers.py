@@ -124,7 +124,7 @@ def test_a_worker_that_dies_is_replaced_and_the_others_go_on(two: Pool, monkeypa
     living = two.submit(outlive, two.folder)
     assert (dead.result(), living.result()) == (1, 0)
     assert reports == [(0, "dying")]
-    assert two.warnings == ["lora: its worker process was ended by SIGKILL; it begins again (1 of 5 times)"]
+    assert two.warnings == ["lora: its worker process was ended by SIGKILL; it starts again (retry 1 of 5)"]
 
     monkeypatch.setattr(pool, "MAX_RETRIES", 0)
     with pytest.raises(TaskFailed, match="its worker process ended with exit code 3, 1 times"):
@@ -139,8 +139,8 @@ def test_what_lacked_memory_is_tried_again_with_fewer_at_its_side(two: Pool) -> 
     with pytest.raises(TaskFailed) as failed:
         greedy.result()
     reason = "out of memory (DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes.)"
-    assert str(failed.value) == f"{reason}, with no other run at its side"
-    assert sorted(two.warnings) == [f"{name}: {reason}; it begins again alone" for name in ("greedy", "modest")]
+    assert str(failed.value) == f"{reason}, although no other run was executing"
+    assert sorted(two.warnings) == [f"{name}: {reason}; it starts again alone" for name in ("greedy", "modest")]
 
 
 def test_a_run_whose_worker_died_before_it_began_is_shown_when_it_begins() -> None:
@@ -212,7 +212,7 @@ def test_a_sweep_loses_nothing_by_a_killed_worker_and_ctrl_c_three_times(tmp_pat
     # Both runs have begun, and neither can end before the gate is open.
     wait(lambda: len(list(store.glob(".checkpoints/*.safetensors"))) == 2)
     os.kill(min(processes.workers_of(sweep.pid)), signal.SIGKILL)
-    wait(lambda: "its worker process was ended by SIGKILL; it begins again (1 of 5 times)" in log.read_text())
+    wait(lambda: "its worker process was ended by SIGKILL; it starts again (retry 1 of 5)" in log.read_text())
     for _ in range(3):
         sweep.send_signal(signal.SIGINT)
         time.sleep(0.02)

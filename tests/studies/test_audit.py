@@ -179,7 +179,7 @@ def test_what_is_hidden_is_found_where_it_is(where: str) -> None:
     # Of 20 images of a task one number each, of all three where it collects them; 80 bytes; a head; what is shown.
     numbers = {"list": 60, "numbers": 60, "bytes": 80, "teacher": 1320, "strategy": 3}.get(where, 20)
     found = by_check(audit(leaky.Hides(where=where)))["memory"]  # type: ignore[arg-type]
-    assert found.detail == f"{numbers:,} in {places.get(where, 'model.means')}"
+    assert found.detail == f"{numbers:,} hidden in {places.get(where, 'model.means')}"
 
 
 @pytest.mark.parametrize("detour", leaky.Detour.__args__)
@@ -197,7 +197,7 @@ def test_what_survives_a_task_is_found_where_it_is(place: str) -> None:
     modules = ModuleState(method)
     repeats, restart, tasks = reruns(trial(method, SMALLER, modules), SMALLER, modules)
     assert (repeats.status, tasks.status, restart.status) == ("pass", "pass", "fail")
-    assert restart.detail == "restarted between tasks: head.bias differ after task 2"
+    assert restart.detail == "restarted between tasks: different after task 2: head.bias"
     modules.restore()
 
 
@@ -209,16 +209,19 @@ def test_every_check_has_a_leak_that_only_it_finds() -> None:
 
 def test_findings_say_what_is_wrong() -> None:
     details = {
-        leaky.MovesTheBackbone(): ("frozen weights", r"^backbone\.norm\.weight in a phase that does not list it$"),
-        leaky.MovesAnOldAdapter(): ("frozen weights", r"^old in a phase that does not list it$"),
-        leaky.CountsEvaluations(): ("frozen weights", r"^extra while no task was learned$"),
-        leaky.PreviousTask(): ("earlier predictions", "^logits of a later count_matrix are not those of the first"),
+        leaky.MovesTheBackbone(): (
+            "frozen weights",
+            r"^backbone\.norm\.weight changed in a phase that does not list it$",
+        ),
+        leaky.MovesAnOldAdapter(): ("frozen weights", r"^old changed in a phase that does not list it$"),
+        leaky.CountsEvaluations(): ("frozen weights", r"^extra changed while no task was learned$"),
+        leaky.PreviousTask(): ("earlier predictions", "^logits of a later count_matrix differ from the first ones$"),
         leaky.DeclaresState(): ("earlier predictions", "^declared: predictions depend on earlier ones$"),
-        leaky.HidesAPass(): ("passes", r"^more than the method says"),
-        leaky.KeepsImages(): ("memory", r"^21,800 after task 1 where 1,320 are declared; .* after task 3"),
-        leaky.KnowsTheTestImages(): ("ceiling", r"^100\.0 % where joint reaches \d"),
-        leaky.KeepsScratch(): ("restart", r"^restarted between tasks: head\.bias differ after task 2$"),
-        leaky.PredictsByAnAttribute(): ("restart", "^restarted between tasks: logits differ in the end$"),
+        leaky.HidesAPass(): ("passes", r"^more than the method declares"),
+        leaky.KeepsImages(): ("memory", r"^21,800 stored after task 1, but 1,320 declared; .* after task 3"),
+        leaky.KnowsTheTestImages(): ("ceiling", r"^100\.0 %, but joint reaches \d"),
+        leaky.KeepsScratch(): ("restart", r"^restarted between tasks: different after task 2: head\.bias$"),
+        leaky.PredictsByAnAttribute(): ("restart", "^restarted between tasks: different at the end: logits$"),
         leaky.DoesNotRestore(): (
             "restart",
             r"^restarted between tasks: .*does not take its own state back.*scale\.bias",
@@ -471,7 +474,7 @@ def test_tables_are_whole_at_usual_widths(width: int) -> None:
         return tuple(Finding(check, status, "123 of 240 images, 12 of 162 tensors differ", detail) for check in CHECKS)
 
     label = "finetune[backbone_lr_scale=0.1,loss=masked]"
-    sentence = "backbone.blocks.11.attn.qkv.weight since it was pre-trained; and 149 more"
+    sentence = "backbone.blocks.11.attn.qkv.weight differs from its pre-trained value; and 149 more"
     reports = [
         AuditReport(AuditedMethod("sdlora", leaky.Honest()), found("pass")),
         AuditReport(AuditedMethod(label, leaky.Honest()), found("fail", sentence)),

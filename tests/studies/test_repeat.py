@@ -43,7 +43,7 @@ def test_another_result_is_seen(cl_bench: Cli, tmp_path: Path) -> None:
 
 
 def test_keys_that_name_no_run_or_several(cl_bench: Cli) -> None:
-    assert_refused(cl_bench("repeat", "0123"), "no run with the key '0123'", "no folder that is there")
+    assert_refused(cl_bench("repeat", "0123"), "no run with the key '0123'", "no existing folder")
     write(RUNS, record("alpha"), record("beta"))
     assert_refused(cl_bench("repeat", "zz"), "no run with the key 'zz' in 'results/runs'")
-    assert_refused(cl_bench("repeat", ""), "begins 2 keys", "give more digits")
+    assert_refused(cl_bench("repeat", ""), "is the start of 2 keys", "give more digits")

@@ -482,8 +482,8 @@ def test_a_model_whose_state_does_not_restore(tmp_path: Path) -> None:
         carry_out(kind, tmp_path / "checkpoint", epochs=1, batch_size=5)
     assert str(error.value) == (
         "the model of Mine does not take its own state back: a fresh one lacks adapters.0.weight; keep what grows in a "
-        "GrowingModules, a ParameterList or a buffer of the model, not in an nn.ModuleList; after being killed, this "
-        "run could not go on"
+        "GrowingModules, a ParameterList or a buffer of the model, not in an nn.ModuleList; if this run were killed, "
+        "it could not resume"
     )
 
 

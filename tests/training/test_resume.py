@@ -214,7 +214,7 @@ def test_the_user_is_told_that_a_run_goes_on(tmp_path: Path, whole: Path) -> Non
     interrupted(folder)
     (folder / "log").unlink()
     finish(folder, *GATED)
-    assert "goes on after task 1/3" in (folder / "log").read_text()
+    assert "resumes after task 1/3" in (folder / "log").read_text()
     assert result(folder)[0]["sessions"] == 2
     assert_same_numbers(whole, folder)
 

@@ -1,9 +1,9 @@
-"""Whether a method keeps the rules that make its numbers mean something: nothing leaks, moves or hides.
+"""The audit: checks that a method keeps the rules without which its numbers mean nothing.
 
-A method is trained on a small stream, by the strategy that every run uses, and held against the promises of `checks`
-and `reruns`, a function each. One training run serves them all but three: repeatability, restart and the number of
-tasks take a second run and, only if that one differs, further ones which say why. Everything runs on the CPU in fp32,
-where bits can be compared.
+A method is trained on a small stream by the strategy that every run uses, and tested by the functions in `checks` and
+`reruns`. One training run serves all checks but three: repeatability, restart and the number of tasks need a second run
+and, only if that one differs, further runs that find the cause. Everything runs on the CPU in fp32, where results can
+be compared bit by bit.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ __all__ = ["CHECKS", "AuditReport", "AuditedMethod", "Ceiling", "Finding", "Slic
 
 @dataclass(frozen=True)
 class AuditedMethod:
-    """A method with its options.
+    """A method to audit, with its options.
 
     Attributes:
         label: name and options as the user wrote them.
-        leaky: the audit is expected to fail it.
+        leaky: whether the method leaks on purpose, so that the audit must fail it.
     """
 
     label: str
@@ -49,7 +49,7 @@ class AuditedMethod:
 
 @dataclass(frozen=True)
 class AuditReport:
-    """All findings about a row, in the order of `CHECKS`; none if it could not be trained (`error` says why)."""
+    """All findings about one method, in the order of `CHECKS`; none if it could not be trained (`error` says why)."""
 
     audited: AuditedMethod
     findings: tuple[Finding, ...]
@@ -57,19 +57,19 @@ class AuditReport:
 
     @property
     def failed(self) -> tuple[str, ...]:
-        """The checks that failed."""
+        """Names of the checks that failed."""
         return tuple(finding.check for finding in self.findings if finding.status == "fail")
 
     @property
     def good(self) -> bool:
-        """Whether the audit went as it should: no check failed, or some did for a row that leaks."""
+        """Whether the audit has the expected result: no failed check, or at least one for a method that leaks."""
         return self.error is None and bool(self.failed) == self.audited.leaky
 
 
 def ceiling(rows: Sequence[AuditedMethod], where: Slice) -> Ceiling:
-    """The best of these rows on the slice."""
-    found = [Ceiling(row.label, trial(row.method, where, ModuleState(row.method)).hits) for row in rows]
-    return max(found, key=lambda one: one.accuracy)
+    """The best final accuracy of these methods on the slice."""
+    ceilings = [Ceiling(row.label, trial(row.method, where, ModuleState(row.method)).hits) for row in rows]
+    return max(ceilings, key=lambda one: one.accuracy)
 
 
 def audit(
@@ -78,11 +78,11 @@ def audit(
     best: Ceiling | None,
     on_report: Callable[[AuditReport], None] = lambda report: None,
 ) -> list[AuditReport]:
-    """Audit every row.
+    """Audit every method.
 
     Args:
-        best: from `ceiling`, computed once and shared; None: that check is skipped.
-        on_report: gets each report as soon as it is there.
+        best: result of `ceiling`, shared by all methods; None: skip that check.
+        on_report: called with each report as soon as it is complete.
     """
     reports = []
     for row in rows:
@@ -96,11 +96,11 @@ def audit(
 
 
 def findings(method: Method, where: Slice, best: Ceiling | None) -> tuple[Finding, ...]:
-    """All checks of one method."""
+    """The findings of all checks on one method, in the order of `CHECKS`."""
     modules = ModuleState(method)
     first = trial(method, where, modules)
     predictions = (batch_size, batch_company, task_identity, earlier_predictions, backbone_passes)
-    # These also look back at what the evaluations of the others have left behind.
+    # These come last, since they also judge what the evaluations of the checks above have changed or left behind.
     training = (frozen_weights, old_samples, memory)
     seen = [check(first) for check in (*predictions, *training)]
     repeats, restarts, tasks = reruns(first, where, modules)

@@ -1,4 +1,4 @@
-"""The checks, a function each, on watched training runs."""
+"""The checks of the audit that need one watched training run; each is a function."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ CHECKS = (
 
 
 SIZES = (1, 7, 128)
-"""Batch sizes under which predictions must agree."""
+"""Batch sizes at which predictions must agree."""
 
 
 Status = Literal["pass", "fail", "declared", "skipped"]
@@ -55,8 +55,8 @@ class Finding:
     """The outcome of one check.
 
     Attributes:
-        figure: what was measured, in a few words.
-        detail: of a failure: what exactly.
+        figure: the measurement, in a few words.
+        detail: the cause of a failure; empty unless the check failed.
     """
 
     check: str
@@ -66,16 +66,17 @@ class Finding:
 
     @classmethod
     def judge(cls, check: str, good: bool, figure: str, detail: str = "") -> Finding:
-        """Pass or fail."""
+        """A finding that passes if `good`, and else fails with the detail."""
         return cls(check, "pass" if good else "fail", figure, "" if good else detail)
 
 
 @dataclass(frozen=True)
 class Ceiling:
-    """What a method cannot reach by honest means: the best joint training on the same slice.
+    """An upper bound for honest methods: the best joint training on the same slice.
 
     Attributes:
-        hits: whether each test image [n] is predicted right.
+        label: name and options of that joint training.
+        hits: whether each test image [n] is classified correctly.
     """
 
     label: str
@@ -83,15 +84,15 @@ class Ceiling:
 
     @property
     def accuracy(self) -> float:
-        """Share of the test images."""
+        """Share of the test images that are classified correctly."""
         return float(self.hits.mean())
 
 
 def batch_size(trial: Trial) -> Finding:
     """The logits of every test image are the same, within `TOLERANCE`, in shuffled batches of 1, 7 and 128 images.
 
-    This holds for the model and for the merged module by which it is counted. A prediction that changes within the
-    tolerance is no failure: two classes were as good as tied.
+    Both the model and the merged module that replaces it in `count_matrix` are tested. A prediction that changes within
+    the tolerance is no failure: two classes were practically tied.
     """
     order = permutation(("audit", 0), len(trial.images))
     differences = []
@@ -100,21 +101,23 @@ def batch_size(trial: Trial) -> Finding:
         for size, logits in zip(SIZES[1:], others, strict=True):
             differences.append((f"batches of {size}", Difference.between(alone, logits, trial.seen)))
     name, worst = largest(differences)
-    return Finding.judge("batch size", worst.tolerable, str(worst), f"logits in {name} are not those of single images")
+    return Finding.judge(
+        "batch size", worst.tolerable, str(worst), f"logits in {name} differ from those of single images"
+    )
 
 
 def batch_company(trial: Trial) -> Finding:
-    """The logits of every test image are the same, within `TOLERANCE`, whoever is in its batch: images of all tasks,
-    of all tasks in another order, of one task only, or of one class only, the size of the batch being the same.
+    """The logits of every test image are the same, within `TOLERANCE`, whichever images share its batch.
 
-    The accuracy in batches of one class minus that in mixed batches is what a leak is worth to a benchmark that tests
-    class by class; it is shown, not judged.
+    Compared are batches of equal size with images of all tasks, of all tasks in another order, of one task only, and of
+    one class only. The accuracy in batches of one class minus that in mixed batches is the gain from a leak in a
+    benchmark that tests class by class; it is shown, not judged.
     """
     n = len(trial.images)
     size = max(2, int(np.median(np.unique(trial.labels, return_counts=True)[1])))
     order, another = permutation(("audit", 0), n), permutation(("audit", 1), n)
     companies = {
-        "another order": [another],
+        "mixed batches of another order": [another],
         "batches of one task": grouped(order, trial.task),
         "batches of one class": grouped(order, trial.labels),
     }
@@ -127,24 +130,26 @@ def batch_company(trial: Trial) -> Finding:
         gains.append(100 * (accuracy(logits, trial) - accuracy(mixed, trial)))
     name, worst = largest(differences)
     figure = f"{worst}, {max(gains, key=abs):+.1f} points"
-    return Finding.judge("batch company", worst.tolerable, figure, f"logits in {name} are not those in mixed batches")
+    return Finding.judge(
+        "batch company", worst.tolerable, figure, f"logits in {name} differ from those in mixed batches"
+    )
 
 
 def accuracy(logits: Tensor, trial: Trial) -> float:
-    """Share of the test images that are predicted right among the classes seen."""
+    """Share of the test images whose label has the largest of the logits of all classes seen."""
     seen = np.array(trial.seen)
     return float((seen[logits[:, seen].argmax(1).numpy()] == trial.labels).mean())
 
 
 def task_identity(trial: Trial) -> Finding:
-    """The logits of every test image are the same, within `TOLERANCE`, whether it comes
+    """The logits of every test image are the same, within `TOLERANCE`, whether it is evaluated
 
-    - in the experience of its own task, with the task's label, through Avalanche's `eval` with all its callbacks,
-    - so after other experiences than usual were evaluated (in reverse order),
+    - in the experience of its own task, with its task label, by Avalanche's `eval` with all callbacks,
+    - in the same way with the tasks in reverse order,
     - in one experience with the images of all tasks, without task labels, or
-    - through `count_matrix`.
+    - by `count_matrix`.
 
-    Images come one at a time, so that a leak through the batch is left to the other checks.
+    Batches hold one image each, so that leaks through the batch are left to the other checks.
     """
     strategy, n = trial.strategy, len(trial.images)
     own = grouped(np.arange(n), trial.task)
@@ -173,16 +178,18 @@ def task_identity(trial: Trial) -> Finding:
     }
     strategy.eval_mb_size = before
     name, worst = largest((name, Difference.between(usual, one, trial.seen)) for name, one in others.items())
-    detail = f"logits {name} are not those of an evaluation task by task"
+    detail = f"logits {name} differ from those of an evaluation task by task"
     return Finding.judge("task identity", worst.tolerable, str(worst), detail)
 
 
 def earlier_predictions(trial: Trial) -> Finding:
-    """A test image, alone in its batch, gets logits of the same bits when it comes in between others, at once again,
-    and after all the others; and `count_matrix` gives the bits that it gave right after training, whatever was
-    evaluated since. Images are one of each class; all of the others come in batches.
+    """Predictions do not depend on earlier ones, compared bit by bit.
 
-    A method that declares `stateful_prediction` fails, also if no difference shows.
+    One test image of each class, alone in its batch, gets the same logits at first, in an immediate repetition, and
+    after all other images were predicted in batches. `count_matrix` gives the same logits as right after training,
+    whatever was evaluated since.
+
+    A method that declares `stateful_prediction` fails even if no difference shows.
     """
     order, ones = permutation(("audit", 3), len(trial.images)), one_of_each(trial)
     differences = []
@@ -191,12 +198,12 @@ def earlier_predictions(trial: Trial) -> Finding:
         first, again = (torch.cat(logits) for logits in zip(*pairs, strict=True))
         predict(model, trial.images, pieces(order, SIZES[-1]))
         after = torch.cat([logits_of(model, trial.images[i : i + 1]) for i in ones[::-1]]).flip(0)
-        differences.append(("at once again", Difference.between(first, again, trial.seen)))
-        differences.append(("after all the others", Difference.between(first, after, trial.seen)))
+        differences.append(("of an immediate repetition", Difference.between(first, again, trial.seen)))
+        differences.append(("after predicting all images", Difference.between(first, after, trial.seen)))
     counted = trial.strategy.count(trial.stream.test, trial.strategy.eval_mb_size)[1]
     differences.append(("of a later count_matrix", Difference.between(trial.result.logits, counted, trial.seen)))
     name, worst = max(differences, key=lambda pair: pair[1].relative)
-    detail = f"logits {name} are not those of the first time"
+    detail = f"logits {name} differ from the first ones"
     declared = trial.method.stateful_prediction
     if declared:
         detail = f"declared: {detail if worst.relative else 'predictions depend on earlier ones'}"
@@ -204,14 +211,16 @@ def earlier_predictions(trial: Trial) -> Finding:
 
 
 def one_of_each(trial: Trial) -> NDArray[np.int64]:
-    """The positions of one test image of each class, in an order of their own."""
+    """Positions of one test image of each class, in a fixed random order."""
     ones = np.unique(trial.labels, return_index=True)[1]
     return ones[permutation(("audit", 4), len(ones))]
 
 
 def backbone_passes(trial: Trial) -> Finding:
-    """In a prediction, its query included, a test image goes through the blocks of the backbone at most as often as the
-    method says (`Method.passes`), alone and among others, in the model and in the merged module."""
+    """A prediction takes at most as many passes through the backbone's blocks as the method declares (`Method.passes`).
+
+    The pass for the query counts too. Tested with single images and with a batch, in the model and the merged module.
+    """
     declared = trial.method.passes(trial.strategy.tasks_learned)
     ones = one_of_each(trial)
     measured = 0.0
@@ -222,59 +231,63 @@ def backbone_passes(trial: Trial) -> Finding:
                 logits_of(model, trial.images[batch])
             measured = max(measured, entered.passes(len(batch), trial.depth))
     figure = f"{measured:.3g} of {declared}"
-    return Finding.judge("passes", measured <= declared, figure, "more than the method says (passes)")
+    return Finding.judge("passes", measured <= declared, figure, "more than the method declares (passes)")
 
 
 def frozen_weights(trial: Trial) -> Finding:
-    """Bit by bit the same stay
+    """The following tensors stay the same, bit by bit:
 
-    - in a phase, every parameter that it does not list;
-    - while no task is learned (in evaluations above all), every parameter and buffer;
-    - from the pre-trained backbone to the end, every weight of it that no phase lists.
+    - during a phase, every parameter that the phase does not list;
+    - between the training of tasks (in evaluations above all), every parameter and buffer;
+    - from the pre-trained backbone to the end, every backbone weight that no phase lists.
 
-    What `before_task` and `after_task` change outside the backbone is their business.
+    `before_task` and `after_task` may change anything outside the backbone.
     """
     strategy = trial.strategy
     strategy.look()
     pretrained = {f"backbone.{name}": bits for name, bits in trial.pretrained.items()}
     frozen = {name: bits for name, bits in pretrained.items() if name not in strategy.listed}
-    moved = {name: "since it was pre-trained" for name, bits in frozen.items() if trial.result.state.get(name) != bits}
+    moved = {
+        name: "differs from its pre-trained value"
+        for name, bits in frozen.items()
+        if trial.result.state.get(name) != bits
+    }
     moved |= strategy.moved
     figure = f"{len(moved)} of {len(moved.keys() | frozen.keys() | strategy.held)} tensors change"
     return Finding.judge("frozen weights", not moved, figure, listed(f"{name} {when}" for name, when in moved.items()))
 
 
 def old_samples(trial: Trial) -> Finding:
-    """While a task is learned no image is read but the training images of its experience, and while it is evaluated
-    no training image.
+    """Training on a task reads only the training images of its experience; evaluation reads no training image.
 
-    What a method that trains on the whole stream at once (`trains_on`) is given is one experience with all of them.
+    For a method that trains on the whole stream at once (`trains_on`), that experience holds the images of all tasks.
     """
     late = sum(stage.late for stage in trial.stages) + len(trial.reads.train)
     old, test = sum(stage.old for stage in trial.stages), sum(stage.test for stage in trial.stages)
     figure = f"{old} of other tasks, {test} test images, {late} at test"
-    detail = "images read that are not the task's own, test images read in training, training images read at test"
+    detail = "training read images of other tasks or test images, or evaluation read training images"
     return Finding.judge("old samples", not (old or test or late), figure, detail)
 
 
 def memory(trial: Trial) -> Finding:
-    """After every task the model stores at most as many numbers as the method declares (`Method.storage`), and none are
-    hidden outside its parameters and buffers.
+    """After every task the model stores at most as many numbers as the method declares (`Method.storage`), and the
+    method hides none outside the model's parameters and buffers.
 
-    Stored is the state dict but for weights of the backbone that are as pre-trained. Hidden are tensors, arrays and
-    bytes on the plugin, its class, the strategy or any module of the model (closures included), and numbers in lists
-    and other containers that have come since the first task. Skipped for methods that declare nothing.
+    Stored numbers are those of the state dict, without backbone weights that equal the pre-trained ones. Hidden numbers
+    are tensors, arrays and bytes on the plugin, its class, the strategy or any module of the model (closures included),
+    and numbers in lists and other containers that were added since the first task. The check is skipped for methods
+    that declare nothing and hide nothing.
     """
     last = trial.stages[-1]
     hidden: dict[str, int] = {}
-    for found in (*(stage.hidden for stage in trial.stages), trial.hidden()):
-        hidden |= found
+    for places in (*(stage.hidden for stage in trial.stages), trial.hidden()):
+        hidden |= places
     excess = [
-        f"{stage.stored:,} after task {number} where {stage.declared:,} are declared"
+        f"{stage.stored:,} stored after task {number}, but {stage.declared:,} declared"
         for number, stage in enumerate(trial.stages, start=1)
         if stage.declared is not None and stage.stored > stage.declared
     ]
-    where = [f"{numbers:,} in {path}" for path, numbers in sorted(hidden.items())]
+    where = [f"{numbers:,} hidden in {path}" for path, numbers in sorted(hidden.items())]
     declared = "undeclared" if last.declared is None else f"of {last.declared:,}"
     figure = f"{last.stored:,} {declared}, {sum(hidden.values()):,} hidden"
     if last.declared is None and not hidden:
@@ -283,18 +296,18 @@ def memory(trial: Trial) -> Finding:
 
 
 def under_ceiling(trial: Trial, best: Ceiling | None) -> Finding:
-    """Final accuracy is not above the best joint training's by more than the half-width of the 95 % interval of the
-    paired difference over the test images."""
+    """Final accuracy does not exceed that of the best joint training by more than the half-width of the 95 % interval
+    of the paired difference over the test images."""
     if best is None:
         return Finding("ceiling", "skipped", "no joint training to compare with")
     difference = summarise(100 * (trial.hits.astype(float) - best.hits))
     half = difference.half_width or 0.0
     figure = f"{difference.mean:+.1f} ± {half:.1f} points"
-    detail = f"{100 * float(trial.hits.mean()):.1f} % where {best.label} reaches {100 * best.accuracy:.1f} %"
+    detail = f"{100 * float(trial.hits.mean()):.1f} %, but {best.label} reaches {100 * best.accuracy:.1f} %"
     return Finding.judge("ceiling", difference.mean <= half, figure, detail)
 
 
 def listed(parts: Iterable[str]) -> str:
-    """The first three, and how many more there are."""
-    found = list(parts)
-    return "; ".join(found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
+    """The first three parts, and the number of the others."""
+    texts = list(parts)
+    return "; ".join(texts[:3]) + (f"; and {len(texts) - 3} more" if len(texts) > 3 else "")

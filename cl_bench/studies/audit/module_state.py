@@ -1,4 +1,4 @@
-"""What the modules behind a method hold, put back to what it was: a new process would not know of anything since."""
+"""Saves and restores the state of the modules behind a method, to imitate the start of a new process."""
 
 from __future__ import annotations
 
@@ -17,22 +17,24 @@ from torch import Tensor, nn
 from cl_bench.contract.method import Method
 
 _LARGE = 1_000_000
-"""Arrays of more numbers are not copied: they are data sets."""
+"""Arrays with more numbers than this are taken for data sets and not copied."""
 
 _LIBRARIES = [Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
 
 
 class ModuleState:
-    """What is within reach of a method's module now: globals, attributes of classes, functions and objects, elements of
-    containers, small arrays, cells of closures. Other modules are looked at if these lead there and they belong to no
-    library: files of the user's, and modules of the package that the method is in.
+    """The current state of everything that a method's module refers to, saved so that it can be restored.
+
+    Saved are globals, attributes of classes, functions and objects, elements of containers, small arrays, and cells of
+    closures. The search follows references into other modules if these belong to no library: files of the user, and
+    modules of the method's own package.
     """
 
     def __init__(self, method: Method) -> None:
         classes = [cls for cls in type(method).__mro__ if issubclass(cls, Method) and not _of_harness(cls.__module__)]
         self._roots = {cls.__module__.partition(".")[0] for cls in classes} - {"cl_bench"}
         self._restorers: list[Callable[[], None]] = []
-        # All that was met, so that no id comes twice.
+        # Holds all objects that were met, so that none is freed and its id reused.
         met: dict[int, Any] = {}
         stack: list[Any] = [*classes, *(sys.modules.get(cls.__module__) for cls in classes)]
         while stack:
@@ -42,12 +44,12 @@ class ModuleState:
                 stack += self._take(value)
 
     def restore(self) -> None:
-        """Put everything back."""
+        """Restore the saved state."""
         for restore in self._restorers:
             restore()
 
     def _own(self, module: str | None) -> bool:
-        """Whether a module is the method's or the user's."""
+        """Whether a module belongs to the method or the user, and not to the harness or a library."""
         if module is None or _of_harness(module):
             return False
         if module.partition(".")[0] in self._roots or module.startswith("cl_bench.methods."):
@@ -56,7 +58,7 @@ class ModuleState:
         return file is not None and not any(Path(file).is_relative_to(folder) for folder in _LIBRARIES)
 
     def _take(self, value: Any) -> Iterable[Any]:
-        """Note how a value is put back; what it leads to."""
+        """Save how a value is restored, and return the objects that it refers to."""
         if isinstance(value, Tensor | np.ndarray):
             return self._array(value)
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""The numbers that a method stores, declares and hides."""
+"""Counts the numbers that a method stores, declares and hides."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ from cl_bench.training.strategy import ContinualStrategy
 
 
 def stored_numbers(strategy: ContinualStrategy, pretrained: Mapping[str, bytes]) -> int:
-    """What is kept beside the pre-trained backbone: as the strategy counts it or, if that is more, by its bits."""
+    """Numbers stored in addition to the pre-trained backbone.
+
+    The maximum of the strategy's own count and of a count of all tensors that differ from the pre-trained ones.
+    """
     state = strategy.model.state_dict()
     own = (
         tensor.numel()
@@ -34,39 +37,44 @@ def stored_numbers(strategy: ContinualStrategy, pretrained: Mapping[str, bytes])
 def declared_numbers(
     method: Method, backbone: VisionTransformer, num_classes: int, classes: Sequence[int]
 ) -> int | None:
-    """The most that the method says it keeps after tasks of so many classes; None if it says nothing."""
+    """Maximum of stored numbers that the method declares; None if it declares none.
+
+    Args:
+        num_classes: size of the label set of the whole stream.
+        classes: number of classes of each task that was learned.
+    """
     if type(method).storage is Method.storage:
         return None
     return sum(declared_storage(method, backbone, num_classes, classes).values())
 
 
 def hidden_numbers(strategy: ContinualStrategy) -> Callable[[], dict[str, int]]:
-    """A function that finds, by attribute, the numbers that live outside the parameters and buffers of the model.
+    """A function that counts, by attribute, the numbers outside the parameters and buffers of the model.
 
-    Containers are compared with what they hold now, since modules have shapes and the like as attributes; so is all
-    that the backbone brings along.
+    Numbers in containers and in the backbone that exist now are subtracted later, since modules have shapes and the
+    like as attributes.
     """
     attributes = frozenset(vars(strategy))
     start = census(strategy, attributes)
 
-    def hidden() -> dict[str, int]:
+    def count() -> dict[str, int]:
         now = census(strategy, attributes)
-        found = {
+        hidden = {
             place: numbers - start.tensors.get(place, 0) * place.startswith("model.backbone.")
             for place, numbers in now.tensors.items()
         }
         for place, numbers in now.plain.items():
             more = numbers - start.plain.get(place, 0)
-            # A module that is new has its shapes.
+            # A new module may have a shape among its attributes.
             if more > (0 if place.rpartition(".")[0] in start.owners else SHAPE):
-                found[place] = found.get(place, 0) + more
-        return {place: numbers for place, numbers in found.items() if numbers > 0}
+                hidden[place] = hidden.get(place, 0) + more
+        return {place: numbers for place, numbers in hidden.items() if numbers > 0}
 
-    return hidden
+    return count
 
 
 SHAPE = 4
-"""Most numbers in the shapes that a layer keeps as an attribute (the padding of a convolution)."""
+"""Maximum of numbers in a shape that a layer has as an attribute (the padding of a convolution)."""
 
 
 @dataclass
@@ -74,9 +82,9 @@ class Census:
     """Numbers outside the state dict, by attribute.
 
     Attributes:
-        owners: of the attributes: the method, its class, the strategy, the modules of the model.
-        tensors: numbers in tensors, arrays and bytes.
-        plain: numbers in lists and other containers.
+        owners: names of the objects with these attributes: the method, its class, the strategy, the model's modules.
+        tensors: numbers in tensors, arrays and bytes, by attribute.
+        plain: numbers in lists and other containers, by attribute.
     """
 
     owners: set[str] = field(default_factory=set)
@@ -85,10 +93,10 @@ class Census:
 
 
 def census(strategy: ContinualStrategy, attributes: frozenset[str]) -> Census:
-    """Count all numbers outside the state dict that are within reach.
+    """Count all numbers outside the state dict that the method, the strategy or the model refer to.
 
     Args:
-        attributes: names of the strategy's own attributes, which are left out.
+        attributes: names of attributes of the strategy itself, which are not counted.
     """
     model, method = strategy.model, strategy.method
     state = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict(keep_vars=True).values()}
@@ -99,9 +107,9 @@ def census(strategy: ContinualStrategy, attributes: frozenset[str]) -> Census:
     owners["strategy"] = {name: part for name, part in vars(strategy).items() if name not in attributes}
     owners |= {name: vars(module) for name, module in modules.items()}
     stack = [(f"{owner}.{name}", part) for owner, held in owners.items() for name, part in held.items()]
-    found = Census(set(owners))
+    result = Census(set(owners))
     seen = {id(method), *map(id, modules.values())}
-    # What is made on the way is kept until the end, so that no id comes twice.
+    # Holds temporary objects until the end, so that none is freed and its id reused.
     made: list[Any] = []
     while stack:
         place, value = stack.pop()
@@ -118,11 +126,11 @@ def census(strategy: ContinualStrategy, attributes: frozenset[str]) -> Census:
             tensors = len(value)
         inside = _inside(value)
         plain = isinstance(value, _CONTAINERS) * sum(isinstance(part, _NUMBERS) for part in inside)
-        for counts, numbers in ((found.tensors, tensors), (found.plain, plain)):
+        for counts, numbers in ((result.tensors, tensors), (result.plain, plain)):
             if numbers:
                 counts[place] = counts.get(place, 0) + numbers
         stack += [(place, part) for part in inside]
-    return found
+    return result
 
 
 _NUMBERS = (int, float, complex, np.generic)
@@ -131,7 +139,7 @@ _SKIPPED = (*_NUMBERS, str, type(None), type, ModuleType, ContinualStrategy, Pas
 
 
 def _inside(value: Any) -> list[Any]:
-    """What an object holds: elements, attributes; what a function has closed over."""
+    """The objects that an object refers to: elements, attributes, and closures and defaults of a function."""
     if isinstance(value, dict | MappingProxyType):
         return list(value.values())
     if isinstance(value, _CONTAINERS):

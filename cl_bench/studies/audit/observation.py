@@ -1,4 +1,4 @@
-"""What a training run is watched with: reads of images that are noted, and bits that are compared."""
+"""Observation of a training run: records which images are read, and digests of tensors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cl_bench.data.images import ImageStore
 
 
 class ReadRecordingImages:
-    """An array of images that notes which rows of it are read."""
+    """An array of images that adds the index of every image read to a set."""
 
     def __init__(self, images: Any, read: set[int]) -> None:
         self._images, self._read = images, read
@@ -33,25 +33,25 @@ class ReadRecordingImages:
         return np.array(self._images, *arguments, **options)
 
     def __reduce__(self) -> Any:
-        # Copied or pickled, all of them are read.
+        # Copying or pickling reads all images.
         return np.array, (np.asarray(self),)
 
 
 def recording_reads(store: ImageStore, read: set[int]) -> ImageStore:
-    """The same store, whose reads are noted in `read`."""
+    """The same images; the index of each that is read is added to `read`."""
     images: Any = ReadRecordingImages(store.images, read)
     return replace(store, images=images)
 
 
 @dataclass
 class Reads:
-    """Training and test images read since they were last taken."""
+    """Indices of the training and test images read since the last call of `take`."""
 
     train: set[int] = field(default_factory=set)
     test: set[int] = field(default_factory=set)
 
     def take(self) -> tuple[set[int], set[int]]:
-        """What was read, and start anew."""
+        """Return the indices, and clear them."""
         taken = set(self.train), set(self.test)
         self.train.clear()
         self.test.clear()
@@ -59,10 +59,10 @@ class Reads:
 
 
 def digest(tensor: Tensor) -> bytes:
-    """Equal for tensors with the same shape, type and bits, NaNs included."""
-    found = hashlib.sha256(repr((tuple(tensor.shape), tensor.dtype)).encode())
-    found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return found.digest()
+    """SHA-256 of shape, type and bits; equal tensors have equal digests, NaNs included."""
+    result = hashlib.sha256(repr((tuple(tensor.shape), tensor.dtype)).encode())
+    result.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return result.digest()
 
 
 def fingerprint(model: nn.Module) -> dict[str, bytes]:

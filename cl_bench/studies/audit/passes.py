@@ -1,4 +1,4 @@
-"""How often test images go through the blocks of a backbone."""
+"""Counts how often images pass through the blocks of a backbone."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 _PARTS = ("norm1", "attn", "norm2", "mlp")
-"""By these a pass that puts something into a block enters it (`models.vit`), instead of calling the block."""
+"""Modules of a block that `models.vit` calls, instead of the block itself, in a pass that adds something to it."""
 
 
 class EnteredBlocks:
-    """Counts the images that enter each block, of whatever ViT is met: also of one that is no part of the model.
+    """Counts the images that enter each block of any ViT, including ViTs outside the model.
 
-    A block is entered when it is called, or any of its parts; twice when one of them is called twice.
+    An image enters a block when the block or one of its parts is called; if one is called twice, it enters twice.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class EnteredBlocks:
 
     @contextmanager
     def counting(self) -> Iterator[None]:
-        """Count in this context."""
+        """Count the images that enter blocks within this context."""
         hook = register_module_forward_pre_hook(self._enter)
         try:
             yield
@@ -36,8 +36,12 @@ class EnteredBlocks:
             hook.remove()
 
     def passes(self, images: int, depth: int) -> float:
-        """Passes over all blocks of a backbone of this depth, for each of so many images; half of the blocks are half
-        a pass."""
+        """Passes through the backbone per image; a pass through half of the blocks counts half.
+
+        Args:
+            images: number of images.
+            depth: number of blocks of the backbone.
+        """
         most: Counter[nn.Module] = Counter()
         for (block, _), entered in self._images.items():
             most[block] = max(most[block], entered)
@@ -54,7 +58,7 @@ class EnteredBlocks:
             self._known.add(inner)
             blocks = [inner] if isinstance(inner, Block) else []
             if isinstance(inner, VisionTransformer):
-                # Blocks may be of another class. One that wraps timm's counts by what it wraps.
+                # Blocks may be of another class; one that wraps a timm block is counted by that block.
                 blocks += [block for block in inner.blocks if not any(isinstance(m, Block) for m in block.modules())]
             for block in blocks:
                 self._places[block] = block, ""

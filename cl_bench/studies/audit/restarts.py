@@ -1,4 +1,4 @@
-"""Restarts of a run: a new strategy goes on from nothing but what a checkpoint holds."""
+"""Restarts of a run: a new strategy resumes from nothing but the content of a checkpoint."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from cl_bench.training.checkpoint import Checkpoint, Facts, Stage, random_state,
 from cl_bench.training.strategy import ContinualStrategy
 
 _KEY = "audit"
-# Of those that are over, a strategy only counts how many there are.
+# A strategy only counts the finished stages in a checkpoint, so their content does not matter.
 _STAGE = Stage(
     correct=[], correct_task_aware=[], train_seconds=0, eval_seconds=0, train_samples=0, trainable=0, stored=0
 )
 
 
 class Interrupted(Exception):
-    """Training was stopped inside a task."""
+    """Raised by `Interruption` to stop training inside a task."""
 
 
 class Interruption(SupervisedPlugin):  # type: ignore[misc]
-    """Stops training inside a task, where a run could go on from; counts the steps that have such a place.
+    """Stops training inside a task, after a step from which a run could resume.
 
     Attributes:
-        steps: of the current task.
+        steps: number of such steps of the current task so far.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class Interruption(SupervisedPlugin):  # type: ignore[misc]
         self.begin(None)
 
     def begin(self, after: int | None) -> None:
-        """Begin a task, which is stopped after so many steps."""
+        """Begin a task, to be stopped after this number of steps; None or 0: not at all."""
         self.steps, self._after = 0, after
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
@@ -48,10 +48,10 @@ class Interruption(SupervisedPlugin):  # type: ignore[misc]
 
 
 def checkpoint_of(strategy: ContinualStrategy, pretrained: Mapping[str, Tensor]) -> Checkpoint:
-    """What a run would leave to the process that goes on with it, written and read again.
+    """The checkpoint that a run would leave for the process that resumes it, written to a file and read again.
 
     Args:
-        pretrained: state of the backbone; what is still so is no part of a checkpoint.
+        pretrained: initial state of the backbone; unchanged weights are left out of the checkpoint.
     """
     checkpoint = strategy.checkpoint(Facts(key=_KEY, stages=[_STAGE] * strategy.tasks_learned))
     known = {f"model.backbone.{name}": tensor for name, tensor in pretrained.items()}
@@ -64,6 +64,6 @@ def checkpoint_of(strategy: ContinualStrategy, pretrained: Mapping[str, Tensor])
     with TemporaryDirectory() as folder:
         path = Path(folder) / "checkpoint"
         write(path, Checkpoint(checkpoint.facts, tensors))
-        found = read(path, _KEY)
-    assert found is not None
-    return found
+        restored = read(path, _KEY)
+    assert restored is not None
+    return restored

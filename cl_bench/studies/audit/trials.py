@@ -1,4 +1,4 @@
-"""One training run of a method on a small stream, watched."""
+"""One observed training run of a method on a small stream."""
 
 from __future__ import annotations
 
@@ -36,12 +36,13 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Slice:
-    """The stream on which methods are audited, with the backbone and the seed: the same for all of them.
+    """The stream, backbone and seed of an audit, the same for all methods.
 
     Attributes:
-        backbone: makes a fresh pre-trained one.
-        tasks: of the whole stream; `limits` cuts it down.
-        order: of the classes.
+        source: the images.
+        backbone: makes a fresh pre-trained backbone.
+        tasks: number of tasks of the whole stream, before `limits` cut it down.
+        order: order of the classes.
     """
 
     source: Source
@@ -54,7 +55,7 @@ class Slice:
 
     @classmethod
     def of(cls, run: PlannedRun) -> Slice:
-        """What a planned run is on."""
+        """The stream, backbone and seed of a planned run."""
         experiment = run.experiment
         return cls(
             source=streams.find(experiment.benchmark, run.data).source(experiment.storage),
@@ -72,7 +73,7 @@ class Slice:
         return self.limits.tasks or self.tasks
 
     def stream(self, reads: Reads, length: int) -> TaskStream:
-        """A stream of so many tasks whose images are counted as they are read."""
+        """A stream of `length` tasks that records in `reads` which images are read."""
         source = replace(
             self.source,
             train=recording_reads(self.source.train, reads.train),
@@ -83,13 +84,14 @@ class Slice:
 
 
 class WatchedStrategy(ContinualStrategy):
-    """The strategy as it is, with a look at which tensors change when, and at the logits that are counted.
+    """The usual strategy, which also records which tensors change when, and the logits behind the counts.
 
     Attributes:
-        listed: names of the parameters that any phase has listed.
-        held: names of those that some phase has not.
-        moved: what changed though it had to stay, and when.
-        left: digests of the model when the last task was learned.
+        listed: names of the parameters that any phase lists.
+        held: names of the parameters that some phase does not list.
+        moved: for each tensor that changed although it must not, when it did.
+        left: digests of the model at the end of the last task.
+        logits: logits [n, num_classes] of the last `count`.
     """
 
     eval_mb_size: int
@@ -103,14 +105,15 @@ class WatchedStrategy(ContinualStrategy):
         self.left = fingerprint(self.model)
 
     def look(self) -> None:
-        """Note what has changed since the end of the last task."""
+        """Record which tensors have changed since the end of the last task."""
         now = fingerprint(self.model)
         for name in sorted(self.left.keys() | now.keys()):
             if self.left.get(name) != now.get(name):
-                self.moved.setdefault(name, "while no task was learned")
+                self.moved.setdefault(name, "changed while no task was learned")
 
     def count(self, stream: Any, size: int) -> tuple[NDArray[np.bool_], Tensor]:
-        """Hits [n] of `count_matrix` in batches of this size, and the logits [n, num_classes] behind them."""
+        """Whether `count_matrix`, in batches of this size, predicts each image correctly [n], and its logits
+        [n, num_classes]."""
         before, self.eval_mb_size = self.eval_mb_size, size
         n = sum(len(experience.dataset) for experience in stream)
         self.logits = torch.full((n, self.num_classes), float("nan"))
@@ -138,11 +141,11 @@ class WatchedStrategy(ContinualStrategy):
         after = dict(self.model.named_parameters())
         for name, bits in before.items():
             if name not in after or digest(after[name]) != bits:
-                self.moved.setdefault(name, "in a phase that does not list it")
+                self.moved.setdefault(name, "changed in a phase that does not list it")
 
 
 class Recorder(SupervisedPlugin):  # type: ignore[misc]
-    """Keeps the logits of an Avalanche evaluation, as they are once all other plugins had their turn."""
+    """Records the logits of an Avalanche evaluation, after all other plugins have been called."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -159,13 +162,14 @@ class Recorder(SupervisedPlugin):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class Circumstances:
-    """What a result must not depend on.
+    """Circumstances of a run on which its result must not depend.
 
     Attributes:
-        state: of the global generators.
-        knows_num_tasks: whether the strategy does; if not, the stream also has one task more than is learned.
-        between: the run is restarted after each task.
-        inside: it is restarted after so many steps of each task; 0: not in this one; empty: in none.
+        state: seed of the global generators.
+        knows_num_tasks: whether the strategy knows the number of tasks; if not, the stream also has one more task,
+            which is not learned.
+        between: whether the run is restarted after each task.
+        inside: for each task, the number of steps after which the run is restarted; 0: never; empty: in no task.
     """
 
     state: int = 0
@@ -175,14 +179,18 @@ class Circumstances:
 
     @property
     def usual(self) -> bool:
-        """Whether they are those of any run."""
+        """Whether the circumstances are those of an ordinary run."""
         return self == Circumstances()
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a run has brought at one time, to be compared bit by bit: digests of the model, and the logits of all test
-    images [n, num_classes]."""
+    """Results of a run at one time, for comparison bit by bit.
+
+    Attributes:
+        state: digests of the tensors of the model, by name.
+        logits: logits of all test images [n, num_classes].
+    """
 
     state: Mapping[str, bytes]
     logits: Tensor
@@ -190,16 +198,16 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class TaskObservations:
-    """What was seen of one task.
+    """Observations during one task and the evaluation after it.
 
     Attributes:
-        old: training images read while it was learned that do not belong to it.
-        test: test images read meanwhile.
-        late: training images read while it was evaluated.
-        stored, declared: numbers kept after it; declared is None for methods that do not say.
-        hidden: numbers outside the parameters and buffers, by place.
-        steps: after which the run could have gone on.
-        result: of an evaluation after it.
+        old: number of training images of other tasks that training read.
+        test: number of test images that training read.
+        late: number of training images that the evaluation read.
+        stored, declared: numbers that the model stores after the task, and the declared maximum (None: undeclared).
+        hidden: numbers outside the parameters and buffers, by attribute.
+        steps: number of training steps from which the run could resume.
+        result: model and logits of the evaluation.
     """
 
     old: int
@@ -214,16 +222,19 @@ class TaskObservations:
 
 @dataclass(frozen=True)
 class Trial:
-    """A trained strategy and what was seen on the way.
+    """A trained strategy and all observations during its training.
 
     Attributes:
+        recorder: records the logits of further evaluations.
+        stream: the stream, with the test experiences of the learned tasks only.
+        reads: records which images are read from now on.
         pretrained: digests of the backbone before the first task.
-        depth: number of its blocks.
-        stages: one per task.
-        hits: of the test images [n], right after training.
-        result: then.
-        images, labels, task: the test images in the order of the stream, [n, ...].
-        hidden: what `hidden_numbers` finds now.
+        depth: number of blocks of the backbone.
+        stages: observations of each task.
+        hits: whether each test image [n] is predicted correctly by `count_matrix` right after training.
+        result: the model and the logits of that evaluation.
+        images, labels, task: images, labels and tasks of the test images in the order of the stream, [n, ...].
+        hidden: counts the hidden numbers as of now (see `hidden_numbers`).
     """
 
     method: Method
@@ -243,24 +254,24 @@ class Trial:
 
     @property
     def seen(self) -> list[int]:
-        """Labels that can be predicted."""
+        """Labels of the classes seen, which can be predicted."""
         return list(self.strategy.seen)
 
     @property
     def snapshots(self) -> list[Snapshot]:
-        """All results, in order."""
+        """The results after each task, and the one of the final `count_matrix`."""
         return [*(stage.result for stage in self.stages), self.result]
 
     def predictors(self) -> list[nn.Module]:
-        """The model and, if it has one, the merged module that `count_matrix` takes for it."""
+        """The model and, if it has one, the merged module that `count_matrix` uses instead."""
         model = self.strategy.model.eval()
         merged = self.strategy.predictor()
         return [model] if merged is model else [model, merged]
 
 
 class TrialProcess:
-    """What stands for one process that works on a run: a new strategy with a new instance of the method, since what a
-    plugin keeps on itself must not reach another one."""
+    """Imitates one process of a run: a new strategy with a new instance of the method, so that state on a plugin
+    cannot reach the next one."""
 
     def __init__(self, method: Method, where: Slice, stream: TaskStream, circumstances: Circumstances) -> None:
         self.method, self.recorder, self.interruption = replace(method), Recorder(), Interruption()
@@ -271,11 +282,11 @@ class TrialProcess:
             num_tasks=where.length if circumstances.knows_num_tasks else None,
             seed=where.seed,
         )
-        # Memory is judged by one run.
+        # The check on memory only looks at the first run.
         self.hidden: Callable[[], Mapping[str, int]] = hidden_numbers(self.strategy) if circumstances.usual else dict
 
     def resume(self, checkpoint: Checkpoint) -> None:
-        """Go on with what another process has left."""
+        """Resume from the checkpoint of another process."""
         self.strategy.resume(checkpoint)
         self.strategy.left = fingerprint(self.strategy.model)
         restore_random_state(checkpoint.part("random."))
@@ -285,7 +296,7 @@ def trial(method: Method, where: Slice, modules: ModuleState, circumstances: Cir
     """Train a method on the slice and evaluate it after each task.
 
     Args:
-        modules: what a process finds when it starts.
+        modules: state of the method's modules at the start of a process.
     """
     reads = Reads()
     at_once = method.trains_on == "stream"
@@ -295,8 +306,8 @@ def trial(method: Method, where: Slice, modules: ModuleState, circumstances: Cir
     stages: list[TaskObservations] = []
     classes: list[int] = []
 
-    def begin(left: TrialProcess | None = None) -> TrialProcess:
-        checkpoint = None if left is None else checkpoint_of(left.strategy, weights)
+    def begin(last: TrialProcess | None = None) -> TrialProcess:
+        checkpoint = None if last is None else checkpoint_of(last.strategy, weights)
         modules.restore()
         process = TrialProcess(method, where, stream, circumstances)
         if checkpoint is not None:
@@ -359,7 +370,7 @@ def trial(method: Method, where: Slice, modules: ModuleState, circumstances: Cir
 
 
 def images_of(experience: Any) -> StoreSamples:
-    """The images of an experience of our own streams."""
+    """The images of an experience of a cl-bench stream."""
     samples = samples_of(experience.dataset)
     assert isinstance(samples, StoreSamples)
     return samples
@@ -367,7 +378,7 @@ def images_of(experience: Any) -> StoreSamples:
 
 @contextmanager
 def global_generators(state: int) -> Iterator[None]:
-    """Give every global generator a state, and what it had back afterwards."""
+    """Seed every global generator with `state`, and restore them after the block."""
     before = torch.get_rng_state(), np.random.get_state(), random.getstate()
     torch.manual_seed(state)
     np.random.seed(state)
