@@ -1,1 +1,1 @@
-"""The one training loop, its checkpoints, and what is measured beside it."""
+"""The training loop of all methods, evaluation, checkpoints, and optional measurements."""

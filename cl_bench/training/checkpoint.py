@@ -1,7 +1,8 @@
-"""Checkpoints: where a run is and everything that it needs to go on from there, in one safetensors file, no pickle.
+"""Checkpoints: the complete state from which another process can resume a run, in one safetensors file without pickle.
 
-A checkpoint lies in the hidden folder `.checkpoints` of the results store until its run is stored. All randomness is
-keyed, so a run that goes on draws what it would have drawn; the global generators are kept for methods that use them.
+A checkpoint is in the hidden folder `.checkpoints` of the results store until its run is stored. All randomness is
+keyed, so that a resumed run draws the same numbers; the states of the global generators are saved for methods that use
+them.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _META = "cl-bench"
 
 
 class Stage(BaseModel):
-    """What a finished training stage contributes to the run record; fields as there."""
+    """The part of the run record that one finished stage contributes; fields as in `RunRecord`."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -43,11 +44,11 @@ class Stage(BaseModel):
 
 
 class Position(BaseModel):
-    """A place inside a task: so many optimiser steps of this epoch of this phase are done.
+    """A position inside a task: `step` optimiser steps of this epoch of this phase are done.
 
     Attributes:
-        seconds, samples: spent on the task, and seen by it, so far.
-        loss, counted: sum of the losses in this epoch so far, and of how many samples.
+        seconds, samples: training time and training images of the task so far.
+        loss, counted: sum of the losses in this epoch so far, and the number of samples in that sum.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -62,20 +63,20 @@ class Position(BaseModel):
 
 
 class Facts(BaseModel):
-    """Where a run is.
+    """The state of a run, except for tensors.
 
     Attributes:
-        key: of the experiment.
-        sessions: processes that have worked on the run.
-        environment: of the process that wrote this; empty: written by an older version, which did not say.
-        earlier_sessions: of the processes before it; empty also where that was not recorded.
-        stages: finished ones.
-        total: test images per task; empty before the first stage is over.
-        position: inside the task that comes next; None: at its start.
-        seen, trained, trainable: of the strategy: classes, names of trained parameters, numbers trained in a stage.
+        key: key of the experiment.
+        sessions: number of processes that have worked on the run.
+        environment: environment of the process that wrote the checkpoint; empty if an older version wrote it.
+        earlier_sessions: sessions of earlier processes; empty also if they were not recorded.
+        stages: the finished stages.
+        total: number of test images of each task; empty before the end of the first stage.
+        position: position inside the next task; None: at its start.
+        seen, trained, trainable: classes seen, names of trained parameters, count of numbers trained in the last stage.
         traces: as in the run record.
-        infinite: names of the tensors that hold numbers which are not finite, as a buffer of a method may.
-        sha256: of everything else in the checkpoint.
+        infinite: names of tensors with values that are not finite, as buffers of a method may have.
+        sha256: checksum of everything else in the checkpoint.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -97,28 +98,33 @@ class Facts(BaseModel):
 
 
 class UnusableCheckpoint(Exception):
-    """A checkpoint from which no run can go on; the message names the file and the reason."""
+    """The checkpoint cannot be resumed from; the message names the file and the reason."""
 
 
 @dataclass
 class Checkpoint:
-    """Facts and tensors: `model.*`, `optimizer.INDEX.*`, `predicted*`, `label`, `task`, `random.*`."""
+    """The state of a run.
+
+    Attributes:
+        facts: everything but tensors.
+        tensors: `model.*`, `optimizer.INDEX.*`, `scratch.*`, `predicted*`, `label`, `task`, `probe.*`, `random.*`.
+    """
 
     facts: Facts
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
     def part(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors whose names begin so, without that."""
+        """The tensors whose names start with the prefix, by their names without it."""
         return {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
 
 
 def write(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint; the one before stays until the new one is whole.
+    """Write a checkpoint; the previous file stays until the new one is complete.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
-    # Copies: safetensors takes no tensors that share memory.
+    # Cloned, since safetensors refuses tensors that share memory.
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in checkpoint.tensors.items()}
     facts = checkpoint.facts.model_copy(update={"infinite": _infinite(tensors)})
     facts = facts.model_copy(update={"sha256": _digest(facts, tensors)})
@@ -127,14 +133,14 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def read(path: Path, key: str) -> Checkpoint | None:
-    """The checkpoint at this place, or None.
+    """The checkpoint at this path, or None if there is no file.
 
     Raises:
-        UnusableCheckpoint: damaged, of another version or of another run.
+        UnusableCheckpoint: the file is damaged, of another version or of another run.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            # Opening a pipe would wait for ever.
+            # Opening a named pipe would block for ever.
             raise UnusableCheckpoint(f"{path}: it is no file")
         with safe_open(path, "pt") as file:
             facts = Facts.model_validate_json((file.metadata() or {}).get(_META, "{}"))
@@ -155,7 +161,7 @@ def read(path: Path, key: str) -> Checkpoint | None:
 
 
 def _infinite(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Names of the tensors that hold numbers which are not finite."""
+    """Names of the tensors with values that are not finite."""
     return [name for name, t in sorted(tensors.items()) if t.is_floating_point() and not bool(t.isfinite().all())]
 
 
@@ -168,20 +174,21 @@ def _digest(facts: Facts, tensors: dict[str, Tensor]) -> str:
 
 
 def restore(model: nn.Module, state: Mapping[str, Tensor], method: str, assign: bool = False) -> None:
-    """Give a fresh model of the named method a state that another one had.
+    """Load the state of one model into a fresh model of the same method.
 
     Args:
-        assign: the tensors themselves instead of their values.
+        method: name of the method, for the message.
+        assign: replace the tensors of the model, instead of copying values into them.
 
     Raises:
-        RuntimeError: the model does not become as large as that one, or has not the same parts.
+        RuntimeError: the model does not grow to the size of the state, or has other parameters or buffers.
     """
     try:
-        found = model.load_state_dict(state, strict=False, assign=assign)
+        mismatch = model.load_state_dict(state, strict=False, assign=assign)
     except RuntimeError as error:
         misfit = str(error).splitlines()[1].strip().rstrip(".")
     else:
-        missing, more = found.missing_keys, found.unexpected_keys
+        missing, more = mismatch.missing_keys, mismatch.unexpected_keys
         if not missing and not more:
             return
         first, *others = more or missing
@@ -194,7 +201,7 @@ def restore(model: nn.Module, state: Mapping[str, Tensor], method: str, assign: 
 
 
 def random_state() -> dict[str, Tensor]:
-    """The states of the global generators of torch (also on GPUs), numpy and Python."""
+    """States of the global random generators of torch (also on GPUs), numpy and Python, as tensors."""
     _, words, position, gauss, cached = np.random.get_state(legacy=True)
     version, internal, following = random.getstate()
     states = {
@@ -210,14 +217,14 @@ def random_state() -> dict[str, Tensor]:
 
 
 def restore_random_state(states: dict[str, Tensor]) -> None:
-    """Put the global generators back into these states.
+    """Restore the global random generators.
 
     Raises:
-        ValueError, KeyError, RuntimeError: these are none.
+        ValueError, KeyError, RuntimeError: the states are not valid.
     """
     position, gauss, cached = states["numpy.rest"].tolist()
     if not 0 <= position <= len(states["numpy"]) == 624:
-        # numpy would read beyond its words.
+        # numpy would read beyond the end of its words.
         raise ValueError("the state of numpy's generator is none")
     numpy_state: Any = ("MT19937", states["numpy"].numpy().astype(np.uint32), int(position), int(gauss), cached)
     version, *internal = states["python"].tolist()

@@ -1,4 +1,4 @@
-"""Evaluation: hits on all tasks of a test stream, counted in one pass over the mixed images."""
+"""Evaluation: counts the hits on all tasks of a test stream in one pass over the shuffled images."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Counts:
     """Hits of one evaluation over T tasks and n test images.
 
     Attributes:
-        correct: per task, argmax over all classes seen so far; None for tasks not learned yet.
-        correct_task_aware: per task, argmax over the task's own classes.
-        total: images per task.
-        label, task: int16 [n].
-        predicted, predicted_task_aware: int16 [n]; `predicted` is -1 where `correct` is None.
+        correct: hits per task, by argmax over all classes seen so far; None for tasks not learned yet.
+        correct_task_aware: hits per task, by argmax over the task's own classes.
+        total: number of images per task.
+        label, task: label and task of each image, int16 [n].
+        predicted, predicted_task_aware: predicted classes, int16 [n]; `predicted` is -1 where `correct` is None.
     """
 
     correct: list[int | None]
@@ -42,7 +42,7 @@ class Counts:
 
 
 class Evaluation:
-    """Counts hits, and remembers the frozen queries of the test images from the first pass on.
+    """Counts hits, and caches the frozen queries of the test images after the first pass.
 
     Args:
         num_classes: size of the label set of the whole stream.
@@ -53,25 +53,26 @@ class Evaluation:
         self._queried: list[Any] = []
         self._queries: dict[bytes, Tensor | None] = {}
 
-    # Not inference mode, which would be one more graph to compile.
+    # Not inference mode, which would compile one more graph.
     @torch.no_grad()
     def count(
         self, datasets: Sequence[Any], predict: Predict, classes: Iterable[int], learned: int | None, batch_size: int
     ) -> Counts:
         """Evaluate on the test images of all tasks.
 
-        Images of all tasks are shuffled together (by a fixed key), so that no prediction could profit from
-        neighbours of its own task; the device is synchronised once, at the end.
+        Images of all tasks are shuffled together (by a fixed key), so that no prediction can profit from batch
+        neighbours of its own task. The device is synchronised once, at the end.
 
         Args:
             datasets: the test images of each task.
-            predict: logits [B, num_classes] from (images [B, C, H, W], bytes that name the chunk of test images).
-            classes: seen so far.
-            learned: the first so many tasks count as learned; None: those whose classes have all been seen.
+            predict: logits [B, num_classes] from (images [B, C, H, W], bytes that identify the chunk of test images).
+            classes: classes seen so far.
+            learned: number of tasks, from the first on, that count as learned; None: tasks of which all classes have
+                been seen.
             batch_size: images per batch.
 
         Raises:
-            Diverged: logits that are NaN, or images whose largest logit is infinite.
+            Diverged: a logit is NaN, or the largest logit of an image is infinite.
         """
         if [id(d) for d in datasets] != [id(d) for d in self._queried]:
             self._queried, self._queries = list(datasets), {}
@@ -86,7 +87,7 @@ class Evaluation:
         known_classes = list(classes)
         seen = mask_of(known_classes, self.num_classes, self.device)
         order = permutation(("evaluation",), len(label))
-        # All that the loop needs travels before it: a copy in between would make it wait.
+        # Everything that the loop needs is copied to the device before it, since a copy in the loop would block it.
         tasks = task[torch.from_numpy(order)].to(self.device).split(batch_size)
         views = images.views(order, None, self.device, batch_size)
         predicted, task_aware, wrong = [], [], []
@@ -119,9 +120,9 @@ class Evaluation:
         )
 
     def predict(self, model: nn.Module, images: Tensor, chunk: bytes) -> Tensor:
-        """Logits of a chunk of the test images; frozen queries are remembered from the first pass on.
+        """Logits of a chunk of the test images, with frozen queries that are computed in the first pass only.
 
-        Exact: the test view is deterministic, the backbone frozen, and the chunks are the same in every pass.
+        This is exact: the test view is deterministic, the backbone frozen, and all passes have the same chunks.
         """
         if not isinstance(model, FeatureModel):
             return model(images)
@@ -132,18 +133,18 @@ class Evaluation:
 
 
 def undecided(masked: Tensor, logits: Tensor) -> Tensor:
-    """Which rows of logits [B, num_classes] decide nothing: one is NaN, or the largest is infinite; bool [B].
+    """Which rows of logits [B, num_classes] give no valid prediction: any is NaN, or the largest is infinite; bool [B].
 
-    Single logits of minus infinity exclude a class, which a method may do.
+    Single logits of minus infinity are valid: a method may exclude classes.
 
     Args:
-        masked: the same, minus infinity where a class is unseen.
+        masked: the same logits, with minus infinity for unseen classes.
     """
     return logits.isnan().any(1) | ~masked.amax(1).isfinite()
 
 
 def mask_of(classes: Iterable[int], num_classes: int, device: torch.device) -> Tensor:
-    """Which of all classes are among these: bool [num_classes]."""
+    """Mask that is true for these classes: bool [num_classes]."""
     mask = torch.zeros(num_classes, dtype=torch.bool, device=device)
     mask[list(classes)] = True
     return mask

@@ -1,4 +1,4 @@
-"""The one training loop: Avalanche's iterations, as the steps of a method's phases."""
+"""The training loop of all methods: Avalanche's iterations carry out the steps of a method's phases."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from cl_bench.training.checkpoint import Position
 from cl_bench.training.phase_run import SMALLER_STEPS, PhaseRun, Resumed
 
 _STEPS_TRACED = 24
-"""About so many optimiser steps of a phase are shown to the method's `step_traces`."""
+"""Approximate number of optimiser steps per phase after which `Method.step_traces` is called."""
 
 _INSIDE_A_STEP = (
     "before_forward", "after_forward", "before_backward", "after_backward", "before_update", "after_update",
@@ -32,12 +32,12 @@ class PhaseLoop(SupervisedTemplate):  # type: ignore[misc]
     """Carries out phases, each with fresh optimisers, and calls Avalanche's callbacks on the way.
 
     Attributes:
-        method: whose phases these are.
-        task: that is being learned.
-        position: inside the task, or None where a run cannot go on from.
+        method: the method whose phases are carried out.
+        task: the task that is being learned.
+        position: position inside the task; None at places from which a run cannot resume.
         trained: names of the parameters that any phase has trained.
-        traces: what happened on the way, by name of table.
-        valid: how many samples of the current batch are real; the others fill it up.
+        traces: rows recorded during training, by name of their table.
+        valid: number of real samples in the current batch; the others are padding.
     """
 
     method: Method
@@ -63,7 +63,7 @@ class PhaseLoop(SupervisedTemplate):  # type: ignore[misc]
 
     @property
     def phase(self) -> Phase | None:
-        """The phase that is being carried out."""
+        """The current phase, if any."""
         return None if self._run is None else self._run.phase
 
     def _run_phase(
@@ -75,7 +75,13 @@ class PhaseLoop(SupervisedTemplate):  # type: ignore[misc]
         state: dict[str, Tensor] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Carry a phase out; with the `state` of its optimisers, from `position` on."""
+        """Carry out a phase.
+
+        Args:
+            key: key of the phase's random draws.
+            name: name of the phase, for messages.
+            state: state of its optimisers, to resume the phase at `position`; None: start it.
+        """
         assert self.task is not None
         name = f"{name} of {type(self.method).__name__}"
         if phase.step is not None:
@@ -109,13 +115,13 @@ class PhaseLoop(SupervisedTemplate):  # type: ignore[misc]
         self._run = None
 
     def _batches(self, phase: Phase, samples: Samples, epoch: int, skipped: int) -> TrainingBatches | list[Batch]:
-        """The batches of an epoch without the first ones."""
+        """The batches of an epoch without the first `skipped` ones."""
         if phase.batches is None:
             return TrainingBatches(samples, phase.batch_size, self._epoch_key, self.device, skipped)
         return list(phase.batches(epoch))[skipped:]
 
     def _check_position(self, phase: Phase, samples: Samples, name: str, resumed: Resumed) -> None:
-        """Raise `ValueError` or `KeyError` if a phase has no such position, or its optimisers no such state."""
+        """Raise `ValueError` or `KeyError` if the resumed position or optimiser states do not fit the phase."""
         assert self.task is not None
         position = resumed.position
         steps = len(self._batches(phase, samples, position.epoch, 0)) if position.epoch < phase.epochs else 0
@@ -127,7 +133,7 @@ class PhaseLoop(SupervisedTemplate):  # type: ignore[misc]
         PhaseRun(phase, name, self.model, self.task.scratch).restore(resumed.optimizer)
 
     def _refuse_hooks(self, name: str) -> None:
-        """Raise `UserError` if an Avalanche plugin wants to look into a step that the phase takes by itself."""
+        """Raise `UserError` if an Avalanche plugin defines a hook inside steps that the phase takes by itself."""
         for plugin in self.plugins:
             if plugin is self.method or plugin is self.evaluator:
                 continue
@@ -143,15 +149,15 @@ class PhaseLoop(SupervisedTemplate):  # type: ignore[misc]
             self.traces.setdefault(name, []).extend(rows)
 
     def _place(self, run: PhaseRun, epoch: int | None = None) -> str:
-        """Where training is, for messages; None: in the epoch of the current step."""
+        """Phase, task and epoch of training, for messages; `epoch=None`: the epoch of the current step."""
         assert self.task is not None
         return f"{run.name}, task {self.task.index}, epoch {run.done // run.steps if epoch is None else epoch}"
 
     def _end_epoch(self, run: PhaseRun, epoch: int) -> None:
-        """Look at the losses and the parameters of an epoch; of a phase of the method, trace the mean loss.
+        """Check the losses and parameters after an epoch; for phases of the method, add the mean loss to the traces.
 
         Raises:
-            Diverged: one of these numbers is not finite.
+            Diverged: a loss or parameter is not finite.
         """
         assert self.task is not None
         loss = self._checked_loss(run, epoch)
@@ -166,7 +172,7 @@ class PhaseLoop(SupervisedTemplate):  # type: ignore[misc]
         """The sum of the losses in this epoch so far.
 
         Raises:
-            Diverged: it is not finite.
+            Diverged: the sum is not finite.
         """
         loss = float(self._loss)
         if not math.isfinite(loss):
@@ -180,7 +186,7 @@ class PhaseLoop(SupervisedTemplate):  # type: ignore[misc]
         return loss
 
     def where(self) -> Position | None:
-        """The position inside the task as of now, with the losses of the epoch so far; None between tasks.
+        """The current position inside the task, with the losses of the epoch so far; None between tasks.
 
         Raises:
             Diverged: the losses are not finite.
@@ -198,7 +204,7 @@ class PhaseLoop(SupervisedTemplate):  # type: ignore[misc]
         super()._unpack_minibatch()
 
     def forward(self) -> Tensor | None:
-        """Logits [B, num_classes] of the training pass; None if a phase's own step gives none."""
+        """Logits [B, num_classes] of the training pass; None if the phase takes its own steps and returns none."""
         run = self._run
         assert run is not None and self.mbatch is not None
         if run.phase.step is None:
@@ -219,11 +225,11 @@ class PhaseLoop(SupervisedTemplate):  # type: ignore[misc]
         if self._own_step is not None:
             loss, total = self._own_step[0], self._own_step[0].double() * self.valid
         else:
-            # Samples that only fill up the last batch must not reach the loss, metrics or other plugins.
+            # Padding of the last batch must not reach the loss, metrics or other plugins.
             self.mb_output = self.mb_output[: self.valid]
             self.mbatch = [tensor[: self.valid] for tensor in self.mbatch]
             loss, total = self._run.loss(tuple(output[: self.valid] for output in self._outputs), self.mb_y)
-        # Summed on the device: reading each loss would make the host wait for it in every step.
+        # Summed on the device, since reading each loss would make the host wait in every step.
         self._loss += total
         self._losses.append(total)
         self._counted += self.valid

@@ -1,4 +1,4 @@
-"""A phase while it is carried out: its optimisers and their rates, its steps, and what must stay as it is."""
+"""The execution of one phase: optimisers, learning rates, steps, and checks that frozen parameters do not change."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from cl_bench.randomness import Key
 from cl_bench.training.checkpoint import Position
 
 SMALLER_STEPS = "lower the learning rate, or look for a division by zero"
-"""What to do about numbers that are not finite, for messages."""
+"""Advice in messages about numbers that are not finite."""
 _LIKE_PARAMETERS = {"momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"}
-"""States of torch's optimisers that have the shape of the parameter that they belong to."""
+"""States of torch's optimisers that have the shape of their parameter."""
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True)
 class Resumed:
-    """Where inside a task a run goes on: the position, and tensors of the optimisers and of the task's scratch."""
+    """The state from which a run resumes inside a task: position, tensors of optimisers and of the task's scratch."""
 
     position: Position
     optimizer: dict[str, Tensor]
@@ -32,19 +32,19 @@ class Resumed:
 
 
 class PhaseRun:
-    """One phase of a task. A phase trains what it lists and nothing else.
+    """The execution of one phase of a task, which trains the parameters that the phase lists and no others.
 
     Args:
-        name: of the phase, for messages, e.g. `phase 0 of SDLoRA`.
-        model, scratch: where everything that is trained must lie, or it would be lost when a run goes on.
+        name: name of the phase for messages, e.g. `phase 0 of SDLoRA`.
+        model, scratch: must contain all trained parameters; others would be missing from checkpoints.
 
     Attributes:
-        optimizers: by name, each with what it was made from; the phase's own is the empty one.
-        steps: how many steps an epoch has.
-        done: steps done.
+        optimizers: description and optimiser by name; the main optimiser has the empty name.
+        steps: number of steps of an epoch.
+        done: number of steps done so far, in all epochs.
 
     Raises:
-        UserError: the phase trains nothing, or something outside the model and the scratch.
+        UserError: the phase trains no parameter, or one outside the model and the scratch.
     """
 
     def __init__(self, phase: Phase, name: str, model: nn.Module, scratch: Scratch) -> None:
@@ -70,7 +70,7 @@ class PhaseRun:
         return [tensor for tensor in self.scratch.values() if isinstance(tensor, nn.Parameter)]
 
     def _check_place(self) -> None:
-        """Raise `UserError` if something is trained that is no part of the model or the scratch."""
+        """Raise `UserError` if a trained parameter is not part of the model or the scratch."""
         known = {id(parameter) for parameter in (*self.model.parameters(), *self._scratch_parameters())}
         for parameter in self.phase.trained():
             if id(parameter) not in known:
@@ -80,10 +80,14 @@ class PhaseRun:
                 )
 
     def begin_epoch(self, epoch: int, steps: int, done: int) -> None:
-        """Set the rates of an epoch, which has so many steps in all, and of which so many are done.
+        """Set the learning rates of an epoch.
+
+        Args:
+            steps: number of steps of the epoch.
+            done: number of them that are done.
 
         Raises:
-            UserError: an epoch has none, or not as many as the one before: the number of steps would not be known.
+            UserError: the epoch has no steps or another number than the last one; the total would be unknown.
         """
         if not steps or self.steps not in (0, steps):
             before = f"{self.steps} in the one before" if self.steps else "at least one"
@@ -94,16 +98,16 @@ class PhaseRun:
         self.steps, self.done = steps, epoch * steps + done
 
     def outputs(self, inputs: Tensor) -> tuple[Tensor, ...]:
-        """What the training pass gives: logits [B, num_classes], and what else the loss needs."""
+        """Outputs of the training pass: logits [B, num_classes], then anything else that the loss needs."""
         outputs = (self.phase.forward or self.model)(inputs)
         return outputs if isinstance(outputs, tuple) else (outputs,)
 
     def loss(self, outputs: tuple[Tensor, ...], labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean loss of samples, and its sum over them in float64, detached.
+        """The mean loss over samples, and the detached sum in float64.
 
         Args:
-            outputs: of the training forward pass, of real samples only.
-            labels: [B], of these.
+            outputs: outputs of the training pass for real samples, without padding.
+            labels: labels [B] of these samples.
         """
         assert self.phase.loss is not None
         losses = self.phase.loss(outputs if len(outputs) > 1 else outputs[0], labels)
@@ -116,18 +120,18 @@ class PhaseRun:
         return losses.mean(), total if losses.ndim else total * len(labels)
 
     def backward(self, loss: Tensor) -> None:
-        """Gradients of the phase's loss."""
+        """Compute the gradients of the loss."""
         with naming(self.name):
             backward(loss, self.phase)
 
     def step(self) -> None:
-        """Clip, and take the step of the phase's optimiser."""
+        """Clip the gradients, and take a step of the main optimiser."""
         optimization, optimizer = self.optimizers[""]
         take_step(optimization, optimizer)
         self._updates += 1
 
     def own_step(self, inputs: Tensor, labels: Tensor, key: Key) -> tuple[Tensor, Tensor | None]:
-        """A step of the phase's own, on real samples: the mean loss, and logits if it returns them."""
+        """Call the phase's own step on real samples; the mean loss, and the logits if it returns any."""
         assert self.phase.step is not None
         batch = StepBatch(
             inputs=inputs,
@@ -155,7 +159,7 @@ class PhaseRun:
         return loss.detach(), logits
 
     def end_step(self) -> None:
-        """Count a step, and give the phase its hook."""
+        """Count a step, and call the phase's `after_step`."""
         self.done += 1
         if self.phase.after_step is not None:
             with torch.no_grad(), naming(self.name):
@@ -163,7 +167,7 @@ class PhaseRun:
             self._check_frozen("after_step")
 
     def take(self, inputs: Tensor, labels: Tensor, key: Key) -> None:
-        """A whole step on real samples, without an Avalanche strategy around it."""
+        """Take a whole step on real samples, without an Avalanche strategy."""
         if self.phase.step is not None:
             self.own_step(inputs, labels, key)
         else:
@@ -173,7 +177,7 @@ class PhaseRun:
         self.end_step()
 
     def check_finite(self) -> None:
-        """Raise `Diverged` if a parameter that the phase trains is not finite any more; makes the host wait."""
+        """Raise `Diverged` if a trained parameter is not finite; makes the host wait for the device."""
         if bool(torch.stack([parameter.detach().isfinite().all() for parameter in self.phase.trained()]).all()):
             return
         known = [*self.model.named_parameters(), *((f"task.scratch['{n}']", t) for n, t in self.scratch.items())]
@@ -182,7 +186,7 @@ class PhaseRun:
         raise Diverged(f"{wrong[0] if wrong else 'a parameter'} is not finite any more; {SMALLER_STEPS}")
 
     def end(self) -> None:
-        """Raise `UserError` if the phase did not train, or trained or changed what it may not."""
+        """Raise `UserError` if the phase took no optimiser step, or changed a parameter that it does not train."""
         self._check_place()
         if self.done and not self._updates:
             raise UserError(f"{self.name} trains nothing: its step never calls `update` of the batch it is given")
@@ -202,7 +206,7 @@ class PhaseRun:
     # --- checkpoints -------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Tensor]:
-        """The tensors of the optimisers' states: `INDEX.NAME`, of others `OPTIMISER/INDEX.NAME`."""
+        """Tensors of the optimisers' states: `INDEX.NAME`, or `OPTIMISER/INDEX.NAME` for named optimisers."""
         return {
             f"{label}/{index}.{name}" if label else f"{index}.{name}": value
             for label, (_, optimizer) in self.optimizers.items()
@@ -212,10 +216,10 @@ class PhaseRun:
         }
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Give the optimisers these states back.
+        """Restore the states of the optimisers.
 
         Raises:
-            KeyError, ValueError: they are not of these optimisers.
+            KeyError, ValueError: the states do not fit these optimisers.
         """
         states: dict[str, dict[int, dict[str, Tensor]]] = {label: {} for label in self.optimizers}
         for name, tensor in tensors.items():
@@ -232,38 +236,38 @@ class PhaseRun:
         for label, state in states.items():
             optimizer = self.optimizers[label][1]
             optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-        # Plain SGD has no state that would tell whether another process took a step.
+        # Plain SGD has no state that shows whether the earlier process took a step, so assume that it did.
         self._updates += 1
 
 
 class Untouched:
-    """Parameters that nobody may write to."""
+    """Detects changes of parameters that must not change."""
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
         self._parameters = {name: (p, p._version, p.data_ptr()) for name, p in parameters.items()}
         self._bits = self._sums()
 
     def by_version(self) -> str | None:
-        """The first that was written to, as far as torch counts that: without reading it."""
+        """The first parameter written to, as far as torch's version counter shows; does not read the values."""
         for name, (parameter, version, place) in self._parameters.items():
             if parameter._version != version or parameter.data_ptr() != place:
                 return name
         return None
 
     def replaced(self, model: nn.Module) -> str | None:
-        """The first in whose place the model has another."""
+        """The first parameter that the model has replaced by another."""
         now = dict(model.named_parameters())
         return next(
             (name for name, (parameter, _, _) in self._parameters.items() if now.get(name) is not parameter), None
         )
 
     def by_bits(self) -> str | None:
-        """The first whose bits are others."""
+        """The first parameter whose bits have changed."""
         changed = (self._sums() != self._bits).nonzero()
         return list(self._parameters)[int(changed[0])] if len(changed) else None
 
     def _sums(self) -> Tensor:
-        """Sum of each parameter's bits, read as integers, times their places: values that change places count."""
+        """Sum of each parameter's values, read as integers and weighted by position, so that swapped values count."""
         flat: Any = (p.detach().reshape(-1).view(_INTEGERS[p.element_size()]) for p, _, _ in self._parameters.values())
         sums = [(bits * torch.arange(1, len(bits) + 1, device=bits.device)).sum() for bits in flat]
         return torch.stack(sums).cpu() if sums else torch.zeros(0, dtype=torch.int64)

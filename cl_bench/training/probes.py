@@ -1,6 +1,6 @@
-"""What a run can measure besides its counts, at a cost that not every run should have.
+"""Probes: optional measurements of a run, too expensive to be made in every run.
 
-A probe looks at the model after each stage and adds rows to the strategy's traces; it changes nothing.
+A probe examines the model after each stage and adds rows to the strategy's traces; it does not change the run.
 """
 
 from __future__ import annotations
@@ -18,32 +18,33 @@ from cl_bench.training.strategy import ContinualStrategy
 
 
 class Probe:
-    """Measures nothing."""
+    """Interface of all probes; this one measures nothing."""
 
     @classmethod
     def check(cls, model: nn.Module, method: str) -> None:
-        """Raise `UserError` if this cannot be measured on such a model, that of the named method."""
+        """Raise `UserError` if the probe cannot measure this model of the named method."""
 
     def after_stage(self, index: int, strategy: ContinualStrategy, test: Iterable[Any]) -> None:
-        """A stage is over and evaluated on the test stream."""
+        """Measure after stage `index` (from 0) has been trained and evaluated; `test` is the test stream."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """What must outlive the process, for a checkpoint."""
+        """State of the probe for a checkpoint."""
         return {}
 
     def load(self, tensors: Mapping[str, Tensor], model: nn.Module) -> None:
-        """Go on from `tensors` of another process, whose model this is.
+        """Restore the state of the probe from a checkpoint of this model.
 
         Raises:
-            ValueError: they are not those of such a model.
+            ValueError: the state does not fit the model.
         """
 
 
 class Interpolation(Probe):
-    """Accuracy on the straight path from the update after the task before to that after this one (SD-LoRA, Fig. 4).
+    """Accuracy along the line between the weight updates after tasks t - 1 and t (SD-LoRA, arXiv 2501.13198, Fig. 4).
 
-    The weights are W0 + (1 - x) U_{t-1} + x U_t with x = 0, 0.1, ..., 1, the head is that after task t. Rows
-    `interpolation`: stage t, x, the task tested (the two on the path), hits among the classes seen, and test images.
+    The weights are W0 + (1 - x) U_{t-1} + x U_t for x = 0, 0.1, ..., 1, with the head after task t. The trace
+    `interpolation` has the columns stage (t), x, task (t - 1 or t, which is tested), correct (hits, by argmax over the
+    classes seen) and total (test images).
     """
 
     STEPS = 10

@@ -1,4 +1,4 @@
-"""The one training loop: an Avalanche strategy that runs a method's phases and counts hits on all tasks in one pass."""
+"""The Avalanche strategy of all methods: carries out a method's phases, and counts hits on all tasks in one pass."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from cl_bench.training.phase_run import Resumed
 
 
 def _sizes(phase: Phase) -> dict[int, int]:
-    """How many numbers each parameter has that a phase trains."""
+    """Number of elements of each parameter that a phase trains, by the parameter's id."""
     return {id(parameter): parameter.numel() for parameter in phase.trained()}
 
 
@@ -38,20 +38,21 @@ class ContinualStrategy(PhaseLoop):
 
     `train(experience)` runs the method's phases, each with a fresh optimiser over the method's own parameter groups;
     `eval(stream)` is Avalanche's, with its metrics and loggers; `count_matrix(stream)` counts all tasks in one pass.
-    `traces` collects what happens on the way: the mean training `loss` of every epoch, and what the method traces.
+    `traces` collects the mean training `loss` of every epoch and the rows that the method traces.
 
     Args:
         plugins: exactly one `Method`, and any other Avalanche plugins.
-        backbone: a name known to `cl_bench.backbones`, what that resolves to, or a timm ViT without head.
+        backbone: a name known to `cl_bench.backbones`, a `Backbone`, or a timm ViT without head.
         num_classes: size of the label set of the whole stream (head and masks never change shape).
-        num_tasks: length of the stream; passed on only to methods that declare to need it.
-        seed: of everything random; draws are keyed, the global generators are left alone.
+        num_tasks: length of the stream; passed on only to methods that declare `needs_num_tasks`.
+        seed: seed of all random draws, which are keyed and do not use the global generators.
         execution: precision of the backbone, and whether it is compiled; None: fp32, eager.
         eval_mb_size: images per evaluation batch.
+        evaluator: Avalanche's metrics and loggers; None: no metrics.
 
     Raises:
-        ValueError: not exactly one method among the plugins, or a method that needs `num_tasks` without it.
-        UserError: a backbone that is no timm ViT, or that the method does not fit, or a stream that it does not fit.
+        ValueError: the plugins do not contain exactly one method, or it needs `num_tasks` and none is given.
+        UserError: the backbone is no timm ViT, or the method does not fit the backbone or the number of tasks.
     """
 
     PLUGIN_CLASS = Method
@@ -88,7 +89,7 @@ class ContinualStrategy(PhaseLoop):
         model.set_execution(execution or Execution())
         super().__init__(
             model=model,
-            # Replaced at the start of every phase; Avalanche wants one from the beginning.
+            # A placeholder, since Avalanche requires an optimiser; each phase replaces it.
             optimizer=torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.0),
             criterion=nn.CrossEntropyLoss(),
             eval_mb_size=eval_mb_size,
@@ -97,7 +98,7 @@ class ContinualStrategy(PhaseLoop):
             evaluator=evaluator or EvaluationPlugin(loggers=[BaseLogger()]),
         )
         if evaluator is None:
-            # It measures nothing, for 0.2 ms in every iteration.
+            # An evaluator without metrics costs 0.2 ms in every iteration.
             self.plugins.remove(self.evaluator)
         self.model.to(self.device)
         self.num_classes = num_classes
@@ -113,13 +114,13 @@ class ContinualStrategy(PhaseLoop):
     # --- training ----------------------------------------------------------------------------------------------
 
     def check_model_and_optimizer(self, **kwargs: Any) -> None:
-        """Nothing to adapt: the head has its full size, and each phase makes its optimiser."""
+        """Do nothing: the head always has its full size, and each phase makes its own optimisers."""
 
     def model_adaptation(self, model: nn.Module | None = None) -> nn.Module:
         return (self.model if model is None else model).to(self.device)
 
     def make_train_dataloader(self, **kwargs: Any) -> None:
-        """Batches are made per epoch, from a key."""
+        """Do nothing: the loop makes the batches of each epoch from a key."""
 
     def _train_exp(self, experience: Any, eval_streams: Any = None, **kwargs: Any) -> None:
         samples = samples_of(self.adapted_dataset)
@@ -147,7 +148,11 @@ class ContinualStrategy(PhaseLoop):
     def _learn(
         self, task: Task, samples: Samples, own: TaskSamples, resumed: Resumed | None, **kwargs: Any
     ) -> dict[int, int]:
-        """Carry out the method's phases, from where the run stood; what is trained in them (see `_sizes`)."""
+        """Carry out the method's phases, from the resumed position on if there is one.
+
+        Returns:
+            The parameters trained in all phases (see `_sizes`).
+        """
         trained: dict[int, int] = {}
         decides = type(self.method).after_phase is not Method.after_phase
         phases = self._phases(task)
@@ -182,7 +187,7 @@ class ContinualStrategy(PhaseLoop):
             return self.method.phases(task)
 
     def begin_task(self, samples: Samples, resumed: Resumed | None = None) -> TaskSamples:
-        """Begin the next task, with the method's pass before it, or go on with it; its samples."""
+        """Begin the next task with `Method.before_task`, or resume it; returns its samples."""
         if not len(samples.labels):
             raise UserError(f"task {self.tasks_learned} has no training images; leave it out of the stream")
         classes = tuple(sorted(int(c) for c in set(samples.labels.tolist())))
@@ -212,15 +217,15 @@ class ContinualStrategy(PhaseLoop):
 
     @contextmanager
     def _hook(self, task: Task, *place: int | str) -> Iterator[None]:
-        """Work between steps: without gradients, the global generator being a function of the task and the place, so
-        that modules which a method makes there start alike in every run."""
+        """Context for a hook of the method between phases: no gradients, and torch's global generator seeded by
+        the task and the place, so that modules created in the hook start alike in every run."""
         where = f"{type(self.method).__name__}.{place[0]}_{'phase' if place[1:] else 'task'}, task {task.index}"
         with torch.no_grad(), seeded((*task.key, *place)), naming(where):
             yield
 
     @torch.no_grad()
     def _settle(self) -> None:
-        """Lay out all state as a restored copy is: in another layout the same numbers round differently."""
+        """Make all tensors contiguous, as those of a restored copy are: in another layout, sums round differently."""
         for module in self.model.modules():
             for parameter in module.parameters(recurse=False):
                 parameter.data = parameter.data.contiguous()
@@ -228,17 +233,17 @@ class ContinualStrategy(PhaseLoop):
                 setattr(module, name, buffer.contiguous())
 
     def resume(self, checkpoint: Checkpoint, experience: Any = None) -> None:
-        """Go on from a checkpoint, in a fresh strategy; the next `train` is for the task that comes next in it.
+        """Resume from a checkpoint in a fresh strategy; the next call of `train` must be for the next task in it.
 
         Args:
-            experience: of that task, to check the position in it; None: it is not checked.
+            experience: experience of that task, against which the position is checked; None: no check.
 
         Raises:
             RuntimeError: the tensors do not fit the model.
             KeyError, ValueError: the facts or the optimisers' states do not fit the method or the experience.
         """
         facts = checkpoint.facts
-        # Weights of the backbone that are still the pre-trained ones are not in it.
+        # The checkpoint leaves out backbone weights that equal the pre-trained ones.
         fresh = {name: t for name, t in self.model.state_dict().items() if name.startswith("backbone.")}
         restore(self.model, {**fresh, **checkpoint.part("model.")}, type(self.method).__name__)
         self.model.to(self.device)
@@ -258,7 +263,7 @@ class ContinualStrategy(PhaseLoop):
                 self._check_resumed(self._resumed, samples_of(experience.dataset))
 
     def _check_resumed(self, resumed: Resumed, samples: Samples) -> None:
-        """Raise `KeyError` or `ValueError` if the next task has no such position."""
+        """Raise `KeyError` or `ValueError` if the resumed position does not fit the next task."""
         self.begin_task(samples, resumed)
         assert self.task is not None
         number, phases = resumed.position.phase, self._phases(self.task)
@@ -268,12 +273,16 @@ class ContinualStrategy(PhaseLoop):
             raise ValueError(f"phase {number} is beyond the {len(phases)} of {type(self.method).__name__}")
 
     def checkpoint(self, done: Facts) -> Checkpoint:
-        """Where this strategy stands, for `resume` in a fresh one: what was done before it, completed.
+        """The state of this strategy, from which a fresh one can `resume`.
+
+        The tensors are those of the model, `model.*`, and inside a task also `optimizer.*` and `scratch.*`. They are
+        not copied.
+
+        Args:
+            done: facts about the run; those that the strategy knows are filled in.
 
         Raises:
             Diverged: losses are not finite.
-
-        Tensors are those of the model, `model.*`, and inside a task `optimizer.*` and `scratch.*`; none are copies.
         """
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         if self.position is not None:
@@ -290,7 +299,7 @@ class ContinualStrategy(PhaseLoop):
         return Checkpoint(done.model_copy(update=now), tensors)
 
     def forward(self) -> Tensor | None:
-        """Logits [B, num_classes]; in evaluation those of unseen classes are -inf."""
+        """Logits [B, num_classes]; in evaluation, those of unseen classes are -inf."""
         if self.is_training:
             return super().forward()
         logits = self.model(self.mb_x)
@@ -310,12 +319,12 @@ class ContinualStrategy(PhaseLoop):
         self.dataloader = EvaluationBatches(TaskSamples(samples, (), self.device, self.eval_mb_size))
 
     def count_matrix(self, stream: Iterable[Any], learned: int | None = None, model: nn.Module | None = None) -> Counts:
-        """Evaluate on all tasks of a test stream, in one pass over the mixed images (see `evaluation.count`).
+        """Evaluate on all tasks of a test stream, in one pass over the shuffled images (see `Evaluation.count`).
 
         Args:
-            learned: the first so many tasks count as learned; None: those whose classes have all been seen, which is
-                right where every task brings new ones.
-            model: what predicts, in evaluation mode; None: the current model.
+            learned: number of tasks, from the first on, that count as learned; None: tasks of which all classes have
+                been seen, which is right if every task brings new classes.
+            model: the model that predicts, in evaluation mode; None: the current one.
 
         Raises:
             Diverged: logits are not finite.
@@ -334,17 +343,17 @@ class ContinualStrategy(PhaseLoop):
         return counts
 
     def _predict(self, model: nn.Module, images: Tensor, chunk: bytes) -> Tensor:
-        """Logits of a chunk of the test images: where the audit looks on."""
+        """Logits of a chunk of the test images; the audit overrides this to record them."""
         if self.method.stateful_prediction:
             return model(images)
         return self._evaluation.predict(model, images, chunk)
 
     def predictor(self) -> nn.Module:
-        """What predicts for the current model: itself, or its cheaper equal if it can be merged."""
+        """The module that predicts for the current model: itself, or its cheaper merged form if it has one."""
         model = self.model.eval()
         return model if self.method.stateful_prediction else model.merged()
 
     def stored_numbers(self) -> int:
-        """Numbers kept beside the frozen backbone: everything in the model that is not an untouched weight of it."""
+        """Numbers stored in addition to the frozen backbone: all of the model's, except untrained backbone weights."""
         frozen = {name for name, _ in self.model.named_parameters() if name.startswith("backbone.")} - self.trained
         return sum(t.numel() for name, t in self.model.state_dict().items() if name not in frozen)
