@@ -1,4 +1,4 @@
-"""Checkpoints with a valid checksum that no run has left, and those of another environment."""
+"""Forged checkpoints with a valid checksum, and checkpoints from another environment."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ CPU = torch.device("cpu")
 
 
 class Killed(BaseException):
-    """The end of the process."""
+    """Stands for the end of the process."""
 
 
 class Watching(RunProgress):
-    """Keeps the warnings, and ends the process at a step, or at a warning: what would follow takes its time."""
+    """Collects warnings, and ends the process at a step, or at the first warning, to save the time of the rest."""
 
     def __init__(self, steps: int = -1, at_warning: bool = False) -> None:
         self.steps, self.at_warning, self.warnings = steps, at_warning, list[str]()
@@ -67,7 +67,7 @@ def whole() -> RunRecord:
 
 @pytest.fixture(scope="module")
 def left(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A checkpoint after the fifth step of the second task: the evaluation of the first was one advance, too."""
+    """A checkpoint after the fifth step of the second task. The evaluation of the first is one more advance."""
     path = tmp_path_factory.mktemp("left") / "checkpoint"
     with pytest.raises(Killed):
         execute(path, Watching(6 + 1 + 5 + 1))
@@ -179,7 +179,7 @@ def test_a_forged_one_is_named(path: Path, forgery: str) -> None:
 
 
 def test_the_run_starts_anew(path: Path, whole: RunRecord) -> None:
-    """Also where what is wrong was found when the model and the generators had already been restored."""
+    """Even if the fault shows only after the model and the random generators have been restored."""
     forged = found(path)
     FORGED["generator"][0](forged)
     files.write(path, forged)
@@ -188,7 +188,7 @@ def test_the_run_starts_anew(path: Path, whole: RunRecord) -> None:
 
 
 def test_numbers_that_are_not_finite_where_the_writer_had_none(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A method may keep infinity in a buffer; a checkpoint says in which."""
+    """A method may have infinity in a buffer; the checkpoint names these buffers."""
     forged = found(path)
     forged.tensors["model.head.bias"][0] = float("inf")
     with monkeypatch.context() as patch:
@@ -209,7 +209,7 @@ def test_an_older_checkpoint_says_nothing_of_its_environment(path: Path, whole: 
 
 
 def test_another_environment_is_said_and_recorded(path: Path, whole: RunRecord, tmp_path: Path) -> None:
-    """And shown: where the values of the sessions differ, and in which of them."""
+    """The record also shows which values of the environment differ, and in which sessions."""
     other = found(path)
     was = {**other.facts.environment, "threads": 7, "torch": "2.0"}
     earlier = [Session(environment=was, processes=2, stages=0, phase=0, epoch=0)]

@@ -1,4 +1,4 @@
-"""Something else than a file where a run reads or writes one is refused in a sentence, before anything is trained."""
+"""A pipe, socket or folder at the path of a run's file is refused in one sentence, before any training."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ KINDS: dict[str, Callable[[Path], object]] = {
 
 @pytest.fixture(scope="module")
 def stem() -> str:
-    """Of the files of the run: its key does not depend on where it runs."""
+    """Stem of the run's file names; the key in it does not depend on the machine."""
     from cl_bench.contract import registry
     from cl_bench.experiment import Limits
     from cl_bench.running import plan

@@ -1,4 +1,4 @@
-"""What is refused or said before any run begins: grids without end, tasks in which no loss can teach, and the like."""
+"""Refusals and remarks before any run starts: huge grids, tasks with a constant loss, classes without validation."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def grid(benchmarks: int, tasks: int, seeds: str = "0", methods: str = "linear[l
     return RunOptions.of(given | {"benchmark": ["icons-100"] * benchmarks, "tasks": list(range(1, tasks + 1))})
 
 
-# --- how many --------------------------------------------------------------------------------------------------
+# --- number of runs --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_a_product_is_counted_and_not_made() -> None:
 
 
 def test_default_tasks_have_two_classes_or_more() -> None:
-    """What more classes had, they have still: key after key would be another."""
+    """The defaults for more classes are fixed, since they are part of keys."""
     for classes in range(1, 400):
         sizes = sizes_of(default_tasks(classes), classes)
         assert sum(sizes) == classes and len(sizes) <= 10 and max(sizes) - min(sizes) <= 1
@@ -105,7 +105,9 @@ def test_default_tasks_have_two_classes_or_more() -> None:
         ("ranpac", (1, 1), ""),
     ],
 )
-def test_who_learns_nothing_in_a_task_of_one_class(row: str, sizes: tuple[int, ...], tasks: str) -> None:
+def test_a_method_with_a_constant_loss_in_tasks_of_one_class_is_named(
+    row: str, sizes: tuple[int, ...], tasks: str
+) -> None:
     method = small(row)
     found = constant_loss(row, method, build_model(method, tiny_vit(), CLASSES), sizes)
     if not tasks:
@@ -118,7 +120,7 @@ def test_who_learns_nothing_in_a_task_of_one_class(row: str, sizes: tuple[int, .
 
 @pytest.fixture
 def three(tmp_path: Path) -> str:
-    """Three classes of which the last has one training image."""
+    """A benchmark of three classes, the last of which has one training image."""
     for number in range(3):
         for part, count in (("train", 3 if number < 2 else 1), ("test", 2)):
             for i in range(count):
@@ -154,7 +156,7 @@ def test_a_search_validates_on_the_classes_that_have_images_for_it(cl_bench: Cli
 def test_a_search_that_has_nothing_to_validate_a_task_on_ends_before_training(cl_bench: Cli, tmp_path: Path) -> None:
     for number in range(4):
         for part in ("train", "test"):
-            # Which classes share a task depends on the seed: all of them have one image.
+            # One image in every class, since the seed decides which classes share a task.
             trees.save(tmp_path / "four" / part / f"class{number}" / "0.png", f"{part} {number}")
     search = (
         "tune",

@@ -73,7 +73,7 @@ class Frail(SimpleCIL):
 
 @dataclass
 class Processes:
-    """Processes that a test has started, each with a session of its own, in which all that it starts itself stays."""
+    """Processes started by a test, each in a session of its own, to which all its children belong."""
 
     environment: dict[str, str]
     sessions: list[int] = field(default_factory=list)
@@ -92,7 +92,7 @@ class Processes:
         return process
 
     def drive(self, folder: Path, *arguments: str, **variables: str) -> BaseProcess:
-        """`cl-bench ARGUMENTS` in a session of its own; its output is in `log` in the folder."""
+        """Start `cl-bench ARGUMENTS` in a session of its own, with its output in the file `log` of the folder."""
         process = processes.start(folder, *arguments, environment=self.environment | variables)
         assert process.pid is not None
         self.sessions.append(process.pid)
@@ -121,7 +121,7 @@ class Cluster:
 
 @pytest.fixture(scope="module")
 def short() -> Iterator[Path]:
-    """A folder with a path so short that sockets can lie below it."""
+    """A folder whose path is short enough for sockets below it."""
     folder = Path(tempfile.mkdtemp(prefix="cb-", dir="/tmp"))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
@@ -129,7 +129,7 @@ def short() -> Iterator[Path]:
 
 @contextmanager
 def ended(short: Path) -> Iterator[Processes]:
-    """Processes to be; whatever happens, none is left at the end."""
+    """A starter of processes, all of which are ended after the test."""
     own = {
         "COLUMNS": "200",
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
@@ -137,7 +137,7 @@ def ended(short: Path) -> Iterator[Processes]:
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_health_check_period_ms": "1000",
-        # Seconds in which parts of Ray must start, however busy the machine is.
+        # Seconds that parts of Ray have to start, generous for a busy machine.
         "RAY_raylet_start_wait_time_s": "600",
         "TMPDIR": str(short),
     }
@@ -166,7 +166,7 @@ def cluster(short: Path) -> Iterator[Cluster]:
 
 
 def records(folder: Path) -> dict[str, Result]:
-    """By key: records and their arrays; there is nothing else in the store."""
+    """Records and their arrays by key; asserts that the store holds nothing else."""
     found = results(folder)
     store = folder / RUNS
     left = [path for path in store.rglob("*") if path.is_file()]
@@ -183,9 +183,9 @@ def test_every_run_ends_once_though_a_node_is_killed(
     gate.lay(tmp_path)
     driver = cluster.processes.drive(away, *SWEEP, "--executor", "ray", "--address", cluster.address)
     checkpoints = away / "results" / "runs" / ".checkpoints"
-    # Each node has room for one run, so with two checkpoints both are in the middle of one, where they wait.
+    # Each node has room for one run, so two checkpoints mean that both nodes wait in the middle of a run.
     gate.wait(lambda: len(list(checkpoints.glob("*.safetensors"))) == 2, driver.is_alive, log)
-    # A driver that lives keeps the file young by which workers recognise the folder, so that nobody prunes it.
+    # A living driver touches the file by which workers recognise the folder, so that nobody prunes it.
     (marker,) = away.glob("results/runs/.shared-*")
     os.utime(marker, (0, 0))
     gate.wait(lambda: marker.stat().st_mtime > 0, driver.is_alive, log)
@@ -213,8 +213,7 @@ def test_every_run_ends_once_though_a_node_is_killed(
 
 
 def test_results_come_back_through_ray_and_a_dead_worker_is_replaced(cluster: Cluster, tmp_path: Path) -> None:
-    """Images lie below a root and are kept in a cache: relative paths, which nothing in the cluster's environment
-    names."""
+    """The root of the images and the cache are relative paths, which the environment of the cluster does not name."""
     for domain in catalogue.find("pacs").domains:
         for name in ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person"):
             for number in range(5):
@@ -294,7 +293,7 @@ def test_a_worker_has_the_limit_of_pixels_of_the_driver(tmp_path: Path, monkeypa
     for of_the_host, of_the_driver, limit in (("5", "7", 7), ("5", None, 178_956_970), ("", "7", 7)):
         monkeypatch.setenv(decoding.LIMIT_VARIABLE, of_the_host)
         config = replace(CONFIG, folder=str(tmp_path), store=None, max_pixels=of_the_driver)
-        # What is no run ends when the worker is set up.
+        # An empty run cannot be unpacked, but before that the worker sets the limit.
         with pytest.raises(EOFError):
             ray_worker.run_task(config, PackedRun(b"", None), ray_worker.Attempt(0, 0), None)
         assert decoding.max_pixels() == limit

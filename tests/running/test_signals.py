@@ -1,4 +1,4 @@
-"""Signals that end work, and errors that say that memory is used up."""
+"""Signals that end work, and errors that mean that memory is exhausted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Precision, compiling, runs side by side and `cl-bench bench`, as a user asks for them."""
+"""Precision, compilation, concurrent runs and `cl-bench bench`, through their options."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_an_unknown_precision_is_refused(cl_bench: Cli) -> None:
 
 
 def test_bf16_predicts_what_fp32_predicts() -> None:
-    """Nearest means, whose rounding no training amplifies."""
+    """With nearest means, where no training amplifies the rounding."""
     predicted = []
     for precision in ("fp32", "bf16"):
         limits = Limits(tasks=2, train_per_class=5, test_per_class=10)
@@ -65,7 +65,7 @@ def test_bf16_predicts_what_fp32_predicts() -> None:
     assert np.mean(predicted[0] == predicted[1]) > 0.98
 
 
-# --- side by side ------------------------------------------------------------------------------------------------
+# --- concurrent runs -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def broken(cl_bench: Cli) -> str:
 
 
 def test_runs_side_by_side_give_the_same_and_failures_are_told_of(cl_bench: Cli, broken: str) -> None:
-    """Two at a time or one after the other, bit by bit, on one thread each; one that fails spoils no other."""
+    """Concurrent and consecutive runs on one thread each give the same bits; one that fails affects no other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -103,7 +103,7 @@ def test_runs_side_by_side_give_the_same_and_failures_are_told_of(cl_bench: Cli,
 
 
 def test_the_same_command_takes_the_same_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many runs at a time as there are cores and memory for, however many of them are stored already."""
+    """The number of concurrent runs depends on cores and memory, and not on how many runs are stored already."""
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -134,12 +134,12 @@ def test_jobs_are_for_this_host(cl_bench: Cli) -> None:
     assert outcome.code == 2 and "--jobs" in outcome.err
 
 
-# --- bench -------------------------------------------------------------------------------------------------------
+# --- bench -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def one_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is judged by how long it took."""
+    """Time a single group; no test judges times."""
     monkeypatch.setattr(bench, "GROUPS", 1)
 
 
@@ -152,7 +152,7 @@ def test_bench_measures_what_bounds_a_machine(cl_bench: Cli, one_group: None) ->
     assert trained["label"] == "sdlora" and trained["batch"] > 0
     assert trained["rate"] == pytest.approx(trained["batch"] / trained["step"])
     assert trained["headroom"] == pytest.approx(trained["data"] / trained["rate"])
-    # FLOPs per step that are needed, by the measured share: of a ViT of 5.4 million weights and 17 tokens.
+    # Necessary FLOPs per step, from the measured share, for a ViT of 5.4 million weights and 17 tokens.
     flops = trained["share"] * document["ceiling"] * trained["step"] / trained["batch"]
     assert 2 * 2 * 5.3e6 * 17 < flops < 2 * 2 * 5.3e6 * 17 * 1.3
     assert frozen["step"] is None and frozen["prediction"] > 0

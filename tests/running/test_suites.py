@@ -1,4 +1,4 @@
-"""Suites: grids of runs in a file or by name, and what they would do."""
+"""Suites: grids of runs in a file or by name, and dry runs."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_a_dry_run_tells_what_is_there_and_how_long_the_rest_takes(cl_bench: Cli
     states = [line.split()[-2:] for line in outcome.out.splitlines() if line.strip().startswith(("sdlora", "coda"))]
     assert [state for state, _ in states if state == "missing"] == ["missing"] * 2
     assert len([line for line in outcome.out.splitlines() if line.rstrip().endswith("stored")]) == 2
-    # Another seed of a stored run: its time is known.
+    # Another seed of a stored run, so that its time can be estimated.
     assert all(float(minutes) >= 0 for state, minutes in states if state == "missing")
     assert "4 run(s): 2 stored, 2 to do" in outcome.out
     unknown = cl_bench("run", "--methods", "linear", "--dry-run")
@@ -210,7 +210,7 @@ def test_a_suite_is_read_however_it_is_encoded(mark: str, encoding: str, tmp_pat
 
 
 def test_numbers_are_decimal_and_fields_can_be_merged(tmp_path: Path) -> None:
-    """YAML 1.1 would make 8 of 010."""
+    """YAML 1.1 would read 010 as 8."""
     path = tmp_path / "mine.yaml"
     path.write_text("title: x\ndefaults: &all {seeds: 010}\nruns:\n- {<<: *all, methods: joint}\n- methods: joint\n")
     assert [grid.seeds for grid in suites.find(str(path)).runs] == [(10,), (10,)]

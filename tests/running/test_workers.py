@@ -1,4 +1,4 @@
-"""Worker processes: their GPUs, what happens when one dies or memory is short, and that none outlives its parent."""
+"""Worker processes: their GPUs, deaths, lack of memory, and that none outlives its parent."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SWEEP = [
 
 @dataclass
 class Pool:
-    """A pool of two workers, what it has warned of, and an empty folder."""
+    """A pool of two workers, its warnings, and an empty folder."""
 
     workers: WorkerPool
     warnings: list[str]
@@ -48,24 +48,24 @@ class Pool:
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
-    """For all tests here: a worker imports torch, which takes seconds."""
+    """One pool for all tests of this module, since each worker takes seconds to import torch."""
     warnings: list[str] = []
     with WorkerPool(2, 1, warnings.append) as workers:
         yield Pool(workers, warnings, tmp_path_factory.mktemp("pool"))
 
 
 def meet(folder: Path, name: str) -> None:
-    """Wait until two workers have come here."""
+    """Wait until two workers have called this."""
     (folder / f"{name}-{os.getpid()}").touch()
     while len(list(folder.glob(f"{name}-*"))) < 2:
         time.sleep(0.01)
 
 
 def gpu_of_two(folder: Path) -> int | None:
-    # No worker can do this twice while another has not.
+    # So that each of the two workers carries out this task once.
     meet(folder, "gpu")
     with pytest.MonkeyPatch.context() as patch:
-        # How many GPUs there are is the one thing that this machine cannot show.
+        # The number of GPUs is the one fact that a machine without GPUs cannot show.
         patch.setattr(torch.cuda, "device_count", lambda: 2)
         return pick_worker_gpu(torch.device("cuda")).index
 
@@ -84,7 +84,7 @@ def be_killed(folder: Path) -> int:
 
 
 def outlive(folder: Path) -> int:
-    """Work before another worker dies, and until that one has been replaced."""
+    """Work while another worker dies, until that one has been replaced."""
     meet(folder, "killed")
     while not (folder / "tried-again").exists():
         time.sleep(0.01)
@@ -92,12 +92,12 @@ def outlive(folder: Path) -> int:
 
 
 def take_memory(folder: Path, name: str, tries: int) -> int:
-    """Take too much memory for so many tries, for the first time with another one at its side."""
+    """Run out of memory in the first `tries` attempts; in the first one, another worker does so at the same time."""
     if current_retry() == 0:
         meet(folder, "memory")
     if current_retry() < tries:
         allocator = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes.")
-        # The modest one has said so in a sentence already, as a run does.
+        # One task raises MemoryError with a sentence, as a run does; the other one the allocator's own error.
         raise MemoryError(memory.describe(allocator)) if name == "modest" else allocator
     return current_retry()
 
@@ -131,7 +131,7 @@ def test_a_worker_that_dies_is_replaced_and_the_others_go_on(two: Pool, monkeypa
         two.submit(os._exit, 3).result()
 
 
-def test_what_lacked_memory_is_tried_again_with_fewer_at_its_side(two: Pool) -> None:
+def test_a_task_that_lacked_memory_is_retried_with_fewer_at_once(two: Pool) -> None:
     two.warnings.clear()
     modest = two.submit(take_memory, two.folder, "modest", 1, name="modest")
     greedy = two.submit(take_memory, two.folder, "greedy", 2, name="greedy")
@@ -209,7 +209,7 @@ def test_a_sweep_loses_nothing_by_a_killed_worker_and_ctrl_c_three_times(tmp_pat
         gate.wait(ready, lambda: sweep.poll() is None, log)
 
     store = away / "results" / "runs"
-    # Both runs have begun, and neither can end before the gate is open.
+    # Both runs have started, and neither can end before the gate is open.
     wait(lambda: len(list(store.glob(".checkpoints/*.safetensors"))) == 2)
     os.kill(min(processes.workers_of(sweep.pid)), signal.SIGKILL)
     wait(lambda: "its worker process was ended by SIGKILL; it starts again (retry 1 of 5)" in log.read_text())

@@ -92,7 +92,7 @@ HONEST = [
 
 
 def name(method: Method) -> str:
-    """Of a method in `leaky`, with the options that are its own."""
+    """Name of a method in `leaky`, with the values of its own options."""
     own = [
         str(value)
         for field, value in method.values().items()
@@ -103,7 +103,7 @@ def name(method: Method) -> str:
 
 @cache
 def best() -> Ceiling:
-    """Joint training that is better than whatever is learned in few steps on the tiny ViT."""
+    """Joint training that is better than any method after few steps on the tiny ViT."""
     return audits.ceiling([AuditedMethod("joint", small("joint[train=lora]", lr=0.1, epochs=30))], WHERE)
 
 
@@ -111,7 +111,7 @@ REPORTS: dict[str, AuditReport] = {}
 
 
 def audit(method: Method) -> AuditReport:
-    """The report on a method, made once for all tests that look at it."""
+    """The report on a method, made once for all tests that use it."""
     key = repr((type(method), method.values()))
     if key not in REPORTS:
         (REPORTS[key],) = audits.audit([AuditedMethod("row", method)], WHERE, best())
@@ -203,7 +203,7 @@ def test_what_survives_a_task_is_found_where_it_is(place: str) -> None:
 
 def test_every_check_has_a_leak_that_only_it_finds() -> None:
     alone = {check for method in LEAKS for check in method.violates if len(method.violates) == 1}
-    # Whoever depends on its company also depends on the size of the batch: alone it has none.
+    # A dependence on other images of the batch is also one on the batch size, since single images have no others.
     assert alone == set(CHECKS) - {"batch company"}
 
 
@@ -385,7 +385,7 @@ def test_a_leak_exits_with_1_and_its_table_goes_between_the_markers(cl_bench: Cl
 
 @pytest.fixture
 def findings_by_option(monkeypatch: pytest.MonkeyPatch) -> list[Method]:
-    """No training: methods with the option fail, as if a check had seen it. Returns what was audited."""
+    """Checks without training: only methods with the leaky option fail. Returns the audited methods."""
     audited: list[Method] = []
 
     def findings(method: Method, where: Slice, best: Ceiling | None) -> tuple[Finding, ...]:
@@ -414,7 +414,7 @@ def test_all_means_every_method_and_every_leak(
     text = Path("new.md").read_text()
     assert text.startswith("<!-- audit -->\n") and text.count("**fails:** 0 of 9") == len(CHECKS) * len(leaks)
 
-    # A leak that nobody sees is a failure of the audit.
+    # A leak that no check finds is a failure of the audit.
     monkeypatch.setattr(audits, "findings", lambda *_: (Finding.judge("batch size", True, "0"),))
     outcome = cl_bench("audit", "--all")
     assert outcome.code == (1 if leaks else 0)

@@ -1,4 +1,4 @@
-"""Running stored results again, through the command."""
+"""Repeating stored runs, through the command."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_a_stored_run_is_repeated_to_the_last_prediction(cl_bench: Cli) -> None:
 
 
 def test_another_result_is_seen(cl_bench: Cli, tmp_path: Path) -> None:
-    """A record as a forger would leave it: counts, checksum and predictions that fit each other, of another seed."""
+    """A forged record, with consistent counts, checksum and predictions, but from another seed."""
     assert cl_bench("run", "--methods", "linear[epochs=1]", "--seeds", "0-1", "--order", "natural", *TRIAL).code == 0
     records = {path: json.loads(path.read_text()) for path in RUNS.glob("*.json")}
     assert len(records) == 2

@@ -137,7 +137,7 @@ def test_a_failing_setting_does_not_end_the_search(cl_bench: CLI, tmp_path: Path
 
 
 def test_what_is_set_goes_into_the_recipe_and_is_no_condition_of_it(cl_bench: CLI, tmp_path: Path, small: Path) -> None:
-    """The batch size of the row itself wins; nothing that is set is searched."""
+    """The batch size in the method's own options wins over --set; hyper-parameters that are set are not searched."""
     rows = "linear[batch_size=16],finetune"
     settings = ["--set", "epochs=1", "--set", "batch_size=8", "--set", "linear.schedule=cosine"]
     cuts = ["--methods", rows, *settings, "--precision", "fp32", "--stream", f"folder:{small}"]
@@ -266,7 +266,7 @@ def test_which_recipe_wins() -> None:
     for names, lr in (([], 0.3), (["vit_base_patch16_224"], 0.4), (["vit_small_patch16_224"], 0.3)):
         choice = recipes.choose(found, icons, {}, "auto", [on_another, general, exact], names)
         assert choice.values["lr"] == lr
-    # One of the backbone itself comes before those that only hold for it.
+    # A recipe for this very backbone wins over those that merely apply to it.
     its_own = tuned(values={"lr": 0.5}, stream="icons-100", backbone="vit_small_patch16_224")
     names = ["vit_small_patch16_224", "vit_base_patch16_224"]
     for entries, lr in (([on_another, its_own], 0.5), ([on_another, exact], 0.4)):

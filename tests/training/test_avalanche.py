@@ -74,7 +74,7 @@ def test_training_on_the_whole_stream_at_once_is_the_same_as_one_experience_afte
 
 @pytest.mark.parametrize("name", ROWS)
 def test_foreign_stream(name: str) -> None:
-    """An Avalanche benchmark that knows nothing of our image store."""
+    """An Avalanche benchmark that does not use cl-bench's image store."""
     plugin = small(name, lr=0.01)
     generator = torch.Generator().manual_seed(5)
 
@@ -97,7 +97,7 @@ def test_foreign_stream(name: str) -> None:
 
 
 def test_avalanche_evaluates_every_task_after_the_first_one_for_a_random_start() -> None:
-    """Classes not learned yet are never predicted, so that Avalanche counts them as misses."""
+    """Classes not learned yet are never predicted, so that Avalanche counts their images as misses."""
     strategy = train(strategy_of(small("finetune", lr=0.01)), cut(), stages=1)
     outputs: list[Tensor] = []
     strategy.plugins.append(Spy(after_eval_forward=lambda s: outputs.append(s.mb_output.clone())))
@@ -108,7 +108,7 @@ def test_avalanche_evaluates_every_task_after_the_first_one_for_a_random_start()
 
 
 def test_test_images_of_all_tasks_are_mixed() -> None:
-    """No prediction could profit from neighbours of its own task: what looks at a batch sees images of every task."""
+    """No prediction can profit from batch neighbours of its own task: every batch has images of all tasks."""
     strategy, tests = strategy_of(small("linear")), cut().test
     seen: list[set[float]] = []
 
@@ -124,7 +124,7 @@ def test_test_images_of_all_tasks_are_mixed() -> None:
 
 
 def test_so_many_tasks_count_as_learned() -> None:
-    """Those that a caller says, where classes come again with every task."""
+    """If classes recur in every task, the caller says how many tasks count as learned."""
     strategy = train(strategy_of(small("linear")), cut())
     for learned in range(TASKS + 1):
         counts = strategy.count_matrix(cut().test, learned)

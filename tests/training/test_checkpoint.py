@@ -1,4 +1,4 @@
-"""Checkpoint files: what is written comes back, and anything else is refused in one sentence."""
+"""Checkpoint files: reading returns what was written, and any other content is refused in one sentence."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_no_changed_byte_is_believed(path: Path, data: st.DataObject) -> None:
     except UnusableCheckpoint as error:
         assert "\n" not in str(error) and changed.name in str(error)
         return
-    # Spaces in the header say nothing.
+    # A change that only replaces spaces in the header is harmless.
     assert found is not None and found.facts.stages == FACTS.stages and found.tensors.keys() == TENSORS.keys()
 
 

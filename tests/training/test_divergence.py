@@ -1,4 +1,4 @@
-"""Numbers that are not finite end a run in a sentence that says where; nothing of it is believed or stored."""
+"""Numbers that are not finite end a run in a sentence that says where; no result of it is stored."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def losing(self: Any, task: Any) -> list[Any]:
-    """The third of four steps of the second epoch has no loss."""
+    """The loss is NaN in the third of four steps of the second epoch."""
     steps = iter(range(8))
 
     def loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ def losing(self: Any, task: Any) -> list[Any]:
 
 
 def stepping(self: Any, task: Any) -> list[Any]:
-    """A step of the phase's own, of which the loss is fine and the update is not."""
+    """The phase's own step, with a finite loss and an infinite update."""
 
     def step(batch: Any) -> Tensor:
         loss = (task.model.x**2).sum()
@@ -47,7 +47,7 @@ def stepping(self: Any, task: Any) -> list[Any]:
 
 
 def closed(self: Any, task: Any, samples: Any) -> None:
-    """Without gradients: a class mean of no images."""
+    """A NaN that no gradient causes: the class mean of no images."""
     task.model.head.weight[task.classes[0]] = torch.zeros(32) / 0
 
 
@@ -97,7 +97,7 @@ def test_an_evaluation_of_avalanche_counts_nothing_either() -> None:
 
 
 def test_a_method_may_exclude_classes() -> None:
-    """Minus infinity for some classes is an answer; for all of them it is none."""
+    """Logits of minus infinity are valid for some classes, but not for all."""
 
     def excluding(self: Any, task: Any, samples: Any) -> None:
         # No label of the first task but one.

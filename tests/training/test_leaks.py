@@ -1,4 +1,4 @@
-"""Predictions belong to images alone: whatever the batch size, the order and the company."""
+"""Predictions depend on the image alone, and not on batch size, order or the other images of the batch."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BatchLeak(GradientMethod):
-    """A cheat for the audit to find: logits are centred over the batch."""
+    """A leak for the audit to find: logits are centred over the batch."""
 
     def build(self, backbone: VisionTransformer, num_classes: int) -> FeatureModel:
         class Leaky(Classifier):
@@ -51,7 +51,7 @@ class BatchLeak(GradientMethod):
 
 
 def audit(strategy: ContinualStrategy) -> None:
-    """Predictions belong to images alone: whatever the batch size, the order and the company."""
+    """Predictions depend on the image alone, and not on batch size, order or the other images of the batch."""
     stream = cut()
     classes = stream.tasks
     direct = one_by_one(strategy, stream.test, classes)
@@ -75,7 +75,7 @@ def audit(strategy: ContinualStrategy) -> None:
         rows = np.concatenate([part[o] for part, o in zip(np.split(expected, TASKS), shuffled, strict=True)])
         np.testing.assert_array_equal(getattr(counts, name), rows, err_msg=f"{name}, shuffled")
     assert same(before, strategy.model.state_dict()), "evaluation changed the model"
-    # The logits say more than predictions: alone, in company, in reverse.
+    # Logits are more sensitive than predictions: single images, batches, and batches in reverse order.
     strategy.model.eval()
     images = torch.cat([images_of(experience)[0] for experience in stream.test])
     with torch.no_grad():
@@ -99,7 +99,7 @@ def test_the_audit_finds_a_leak() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_remembered_queries_change_nothing(name: str) -> None:
-    """Evaluations between training stages, twice each, and of two streams of equal shape in turn."""
+    """Evaluate twice after each stage, and alternate between two streams of equal shape."""
     stream, twin = cut(), cut(order="permutation:4")
     strategy = strategy_of(small(name, lr=0.01), eval_mb_size=10)
     for experience in experiences(strategy.method, stream):

@@ -1,4 +1,4 @@
-"""Filled-up batches: no effect on what is learned, and nothing that plugins see."""
+"""Padding of the last batch: it has no effect on training, and plugins never see it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_filling_up_the_last_batch_has_no_effect(name: str) -> None:
     assert not torch.equal(models[0]["head.weight"], start["head.weight"])
     for key, value in models[0].items():
         if key.endswith(".factors") and value.ndim == 3:
-            # Of nearly singular covariances.
+            # Statistics of nearly singular covariances, which amplify rounding.
             value, models[1][key] = value @ value.mT, models[1][key] @ models[1][key].mT
         torch.testing.assert_close(models[1][key], value, atol=2e-6, rtol=1e-5, msg=lambda m, key=key: f"{key}: {m}")
 

@@ -1,4 +1,4 @@
-"""What is wrong with a phase, a hook or a step ends the run in one sentence that names the phase and the method."""
+"""A faulty phase, hook or step ends the run in one sentence that names the phase and the method."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Phases = Callable[[OnNumbers, Task], list[Phase]]
 
 
 def refused(phases: Phases, *plugins: Any, evaluator: Any = None, **functions: Any) -> str:
-    """The sentence in which learning a task with these phases ends."""
+    """The sentence of the `UserError` in which learning a task with these phases ends."""
     with pytest.raises(UserError) as error:
         learn(method(phases=phases, **functions)(epochs=2, batch_size=7), *plugins, evaluator=evaluator)
     sentence = str(error.value)
@@ -42,7 +42,7 @@ def values(task: Task) -> Callable[[Any, Tensor], Tensor]:
 
 
 def with_step(step: Callable[[Task, StepBatch], Any], **more: Any) -> Phases:
-    """One phase, which trains `x` by a step of its own."""
+    """One phase that trains `x` by its own step."""
 
     def phases(self: OnNumbers, task: Task) -> list[Phase]:
         return [self.phase([{"params": [task.model.x]}], step=lambda batch: step(task, batch), **more)]
@@ -51,7 +51,7 @@ def with_step(step: Callable[[Task, StepBatch], Any], **more: Any) -> Phases:
 
 
 def with_hook(hook: Callable[[Task], None]) -> Phases:
-    """Two phases, of which the second trains `x` and has a hook after its last step."""
+    """Two phases; the second trains `x` and calls the hook after its last step."""
 
     def phases(self: OnNumbers, task: Task) -> list[Phase]:
         trains = [{"params": [task.model.x]}]
@@ -65,7 +65,7 @@ def with_hook(hook: Callable[[Task], None]) -> Phases:
     return phases
 
 
-# --- what a phase is made of -----------------------------------------------------------------------------------
+# --- the parts of a phase --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -290,7 +290,7 @@ def test_a_step_that_never_updates() -> None:
     assert refused(with_step(lambda task, batch: task.model.x)) == sentence
 
 
-# --- what may not be changed -----------------------------------------------------------------------------------
+# --- parameters that must not change ---------------------------------------------------------------------------
 
 
 def in_place(model: Numbers) -> None:
@@ -310,7 +310,7 @@ def copied(model: Numbers) -> None:
 
 
 def swapped(model: Numbers) -> None:
-    """The sum of all bits stays."""
+    """Swap two values, which keeps the plain sum of all bits."""
     model.head.bias.data[0], model.head.bias.data[1] = 1.0, 0.0
 
 
@@ -319,9 +319,9 @@ def replaced(model: Numbers) -> None:
 
 
 WRITES = {"in place": in_place, "copy_": copied, "new data": new_data}
-"""What is seen right after the function that does it."""
+"""Changes that are detected right after the function that makes them."""
 LATE = {"through data": through_data, "swapped": swapped, "replaced": replaced}
-"""What is seen at the end of the phase."""
+"""Changes that are detected at the end of the phase."""
 
 
 def sentence_on(function: str, number: int) -> str:
@@ -332,7 +332,7 @@ def sentence_on(function: str, number: int) -> str:
 
 
 def before_task(self: OnNumbers, task: Task, samples: TaskSamples) -> None:
-    """Something to swap."""
+    """Make two values differ, so that swapping them is a change."""
     task.model.head.bias[1] = 1.0
 
 
@@ -357,7 +357,7 @@ def test_a_step_that_changes_a_frozen_parameter(write: str) -> None:
 
 
 def test_what_is_put_back_has_not_been_changed() -> None:
-    """And what is trained, and buffers, may be written to in every way."""
+    """Trained parameters and buffers may be written to in every way."""
 
     def hook(task: Task) -> None:
         model = task.model
@@ -403,7 +403,7 @@ def test_training_metrics_need_logits() -> None:
 
 
 def test_training_metrics_see_the_logits_of_a_step() -> None:
-    """Every label is predicted right, with samples that only fill up the last batch left out."""
+    """All labels are predicted correctly, and the metric leaves out the padding of the last batch."""
 
     def step(task: Task, batch: StepBatch) -> tuple[Tensor, Tensor]:
         batch.update(task.model.x)
@@ -416,7 +416,7 @@ def test_training_metrics_see_the_logits_of_a_step() -> None:
     assert accuracies[1][0] == 1 and 14 / 20 <= accuracies[1][1] < 1
 
 
-# --- what lies in the model, and what does not -----------------------------------------------------------------
+# --- state in the model and elsewhere --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("thing", [[1.0], 0.5, None], ids=["list", "float", "None"])
@@ -442,7 +442,7 @@ def test_scratch_that_is_no_tensor_in_a_step() -> None:
 
 
 def test_a_decision_that_does_not_lie_in_the_model(tmp_path: Path) -> None:
-    """A run that goes on in the second phase, where a step was taken, finds only one."""
+    """A run that is resumed in the second phase, where it took a step, finds only one phase."""
     decided: list[int] = []
 
     def before_training(self: OnNumbers, strategy: Any, **kwargs: Any) -> None:
@@ -463,7 +463,7 @@ def test_a_decision_that_does_not_lie_in_the_model(tmp_path: Path) -> None:
 
 
 def test_a_model_whose_state_does_not_restore(tmp_path: Path) -> None:
-    """It is found after the first task, before hours are lost."""
+    """The fault is found after the first task, before hours are lost."""
 
     class Stacked(Numbers):
         def __init__(self, *arguments: Any) -> None:

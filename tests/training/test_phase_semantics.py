@@ -1,4 +1,4 @@
-"""What a phase promises to the author of a method: numbers computed by hand, or by a plain loop that stands here."""
+"""What a phase promises to the author of a method, tested against hand-computed numbers or plain loops."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ def losses(strategy: Any) -> list[float]:
 
 
 def heads(strategy: Any) -> nn.Linear:
-    """The head that this strategy started with, for a plain loop."""
+    """A copy of the head with which this strategy starts, for a plain loop."""
     return copy.deepcopy(strategy_of(type(strategy.method)()).model.head)
 
 
-# --- the order of things in a step -----------------------------------------------------------------------------
+# --- the order within a step -----------------------------------------------------------------------------------
 
 
 def test_forward_loss_backward_clip_step_hook() -> None:
@@ -156,7 +156,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def coupled(logits: Tensor, labels: Tensor) -> Tensor:
-    """Every sample against the mean of the batch."""
+    """A loss that compares every sample with the mean of the batch."""
     return (logits - logits.mean(dim=0)).square().mean() + cross_entropy(logits, labels).max()
 
 
@@ -170,7 +170,7 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 @pytest.mark.parametrize("name", list(LOSSES))
 @pytest.mark.parametrize("own", [False, True], ids=["loss", "step"])
 def test_only_real_samples_train_and_are_traced(name: str, own: bool) -> None:
-    """20 images in batches of 7: the last one is filled up, with an image that it has already."""
+    """20 images in batches of 7: the last batch is padded with one of its own images."""
     loss = LOSSES[name]
     sizes: list[tuple[int, int]] = []
     given: list[tuple[Tensor, Tensor]] = []
@@ -297,7 +297,7 @@ def test_two_optimisers_each_with_its_own_rates_schedule_momentum_and_clipping()
 
 
 def test_update_starts_from_no_gradients_of_any_optimiser() -> None:
-    """Gradients: x by 1 and y by 2 from the first loss, y by 10 from the second; garbage lies there before."""
+    """Gradients: 1 for x and 2 for y from the first loss, 10 for y from the second; arbitrary values before."""
     found: list[float] = []
 
     def phases(self: OnNumbers, task: Task) -> list[Phase]:
@@ -321,7 +321,7 @@ def test_update_starts_from_no_gradients_of_any_optimiser() -> None:
 
 
 def test_gradients_are_adjusted_before_they_are_clipped() -> None:
-    """The gradient of x^2/2 at 4, times 3, is cut to 2; then at 2, divided by 4, it is 0.5, and stays."""
+    """The gradient of x^2/2 at 4, times 3, is clipped to 2; then at 2, divided by 4, it is 0.5 and not clipped."""
     seen: list[tuple[float, bool]] = []
 
     def phases(self: OnNumbers, task: Task) -> list[Phase]:
@@ -401,7 +401,7 @@ def test_a_step_at_shifted_parameters_and_on_parts_of_the_batch() -> None:
 
 
 def test_draws_of_a_step_belong_to_it_alone() -> None:
-    """Each step and purpose has its own, whatever the global generators are, and which they leave alone."""
+    """Each step and purpose has its own draws, independent of the global generators, which stay unchanged."""
 
     def draws(machine: int) -> list[float]:
         found: list[float] = []
@@ -474,7 +474,7 @@ def test_an_unknown_schedule_is_refused_with_all_names() -> None:
 
 
 def test_a_phase_has_its_own_epochs_and_batch_size() -> None:
-    """And the method's where it says nothing; each begins with the parameters that the one before left."""
+    """A phase without its own values uses the method's; each starts with the parameters of the previous one."""
     sizes: list[tuple[int, int, int]] = []
     starts: list[float] = []
 
@@ -506,7 +506,7 @@ def test_a_phase_has_its_own_epochs_and_batch_size() -> None:
 
 @pytest.mark.parametrize("further", [0, 2])
 def test_what_follows_is_decided_after_a_phase(further: int) -> None:
-    """In the model, without gradients, on the current task's samples; then the list is asked for again."""
+    """`after_phase` decides without gradients, on the current task's samples; then `phases` is called again."""
     asked: list[int] = []
     decisions: list[tuple[int, float]] = []
 
@@ -575,7 +575,7 @@ def test_another_function_of_a_kept_model_can_be_called() -> None:
 
 
 def test_scratch_copies_what_it_is_given() -> None:
-    """A view of what goes on changing would be another number after the run has gone on from a checkpoint."""
+    """A view of a tensor that changes later would have another value after a resume."""
     scratch, weight = Scratch(), nn.Parameter(torch.arange(6.0).reshape(2, 3))
     scratch["old"] = weight.T
     with torch.no_grad():
@@ -606,7 +606,7 @@ def test_a_module_in_scratch_trains_like_any_other() -> None:
 
 
 def test_trainable_scratch_trains_counts_and_ends_with_the_task() -> None:
-    """With the gradient 1 and the rate 1/2, `probe` goes from 1 down by 1/2 in each of its steps."""
+    """With gradient 1 and rate 1/2, `probe` starts at 1 and decreases by 1/2 in each of its steps."""
     found: list[list[float]] = []
 
     def before_task(self: OnNumbers, task: Task, samples: TaskSamples) -> None:
@@ -634,17 +634,17 @@ def test_trainable_scratch_trains_counts_and_ends_with_the_task() -> None:
     assert not len(strategy.task.scratch)
 
 
-# --- going on from a checkpoint --------------------------------------------------------------------------------
+# --- resuming from a checkpoint --------------------------------------------------------------------------------
 
 
 Log = list[tuple[str, int, int, float]]
 
 
 def rich(log: Log) -> type[OnNumbers]:
-    """Two optimisers, a hook, a teacher, running and trained scratch, two decided phases without momentum, draws.
+    """A method that uses everything: two optimisers, a hook, a teacher, scratch, decided phases, random draws.
 
     Args:
-        log: filled with what happens: name, task, step, value.
+        log: filled with events: name, task, step, value.
     """
 
     def before_task(self: OnNumbers, task: Task, samples: TaskSamples) -> None:
@@ -693,7 +693,7 @@ def rich(log: Log) -> type[OnNumbers]:
         head = task.model.head
         if number < 2:
             task.model.decided += 1
-            # Another layout of what the next phase trains: a checkpoint would not know it.
+            # Another memory layout of a parameter that the next phase trains; checkpoints do not store layouts.
             head.weight.data = (head.weight + torch.randn(head.weight.shape)).T.contiguous().T
 
     return method(before_task=before_task, phases=phases, after_phase=after_phase)

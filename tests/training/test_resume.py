@@ -1,4 +1,4 @@
-"""A run that is killed goes on where it was, and ends with the numbers of a run that was never killed."""
+"""A killed run resumes where it was, and ends with the numbers of a run that was never killed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STREAM = ["run", "--benchmark", "icons-tune", "--device", "cpu", *LIMITS]
 RUN = [*STREAM, "--methods"]
 GATED = [*STREAM, *gate.GATED, "gated[epochs=2]"]
 PROBED = ("--probe", "interpolation", "--limit-test", "2")
-"""The path between two tasks is evaluated at eleven points; fewer images make up for them."""
+"""The interpolation probe evaluates eleven points, so use fewer images."""
 KILLS = int(os.environ.get("CL_BENCH_KILLS", "1"))
 """Per method; `make soak` asks for more."""
 METHODS = [
@@ -43,7 +43,7 @@ STATEFUL = [
     "nlora[epochs=2]",
     "sdlora-kd[epochs=2]",
 ]
-"""Killed in the long campaign only."""
+"""Methods that are only killed in the long campaign."""
 
 
 NUMBERS = ("key", "stages", "correct", "correct_task_aware", "total", "trainable", "stored", "train_samples", "traces")
@@ -59,7 +59,7 @@ def assert_equal_results(one: Result, other: Result) -> None:
 
 
 def result(folder: Path) -> Result:
-    """The only record in a folder, with its arrays."""
+    """The only record in a folder, and its arrays."""
     (path,) = (folder / "results" / "runs").glob("*.json")
     (arrays,) = (folder / "results" / "runs").glob("*.npz")
     with np.load(arrays) as found:
@@ -88,7 +88,7 @@ def test_a_killed_run_ends_as_if_it_had_never_been_killed(method: str, tmp_path:
         process.join(chance.uniform(0.1, 0.9) * seconds)
         if process.exitcode is not None:
             assert process.exitcode == 0, (killed / "log").read_text()
-            # Killed too late: once more from the beginning.
+            # The kill came too late: try again from the beginning.
             for file in (killed / "results" / "runs").glob("*"):
                 if file.is_file():
                     file.unlink()
@@ -152,9 +152,9 @@ def test_a_sweep_ends_as_if_no_worker_or_parent_had_been_killed(tmp_path: Path) 
                 os.kill(parent.pid, how)
                 parent.join()
                 victims[f"parent {how.name}"] += 1
-                # At its very beginning it does not handle signals yet.
+                # Right after its start, the process does not handle signals yet.
                 ended_by = {-how} if how == signal.SIGKILL else {128 + how} if moment > 0 else {128 + how, -how}
-        # Workers and the process that keeps account of shared memory end, too.
+        # The workers and the tracker of shared memory end, too.
         while processes.in_sessions([parent.pid]):
             time.sleep(0.01)
         assert parent.exitcode in ended_by | {0}, (killed / "log").read_text()
@@ -176,7 +176,7 @@ def checkpoints(folder: Path) -> set[tuple[str, int]]:
 
 
 def ended_at_the_gate(folder: Path, task: int, how: signal.Signals) -> int | None:
-    """Start the gated run, end it where it waits before a task, and open the gate; the exit code comes back."""
+    """Start the gated run, end it where it waits before a task, and open the gate; returns the exit code."""
     gate.lay(folder, task)
     process = processes.start(folder, *GATED)
     gate.wait(lambda: gate.reached(folder, task), process.is_alive, folder / "log")
@@ -188,7 +188,7 @@ def ended_at_the_gate(folder: Path, task: int, how: signal.Signals) -> int | Non
 
 
 def interrupted(folder: Path) -> Path:
-    """A run that was killed after its first task; its checkpoint comes back."""
+    """Kill a run after its first task; returns its checkpoint."""
     assert ended_at_the_gate(folder, 1, signal.SIGKILL) == -signal.SIGKILL
     (checkpoint,) = (folder / "results" / "runs" / ".checkpoints").glob("*.safetensors")
     return checkpoint
@@ -278,10 +278,10 @@ def test_a_full_disk_ends_in_a_sentence_and_stores_nothing(tmp_path: Path) -> No
 
 
 def test_four_processes_on_one_store_lose_nothing(tmp_path: Path) -> None:
-    """All of them are asked for the same runs, so each is computed up to four times at once, checkpoints included."""
+    """All processes get the same runs, so that each run is computed up to four times at once, with checkpoints."""
     methods = "simplecil,linear[epochs=1]"
     arguments = [*RUN, methods]
-    # Each has its own current folder, for its log, and one results folder.
+    # Each process has its own current folder for its log; the results folder is shared.
     folders = [tmp_path / str(number) for number in range(4)]
     store = tmp_path / "store"
     started = []

@@ -1,4 +1,4 @@
-"""What the strategy takes and refuses: methods, tasks, backbones, LoRA's choices."""
+"""Methods, tasks, backbones and LoRA options that the strategy accepts or refuses."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_tasks_of_unequal_size_and_of_one_class(name: str) -> None:
 
 @pytest.mark.parametrize("name", ROWS)
 def test_a_task_without_training_images_is_named(name: str) -> None:
-    """Nothing has changed then, and training may go on without it."""
+    """The strategy is unchanged then, and training may continue without the task."""
     generator = torch.Generator().manual_seed(5)
     parts = [foreign(labels, generator) for labels in ([0, 1] * 3, [], [2, 3] * 3)]
     first, empty, last = benchmark_from_datasets(train=parts).streams["train"]
@@ -136,7 +136,7 @@ def test_lora_targets_are_named_once_each(name: str, targets: list[str]) -> None
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_number_of_tasks_is_asked_for_and_told_only_where_needed(name: str) -> None:
+def test_only_methods_that_need_the_number_of_tasks_get_it(name: str) -> None:
     plugin = small(name)
     if plugin.needs_num_tasks:
         with pytest.raises(ValueError, match=f"{type(plugin).__name__}.*num_tasks"):

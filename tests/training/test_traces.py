@@ -1,4 +1,4 @@
-"""What a run records besides its counts: losses, what methods trace while they learn, probes."""
+"""What a run records besides its counts: losses, traces of methods, probes."""
 
 from __future__ import annotations
 
