@@ -31,7 +31,7 @@ class StageLog:
     Attributes:
         stages: counts, times and sizes of each stage.
         total: number of test images of each task.
-        probe: measures what is asked for beyond the counts.
+        probe: the optional measurement besides the counts.
         sessions: number of processes that have worked on the run, this one included.
         environment: environment of this process.
         earlier_sessions: sessions of earlier processes.
@@ -85,7 +85,7 @@ class StageLog:
         """
         done = len(self.stages)
         if done >= len(stages):
-            raise ValueError(f"{counted(done, 'stage')} are done of {len(stages)}, so the run would be over")
+            raise ValueError(f"{counted(done, 'stage')} of {len(stages)} are done, so the run would be finished")
         learned = [label for stage in stages[: done + (facts.position is not None)] for j in stage for label in
                    stream.tasks[j]]  # fmt: skip
         if facts.seen != sorted(set(learned)):
@@ -99,7 +99,7 @@ class StageLog:
         shape = (done, len(labels))
         fit = all(arrays[name].shape == shape and arrays[name].dtype.kind == "i" for name in self._predictions)
         if not fit or not np.array_equal(arrays["label"], labels):
-            raise ValueError("its predictions are not of the test images of the stream")
+            raise ValueError("its predictions do not fit the test images of the stream")
         for stage, tasks in zip(self.stages, stages, strict=False):
             if [hits is not None for hits in stage.correct] != [j <= tasks[-1] for j in range(len(sizes))]:
                 raise ValueError("hits are not counted on the tasks that were learned")

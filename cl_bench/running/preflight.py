@@ -25,7 +25,9 @@ def check_extent(wanted: Sequence[RunOptions]) -> None:
         runs += cells * len(options.methods) * len(options.seeds)
     check_rows(rows, "this command")
     if runs > MAX_RUNS:
-        raise UserError(f"this command asks for {runs:,} runs, and a command takes {MAX_RUNS:,}; name fewer seeds")
+        raise UserError(
+            f"this command asks for {runs:,} runs, but a command takes at most {MAX_RUNS:,}; name fewer seeds"
+        )
 
 
 def constant_loss(name: str, method: Method, model: nn.Module, sizes: Sequence[int]) -> list[str]:

@@ -141,7 +141,7 @@ class _Outcome:
 
 
 def search(
-    rows: Sequence[TuningTarget],
+    targets: Sequence[TuningTarget],
     how: Search,
     on_run: Callable[[], None] = lambda: None,
     on_warning: Callable[[str], None] = lambda text: None,
@@ -163,26 +163,26 @@ def search(
     from cl_bench.running.runner import stream_of
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    for row in rows:
-        if not row.space:
-            raise UserError(f"'{row.label}' has nothing to tune; leave it out (its search space: none)")
-    studies = [_study(row) for row in rows]
+    for target in targets:
+        if not target.space:
+            raise UserError(f"'{target.label}' has nothing to tune; leave it out (its search space: none)")
+    studies = [_study(target) for target in targets]
     for seed in how.seeds:
         # Ends the search before any training if the stream has too few images to validate on.
-        stream_of(_planned(rows[0].entry, rows[0].options, seed, how))
-    trials: list[list[Trial]] = [[] for _ in rows]
+        stream_of(_planned(targets[0].entry, targets[0].options, seed, how))
+    trials: list[list[Trial]] = [[] for _ in targets]
     with _workers(how, on_warning) as submit:
         for start in range(0, how.budget, ROUND):
             suggested = []
-            for row, study in zip(rows, studies, strict=True):
+            for target, study in zip(targets, studies, strict=True):
                 for _ in range(min(ROUND, how.budget - start)):
                     trial = study.ask()
-                    values = {**row.budget(), **_suggest(trial, row)}
-                    options = {**row.options, **values}
-                    runs = [submit(row.entry.name, options, seed, how) for seed in how.seeds]
+                    values = {**target.budget(), **_suggest(trial, target)}
+                    options = {**target.options, **values}
+                    runs = [submit(target.entry.name, options, seed, how) for seed in how.seeds]
                     for run in runs:
                         run.add_done_callback(lambda _: on_run())
-                    suggested.append((study, trial, values, runs, trials[rows.index(row)]))
+                    suggested.append((study, trial, values, runs, trials[targets.index(target)]))
             for study, trial, values, runs, done in suggested:
                 outcomes = [_outcome(run) for run in runs]
                 failure = next((outcome.failure for outcome in outcomes if outcome.failure), "")
@@ -192,7 +192,7 @@ def search(
     return trials
 
 
-def best(row: TuningTarget, trials: Sequence[Trial], how: Search) -> Tuned:
+def best(target: TuningTarget, trials: Sequence[Trial], how: Search) -> Tuned:
     """The recipe of a target: its trial with the highest score.
 
     Raises:
@@ -200,33 +200,33 @@ def best(row: TuningTarget, trials: Sequence[Trial], how: Search) -> Tuned:
     """
     scored = [trial for trial in trials if trial.score is not None]
     if not scored:
-        raise UserError(f"every trial of '{row.label}' failed, the last one with: {trials[-1].failure}")
+        raise UserError(f"every trial of '{target.label}' failed, the last one with: {trials[-1].failure}")
     chosen = max(scored, key=lambda trial: trial.score or 0.0)
     return Tuned(
-        method=row.entry.name,
+        method=target.entry.name,
         stream=how.stream,
         backbone=how.backbone or "",
-        when=dict(row.options),
+        when=dict(target.options),
         values={name: _rounded(value) for name, value in chosen.values.items()},
         score=round(chosen.score or 0.0, 5),
         trials=len(trials),
         seeds=list(how.seeds),
         minutes=round(sum(trial.seconds for trial in trials) / 60, 2),
-        revision=row.entry.revision,
+        revision=target.entry.revision,
     )
 
 
-def _study(row: TuningTarget) -> optuna.Study:
+def _study(target: TuningTarget) -> optuna.Study:
     import optuna
 
-    seed = zlib.crc32(row.label.encode())
+    seed = zlib.crc32(target.label.encode())
     sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=2 * ROUND, constant_liar=True)
     return optuna.create_study(direction="maximize", sampler=sampler)
 
 
-def _suggest(trial: optuna.Trial, row: TuningTarget) -> dict[str, Value]:
+def _suggest(trial: optuna.Trial, target: TuningTarget) -> dict[str, Value]:
     values: dict[str, Value] = {}
-    for name, space in row.space.items():
+    for name, space in target.space.items():
         if isinstance(space, Choice):
             values[name] = trial.suggest_categorical(name, space.values)
         else:

@@ -141,7 +141,7 @@ def read(path: Path, key: str) -> Checkpoint | None:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             # Opening a named pipe would block for ever.
-            raise UnusableCheckpoint(f"{path}: it is no file")
+            raise UnusableCheckpoint(f"{path}: not a regular file")
         with safe_open(path, "pt") as file:
             facts = Facts.model_validate_json((file.metadata() or {}).get(_META, "{}"))
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
@@ -154,7 +154,7 @@ def read(path: Path, key: str) -> Checkpoint | None:
     if facts.version != VERSION or facts.key != key:
         raise UnusableCheckpoint(f"{path}: it is of another version, or of the run {facts.key}")
     if facts.sha256 != _digest(facts, tensors):
-        raise UnusableCheckpoint(f"{path}: its content does not fit its checksum")
+        raise UnusableCheckpoint(f"{path}: its content does not match its checksum")
     if wrong := sorted(set(_infinite(tensors)) - set(facts.infinite)):
         raise UnusableCheckpoint(f"{path}: damaged, {wrong[0]} holds numbers that are not finite")
     return Checkpoint(facts, tensors)
@@ -195,8 +195,8 @@ def restore(model: nn.Module, state: Mapping[str, Tensor], method: str, assign: 
         others_too = f" and {len(others)} more" if others else ""
         misfit = f"a fresh one {'lacks' if more else 'also has'} {first}{others_too}"
     raise RuntimeError(
-        f"the model of {method} does not take its own state back: {misfit}; keep what grows in a GrowingModules, a "
-        "ParameterList or a buffer of the model, not in an nn.ModuleList"
+        f"the model of {method} cannot load its own state: {misfit}; put modules that grow into a GrowingModules, a "
+        "ParameterList or a buffer of the model, not into an nn.ModuleList"
     )
 
 
@@ -225,7 +225,7 @@ def restore_random_state(states: dict[str, Tensor]) -> None:
     position, gauss, cached = states["numpy.rest"].tolist()
     if not 0 <= position <= len(states["numpy"]) == 624:
         # numpy would read beyond the end of its words.
-        raise ValueError("the state of numpy's generator is none")
+        raise ValueError("the state of numpy's generator is invalid")
     numpy_state: Any = ("MT19937", states["numpy"].numpy().astype(np.uint32), int(position), int(gauss), cached)
     version, *internal = states["python"].tolist()
     following = states["python.rest"].tolist()

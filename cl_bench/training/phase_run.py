@@ -76,7 +76,7 @@ class PhaseRun:
             if id(parameter) not in known:
                 raise UserError(
                     f"{self.name} trains a tensor of shape {tuple(parameter.shape)} that is no parameter of the model "
-                    "or of task.scratch, or has been replaced by another: make it one, and change it in place"
+                    "or of task.scratch, or has been replaced: register it there, and change it in place"
                 )
 
     def begin_epoch(self, epoch: int, steps: int, done: int) -> None:
@@ -90,7 +90,7 @@ class PhaseRun:
             UserError: the epoch has no steps or another number than the last one; the total would be unknown.
         """
         if not steps or self.steps not in (0, steps):
-            before = f"{self.steps} in the one before" if self.steps else "at least one"
+            before = f"{self.steps} as in the epoch before" if self.steps else "at least one"
             raise UserError(f"{self.name}: its `batches` give {steps} in epoch {epoch}, expected {before}")
         for label, (optimization, optimizer) in self.optimizers.items():
             for group, rate in zip(optimizer.param_groups, self._rates[label], strict=True):

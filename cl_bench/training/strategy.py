@@ -160,7 +160,7 @@ class ContinualStrategy(PhaseLoop):
         if resumed and start >= len(phases):
             raise UserError(
                 f"{type(self.method).__name__} was in phase {start} of task {task.index} and lists {len(phases)} now: "
-                "what after_phase decides must lie in the model"
+                "what after_phase decides must be stored in the model"
             )
         for phase in phases[:start]:
             trained |= _sizes(phase)
@@ -193,7 +193,9 @@ class ContinualStrategy(PhaseLoop):
         classes = tuple(sorted(int(c) for c in set(samples.labels.tolist())))
         known = set() if resumed else set(classes) & set(self.seen)
         if known and "domain-incremental" not in self.method.scenarios:
-            raise UserError(f"{type(self.method).__name__} takes no class twice, as this stream brings it")
+            raise UserError(
+                f"{type(self.method).__name__} needs new classes in every task, but this stream repeats some"
+            )
         self.seen = tuple(sorted(set(self.seen) | set(classes)))
         self.task = Task(
             index=self.tasks_learned,

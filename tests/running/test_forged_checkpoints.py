@@ -148,7 +148,7 @@ FORGED: dict[str, tuple[Callable[[Checkpoint], None], str]] = {
     "trace": (fact("traces", {"loss": [{"loss": 10**400}]}), "traces.loss.0.loss"),
     "sizes": (fact("total", [8, 9]), "test sets of [8, 9] images, the stream has [8, 8]"),
     "tasks": (other_tasks, "test sets of [8, 8, 8] images"),
-    "finished": (finished, "2 stages are done of 2"),
+    "finished": (finished, "2 stages of 2 are done"),
     "hits": (stage("correct", [9, None]), "hits in task 1 after stage 1"),
     "hits of the future": (stage("correct", [1, 0]), "hits are not counted on the tasks that were learned"),
     "stage seconds": (stage("train_seconds", float("inf")), "stages.0.train_seconds"),
@@ -158,9 +158,9 @@ FORGED: dict[str, tuple[Callable[[Checkpoint], None], str]] = {
     "nan": (tensor("optimizer.0.momentum_buffer", lambda t: t * float("nan")), "momentum_buffer' is not finite"),
     "parameter": (renamed("optimizer.0.momentum_buffer", "optimizer.9.momentum_buffer"), "is of no parameter"),
     "predictions": (tensor("predicted", lambda t: (t + 1) % 3), "hits in task 1"),
-    "labels": (tensor("label", lambda t: t.flip(0)), "its predictions are not of the test images"),
-    "images": (tensor("predicted", lambda t: t[:, :2]), "its predictions are not of the test images"),
-    "generator": (tensor("random.numpy.rest", lambda t: t + 10**9), "the state of numpy's generator is none"),
+    "labels": (tensor("label", lambda t: t.flip(0)), "its predictions do not fit the test images"),
+    "images": (tensor("predicted", lambda t: t[:, :2]), "its predictions do not fit the test images"),
+    "generator": (tensor("random.numpy.rest", lambda t: t + 10**9), "the state of numpy's generator is invalid"),
 }
 
 

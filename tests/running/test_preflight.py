@@ -47,7 +47,7 @@ def grid(benchmarks: int, tasks: int, seeds: str = "0", methods: str = "linear[l
         (("--methods", "linear", "--set", f"linear.epochs={MANY}"), "epochs"),
         (
             ("--methods", "linear[lr=0.1|0.2|0.3]", "--seeds", "0-9000"),
-            "asks for 27,003 runs, and a command takes 20,000",
+            "asks for 27,003 runs, but a command takes at most 20,000",
         ),
     ],
     ids=lambda value: str(value)[-30:],

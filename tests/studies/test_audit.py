@@ -224,7 +224,7 @@ def test_findings_say_what_is_wrong() -> None:
         leaky.PredictsByAnAttribute(): ("restart", "^restarted between tasks: different at the end: logits$"),
         leaky.DoesNotRestore(): (
             "restart",
-            r"^restarted between tasks: .*does not take its own state back.*scale\.bias",
+            r"^restarted between tasks: .*cannot load its own state.*scale\.bias",
         ),
         leaky.RemembersDecisions(): ("restart", "^restarted inside a task: .*was in phase 1 of task 1 and lists 1 now"),
         leaky.UsesNumTasks(through="error"): ("number of tasks", "^TypeError: unsupported operand"),

@@ -86,12 +86,12 @@ def with_hook(hook: Callable[[Task], None]) -> Phases:
         (
             lambda self, model: {"parameters": [{"params": [nn.Parameter(torch.zeros(2, 3))]}]},
             "trains a tensor of shape (2, 3) that is no parameter of the model or of task.scratch, or has been "
-            "replaced by another: make it one, and change it in place",
+            "replaced: register it there, and change it in place",
         ),
         (
             lambda self, model: {"parameters": [{"params": [model.decided]}]},
-            "trains a tensor of shape () that is no parameter of the model or of task.scratch, or has been replaced by "
-            "another: make it one, and change it in place",
+            "trains a tensor of shape () that is no parameter of the model or of task.scratch, or has been replaced: "
+            "register it there, and change it in place",
         ),
     ],
     ids=["nothing", "nothing by another optimiser", "outside the model", "a buffer"],
@@ -165,7 +165,7 @@ def test_parameters_may_be_given_as_torch_takes_them() -> None:
     ("counts", "sentence"),
     [
         ([0, 2], "phase 0 of Mine: its `batches` give 0 in epoch 0, expected at least one"),
-        ([2, 1], "phase 0 of Mine: its `batches` give 1 in epoch 1, expected 2 in the one before"),
+        ([2, 1], "phase 0 of Mine: its `batches` give 1 in epoch 1, expected 2 as in the epoch before"),
     ],
 )
 def test_epochs_of_other_lengths(counts: list[int], sentence: str) -> None:
@@ -376,7 +376,7 @@ def test_a_hook_that_replaces_what_is_trained() -> None:
 
     assert refused(with_hook(hook)) == (
         "phase 1 of Mine trains a tensor of shape () that is no parameter of the model or of task.scratch, or has been "
-        "replaced by another: make it one, and change it in place"
+        "replaced: register it there, and change it in place"
     )
 
 
@@ -458,7 +458,7 @@ def test_a_decision_that_does_not_lie_in_the_model(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         carry_out(kind, tmp_path / "checkpoint", steps=4, epochs=1, batch_size=5)
     assert str(error.value) == (
-        "Mine was in phase 1 of task 0 and lists 1 now: what after_phase decides must lie in the model"
+        "Mine was in phase 1 of task 0 and lists 1 now: what after_phase decides must be stored in the model"
     )
 
 
@@ -481,9 +481,9 @@ def test_a_model_whose_state_does_not_restore(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         carry_out(kind, tmp_path / "checkpoint", epochs=1, batch_size=5)
     assert str(error.value) == (
-        "the model of Mine does not take its own state back: a fresh one lacks adapters.0.weight; keep what grows in a "
-        "GrowingModules, a ParameterList or a buffer of the model, not in an nn.ModuleList; if this run were killed, "
-        "it could not resume"
+        "the model of Mine cannot load its own state: a fresh one lacks adapters.0.weight; put modules that grow into "
+        "a GrowingModules, a ParameterList or a buffer of the model, not into an nn.ModuleList; if this run were "
+        "killed, it could not resume"
     )
 
 
