@@ -1,1 +1,1 @@
-"""What a continual-learning method is, how it is checked and how it is found."""
+"""The contract of a continual-learning method: what it provides, how it is validated, and how it is found."""

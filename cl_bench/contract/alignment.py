@@ -1,4 +1,4 @@
-"""Classifier alignment: after each task but the first, the head is trained on features drawn from class statistics.
+"""Classifier alignment: from the second task on, the head is trained on features drawn from class statistics.
 
 From SLCA (Zhang et al., ICCV 2023, arXiv 2303.05118), checked against GengDavid/SLCA @ 169d4e6.
 """
@@ -29,15 +29,20 @@ from cl_bench.models.statistics import ClassStatistics, Covariance
 
 @dataclass(frozen=True, kw_only=True)
 class Alignment(Part):
-    """Keeps a Gaussian of each class's features, and trains the head on features drawn from them.
+    """Classifier alignment (SLCA; Zhang et al., ICCV 2023, arXiv 2303.05118).
+
+    Stores a Gaussian of each class's features and, after each task but the first, trains the head on features drawn
+    from them.
 
     Attributes:
-        epochs, lr, weight_decay: of that training (SGD, momentum 0.9, cosine).
-        samples: features per class and epoch, and per batch.
-        covariance: what is kept of each class's covariance.
-        temperature: logits are divided by this and by the mean norm of a task's logits; None: neither.
-        shrink: by how much the means of the oldest classes are pulled towards 0.
-        restore: the next task goes on with the head as it was before alignment.
+        epochs: epochs of the alignment (SGD, momentum 0.9, cosine schedule).
+        lr: learning rate of the alignment.
+        samples: drawn features per class and epoch; also the batch size.
+        covariance: stored form of covariances, see `ClassStatistics`.
+        temperature: logits are divided by this and by the mean norm of a task's logits; None: not divided.
+        shrink: how far the means of the oldest classes are pulled towards 0, see `ClassStatistics.draw`.
+        restore: whether the next task continues from the head as it was before alignment.
+        weight_decay: weight decay of the alignment.
     """
 
     epochs: int = 5
@@ -55,7 +60,7 @@ class Alignment(Part):
         model.keep_statistics(self.covariance, self.restore)
 
     def collect(self, model: FeatureModel, samples: TaskSamples) -> tuple[Tensor, Tensor]:
-        """The features [n, d] that statistics are made of, and the labels [n]."""
+        """Compute the features [n, d] of a task that the statistics describe, and their labels [n]."""
         return samples.collect(model.own_features)
 
     def phases(self, task: Task, samples: TaskSamples) -> list[Phase]:
@@ -77,11 +82,14 @@ class Alignment(Part):
         parameters: list[Any],
         name: str,
     ) -> Phase:
-        """The phase that trains `parameters` of a head on features drawn from class statistics.
+        """Make the phase that trains a head on features drawn from class statistics.
 
         Args:
-            head: features [B, d] -> logits [B, num_classes].
-            name: of the random draws.
+            task: the task that has been learned.
+            statistics: Gaussians of all classes seen so far.
+            head: maps features [B, d] to logits [B, num_classes].
+            parameters: parameters of the head to train.
+            name: name of the phase's random draws.
         """
         tasks = statistics.by_task()
         cross_entropy = masked_cross_entropy(statistics.labels.tolist(), task.num_classes)
@@ -112,17 +120,18 @@ class Alignment(Part):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Alignable(Method):
-    """A method that takes classifier alignment on if it is asked to: its hyper-parameters.
+    """A method with classifier alignment as an option.
 
     Attributes:
-        align: classifier alignment (SLCA, ICCV 2023, arXiv 2303.05118): keep a Gaussian of each class's features and,
+        align: classifier alignment (SLCA, ICCV 2023, arXiv 2303.05118): store a Gaussian of each class's features and,
             after each task but the first, train the head on features drawn from them.
-        align_epochs, align_lr: of that training (SGD, momentum 0.9, weight decay 5e-4, cosine).
-        align_samples: features per class and epoch, and per batch.
-        align_covariance: what is kept of each class's covariance.
-        align_temperature: logits are divided by this and by the mean norm of a task's logits; none: neither.
-        align_shrink: by how much the means of the oldest classes are pulled towards 0.
-        align_restore: the next task goes on with the head as it was before alignment.
+        align_epochs: epochs of the alignment (SGD, momentum 0.9, weight decay 5e-4, cosine schedule).
+        align_lr: learning rate of the alignment.
+        align_samples: drawn features per class and epoch; also the batch size.
+        align_covariance: stored form of covariances: `full`, `variance` (diagonal) or `shared` (one for all classes).
+        align_temperature: logits are divided by this and by the mean norm of a task's logits; none: not divided.
+        align_shrink: how far the means of the oldest classes are pulled towards 0.
+        align_restore: whether the next task continues from the head as it was before alignment.
     """
 
     align: bool = False
@@ -136,7 +145,7 @@ class Alignable(Method):
 
     @property
     def alignment(self) -> Alignment:
-        """Alignment with these hyper-parameters, whether or not it is taken on."""
+        """Alignment with these hyper-parameters, whether or not `align` is set."""
         return Alignment(
             epochs=self.align_epochs,
             lr=self.align_lr,

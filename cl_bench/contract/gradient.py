@@ -1,4 +1,4 @@
-"""Methods that train by gradient descent: optimisers, schedules, the classes that compete."""
+"""Methods that train by gradient descent: their optimiser, schedule, and the classes in their cross-entropy."""
 
 from __future__ import annotations
 
@@ -24,18 +24,27 @@ from cl_bench.errors import UserError
 
 @schedules.register("steps")
 def steps(method: Any, epoch: int, epochs: int) -> float:
-    """`decay` to the power of how many of the `milestones` are over."""
+    """Factor `decay` for each of the method's `milestones` (epochs) that has been reached."""
     return float(method.decay ** sum(epoch >= milestone for milestone in method.milestones or ()))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Descent(Method):
-    """An optimiser's hyper-parameters, and the classes that compete.
+    """Hyper-parameters of an optimiser, and the choice of classes in the cross-entropy.
 
     Attributes:
-        schedule: of the learning rate, by epoch; `steps` multiplies it by `decay` at each of the `milestones` (epochs).
-        clip_norm: bound on the norm of the whole gradient.
-        loss: cross-entropy over the current task's classes only (`masked`), or over `all` classes seen so far.
+        epochs: passes over the samples of a task.
+        batch_size: samples per optimiser step.
+        optimizer: `sgd` (with `momentum`), `adam` or `adamw`.
+        lr: learning rate before the schedule.
+        momentum: momentum of SGD; Adam and AdamW ignore it.
+        weight_decay: weight decay of the optimiser.
+        schedule: how the learning rate changes from epoch to epoch; `steps` multiplies it by `decay` at each of the
+            `milestones`.
+        milestones: epochs, from 0, at which `steps` lowers the learning rate.
+        decay: factor on the learning rate at each milestone.
+        clip_norm: bound on the norm of the whole gradient; none: no bound.
+        loss: `masked` takes the cross-entropy over the current task's classes, `all` over all classes seen so far.
     """
 
     space: ClassVar[Mapping[str, Range]] = {"lr": LogUniform(3e-4, 0.3), "schedule": Choice("constant", "cosine")}
@@ -60,7 +69,7 @@ class Descent(Method):
             )
 
     def cross_entropy(self, task: Task) -> Loss:
-        """Cross-entropy over the classes that `loss` lets compete."""
+        """Per-sample cross-entropy over the classes that the hyper-parameter `loss` selects."""
         return masked_cross_entropy(task.classes if self.loss == "masked" else task.seen, task.num_classes)
 
     def phase(
@@ -70,16 +79,19 @@ class Descent(Method):
         forward: Callable[[Tensor], Any] | None = None,
         **more: Any,
     ) -> Phase:
-        """A phase with this method's optimiser; a group's `lr` wins over the field.
+        """Make a phase with this method's optimiser, epochs and batch size.
 
         Args:
-            more: other attributes of `Phase`: `step`, `after_step`, `epochs`, ...
+            parameters: optimiser groups; the `lr` or `weight_decay` of a group wins over the hyper-parameter.
+            loss: see `Phase`.
+            forward: see `Phase`.
+            more: further attributes of `Phase`, such as `step` or `epochs`; they win over the hyper-parameters.
         """
         own = vars(self.optimization(parameters)) | {"epochs": self.epochs, "batch_size": self.batch_size}
         return Phase(**{**own, "loss": loss, "forward": forward, **more})
 
     def optimization(self, parameters: Sequence[ParameterGroup]) -> Optimization:
-        """This method's optimiser of other parameters, for a phase with several."""
+        """Make this method's optimiser for other parameters, for a phase with several optimisers."""
         return Optimization(
             parameters=parameters,
             optimizer=self._optimizer,
@@ -96,4 +108,8 @@ class Descent(Method):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GradientMethod(Alignable, Descent):
-    """A method that trains by gradient descent, and aligns its classifier if it is asked to."""
+    """A method that trains by gradient descent and, with `align`, aligns its classifier after each task.
+
+    Its hyper-parameters are those of an optimiser (`epochs`, `batch_size`, `optimizer`, `lr`, `momentum`,
+    `weight_decay`, `schedule`, `milestones`, `decay`, `clip_norm`, `loss`) and those of alignment (`align`, `align_*`).
+    """

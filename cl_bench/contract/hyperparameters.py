@@ -1,4 +1,4 @@
-"""How the hyper-parameters of a method are checked: by the annotations of its fields."""
+"""Validation of a method's hyper-parameters by the annotations of its fields."""
 
 from __future__ import annotations
 
@@ -14,32 +14,38 @@ from cl_bench.errors import UserError, clipped
 
 @cache
 def _hints(cls: type[Any]) -> dict[str, Any]:
-    """The types of all fields; reading them takes a millisecond."""
+    """Types of all fields by name; cached, as resolving the annotations takes a millisecond."""
     return get_type_hints(cls, include_extras=True)
 
 
 @cache
 def validators(cls: type[Any]) -> dict[str, TypeAdapter[Any]]:
-    """What checks each hyper-parameter, by name."""
+    """Pydantic's validator of each hyper-parameter, by name."""
     hints = _hints(cls)  # type: ignore[arg-type]
     return {field.name: TypeAdapter(hints[field.name]) for field in dataclasses.fields(cls)}
 
 
 def _is_tuple(hint: Any) -> bool:
-    """Whether a type is a tuple, or a tuple or None."""
+    """Whether a type is a tuple or an optional tuple."""
     return any(get_origin(part) is tuple for part in (hint, *get_args(hint)))
 
 
 def _takes_bool(hint: Any) -> bool:
-    """Whether true and false are values of a type."""
+    """Whether a type accepts true and false."""
     return hint in (bool, Any, object) or any(isinstance(part, bool) or _takes_bool(part) for part in get_args(hint))
 
 
 def validated(cls: type[Any], name: str, value: Any, shown: str | None = None) -> Any:
-    """A hyper-parameter's value, checked and converted; strings, as the user typed them, are accepted.
+    """Validate a hyper-parameter's value and convert it to the field's type.
+
+    Args:
+        cls: the method's class.
+        name: name of the hyper-parameter.
+        value: a Python value, or a string as the user typed it: `none` is None, `1+2` a tuple.
+        shown: name of the method in messages; None: the name of the class.
 
     Raises:
-        UserError: not a value of the field's type; the message names the method as `shown`.
+        UserError: the value is not one of the field's type, is not finite, or has more than 18 digits.
     """
     hint, where = _hints(cls)[name], f"{shown or cls.__name__}.{name}"  # type: ignore[arg-type]
     if isinstance(value, bool) and not _takes_bool(hint):

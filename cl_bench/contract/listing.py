@@ -1,4 +1,4 @@
-"""Facts about methods for listings, read from their source: importing all methods takes seconds, for torch and timm."""
+"""Facts about methods for listings, read from source: importing all methods, with torch and timm, takes seconds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BASE = ("cl_bench.contract.method", "Method")
 
 @dataclass(frozen=True)
 class MethodFacts:
-    """What `cl-bench ls methods` shows of a method; see `cl_bench.contract.method.Method`."""
+    """Facts that `cl-bench ls methods` shows of a method, named as in `cl_bench.contract.method.Method`."""
 
     name: str
     paper: str
@@ -33,7 +33,7 @@ FACTS = ("paper", "forward_passes", "stores", "needs_num_tasks")
 
 
 def of_file(path: Path) -> MethodFacts:
-    """Facts of a user's method file. It is imported only if its source does not show them.
+    """Facts of a user's method file, which is imported only if its source does not show them.
 
     Raises:
         UserError: see `registry.load_file`.
@@ -48,7 +48,7 @@ def of_file(path: Path) -> MethodFacts:
 
 
 def installed() -> tuple[list[MethodFacts], list[UserError]]:
-    """Facts of all installed methods by name, and one error for each that cannot be used."""
+    """Facts of all installed methods in the order of their names, and one error for each method that cannot be used."""
     points = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     found, errors = [], []
     for name in sorted({*shipped(), *points}):
@@ -85,7 +85,7 @@ def _only_method(path: Path, module: str | None, name: str) -> MethodFacts | Non
 
 
 def _facts_of(path: Path, module: str | None, cls: str, name: str) -> MethodFacts | None:
-    """None: not a method, or one that only an import can tell about."""
+    """Facts of a class; None if it is not a method, or if only an import can show its facts."""
     tree = _parsed(path)
     values = _values(path, module, cls) if tree and _imports_exist(tree) else None
     if values is None or not set(FACTS) <= set(values):
@@ -94,7 +94,7 @@ def _facts_of(path: Path, module: str | None, cls: str, name: str) -> MethodFact
 
 
 def _values(path: Path, module: str | None, name: str) -> dict[str, object] | None:
-    """The literals that a class and its bases assign to `FACTS`; None if it does not descend from `Method`."""
+    """Literals that a class and its bases assign to `FACTS`; None if the class does not descend from `Method`."""
     tree = _parsed(path)
     for node in _statements(tree) if tree else ():
         if isinstance(node, ast.ClassDef) and node.name == name:
@@ -116,7 +116,7 @@ def _values(path: Path, module: str | None, name: str) -> dict[str, object] | No
 
 
 def _inherited(path: Path, module: str | None, bases: Sequence[ast.expr]) -> dict[str, object] | None:
-    """The literals of several bases, of which the first wins; None if one of them does not descend from `Method`."""
+    """Literals of several bases, of which the first wins; None if a base does not descend from `Method`."""
     found: dict[str, object] = {}
     for base in reversed(bases):
         values = _values(path, module, base.id) if isinstance(base, ast.Name) else None
@@ -127,7 +127,10 @@ def _inherited(path: Path, module: str | None, bases: Sequence[ast.expr]) -> dic
 
 
 def _sources(node: ast.ImportFrom, module: str | None) -> list[str]:
-    """The modules that a line may import from, where a method's base class can lie: several for an old path."""
+    """Modules that an import statement may refer to, restricted to those that can define a method's base class.
+
+    An import path of version 0.1.0 refers to several modules.
+    """
     if node.level:
         if module is None:
             return []
@@ -142,12 +145,12 @@ def _sources(node: ast.ImportFrom, module: str | None) -> list[str]:
 
 
 def _statements(tree: ast.Module) -> list[ast.stmt]:
-    """The statements of a module, also those for type checkers alone: there `cl_bench` says where its names lie."""
+    """Statements of a module, with those under `if`: `cl_bench` imports its names under `if TYPE_CHECKING`."""
     return [inner for node in tree.body for inner in (node.body if isinstance(node, ast.If) else [node])]
 
 
 def _literals(node: ast.ClassDef) -> dict[str, object] | None:
-    """The facts in a class body; None if one of them is computed."""
+    """Facts that a class body assigns as literals; None if one of them is computed."""
     found: dict[str, object] = {}
     for line in node.body:
         if not isinstance(line, (ast.Assign, ast.AnnAssign)) or line.value is None:
@@ -177,7 +180,7 @@ def _exists(package: str) -> bool:
 
 @cache
 def _path(module: str) -> Path | None:
-    """The file of a module; no package on the way is executed, except `cl_bench.methods`, which is empty."""
+    """File of a module, found without executing any package but `cl_bench.methods`, which is empty."""
     where: list[str] | None = None
     parts = module.split(".")
     for number in range(1, len(parts) + 1):

@@ -1,4 +1,4 @@
-"""Losses that many methods share."""
+"""Losses shared by methods."""
 
 from __future__ import annotations
 
@@ -11,17 +11,21 @@ from cl_bench.contract.phase import Loss
 
 
 def masked_cross_entropy(classes: Iterable[int], num_classes: int) -> Loss:
-    """Cross-entropy in which only `classes` compete: all other logits are -inf ("local" or "masked" softmax).
+    """Make a cross-entropy over some classes only: the logits of all others are -inf ("local" or "masked" softmax).
+
+    Args:
+        classes: labels that take part in the softmax.
+        num_classes: size of the head.
 
     Returns:
-        A loss from (logits [B, num_classes], labels [B]) to per-sample values [B].
+        A loss that maps (logits [B, num_classes], labels [B]) to per-sample values [B].
     """
     outside = torch.ones(num_classes, dtype=torch.bool)
     outside[list(classes)] = False
 
     def loss(logits: Tensor, labels: Tensor) -> Tensor:
         nonlocal outside
-        # Once, not in every step: a copy from the host makes it wait for the device.
+        # The copy to the device makes the host wait, so it is made in the first step only.
         outside = outside.to(logits.device)
         masked = logits.masked_fill(outside, float("-inf"))
         return nn.functional.cross_entropy(masked, labels, reduction="none")

@@ -1,8 +1,8 @@
-"""What a continual-learning method must provide.
+"""The base class of continual-learning methods.
 
-A method is one file with one frozen dataclass: its fields are the hyper-parameters, its four functions the maths.
-It is an Avalanche plugin, but holds no state: everything that outlives a task is a parameter or buffer of the
-module that `build` returns, so that checkpoints, stored-memory columns and audits come for free.
+A method is one file with one frozen dataclass: its fields are the hyper-parameters, its functions the maths. It is an
+Avalanche plugin without state: everything that outlives a task is a parameter or buffer of the module that `build`
+returns, so checkpoints, counts of stored numbers and audits need no code in the method.
 """
 
 from __future__ import annotations
@@ -26,24 +26,27 @@ from cl_bench.experiment import Scalar, Scenario, Value
 from cl_bench.models.base import FeatureModel
 
 Traces = dict[str, list[dict[str, Scalar]]]
-"""Rows by name of table."""
+"""Traced rows by the name of their table."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Method(SupervisedPlugin):  # type: ignore[misc]
-    """Base of all methods. Fields of the subclass are its hyper-parameters, validated by their annotations.
+    """Base class of all methods: facts for tables, hyper-parameters, and the functions that define the maths.
 
-    Class attributes:
-        revision: raised whenever the method's results change.
-        paper: name, venue, arXiv id.
-        needs_num_tasks: whether the length of the stream must be known in advance (a fact that tables show).
-        stores: what is kept about old tasks beside the adapters, in words.
-        forward_passes: backbone passes per prediction; in words if their number grows with the tasks (see `passes`).
-        scenarios: the kinds of streams that the method is for.
-        trains_on: `task` (one experience after the other) or `stream` (all at once: joint training).
-        published: recipes of the literature, hyper-parameters by paper benchmark (`imagenet-r`, `cifar100`, ...); where
-            a paper's text differs from its code, the text is `imagenet-r.paper`.
-        space: what `cl-bench tune` searches, by hyper-parameter.
+    A subclass is a frozen dataclass. Its fields are the hyper-parameters, validated by their annotations when an
+    instance is made; a value that does not fit raises `UserError`. The attributes below are set on the class.
+
+    Attributes:
+        revision: version of the method's results, part of their keys; raise it whenever results change.
+        paper: name of the method, venue and arXiv id.
+        needs_num_tasks: whether the method must know the length of the stream in advance, which tables mark.
+        stores: what the model stores about old tasks in addition to its adapters, in words.
+        forward_passes: backbone passes per prediction; in words if the number grows with the tasks (see `passes`).
+        scenarios: kinds of streams that the method supports.
+        trains_on: `task` trains on one experience after the other, `stream` on all of them at once (joint training).
+        published: hyper-parameters from the literature, by the paper's benchmark (`imagenet-r`, `cifar100`, ...). Where
+            a paper's text differs from its program, `imagenet-r` is the program and `imagenet-r.paper` the text.
+        space: range that `cl-bench tune` searches, by hyper-parameter.
     """
 
     revision: ClassVar[int] = 1
@@ -61,44 +64,77 @@ class Method(SupervisedPlugin):  # type: ignore[misc]
             object.__setattr__(self, name, validated(type(self), name, getattr(self, name)))
 
     def check(self, num_tasks: int) -> None:
-        """Raise `UserError` if the hyper-parameters do not fit a stream of this length; called before any run."""
+        """Check the hyper-parameters against the length of the stream; called before a run starts.
+
+        Args:
+            num_tasks: number of tasks of the stream.
+
+        Raises:
+            UserError: the hyper-parameters do not fit a stream of this length.
+        """
 
     def build(self, backbone: VisionTransformer, num_classes: int) -> FeatureModel:
-        """The model: adapters and head on the backbone. `model(images)` [B, C, H, W] gives the prediction's logits
-        [B, num_classes], for each sample alone and without task identity; unseen classes are masked by the caller."""
+        """Build the model: the backbone with the method's modules and a head.
+
+        A call of the model maps images [B, C, H, W] to logits [B, num_classes]. The logits of a sample depend on that
+        sample alone, not on its batch and not on its task. The caller masks classes that have not been seen.
+
+        Args:
+            backbone: pre-trained ViT without head.
+            num_classes: number of classes of the whole stream.
+        """
         raise NotImplementedError
 
     def phases(self, task: Task) -> list[Phase]:
-        """What is optimised for this task, in order; none for methods without gradients.
+        """Describe what is optimised for a task, in order; an empty list for methods without gradients.
 
-        A pure function of the task and its model. A method that defines `after_phase` is asked again after each phase:
-        the list may have become longer, by what was decided and lies in the model. It always begins with the phases
-        that are done.
+        A pure function of the task and its model, without side effects. If the method defines `after_phase`, this
+        function is called again after each phase, and the list may have grown by phases that `after_phase` decided on
+        and recorded in the model. The list always begins with the phases that are already done.
         """
         return []
 
     def before_task(self, task: Task, samples: TaskSamples) -> None:
-        """Gradient-free work before training: growing adapters, designing subspaces. Current samples only. In this and
-        the next two, torch's global CPU generator is seeded for the task: new modules start alike in every run."""
+        """Work without gradients before training, such as growing adapters or designing subspaces.
+
+        In this function, `after_phase` and `after_task`, torch's global CPU generator is seeded for the task, so new
+        modules start alike in every run.
+
+        Args:
+            task: the task to be learned.
+            samples: training samples of this task.
+        """
 
     def after_phase(self, task: Task, samples: TaskSamples, number: int) -> None:
-        """Gradient-free work after a phase (counted from 0), e.g. a decision on whether there is another one. A run
-        that goes on from a checkpoint does not decide again: write what is decided into the model. Current samples
-        only."""
+        """Work without gradients after a phase, such as the decision whether another phase follows.
+
+        A run that resumes from a checkpoint does not call this function again for a finished phase: record decisions
+        in the model.
+
+        Args:
+            task: the task that is being learned.
+            samples: training samples of this task.
+            number: position of the finished phase in `phases(task)`, from 0.
+        """
 
     def after_task(self, task: Task, samples: TaskSamples) -> None:
-        """Gradient-free work after training: statistics, prototypes. Current samples only."""
+        """Work without gradients after training, such as class statistics or prototypes.
+
+        Args:
+            task: the task that has been learned.
+            samples: training samples of this task.
+        """
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """What the method takes on besides its own maths, e.g. classifier alignment."""
+        """Additions to the method's own maths that any method can take, such as classifier alignment."""
         return ()
 
     def passes(self, tasks: int) -> int:
-        """Backbone passes per prediction after so many tasks.
+        """Number of backbone passes per prediction after `tasks` learned tasks.
 
         Raises:
-            UserError: `forward_passes` is in words, and the method does not define this.
+            UserError: `forward_passes` is in words, and the method does not override this function.
         """
         if isinstance(self.forward_passes, int):
             return self.forward_passes
@@ -107,35 +143,54 @@ class Method(SupervisedPlugin):  # type: ignore[misc]
 
     @property
     def stateful_prediction(self) -> bool:
-        """Whether predictions change the model, as in released code that is known to be wrong: nothing about a
-        prediction is then remembered, and the audit fails."""
+        """Whether predictions change the model, as in released code that is known to be wrong.
+
+        If so, nothing of a prediction is cached, and the method fails the audit.
+        """
         return False
 
     def storage(self, backbone: VisionTransformer, num_classes: int, classes: Sequence[int]) -> dict[str, int]:
-        """The most numbers that are kept beside the frozen backbone after tasks of so many `classes` each, by kind:
-        what `cl-bench audit` holds against what the model stores."""
+        """Declare how many numbers the model stores in addition to the frozen backbone, at most.
+
+        `cl-bench audit` compares this with what the model really stores.
+
+        Args:
+            backbone: the ViT that the model is built on.
+            num_classes: number of classes of the whole stream.
+            classes: number of classes of each task learned so far.
+
+        Returns:
+            Number of stored numbers by kind, e.g. `{"head": 7700, "prompts": 3840}`; their sum is the declared bound.
+        """
         return {}
 
     def traces(self, task: Task) -> Traces:
-        """Rows for the run record's `traces` after this task, e.g. learned magnitudes."""
+        """Rows to store with the run after a task, such as learned magnitudes, by the name of their table."""
         return {}
 
     def step_traces(self, task: Task, step: int) -> Traces:
-        """The same while the task is learned, after so many optimiser steps of a phase: asked for at the first and the
-        last of them and at about 24 in between, so it may cost some milliseconds."""
+        """Rows to store with the run while a task is learned, by the name of their table.
+
+        Called after the first and the last optimiser step of a phase and after about 24 steps between them, so a call
+        may take some milliseconds.
+
+        Args:
+            task: the task that is being learned.
+            step: optimiser steps done in the phase.
+        """
         return {}
 
     def values(self) -> dict[str, Value]:
-        """The hyper-parameters by name, as JSON values."""
+        """Hyper-parameters by name, as JSON values."""
         found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: list(v) if isinstance(v, tuple) else v for name, v in found.items()}
 
 
 def build_model(method: Method, backbone: VisionTransformer, num_classes: int) -> FeatureModel:
-    """The model as it is run: what `Method.build` returns, and what its parts add to it.
+    """Build a method's model and extend it by the method's parts.
 
     Raises:
-        UserError: it is no `FeatureModel`, or the backbone does not fit the method.
+        UserError: `Method.build` returned no `FeatureModel`, or the backbone does not fit the method.
     """
     model = method.build(backbone, num_classes)
     if not isinstance(model, FeatureModel):
@@ -151,7 +206,7 @@ def build_model(method: Method, backbone: VisionTransformer, num_classes: int) -
 def declared_storage(
     method: Method, backbone: VisionTransformer, num_classes: int, classes: Sequence[int]
 ) -> dict[str, int]:
-    """`Method.storage`, and what the method's parts keep."""
+    """Numbers that a method and its parts declare to store, by kind; see `Method.storage`."""
     numbers = dict(method.storage(backbone, num_classes, classes))
     for part in method.parts:
         numbers |= part.storage(backbone, num_classes, classes)

@@ -1,4 +1,4 @@
-"""What a method can take on besides its own maths."""
+"""Parts: additions to a method's own maths that any method can take."""
 
 from __future__ import annotations
 
@@ -13,19 +13,28 @@ from cl_bench.models.base import FeatureModel
 
 
 class Part:
-    """Something that is added to a method's model and work, whatever the method is."""
+    """An addition to a method's model and training that works with any method, such as classifier alignment."""
 
     def extend(self, model: FeatureModel, method: str) -> None:
-        """Add to the model of the named method, right after `Method.build`, what this part keeps in it.
+        """Add this part's modules and buffers to a model, right after `Method.build`.
+
+        Args:
+            model: the model to extend in place.
+            method: name of the method's class, for messages.
 
         Raises:
-            UserError: the model is not of the kind that it needs.
+            UserError: the model is not of the kind that this part needs.
         """
 
     def phases(self, task: Task, samples: TaskSamples) -> list[Phase]:
-        """What is done and optimised after the method's `after_task`; current samples only."""
+        """Do this part's work without gradients after the method's `after_task`, and return the phases to optimise.
+
+        Args:
+            task: the task that the method has learned.
+            samples: training samples of this task.
+        """
         return []
 
     def storage(self, backbone: VisionTransformer, num_classes: int, classes: Sequence[int]) -> dict[str, int]:
-        """As `Method.storage`: what this part keeps."""
+        """Declare how many numbers this part stores, by kind; see `Method.storage`."""
         return {}

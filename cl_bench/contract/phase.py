@@ -1,4 +1,4 @@
-"""What is optimised while a task is learned, and how."""
+"""Phases: what is optimised while a task is learned, and how."""
 
 from __future__ import annotations
 
@@ -19,13 +19,16 @@ Batch = tuple[Tensor, Tensor, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Optimization:
-    """An optimiser and what it trains.
+    """An optimiser and the parameters that it trains.
 
     Attributes:
         parameters: torch optimiser groups, `{"params": parameters}`; a group may set its own `lr` or `weight_decay`.
-        optimizer: made from the groups, anew for every phase.
-        schedule: factor on the learning rate of every group, from (epoch, epochs).
-        clip_norm: bound on the norm of the whole gradient, or None.
+        optimizer: makes the torch optimiser from the groups, once per phase.
+        schedule: maps (epoch from 0, number of epochs) to the factor on the learning rate of every group.
+        clip_norm: bound on the norm of the whole gradient; None: no bound.
+
+    Raises:
+        UserError: `parameters` is not a list of groups.
     """
 
     parameters: Sequence[ParameterGroup]
@@ -49,23 +52,29 @@ class Optimization:
 class Phase(Optimization):
     """One optimisation inside a task, with a fresh optimiser.
 
-    A step is: outputs of `forward`, `loss`, its mean's gradient, clipped; the optimiser's step; `after_step`. Or all
-    but the last is a function of the phase's own, `step`.
+    A step computes the outputs of `forward`, the `loss`, and the gradient of the loss's mean, clips the gradient, takes
+    the optimiser's step and calls `after_step`. A phase with a `step` function of its own replaces everything but
+    `after_step`.
 
     Attributes:
         epochs: passes over the task's samples, or over `batches`.
         batch_size: samples per step; the last step of an epoch may have fewer.
-        loss: from (outputs of `forward`, labels [B]), both of real samples only: per-sample losses [B], or a scalar for
-            losses that couple the samples of a batch.
-        forward: the training forward pass, to logits [B, num_classes] or to a tuple that begins with them and goes on
-            with whatever else [B, ...] the loss needs; None: the model itself. It also sees samples that only fill up
-            the last batch, so it must treat each sample alone.
-        batches: (inputs, labels, how many of them count) of an epoch, as many in each; None: the task's samples.
-        after_step: called without gradients after every step with (steps done in this phase, counted from 1; steps of
-            the phase). It may change what the phase trains, and buffers.
-        step: instead of `forward` and `loss`: from a `StepBatch` to the step's mean loss, or to (mean loss, logits) if
-            Avalanche metrics are to see predictions. It calls `StepBatch.update`, as often as it needs.
+        loss: maps (outputs of `forward`, labels [B]) to per-sample losses [B], or to a scalar for losses that couple
+            the samples of a batch. Outputs and labels belong to real samples only.
+        forward: training forward pass from images [B, C, H, W] to logits [B, num_classes], or to a tuple of these
+            logits and whatever else [B, ...] the loss needs; None: the model itself. Padding may fill up the last
+            batch, so the pass must treat each sample alone.
+        batches: maps an epoch to its batches (inputs, labels, number of leading samples that count); every epoch has
+            equally many. None: the task's samples.
+        after_step: called without gradients after every step with (steps done in this phase, steps of the whole phase).
+            It may change buffers and the parameters that the phase trains.
+        step: replaces `forward` and `loss`: maps a `StepBatch` to the step's mean loss, or to (mean loss, logits) if
+            Avalanche metrics need predictions. It calls `StepBatch.update` as often as it needs.
         others: further optimisers by name, for `step`.
+
+    Raises:
+        UserError: not exactly one of `loss` and `step` is given, `forward` or `others` do not fit them, or one of the
+            `others` has an empty name.
     """
 
     epochs: int
@@ -89,24 +98,28 @@ class Phase(Optimization):
             raise UserError("one of the other optimisers of a phase has an empty name, which is its own optimiser's")
 
     def optimizations(self) -> dict[str, Optimization]:
-        """This and the others by name; its own is the empty one."""
+        """All optimisers by name; the phase's own has the empty name."""
         return {"": self, **self.others}
 
     def trained(self) -> list[nn.Parameter]:
-        """What it trains, with any of its optimisers."""
+        """All parameters that any of the phase's optimisers trains."""
         return [parameter for each in self.optimizations().values() for parameter in each.trainable()]
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepBatch:
-    """The samples of a step of the phase's own: real ones only, so that the last batch may be smaller.
+    """The samples of one step, for phases with a `step` function of their own.
+
+    It holds real samples only, without padding, so the last batch of an epoch may be smaller.
 
     Attributes:
-        inputs: [B, C, H, W].
-        labels: [B].
-        step, steps: which step of the phase this is, counted from 1, and how many it has.
-        key: of all random draws in this step.
-        optimizers: of the phase, by name, each with what it was made from.
+        inputs: images [B, C, H, W].
+        labels: labels [B].
+        step: number of this step in the phase, from 1.
+        steps: number of steps of the whole phase.
+        key: key of all random draws in this step.
+        optimizers: the phase's optimisers by name, each with the `Optimization` that it was made from.
+        updates: names of the optimisers whose steps have been taken, in order.
     """
 
     inputs: Tensor
@@ -118,19 +131,21 @@ class StepBatch:
     updates: list[str] = field(default_factory=list)
 
     def generator(self, purpose: str) -> torch.Generator:
-        """A CPU generator for one purpose in this step, the same whenever and wherever it is asked for."""
+        """Make a CPU generator for one purpose in this step; equal purposes give equal draws, on any machine."""
         return generator((*self.key, purpose))
 
     def update(self, loss: Tensor, optimizer: str = "", adjust: Callable[[], None] | None = None) -> None:
-        """Take an optimiser's step on a loss: gradients of nothing but this loss, `adjust`, clip, step.
+        """Take an optimiser step on a loss: clear all gradients, backpropagate, call `adjust`, clip, step.
 
         Args:
-            loss: scalar.
-            optimizer: which of the phase's `others`; empty: its own.
-            adjust: called without gradients when they are there, to change them.
+            loss: scalar tensor.
+            optimizer: name of one of the phase's `others`; empty: the phase's own optimiser.
+            adjust: changes the gradients in place before they are clipped; called without gradient tracking.
 
         Raises:
-            UserError: no such optimiser, a loss that is no scalar or depends on nothing that the optimiser trains.
+            UserError: the phase has no such optimiser, the loss is no scalar, or it depends on no parameter that the
+                optimiser trains.
+            Diverged: the step is too large for a floating-point number.
         """
         if optimizer not in self.optimizers:
             raise UserError(f"this phase has no optimiser '{optimizer}'; name it in `others`")
@@ -148,14 +163,15 @@ class StepBatch:
 
 
 def backward(loss: Tensor, optimization: Optimization, name: str = "phase") -> None:
-    """Gradients of a scalar loss.
+    """Backpropagate a scalar loss.
 
     Args:
-        optimization: whose step they are for.
-        name: of that, for the message.
+        loss: scalar tensor.
+        optimization: the optimiser whose parameters get the gradients.
+        name: what the message calls that optimiser.
 
     Raises:
-        UserError: the loss depends on no parameter that this trains.
+        UserError: the loss depends on no parameter that the optimiser trains.
     """
     if loss.requires_grad:
         loss.backward()
@@ -167,25 +183,25 @@ def backward(loss: Tensor, optimization: Optimization, name: str = "phase") -> N
 
 
 def take_step(optimization: Optimization, optimizer: torch.optim.Optimizer) -> None:
-    """Clip the gradient, if the optimiser asks for that, and take its step.
+    """Clip the gradient if `clip_norm` is set, and take the optimiser's step.
 
     Raises:
-        Diverged: the step is too large for a number of this type.
+        Diverged: the step is too large for a number of the parameters' type.
     """
     if optimization.clip_norm is not None:
         nn.utils.clip_grad_norm_(optimization.trainable(), optimization.clip_norm)
     try:
         optimizer.step()
     except RuntimeError as error:
-        # The type that torch raises for that, too.
+        # torch raises RuntimeError for an overflow as for other faults.
         if "without overflow" not in str(error):
             raise
         raise Diverged("a step is too large for a floating-point number; lower the learning rate") from error
 
 
-def described(found: object) -> str:
-    """What stands where a tensor of a certain shape is expected, for messages."""
-    return f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+def described(value: object) -> str:
+    """Describe an object in a message that expected a tensor of a certain shape."""
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def _listed(parameters: Any) -> list[Any]:

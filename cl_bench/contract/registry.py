@@ -1,4 +1,4 @@
-"""How methods are found: the files of `methods/`, entry points of other packages, and files that the user names."""
+"""Finds methods: the files of `methods/`, entry points of other packages, and files that the user names."""
 
 from __future__ import annotations
 
@@ -23,22 +23,31 @@ from cl_bench.experiment import Value
 from cl_bench.files import TEXT_BYTES, open_regular
 
 FILE_MODULE = "cl_bench_method_file_"
-"""How the names of modules begin that are files of the user's."""
+"""Prefix of the module names under which a user's method files are imported."""
 
 
 @dataclass(frozen=True)
 class MethodEntry:
-    """A method class with the name and revision under which its results are stored."""
+    """A method class, with the name and revision under which its results are stored.
+
+    Attributes:
+        name: name of the method on the command line and in records.
+        cls: class of the method.
+        revision: the class's `revision`; for a user's file, the hash of its content.
+    """
 
     name: str
     cls: type[Method]
     revision: int | str
 
     def configure(self, settings: Mapping[str, Any]) -> Method:
-        """The method with these hyper-parameters (strings, as typed by the user, are accepted).
+        """Make the method with these hyper-parameters; the others have their defaults.
+
+        Args:
+            settings: values by hyper-parameter; strings, as the user typed them, are converted.
 
         Raises:
-            UserError: an unknown or ill-typed hyper-parameter, or one without default.
+            UserError: a hyper-parameter is unknown, has a value of a wrong type, or has no default.
         """
         self._check_defaults()
         known = validators(self.cls)  # type: ignore[arg-type]
@@ -49,10 +58,10 @@ class MethodEntry:
 
     @property
     def defaults(self) -> dict[str, Value]:
-        """The hyper-parameters that the method has if nothing is set.
+        """Default hyper-parameters by name.
 
         Raises:
-            UserError: a field of the method has no default.
+            UserError: a hyper-parameter has no default.
         """
         self._check_defaults()
         return self.cls().values()
@@ -64,12 +73,12 @@ class MethodEntry:
 
 
 def find(name: str) -> MethodEntry:
-    """The installed method with this name.
+    """Find an installed method by name.
 
     Raises:
-        UserError: there is none; the closest name is suggested.
+        UserError: no method has this name (the message suggests the closest one), or its package does not import.
     """
-    # Reading the entry points of all installed packages takes longer than anything else here.
+    # The entry points are read once: that takes longer than anything else here.
     points = entry_points(group=ENTRY_POINTS)
     known = names(points)
     if name not in known:
@@ -95,20 +104,20 @@ def find(name: str) -> MethodEntry:
 
 
 def lookup(wanted: Iterable[str], method_files: Iterable[Path] = ()) -> dict[str, MethodEntry]:
-    """Methods by name; those of the user's files come first.
+    """Find several methods by name; a method of a user's file wins over an installed one of the same name.
 
     Raises:
         UserError: see `find` and `load_file`.
     """
-    own = {found.name: found for found in map(load_file, method_files)}
+    own = {entry.name: entry for entry in map(load_file, method_files)}
     return {name: own.get(name) or find(name) for name in wanted}
 
 
 def load_file(path: Path) -> MethodEntry:
-    """A method from a user's file; its name is the file's, its revision the hash of the content.
+    """Import the method of a user's file; its name is the file's name, its revision the hash of the content.
 
     Raises:
-        UserError: no such file, it does not import, or it does not define exactly one method.
+        UserError: the file cannot be read, does not import, or does not define exactly one method.
     """
     try:
         with open_regular(path, TEXT_BYTES) as file:
@@ -120,7 +129,7 @@ def load_file(path: Path) -> MethodEntry:
     spec = importlib.util.spec_from_file_location(FILE_MODULE + path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    # dataclasses look their module up by name.
+    # dataclasses look up their module by name.
     sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
@@ -133,11 +142,12 @@ def load_file(path: Path) -> MethodEntry:
 
 
 def revision_of(source: bytes) -> str:
-    """The revision of a method in a file of this content."""
+    """Revision of a method in a file with this content."""
     return "file:" + hashlib.sha256(source).hexdigest()[:16]
 
 
 def _only_method(module: ModuleType, where: str) -> type[Method]:
+    """The one method class that a module defines itself; imported ones do not count."""
     found = [
         value
         for value in vars(module).values()

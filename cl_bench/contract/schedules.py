@@ -1,4 +1,4 @@
-"""Learning-rate schedules by name: two of everybody's here, the others registered by the methods that own them."""
+"""Learning-rate schedules by name: `constant` and `cosine`, and those that other modules and methods register."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from cl_bench.contract.sources import shipped
 from cl_bench.errors import UserError
 
 Factor = Callable[[Any, int, int], float]
-"""The factor on every learning rate, from (the method, for schedules with hyper-parameters; epoch from 0; epochs)."""
+"""Maps (method, epoch from 0, number of epochs) to the factor on every learning rate. The method gives a schedule its
+hyper-parameters."""
 
 _FACTORS: dict[str, Factor] = {}
 
 
 def register(name: str) -> Callable[[Factor], Factor]:
-    """Decorate a function that is from now on the schedule of this name, for all methods.
+    """Decorator that registers a function as the schedule of this name, for all methods.
 
     Raises:
-        UserError: another module has registered the name.
+        UserError: another module has already registered the name.
     """
 
     def decorate(factor: Factor) -> Factor:
@@ -39,13 +40,13 @@ def register(name: str) -> Callable[[Factor], Factor]:
 
 
 def find(name: str) -> Factor:
-    """The schedule of this name.
+    """The registered schedule of a name; imports the shipped methods if none of the imported modules has registered it.
 
     Raises:
-        KeyError: nobody has registered it.
+        KeyError: no schedule has this name.
     """
     if name not in _FACTORS:
-        # It may belong to a method that has not been imported yet.
+        # The name may belong to a method that has not been imported yet.
         for method in shipped():
             importlib.import_module(f"cl_bench.methods.{method.replace('-', '_')}")
     return _FACTORS[name]
@@ -61,21 +62,24 @@ def _known(name: str) -> str:
 
 
 Schedule = Annotated[str, AfterValidator(_known)]
-"""The name of a schedule, as a hyper-parameter."""
+"""Type of a hyper-parameter that is the name of a schedule."""
 
 
 def cos(angle: float) -> float:
-    """Of an angle in radians; torch's, as in stored results: in one of a thousand its last bit is not Python's."""
+    """Cosine of an angle in radians, computed by torch.
+
+    Stored results were computed with it. For one angle in a thousand, the last bit differs from that of `math.cos`.
+    """
     return float(torch.cos(torch.tensor(angle, dtype=torch.float64)))
 
 
 @register("constant")
 def constant(method: Any, epoch: int, epochs: int) -> float:
-    """1."""
+    """A constant learning rate: the factor is always 1."""
     return 1.0
 
 
 @register("cosine")
 def cosine(method: Any, epoch: int, epochs: int) -> float:
-    """Half a cosine from 1 towards 0, by epoch."""
+    """Half a cosine, from 1 in the first epoch towards 0 after the last."""
     return 0.5 * (1 + cos(torch.pi * epoch / epochs))

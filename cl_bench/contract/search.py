@@ -1,4 +1,4 @@
-"""The ranges in which `cl-bench tune` searches a hyper-parameter."""
+"""Ranges in which `cl-bench tune` searches hyper-parameters."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ from cl_bench.experiment import Scalar, Value
 
 @dataclass(frozen=True)
 class LogUniform:
-    """A positive number, log-uniform in [low, high]."""
+    """A positive number, drawn log-uniformly from [low, high].
+
+    Attributes:
+        low: smallest value, positive.
+        high: largest value.
+    """
 
     low: float
     high: float
@@ -18,7 +23,12 @@ class LogUniform:
 
 @dataclass(frozen=True)
 class Uniform:
-    """A number, uniform in [low, high]."""
+    """A number, drawn uniformly from [low, high].
+
+    Attributes:
+        low: smallest value.
+        high: largest value.
+    """
 
     low: float
     high: float
@@ -26,7 +36,11 @@ class Uniform:
 
 @dataclass(frozen=True, init=False)
 class Choice:
-    """One of a few values."""
+    """One of a few values, e.g. `Choice("constant", "cosine")`.
+
+    Attributes:
+        values: the values to choose from.
+    """
 
     values: tuple[Scalar, ...]
 
@@ -36,7 +50,15 @@ class Choice:
 
 @dataclass(frozen=True, init=False)
 class Depending:
-    """A range for each value of another hyper-parameter, which is a text and is not searched itself."""
+    """A range that depends on another hyper-parameter, which is a text and is not searched itself.
+
+    `Depending("optimizer", sgd=LogUniform(1e-3, 1e-1), adam=LogUniform(1e-5, 1e-3))` searches another learning rate for
+    each optimiser.
+
+    Attributes:
+        option: name of the other hyper-parameter.
+        ranges: range by the value of the other hyper-parameter.
+    """
 
     option: str
     ranges: Mapping[str, LogUniform | Uniform | Choice]
@@ -50,7 +72,15 @@ Range = LogUniform | Uniform | Choice | Depending
 
 
 def resolved(space: Mapping[str, Range], options: Mapping[str, Value]) -> dict[str, LogUniform | Uniform | Choice]:
-    """A search space for a method with these hyper-parameters (all of them, by name)."""
+    """Replace every `Depending` of a search space by the range that holds for these hyper-parameters.
+
+    Args:
+        space: ranges by hyper-parameter.
+        options: values of all hyper-parameters of the method, by name.
+
+    Returns:
+        Ranges by hyper-parameter, without any `Depending`.
+    """
     return {
         name: values.ranges[str(options[values.option])] if isinstance(values, Depending) else values
         for name, values in space.items()

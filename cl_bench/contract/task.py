@@ -1,4 +1,4 @@
-"""What a method knows while it learns a task, and what it keeps for that long only."""
+"""What a method knows about a task, and tensors that last for one task."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from cl_bench.randomness import Key, generator
 
 
 class Scratch(MutableMapping[str, Tensor]):
-    """Tensors of one task by name: a teacher, old features, running statistics of activations.
+    """Tensors by name that last for one task: a teacher, old features, running statistics of activations.
 
-    A tensor is copied when it is put here: what becomes of the original changes nothing. The copies lie in checkpoints,
-    and not in what is stored; when the task ends they are gone.
+    Assignment copies a tensor, so later changes of the original do not matter. The copies are part of checkpoints and
+    are deleted when the task ends; they do not count as stored numbers.
 
     Args:
-        device: on which all of them lie; None: each on that of the original.
+        device: device of all copies; None: each copy stays on the device of its original.
     """
 
     def __init__(self, device: torch.device | None = None) -> None:
@@ -39,7 +39,7 @@ class Scratch(MutableMapping[str, Tensor]):
                 f"task.scratch['{name}'] was given {type(tensor).__name__}, expected a tensor: only these are in "
                 "checkpoints"
             )
-        # In the layout of a restored copy: in another one the same numbers round differently.
+        # A restored copy is contiguous; sums over another layout would round differently.
         copied = tensor.detach().clone(memory_format=torch.contiguous_format)
         self._tensors[name] = copied if self._device is None else copied.to(self._device)
 
@@ -53,35 +53,50 @@ class Scratch(MutableMapping[str, Tensor]):
         return len(self._tensors)
 
     def trainable(self, name: str) -> nn.Parameter:
-        """The tensor of this name as a parameter that a phase may train, the same whenever it is asked for."""
+        """The tensor as a parameter that a phase may train; every call returns the same parameter.
+
+        Raises:
+            KeyError: there is no tensor of this name.
+        """
         tensor = self._tensors[name]
         if not isinstance(tensor, nn.Parameter):
             tensor = self._tensors[name] = nn.Parameter(tensor)
         return tensor
 
     def keep(self, name: str, module: nn.Module) -> None:
-        """Keep a copy of all parameters and buffers of a module as they are now, for `call`."""
+        """Copy all parameters and buffers of a module as they are now, for `call` and `trainables`.
+
+        Args:
+            name: name under which the copies are found again.
+            module: the module to copy; it is not changed.
+        """
         tensors = chain(module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False))
         self.update({f"{name}.{key}": tensor for key, tensor in tensors})
 
     def trainables(self, name: str, module: nn.Module) -> list[nn.Parameter]:
-        """What was kept of a module's parameters under this name, as parameters that a phase may train.
+        """Copied parameters of a module, as parameters that a phase may train.
 
         Args:
-            module: of the same structure as what was kept.
+            name: name given to `keep`.
+            module: a module with the structure of the copied one.
         """
         return [self.trainable(f"{name}.{key}") for key, _ in module.named_parameters()]
 
     def call(self, name: str, module: nn.Module, *inputs: Any, method: str = "forward", gradients: bool = False) -> Any:
-        """What a module gives for these inputs with the tensors kept under this name.
+        """Call a module with the copied tensors in place of its own.
 
         Args:
-            module: of the same structure as what was kept; its own parameters stay as they are.
-            method: which of its methods is called.
-            gradients: flow through this call, to the inputs and to `trainables`.
+            name: name given to `keep`.
+            module: a module with the structure of the copied one; its own parameters stay as they are.
+            inputs: positional arguments of the call.
+            method: name of the module's method to call.
+            gradients: whether gradients flow through the call, to the inputs and to `trainables`.
+
+        Returns:
+            What the called method returns.
 
         Raises:
-            RuntimeError: the module's structure is another one.
+            RuntimeError: the module's structure differs from that of the copied one.
         """
         prefix = f"{name}."
         tensors = {f"module.{key[len(prefix) :]}": tensor for key, tensor in self.items() if key.startswith(prefix)}
@@ -90,7 +105,7 @@ class Scratch(MutableMapping[str, Tensor]):
 
 
 class _Calling(nn.Module):
-    """A module whose forward pass is another method of a module."""
+    """A module whose forward pass calls a named method of another module."""
 
     def __init__(self, module: nn.Module, method: str) -> None:
         super().__init__()
@@ -102,17 +117,17 @@ class _Calling(nn.Module):
 
 @dataclass(frozen=True)
 class Task:
-    """What a method may know while it learns a task.
+    """What a method may know about the task that it learns.
 
     Attributes:
-        index: 0-based position in the stream.
+        index: position of the task in the stream, from 0.
         classes: labels of this task.
-        seen: labels of this task and all before it.
-        num_classes: size of the head.
-        num_tasks: length of the stream, or None for methods that do not declare `needs_num_tasks`.
-        model: what `build` returned.
-        key: of all random draws in this task.
-        scratch: what is kept until the task ends.
+        seen: labels of this task and of all tasks before it.
+        num_classes: number of classes of the whole stream, the size of the head.
+        num_tasks: length of the stream; None for methods that do not declare `needs_num_tasks`.
+        model: the model that `Method.build` returned.
+        key: key of all random draws in this task.
+        scratch: tensors that last until the task ends.
     """
 
     index: int
@@ -125,5 +140,5 @@ class Task:
     scratch: Scratch = field(default_factory=Scratch)
 
     def generator(self, purpose: str) -> torch.Generator:
-        """A CPU generator for one purpose in this task, the same whenever and wherever it is asked for."""
+        """Make a CPU generator for one purpose in this task; equal purposes give equal draws, on any machine."""
         return generator((*self.key, purpose))
