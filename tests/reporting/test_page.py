@@ -268,7 +268,7 @@ def test_rows_are_compared_in_pairs(visit: Visit) -> None:
     assert back["beta"][1:] == swapped["alpha"][1:] and back["beta"][0] != swapped["alpha"][0]
 
 
-def test_downloads_are_the_files_beside_the_page(visit: Visit, site: Path) -> None:
+def test_downloads_are_the_files_next_to_the_page(visit: Visit, site: Path) -> None:
     links = visit.page.locator("a[data-file]:visible")
     files = [site / name for name in links.evaluate_all("all => all.map(one => one.dataset.file)")]
     assert {file.suffix for file in files} == {".csv", ".tex", ".md"}
@@ -358,7 +358,7 @@ def test_too_many_pairs_are_left_out_with_a_word(browser: Browser, tmp_path: Pat
     found = Visit(context, tmp_path / "out")
     details = found.page.locator("details.pairs")
     details.locator("summary").click()
-    assert "this table has 46: compare some of them with cl-bench compare" in details.inner_text()
+    assert "this table has 46. Compare some of them with cl-bench compare" in details.inner_text()
     found.check()
     context.close()
 
