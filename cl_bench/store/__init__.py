@@ -1,4 +1,4 @@
-"""The results store: one JSON and one npz per run, checked whenever they are read."""
+"""The results store: one JSON and one npz file per run, validated on every read."""
 
 from cl_bench.store.folders import REFERENCE, RESULTS, folders_to_read
 from cl_bench.store.predictions import Arrays

@@ -1,4 +1,4 @@
-"""Where stored runs are looked for if no folder is named."""
+"""The default results folders."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 RESULTS, REFERENCE = Path("results/runs"), Path("results/reference")
-"""Where runs are stored unless told otherwise, and those that the README shows."""
+"""The default folder for new runs, and the folder of the runs that the README shows."""
 
 
 def folders_to_read(named: Sequence[Path] = ()) -> list[Path]:
-    """The folders that are named, else those of the default ones that are there."""
+    """The given folders; without any, the default folders that exist."""
     return list(named or [folder for folder in (RESULTS, REFERENCE) if folder.is_dir()] or [RESULTS])

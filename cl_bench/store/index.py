@@ -1,8 +1,8 @@
-"""A cache of the records of a results folder, so that thousands of them need not be opened, hashed and checked again.
+"""A cache of the records of a results folder, so that thousands of files need not be opened, hashed and checked again.
 
-It saves time and decides nothing: an entry counts only while both files of its record are, by inode, size and times of
-change, the very ones that were read, and then the record is validated like any other. A copied or unpacked folder has
-other inodes, so a cache that was made elsewhere is never believed. Whatever is wrong with the cache, it is ignored.
+The cache never changes a result. An entry is used only while both files of its record have the inode, size and times of
+change that they had when they were read, and its record is then validated like any other. A copied or unpacked folder
+has other inodes, so entries from elsewhere are ignored. A cache that cannot be read is ignored as a whole.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from cl_bench.files import open_regular, write_atomically
 
 NAME = ".index.parquet"
 VERSION = 2
-"""Raised whenever records are checked for more than before, so that all are checked again."""
+"""Increased whenever records get another check, so that all records are checked again."""
 MIN_NEW_RECORDS = 100
-"""So many records that had to be read make it worth writing; fewer take less than 0.1 s."""
+"""The cache is written once this many records had to be read from their files; fewer take less than 0.1 s."""
 SETTLED_NS = 2 * 10**9
-"""A file changed less than this before it was read could change again without a new time stamp."""
+"""A file that changed less than this time before it was read could change again within the same time stamp."""
 _MAX_BYTES = 2**30
 
 
 class CachedRecord(NamedTuple):
-    """A record as it was when it was read.
+    """A record in the cache.
 
     Attributes:
-        name, status: the JSON file's name and `fingerprint`.
-        arrays, arrays_status: those of its npz.
-        record: the JSON of the record.
+        name, status: name and `fingerprint` of the JSON file.
+        arrays, arrays_status: name and `fingerprint` of the npz file.
+        record: the record as JSON.
     """
 
     name: str
@@ -41,16 +41,16 @@ class CachedRecord(NamedTuple):
 
 
 def fingerprint(status: os.stat_result) -> str:
-    """What changes whenever a file is replaced or written to; the change time cannot be set by hand."""
+    """A text that changes whenever a file is replaced or written to; programs cannot set the time of change in it."""
     return f"{status.st_dev}-{status.st_ino}-{status.st_size}-{status.st_mtime_ns}-{status.st_ctime_ns}"
 
 
 class Index:
-    """The cache of one folder; empty where there is none that can be used.
+    """The cache of one folder; empty if there is no usable one.
 
     Args:
         root: the results folder.
-        schema: version of the records in it; those of another one are read again.
+        schema: current schema version of records; a cache written for another version is not used.
     """
 
     def __init__(self, root: Path, schema: int) -> None:
@@ -60,7 +60,7 @@ class Index:
         self._new_records = 0
 
     def find(self, name: str) -> str | None:
-        """The JSON of the record in the file of this name, if both of its files are as they were."""
+        """The cached JSON of the record in the file `name`; None if unknown, or if one of its two files has changed."""
         entry = self._known.get(name)
         if entry is None:
             return None
@@ -75,15 +75,15 @@ class Index:
         return entry.record
 
     def add(self, name: str, status: os.stat_result, arrays: str, arrays_status: os.stat_result, record: str) -> None:
-        """Remember a record that was read and checked; the statuses are from before it was read."""
+        """Add a record that was read and checked; both statuses must be from before it was read."""
         latest = max(status.st_mtime_ns, status.st_ctime_ns, arrays_status.st_mtime_ns, arrays_status.st_ctime_ns)
-        # Also false for times in the future, after the clock went back.
+        # Also false for times in the future, which exist after a clock was set back.
         if latest + SETTLED_NS < time.time_ns():
             self._valid.append(CachedRecord(name, fingerprint(status), arrays, fingerprint(arrays_status), record))
             self._new_records += 1
 
     def save(self) -> None:
-        """Write the cache if it gained enough; a folder that cannot be written to is left as it is."""
+        """Write the cache if it has gained `MIN_NEW_RECORDS`; a folder without write permission is left as it is."""
         if self._new_records < MIN_NEW_RECORDS:
             return
         import pyarrow as pa

@@ -1,6 +1,6 @@
-"""The per-sample predictions of a run: packed into an npz, read back with bounded memory, counted again.
+"""The per-sample predictions of a run: packing into an npz, reading with bounded memory, and counting again.
 
-A file is read as data only (no pickle), and no more of it than the run's counts leave room for.
+A file is read as data only (no pickle), and only up to the size that follows from the run's counts.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from numpy.typing import NDArray
 
 Arrays = dict[str, NDArray[Any]]
 MAX_BYTES = 2**29
-"""Largest size of all arrays of a run together, unpacked."""
+"""Largest total size of the unpacked arrays of a run."""
 _HEADER = 1_000
-"""Characters of an array's header: a plain one has about a hundred."""
+"""Limit of the characters in an array's header; a plain header has about a hundred."""
 _BROKEN = (
     zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, NotImplementedError, RuntimeError, OverflowError,
 )  # fmt: skip
 
 
 def pack(arrays: Mapping[str, NDArray[Any]]) -> bytes:
-    """The arrays as a compressed npz."""
+    """Pack arrays into a compressed npz."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
     return buffer.getvalue()
@@ -38,7 +38,7 @@ def unpack(file: IO[bytes], stages: int, images: int) -> Arrays:
     """Read `label`, `task` [images] and `predicted`, `predicted_task_aware` [stages, images], integers of any width.
 
     Raises:
-        ValueError: not such an npz: another array, shape or dtype, cut, or larger than `MAX_BYTES` in all.
+        ValueError: unexpected or missing array, shape or dtype; file cut off; or more than `MAX_BYTES` in all.
     """
     shapes = {
         "label": (images,),
@@ -51,7 +51,7 @@ def unpack(file: IO[bytes], stages: int, images: int) -> Arrays:
             names = sorted(info.filename for info in archive.infolist())
             if names != sorted(f"{name}.npy" for name in shapes):
                 raise ValueError(f"holds {_listed(names)} instead of the arrays {', '.join(shapes)}")
-            # Other methods may take any amount of memory, whatever is read.
+            # Decompressors of other methods may allocate any amount of memory.
             if {info.compress_type for info in archive.infolist()} - {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
                 raise ValueError("is compressed in an unusual way")
             arrays, room = {}, MAX_BYTES
@@ -67,13 +67,13 @@ def unpack(file: IO[bytes], stages: int, images: int) -> Arrays:
 def fault(
     arrays: Arrays, total: Sequence[int], classes: int, counts: Mapping[str, Sequence[Sequence[int | None]]]
 ) -> str:
-    """What contradicts the counts of the run, in words; empty if nothing does.
+    """Describe the first contradiction between arrays and the counts of the run; empty if there is none.
 
     Args:
-        arrays: of the right shapes (see `unpack`).
+        arrays: arrays of the shapes that `unpack` checks.
         total: test images per task.
-        classes: labels are below this.
-        counts: hits [stages][tasks], None where not evaluated, of `predicted` and `predicted_task_aware`.
+        classes: number of classes; labels must be smaller.
+        counts: hits [stages][tasks] of `predicted` and `predicted_task_aware`; None where a task was not evaluated.
     """
     label, task = arrays["label"], arrays["task"]
     for name, values, above in (("label", label, classes), ("task", task, len(total))):
@@ -99,7 +99,7 @@ def fault(
 
 
 def _array(member: Any, name: str, shape: tuple[int, ...], room: int) -> NDArray[Any]:
-    """One array of an npz, whose header must declare this shape and at most so many bytes."""
+    """Read one array of an npz; its header must declare this shape and at most `room` bytes."""
     try:
         version = np.lib.format.read_magic(member)
         if version != (1, 0):

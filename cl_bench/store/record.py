@@ -1,4 +1,4 @@
-"""One stored run: its fields, the checks that they pass, and how older records are read."""
+"""The record of one run: its fields, their validation, and the migration of older records."""
 
 from __future__ import annotations
 
@@ -41,22 +41,22 @@ from cl_bench.store import predictions
 
 SCHEMA_VERSION = 2
 UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    # Of sessions before the last, nothing but their number was recorded.
+    # Schema 1 recorded only the number of the sessions before the last one.
     1: lambda fields: fields | {"earlier_sessions": []},
 }
-"""The migration path: entry n makes the fields of schema n those of n + 1, on loading; files stay as they are.
+"""Migrations: entry n converts fields of schema n to schema n + 1 on loading; files stay as they are.
 
-A field with a default needs no entry. None may change the experiment's key, which names the files.
+A new field with a default needs no entry. No migration may change the experiment's key, which names the files.
 """
 MAX_JSON_BYTES = 2**24
-"""Larger JSON files are not read: a run of 10 tasks takes 6 KB, one of 500 tasks 5 MB."""
+"""Limit of the size of a JSON file; a run of 10 tasks takes 6 KB, a run of 500 tasks 5 MB."""
 _MAX_NAMES = 10_000
-"""Names in one object of it."""
+"""Limit of the names in one JSON object."""
 NestedItems = Items[Items[Item]]
 
 
 def _in_our_time(moment: datetime) -> datetime:
-    """The moment in UTC; far from today other time zones and other programs have no date for it."""
+    """Convert a moment to UTC; years far from today are refused, since not every program and time zone has them."""
     if not 1900 <= moment.year < 2200:
         raise ValueError("expected a date from 1900 to 2199")
     return moment.astimezone(UTC)
@@ -66,37 +66,40 @@ Moment = Annotated[AwareDatetime, AfterValidator(_in_our_time)]
 
 
 class NewerSchema(ValueError):
-    """More than this version of cl-bench can understand."""
+    """The record has a newer schema than this version of cl-bench knows."""
 
 
 class RunRecord(BaseModel):
     """Everything measured in one run.
 
     Attributes:
-        schema_version: of this record; a reader upgrades older ones and refuses newer ones.
+        schema_version: schema of this record; older records are upgraded on reading, newer ones are refused.
         key: content key of `experiment`.
-        label: method and the options that the user set, e.g. `finetune[masked=true]`: the row name in tables.
-        recipe: where the hyper-parameters came from (`tuned`, `unified`, ...); informative, not part of the key.
-        tuning_trials, tuning_minutes: what the search for them has cost.
-        sessions: processes that have worked on the run: more than one if it was interrupted.
-        stages: the tasks trained on in each stage: `[[0], [1], ...]`, for joint training one stage with all.
-        correct: class-incremental hits `correct[t][j]`; None for tasks not seen by stage t.
-        correct_task_aware: hits when the argmax is restricted to the classes of the image's own task; all tasks.
+        label: method with the options that the user set, e.g. `finetune[masked=true]`; the name of the row in tables.
+        recipe: source of the hyper-parameters (`tuned`, `unified`, ...); informative, not part of the key.
+        tuning_trials, tuning_minutes: settings tried in the hyper-parameter search, and minutes of all its runs.
+        sessions: number of processes that worked on the run; more than one if it was interrupted.
+        stages: tasks trained on in each stage: `[[0], [1], ...]`; joint training has one stage with all tasks.
+        correct: class-incremental hits `correct[t][j]` in task j after stage t; None for tasks not seen by stage t.
+        correct_task_aware: hits when the argmax is restricted to the classes of the image's own task; for all tasks.
         total: test images per task.
-        classes: names of all classes of the stream in label order, also those that `limits` cut off.
-        domains: of a domain-incremental stream, the domain of each task.
-        train_seconds, eval_seconds: wall seconds per stage.
-        train_samples, eval_samples: images that passed through training steps and through evaluation, per stage.
-        trainable, stored: numbers trained in, and kept after, each stage (beside the frozen backbone).
-        flops_per_image: multiply-adds times two of one prediction; `forward_passes` of the backbone in it.
-        peak_memory_bytes: of the device (CUDA allocator), or of the process on a CPU.
+        classes: names of all classes of the stream in label order, including those that `limits` cut off.
+        domains: domain of each task of a domain-incremental stream; empty for other streams.
+        train_seconds, eval_seconds: wall-clock seconds per stage.
+        train_samples, eval_samples: images that went through training steps and through evaluation, per stage.
+        trainable: parameters trained, per stage.
+        stored: numbers stored after each stage in addition to the frozen backbone.
+        flops_per_image: floating-point operations of one prediction, two per multiply-add.
+        forward_passes: backbone passes of one prediction.
+        peak_memory_bytes: peak memory of the device (CUDA allocator), or of the process on a CPU.
         environment: versions, hardware and threads of the last session.
-        earlier_sessions: those before it; empty in older records.
-        traces: optional tables that a method fills (magnitudes, residuals, distances), a list of rows each; None where
-            a number is not finite.
-        finished: when the record was stored; None in older ones.
-        arrays_sha256: of the npz beside this file.
-        checksum: `content_hash` of the record, so that an edited number is noticed; the npz has its start in its name.
+        earlier_sessions: the sessions before the last one; empty in older records.
+        traces: optional tables filled by the method (magnitudes, residuals, distances), each a list of rows; None
+            replaces a number that is not finite.
+        finished: time at which the record was stored; None in older records.
+        arrays_sha256: SHA-256 of the npz file that belongs to the record.
+        checksum: `content_hash` of the record, which reveals edited numbers. In version 0.1.0 its start was part of the
+            name of the npz file.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -134,7 +137,7 @@ class RunRecord(BaseModel):
     @field_validator("traces", mode="before")
     @classmethod
     def _bounded(cls, traces: Any, info: ValidationInfo) -> Any:
-        """A method's residual of 0 / 0 must not cost the run; the first fault is enough (see `Items`)."""
+        """Replace numbers that are not finite: a residual of 0 / 0 must not cost the run. Raise on any other fault."""
         fit = isinstance(traces, dict) and all(isinstance(rows, list) for rows in traces.values())
         if not fit or not all(isinstance(row, dict) for rows in traces.values() for row in rows):
             raise ValueError("expected a list of rows under each name")
@@ -144,7 +147,7 @@ class RunRecord(BaseModel):
         return {name: [{k: measured(v) for k, v in row.items()} for row in rows] for name, rows in traces.items()}
 
     def sealed(self) -> RunRecord:
-        """The record with its checksum."""
+        """A copy of the record with its checksum."""
         return self.model_copy(update={"checksum": content_hash(self.model_dump(mode="json"))})
 
     @model_validator(mode="after")
@@ -167,9 +170,9 @@ class RunRecord(BaseModel):
             if not all(any(count is not None for count in row) for row in rows):
                 raise ValueError(f"'{name}' has a stage without any count")
         if not all(task < tasks for stage in self.stages for task in stage):
-            raise ValueError(f"'stages' names tasks beyond the {tasks} there are")
+            raise ValueError(f"'stages' names tasks beyond the {tasks} of the stream")
         if self.earlier_sessions and sum(s.processes for s in self.earlier_sessions) != self.sessions - 1:
-            raise ValueError(f"'earlier_sessions' are not the {self.sessions - 1} before the last")
+            raise ValueError(f"'earlier_sessions' does not hold all {self.sessions - 1} before the last")
         for name in ("train_seconds", "eval_seconds", "train_samples", "eval_samples", "trainable", "stored"):
             if len(getattr(self, name)) != stages:
                 raise ValueError(f"'{name}' does not have one entry for each of the {stages} stages")
@@ -177,33 +180,33 @@ class RunRecord(BaseModel):
 
     @property
     def environments(self) -> list[Environment]:
-        """Of all sessions, in turn; sessions of which it was not recorded are left out."""
+        """Environments of all sessions, in order; sessions without a recorded environment are left out."""
         known = [session.environment for session in self.earlier_sessions if session.environment]
         return [*known, self.environment]
 
     @property
     def mixed(self) -> dict[str, list[PlainScalar]]:
-        """What the environments of the sessions differ in: the values by name, in the order of the sessions."""
+        """Differences between the environments of the sessions: values by name, in the order of the sessions."""
         return differences(self.environments)
 
     @property
     def seconds(self) -> float:
-        """Wall seconds of training and evaluation together."""
+        """Wall-clock seconds of training and evaluation together."""
         return sum(self.train_seconds) + sum(self.eval_seconds)
 
 
 def content_hash(fields: Mapping[str, Any]) -> str:
-    """SHA-256 of the canonical JSON of a record as it is stored, without its `checksum`."""
+    """SHA-256 of the canonical JSON of the stored fields, without `checksum`."""
     rest = {name: value for name, value in fields.items() if name != "checksum"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 _STORED = "stored"
-"""Context of the validation of what is in a file, which a record that was just made has not passed yet."""
+"""Validation context of records read from a file, where numbers must be finite; new records get them replaced."""
 
 
 def _forgiving(value: Any) -> Any:
-    """What a method has measured; None where that is no number of ours."""
+    """A value traced by a method; None if it cannot be stored."""
     try:
         return _strict(value)
     except ValueError:
@@ -217,7 +220,7 @@ def _strict(value: Any) -> Any:
 
 
 def fault(record: RunRecord, packed: IO[bytes]) -> str:
-    """What contradicts a record in its npz, in words; empty if nothing does."""
+    """Describe the first contradiction between a record and its npz; empty if there is none."""
     try:
         arrays = predictions.unpack(packed, len(record.stages), sum(record.total))
     except ValueError as error:
@@ -230,11 +233,11 @@ def fault(record: RunRecord, packed: IO[bytes]) -> str:
 
 
 def parse(content: bytes) -> RunRecord:
-    """The record in a JSON file, in the schema of today.
+    """Parse and validate the content of a JSON file, upgraded to the current schema.
 
     Raises:
-        NewerSchema: it is of a later one.
-        ValueError: it is none, impossible, or edited; one short line.
+        NewerSchema: the record has a newer schema.
+        ValueError: no record, impossible values, or edited; the message is one short line.
     """
     try:
         fields = _fields(content)
@@ -254,10 +257,10 @@ def parse(content: bytes) -> RunRecord:
 
 
 def _fields(content: bytes) -> dict[str, Any]:
-    """The JSON object in a file.
+    """Parse the JSON object in a file.
 
     Raises:
-        ValueError: anything else, NaN, infinity or a name that comes twice.
+        ValueError: not a JSON object, or it holds NaN, infinity or a duplicate name.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -265,11 +268,11 @@ def _fields(content: bytes) -> dict[str, Any]:
             raise ValueError(f"an object has more than {_MAX_NAMES:,} names")
         fields = dict(pairs)
         if len(fields) < len(pairs):
-            raise ValueError("a name comes twice in one object")
+            raise ValueError("an object has the same name twice")
         return fields
 
     def refused(constant: str) -> None:
-        raise ValueError(f"{constant} is no number")
+        raise ValueError(f"{constant} is not a JSON number")
 
     try:
         fields = json.loads(content.decode(), object_pairs_hook=unique, parse_constant=refused)
@@ -288,10 +291,11 @@ def _fields(content: bytes) -> dict[str, Any]:
 
 
 def _upgraded(fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields in the schema of today.
+    """Upgrade fields to the current schema.
 
     Raises:
-        ValueError: of a later schema, of none, or not what their schema says.
+        NewerSchema: the fields have a newer schema.
+        ValueError: no valid schema version, or fields that do not fit it.
     """
     version = fields.get("schema_version")
     if type(version) is not int or version < 1:
@@ -307,6 +311,6 @@ def _upgraded(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plain(text: str) -> str:
-    """One short line, whatever a file holds."""
+    """A text as one short, printable line."""
     line = printable(text[:201])
     return line if len(text) <= 200 else f"{line[:200]} ..."

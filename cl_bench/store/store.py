@@ -1,7 +1,7 @@
-"""The results store: one JSON and one npz per run, addressed by content key.
+"""The results store: one JSON and one npz file per run, addressed by content key.
 
-Records are written atomically and never locked: writers of the same key end with one valid record. A record holds
-integer counts; every metric, table and figure is derived from them afterwards. A failed run is never stored.
+Records are written atomically and without locks: concurrent writers of the same key leave one valid record. A record
+holds integer counts, from which every metric, table and figure is derived afterwards. Failed runs are never stored.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ __all__ = ["Arrays", "DamagedRecord", "RunRecord", "Store", "UnreadableRecord", 
 
 
 CHECKPOINTS = ".checkpoints"
-"""Folder in a results folder for runs that are not over."""
+"""Name of the folder in a results folder that holds checkpoints of unfinished runs."""
 
 
 class DamagedRecord(Exception):
-    """A result file that cannot be trusted; the message names the file and what is wrong with it, in one line."""
+    """A result file that cannot be trusted; the message is one line that names the file and the fault."""
 
     def __init__(self, sentence: str) -> None:
-        # Names of files may hold anything.
+        # File names may contain control characters.
         super().__init__(printable(sentence))
 
 
 class UnreadableRecord(DamagedRecord):
-    """One that may be whole all the same: of a newer schema, or the file system does not give it out."""
+    """A result file that may be undamaged but cannot be read here: newer schema, or refused by the file system."""
 
 
 class _Stored(NamedTuple):
-    """A record that was read, with its files as they are: the JSON, and the npz still open."""
+    """A record as read from its files: content and status of the JSON, and the npz, still open."""
 
     record: RunRecord
     content: bytes
@@ -65,7 +65,7 @@ class Store:
     """A folder of run records.
 
     Args:
-        root: the folder; made on the first write.
+        root: path of the folder, which is made on the first write.
     """
 
     def __init__(self, root: Path | str) -> None:
@@ -75,21 +75,25 @@ class Store:
         return self.root / f"{experiment.file_stem}.json"
 
     def checkpoint_path(self, experiment: Experiment) -> Path:
-        """Where the checkpoint of a run lies until the run is stored."""
+        """Path of the checkpoint of an unfinished run."""
         return self.root / CHECKPOINTS / f"{experiment.file_stem}.safetensors"
 
     def forget_checkpoint(self, experiment: Experiment) -> None:
-        """Remove it, and what writers that were killed have left of it."""
+        """Remove the checkpoint of a run, and temporary files of it left by killed writers."""
         path = self.checkpoint_path(experiment)
         for file in (path, *path.parent.glob(f".{glob.escape(path.name)}-*")):
-            # What cannot be removed must not fail a run whose record is stored.
+            # The run is stored already: a file that cannot be removed must not make it fail.
             with suppress(OSError):
                 file.unlink()
         with suppress(OSError):
             path.parent.rmdir()
 
     def check_paths(self, experiment: Experiment) -> None:
-        """Raise `UserError` if something else than a file is where a run reads or writes one: before it trains."""
+        """Check before training that all paths of a run can be used.
+
+        Raises:
+            UserError: there is something else than a file at the path of a file, or than a folder at that of a folder.
+        """
         record, checkpoint = self.json_path(experiment), self.checkpoint_path(experiment)
         arrays = self.root.glob(f"{glob.escape(experiment.file_stem)}-*.npz")
         for path, expected in (
@@ -105,7 +109,7 @@ class Store:
                 raise UserError(f"'{path}' is {what}, expected a {expected} or nothing: move or remove it")
 
     def arrays_path(self, record: RunRecord) -> Path:
-        """The npz of a record, named after its own content, or after the record's as version 0.1.0 did."""
+        """Path of the npz of a record, named after its SHA-256; version 0.1.0 named it after the record's checksum."""
         path, earlier = (
             self.root / f"{record.experiment.file_stem}-{digest[:8]}.npz"
             for digest in (record.arrays_sha256, record.checksum)
@@ -113,7 +117,11 @@ class Store:
         return earlier if not path.exists() and earlier.exists() else path
 
     def check_writable(self) -> None:
-        """Raise `UserError` now rather than after hours of training."""
+        """Check before hours of training that the folder can be written.
+
+        Raises:
+            UserError: it cannot.
+        """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=self.root, prefix=".probe-"):
@@ -127,14 +135,17 @@ class Store:
     # --- writing ----------------------------------------------------------------------------------------------
 
     def write(self, record: RunRecord, arrays: Arrays, *, replace: bool = True) -> Path:
-        """Write a record and its arrays (per-sample predictions) atomically; returns the JSON's path.
+        """Write a record and its arrays (per-sample predictions) atomically.
 
         Args:
-            replace: whether a valid record of the same run makes way; otherwise the first one stays.
+            replace: whether to replace a valid record of the same run; a damaged one is always replaced.
+
+        Returns:
+            Path of the JSON file.
 
         Raises:
             UserError: the folder cannot be written, or the record is too large.
-            ValueError: the arrays do not fit the record (see `predictions`).
+            ValueError: the arrays contradict the record (see `predictions`).
         """
         self.check_writable()
         packed = predictions.pack(arrays)
@@ -161,16 +172,16 @@ class Store:
         return path
 
     def copy(self, path: Path, *, replace: bool = False) -> Path:
-        """Copy a record of another store byte by byte, after every check.
+        """Copy a record of another store byte by byte, after all checks.
 
         Args:
-            path: the JSON in the other store.
-            replace: whether a record of the same run makes way.
+            path: the JSON file in the other store.
+            replace: whether to replace a record of the same run.
 
         Raises:
-            DamagedRecord: it cannot be trusted.
-            FileExistsError: there is a record of this run, and `replace` is false.
-            OSError: the folder cannot be written.
+            DamagedRecord: the record to copy cannot be trusted.
+            FileExistsError: this store has a record of the run, and `replace` is false.
+            OSError: this store cannot be written.
         """
         with Store(path.parent).opened(path) as stored:
             if wrong := fault(stored.record, stored.arrays):
@@ -182,9 +193,9 @@ class Store:
         return target
 
     def _put(self, path: Path, content: bytes, arrays: Path, packed: bytes, *, replace: bool = True) -> None:
-        """Store both files so that a JSON always names an npz that is there, whoever else writes the same run.
+        """Store both files so that a JSON always names an existing npz, even with concurrent writers of the same run.
 
-        Each content gives its npz a name of its own, and the npz comes before the JSON. The npz of a replaced record
+        The name of an npz depends on its content, and the npz is written before the JSON. The npz of a replaced record
         is removed, unless that record was too damaged to name it.
         """
         write_atomically(arrays, packed)
@@ -196,19 +207,19 @@ class Store:
             raise
         if earlier not in (None, arrays):
             self._discard(earlier, path)
-        # Another writer may have discarded it before this JSON was there.
+        # Another writer may have discarded the npz before this JSON was written.
         if not arrays.exists() and self.arrays_named_by(path) == arrays:
             write_atomically(arrays, packed)
 
     def arrays_named_by(self, path: Path) -> Path | None:
-        """The npz that the record there names; None if it is too damaged to say."""
+        """Path of the npz named by the JSON at `path`; None if the JSON is too damaged to name it."""
         try:
             return self.arrays_path(self._read(path)[0])
         except DamagedRecord:
             return None
 
     def _discard(self, arrays: Path, path: Path) -> None:
-        """Remove an npz, unless the record names it (again)."""
+        """Remove an npz, unless the JSON at `path` names it, perhaps by now again."""
         aside = arrays.with_name(f".{arrays.name}-{secrets.token_hex(4)}")
         try:
             arrays.replace(aside)
@@ -222,10 +233,10 @@ class Store:
     # --- reading ----------------------------------------------------------------------------------------------
 
     def find(self, experiment: Experiment) -> RunRecord | None:
-        """The record of this experiment, or None.
+        """The stored record of an experiment; None if there is none.
 
         Raises:
-            DamagedRecord: there is one, but it cannot be trusted.
+            DamagedRecord: the record cannot be trusted.
         """
         path = self.json_path(experiment)
         return self.load(path) if path.exists() else None
@@ -234,16 +245,16 @@ class Store:
         """Read and validate one record.
 
         Raises:
-            DamagedRecord: unreadable, not valid, misnamed, or its npz is missing or altered.
+            DamagedRecord: the JSON is unreadable, invalid or misnamed, or the npz is missing or altered.
         """
         with self.opened(path) as stored:
             return stored.record
 
     def check(self, path: Path) -> None:
-        """Check a record and its files in every way, and count its predictions again.
+        """Run all checks on a record and its files, and count its predictions again.
 
         Raises:
-            DamagedRecord: something is wrong.
+            DamagedRecord: a check fails.
         """
         with self.opened(path) as stored:
             if wrong := fault(stored.record, stored.arrays):
@@ -253,7 +264,7 @@ class Store:
         """Per-sample arrays: `label`, `task` [images]; `predicted`, `predicted_task_aware` [stages, images].
 
         Raises:
-            DamagedRecord: the record as it is stored now cannot be trusted, or its arrays have other shapes.
+            DamagedRecord: the stored record cannot be trusted, or its arrays have wrong shapes.
         """
         path = self.json_path(record.experiment)
         with self.opened(path) as stored:
@@ -263,12 +274,13 @@ class Store:
                 raise DamagedRecord(f"{self.arrays_path(stored.record)}: {error}") from error
 
     def records(self, on_damaged: Callable[[str], None], files: str = "*.json") -> Iterator[RunRecord]:
-        """All valid records of the folder, in file order; `on_damaged` is told of each that had to be skipped.
+        """Iterate over the valid records of the folder, sorted by file name.
 
-        Large folders are read by way of a cache in them (see `index`).
+        Large folders have a cache (see `index`), which makes reading fast.
 
         Args:
-            files: pattern of the file names that are read at all.
+            on_damaged: called for each skipped record, with a sentence that names the file and the fault.
+            files: pattern of the names of the JSON files to read.
 
         Raises:
             UserError: the folder cannot be read.
@@ -284,7 +296,7 @@ class Store:
             index.save()
 
     def _indexed(self, name: str, index: Index) -> RunRecord:
-        """A record from its own files."""
+        """Read a record from its files and add it to the cache."""
         with self.opened(self.root / name) as stored:
             record = stored.record
             arrays_status = os.fstat(stored.arrays.fileno())
@@ -292,7 +304,7 @@ class Store:
             return record
 
     def names(self, files: str = "*.json") -> list[str]:
-        """Names of the folder's files that fit the pattern, in order; none where there is no folder.
+        """Sorted names of the files that match a pattern; empty if the folder does not exist.
 
         Raises:
             UserError: the folder cannot be read.
@@ -308,10 +320,10 @@ class Store:
 
     @contextmanager
     def opened(self, path: Path) -> Iterator[_Stored]:
-        """A record and its files, which belong together and are what was written.
+        """Open a record: JSON and npz belong together and are as they were written.
 
         Raises:
-            DamagedRecord: as `load`.
+            DamagedRecord: as for `load`.
         """
         record, content, status = self._read(path)
         patient = abs(time.time() - status.st_mtime) < 10
@@ -321,13 +333,13 @@ class Store:
                 file = open_regular(arrays, _room(record))
                 break
             except OSError as error:
-                # Perhaps the record has just been replaced, and its arrays with it.
+                # The record, and its npz, may just have been replaced: read it again.
                 previous, (record, content, status) = record, self._read(path)
                 if record == previous and not patient:
                     kind = DamagedRecord if isinstance(error, FileNotFoundError) else UnreadableRecord
                     raise kind(f"{arrays}: {error.strerror} (predictions of {path.name})") from error
                 if record == previous:
-                    # Or another writer is putting them back.
+                    # Another writer may be putting the npz back: wait once.
                     patient = False
                     time.sleep(0.02)
         with file:
@@ -337,7 +349,7 @@ class Store:
             yield _Stored(record, content, status, file)
 
     def _read(self, path: Path) -> tuple[RunRecord, bytes, os.stat_result]:
-        """The JSON alone: record, content and status from before it was read."""
+        """Read the JSON alone: the record, its bytes, and the status of the file from before it was read."""
         try:
             with open_regular(path, MAX_JSON_BYTES) as file:
                 status = os.fstat(file.fileno())
@@ -355,7 +367,7 @@ class Store:
 
 
 def matching(key: str, folders: Iterable[Path], on_damaged: Callable[[str], None]) -> list[tuple[RunRecord, Store]]:
-    """The stored runs whose key begins like this, each key once, from the first folder that has it."""
+    """The stored runs whose key starts with `key`, each with the first store that has it."""
     found: dict[str, tuple[RunRecord, Store]] = {}
     for store in map(Store, folders):
         for record in store.records(on_damaged, f"*-{glob.escape(key)}*.json"):
@@ -365,7 +377,7 @@ def matching(key: str, folders: Iterable[Path], on_damaged: Callable[[str], None
 
 
 def _remembered(text: str | None, name: str) -> RunRecord | None:
-    """A record from the cache, if it is one of this file."""
+    """Validate a record from the cache; None if it is invalid or does not belong to the file `name`."""
     try:
         record = RunRecord.model_validate_json(text) if text else None
     except ValidationError:
@@ -374,5 +386,5 @@ def _remembered(text: str | None, name: str) -> RunRecord | None:
 
 
 def _room(record: RunRecord) -> int:
-    """Bytes that the npz of this record can take at most."""
+    """Largest possible size in bytes of the npz of a record."""
     return min(predictions.MAX_BYTES, 8 * (2 * len(record.stages) + 2) * sum(record.total)) + 2**16

@@ -1,4 +1,4 @@
-"""Care of results folders: uniting them, checking them, and finding what nobody needs."""
+"""Maintenance of results folders: merging, verifying, and finding files that are no longer needed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cl_bench.store import CHECKPOINTS, DamagedRecord, RunRecord, Store, Unreada
 from cl_bench.store.record import MAX_JSON_BYTES
 
 Prefer = Literal["source", "dest"]
-# The names that this store gives to files, and none that somebody else would choose.
+# Exactly the file names that a store makes; no other program's files should match.
 _STEM = r".+-s[0-9]{1,10}-[0-9a-f]{16}"
 _JSON = re.compile(rf"{_STEM}\.json")
 _ARRAYS = re.compile(rf"({_STEM})-([0-9a-f]{{8}})\.npz")
@@ -27,21 +27,24 @@ _TEMPORARY = re.compile(
     rf"\.({_STEM}(\.json|-[0-9a-f]{{8}}\.npz|\.safetensors)|\.?{re.escape(index.NAME[1:])})-[a-z0-9_]{{8}}"
 )
 _PROBE = re.compile(r"\.probe-[a-z0-9_]{8}|\.shared-[0-9a-f]{32}")
-"""Empty files: of a writer that tries whether it can write, of a sweep that tries whether hosts share the folder."""
+"""Empty files: of a writer that probes whether it can write, of a sweep that probes whether hosts share the folder."""
 _QUIET_SECONDS = 3600
-"""Younger files may belong to a run that is being stored, or to a copy of the folder that is being made."""
+"""Younger files may belong to a run that is being stored, or to a copy of the folder in progress."""
 _STALE_SECONDS = 30 * 86400
-"""A checkpoint that is older is of a run that nobody goes on with."""
+"""A checkpoint older than this belongs to an abandoned run."""
 
 
 @dataclass
 class Merge:
-    """What `merge` has done.
+    """Outcome of `merge`.
 
     Attributes:
-        copied, same: records that were copied, and that were there already.
-        replaced, kept: other results of a run that is there: a sentence for each, by what was done with the one there.
-        damaged: a sentence for each record that was not copied because it cannot be trusted.
+        copied: number of records that were copied.
+        identical: number of records that the destination had already.
+        replaced: one sentence per record of the destination that was replaced by a different result of the same run.
+        not_replaced: one sentence per record that was not copied, because the destination keeps a different result of
+            the same run.
+        damaged: one sentence per record that was not copied because it cannot be trusted.
     """
 
     copied: int = 0
@@ -52,7 +55,7 @@ class Merge:
 
 
 class Leftover(NamedTuple):
-    """A file that nobody needs, and why."""
+    """A file that is no longer needed, and the reason."""
 
     path: Path
     reason: str
@@ -61,7 +64,11 @@ class Leftover(NamedTuple):
 def merge(
     sources: Iterable[Path], into: Path, prefer: Prefer | None = None, on_record: Callable[[], None] = lambda: None
 ) -> Merge:
-    """Copy the records of other stores, byte by byte; one that is there is only replaced if `prefer` says so.
+    """Copy the records of other stores into one, byte by byte.
+
+    Args:
+        prefer: which of two different results of the same run to keep: "source" replaces the one in the destination.
+        on_record: called after each record.
 
     Raises:
         UserError: a source is no folder or the destination itself, or the destination cannot be written.
@@ -116,20 +123,23 @@ def _merge_one(source: Store, path: Path, dest: Store, prefer: Prefer | None, do
 
 
 def _difference(one: RunRecord, other: RunRecord) -> str:
-    """In what two records of the same run differ, in words; empty if they do not."""
+    """Names of the fields in which two records of the same run differ, in words; empty if they are identical."""
     if one.checksum == other.checksum:
         return ""
     differing = [name for name in RunRecord.model_fields if getattr(one, name) != getattr(other, name)]
     names = [name for name in differing if name not in ("checksum", "arrays_sha256")] or ["predictions"]
     same = "" if {"correct", "correct_task_aware", "predictions"} & {*names} else "same counts, but "
-    return f"{same}other {', '.join(names)}"
+    return f"{same}different {', '.join(names)}"
 
 
 def verify(store: Store, on_record: Callable[[], None] = lambda: None) -> Iterator[str]:
-    """A sentence for each thing that is wrong; the index is not used.
+    """Check every file of a store and yield one sentence per fault; the index is not used.
 
-    Every record: schema, key, file name, checksum, hash of the npz, shapes and dtypes in it, and predictions counted
-    again. Then files that belong to no record, if they are older than an hour.
+    The checks of each record cover schema, key, file name, checksum, hash of the npz, shapes and dtypes of its arrays,
+    and counts of its predictions. Files that belong to no record are reported if they are older than an hour.
+
+    Args:
+        on_record: called after each record.
     """
     for name in store.names():
         try:
@@ -142,15 +152,15 @@ def verify(store: Store, on_record: Callable[[], None] = lambda: None) -> Iterat
 
 
 def leftovers(store: Store, damaged: bool = False, unfinished: bool = False) -> list[Leftover]:
-    """Files that nobody needs: left by killed writers, npz files that no record names, checkpoints of stored runs.
+    """Find files that are not needed: of killed writers, npz files that no record names, checkpoints of stored runs.
 
-    Only files whose names have exactly the form that this store gives them, and that have not changed for an hour: a
-    copy that keeps times of modification, as `rsync -a` does, sets the time of change.
+    Only files whose names have exactly the form that a store gives them, and that have not changed for an hour, are
+    returned. The time of change counts too, because a copy in progress (`rsync -a`) keeps old times of modification.
 
     Args:
-        damaged: also records that are damaged for good, with their npz files; never one that may only be unreadable
-            here (of a newer schema, no permission).
-        unfinished: also checkpoints from which no run has gone on for 30 days.
+        damaged: also return records that are damaged for good, with their npz files; never records that are only
+            unreadable here (newer schema, no permission).
+        unfinished: also return checkpoints that have not changed for 30 days.
     """
     found, why_left_over, needed = _leftovers_of_records(store, damaged)
     names = {*store.names()}
@@ -159,10 +169,10 @@ def leftovers(store: Store, damaged: bool = False, unfinished: bool = False) -> 
         if not unchanged(path):
             continue
         if _TEMPORARY.fullmatch(name):
-            found.append(Leftover(path, "left by a writer that was killed"))
+            found.append(Leftover(path, "left by a killed writer"))
         elif _PROBE.fullmatch(name) and path.stat().st_size == 0:
             who = "sweep" if name.startswith(".shared") else "writer"
-            found.append(Leftover(path, f"left by a {who} that was killed"))
+            found.append(Leftover(path, f"left by a killed {who}"))
         elif (arrays := _ARRAYS.fullmatch(name)) and not {name, arrays[2]} & needed:
             reason = why_left_over.get(arrays[1], "npz that no record names")
             if reason:
@@ -170,20 +180,20 @@ def leftovers(store: Store, damaged: bool = False, unfinished: bool = False) -> 
     for path in sorted((store.root / CHECKPOINTS).glob("*")):
         checkpoint = _CHECKPOINT.fullmatch(path.name)
         if _TEMPORARY.fullmatch(path.name) and unchanged(path):
-            found.append(Leftover(path, "left by a writer that was killed"))
+            found.append(Leftover(path, "left by a killed writer"))
         elif checkpoint and f"{checkpoint[1]}.json" in names and unchanged(path):
-            found.append(Leftover(path, "checkpoint of a run that is stored"))
+            found.append(Leftover(path, "checkpoint of a stored run"))
         elif checkpoint and unfinished and unchanged(path, _STALE_SECONDS):
-            found.append(Leftover(path, "checkpoint of a run that has not gone on for 30 days"))
+            found.append(Leftover(path, "checkpoint that has not changed for 30 days"))
     return found
 
 
 def _leftovers_of_records(store: Store, damaged: bool) -> tuple[list[Leftover], dict[str, str], set[str]]:
-    """What the records of a store leave over.
+    """Sort the records of a store, and the npz files that they name.
 
     Returns:
-        Damaged records, if they are wanted; by the stem of a damaged record, why its npz is left over, or "" if it may
-        be needed; and names of npz files that are needed, or the hashes in their names.
+        Damaged records, if `damaged`; by stem of a damaged record, the reason why its npz is not needed, or "" if it
+        may be needed; and the npz files that are needed: their names, or the hashes in their names.
     """
     found, why_left_over, needed = list[Leftover](), dict[str, str](), set[str]()
     for name in store.names():
@@ -207,7 +217,7 @@ def _leftovers_of_records(store: Store, damaged: bool) -> tuple[list[Leftover], 
 
 
 def _claimed_hashes(path: Path) -> set[str]:
-    """Hashes in the names that the npz of a renamed or altered record may have: nobody else has its arrays."""
+    """Hashes that the name of the npz of a renamed or altered record may contain; its arrays exist nowhere else."""
     try:
         with open_regular(path, MAX_JSON_BYTES) as file:
             fields = json.load(file)
@@ -217,10 +227,10 @@ def _claimed_hashes(path: Path) -> set[str]:
 
 
 def remove(leftover: Leftover) -> bool:
-    """Delete it, unless it has changed since it was found to be one; returns whether it is gone.
+    """Delete a leftover, unless it has changed since it was found; returns whether it is gone.
 
     Raises:
-        OSError: it cannot be deleted.
+        OSError: the file cannot be deleted.
     """
     if not unchanged(leftover.path):
         return False
@@ -229,7 +239,7 @@ def remove(leftover: Leftover) -> bool:
 
 
 def unchanged(path: Path, seconds: float = _QUIET_SECONDS) -> bool:
-    """Whether this is a file, and neither its content nor anything else about it has changed for so long."""
+    """Whether `path` is a file whose content and metadata have not changed for `seconds`."""
     try:
         status = path.lstat()
     except OSError:

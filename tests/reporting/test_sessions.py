@@ -88,5 +88,5 @@ def test_records_without_these_sessions_stay_valid(tmp_path: Path) -> None:
 def test_sessions_that_cannot_be_those_of_the_run_are_damage(tmp_path: Path) -> None:
     (path,) = write(tmp_path, interrupted(threads=4))
     edit(path, lambda data: data.update(sessions=2), sealed=True)
-    with pytest.raises(ValueError, match="'earlier_sessions' are not the 1 before the last"):
+    with pytest.raises(ValueError, match="'earlier_sessions' does not hold all 1 before the last"):
         parse(path.read_bytes())

@@ -149,7 +149,7 @@ def test_merge_names_conflicts_and_overwrites_nothing_unless_told(cl_bench: Cli)
     (path,) = Path("b").glob("*.json")
     before = content(Path("b"))
     outcome = cl_bench("results", "merge", "a", "--into", "b")
-    assert outcome.code == 1 and f"conflict: a/{path.name}: same counts, but other train_samples" in outcome.out
+    assert outcome.code == 1 and f"conflict: a/{path.name}: same counts, but different train_samples" in outcome.out
     assert "--prefer" in outcome.err and content(Path("b")) == before
     outcome = cl_bench("results", "merge", "a", "--into", "b", "--prefer", "dest")
     assert outcome.code == 0 and "1 kept" in outcome.out and content(Path("b")) == before
@@ -164,7 +164,7 @@ def test_merge_says_when_counts_differ(cl_bench: Cli) -> None:
     other = factories.record(first=0.5)
     factories.write(Path("b"), other)
     outcome = cl_bench("results", "merge", "a", "--into", "b")
-    assert outcome.code == 1 and re.search(r"conflict: .*: other correct\b", outcome.out)
+    assert outcome.code == 1 and re.search(r"conflict: .*: different correct\b", outcome.out)
 
 
 @pytest.mark.parametrize("damage", ["npz", "json"])

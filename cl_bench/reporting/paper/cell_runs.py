@@ -1,4 +1,4 @@
-"""The stored runs of each cell of a paper's table, and what is different about them."""
+"""The stored runs of each cell of a paper's table, with marks for their differences from the paper and the column."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cl_bench.reporting.runs import Run
 
 @dataclass(frozen=True)
 class StreamColumn:
-    """A column of the paper: a benchmark in so many tasks on a backbone (None: whichever the runs have)."""
+    """A column of the paper: a benchmark in a number of tasks on a backbone (None: any backbone)."""
 
     benchmark: str
     tasks: int
@@ -27,7 +27,7 @@ class StreamColumn:
         return f"{self.benchmark}, N = {self.tasks}"
 
     def fits(self, protocol: Protocol) -> bool:
-        """Whether runs of this protocol belong into the column."""
+        """Whether runs of a protocol belong to the column."""
         return (
             protocol.benchmark == self.benchmark
             and protocol.num_tasks == self.tasks
@@ -37,7 +37,7 @@ class StreamColumn:
 
 @dataclass(frozen=True)
 class RunGroup:
-    """Runs of one row on one stream, of one protocol and configuration; `marks` say what is different about them."""
+    """Runs of one row on one stream, of one protocol and configuration; `marks` describe their differences."""
 
     runs: tuple[Run, ...]
     marks: tuple[str, ...]
@@ -45,12 +45,12 @@ class RunGroup:
 
 @dataclass(frozen=True)
 class StreamRuns:
-    """A stream with its runs.
+    """The runs of a stream.
 
     Attributes:
-        main: the protocol of most of the runs.
-        rows: by label, groups of the main protocol first, then the larger ones.
-        trials: how many runs were left out because they saw a part of the data only.
+        main: the protocol with most runs; None without runs.
+        rows: groups of runs by label; groups of the main protocol come first, larger groups before smaller ones.
+        trials: number of runs that were left out because they used only a part of the data.
     """
 
     main: Protocol | None = None
@@ -59,12 +59,12 @@ class StreamRuns:
 
 
 def choose_runs(stream: StreamColumn, labels: Sequence[str], runs: Sequence[Run], paper: Paper | None) -> StreamRuns:
-    """The runs of these rows on a stream.
+    """Choose the runs of some rows on a stream.
 
     Args:
-        labels: of the rows, as stored.
-        runs: also of other rows and streams.
-        paper: the protocol to compare with; None: runs are marked only where they differ from each other.
+        labels: labels of the rows, as stored.
+        runs: all stored runs; those of other rows and streams are ignored.
+        paper: protocol to compare with; None: marks only describe differences between runs.
     """
     fitting: defaultdict[str, defaultdict[tuple[Protocol, str], list[Run]]] = defaultdict(lambda: defaultdict(list))
     sizes: defaultdict[Protocol, int] = defaultdict(int)
@@ -92,7 +92,7 @@ def choose_runs(stream: StreamColumn, labels: Sequence[str], runs: Sequence[Run]
 
 
 def _against_paper(run: Run, paper: Paper | None) -> Iterator[str]:
-    """What differs from the paper, in words."""
+    """Differences of a run from the paper's protocol, in words."""
     if paper is None:
         return
     transforms = [
@@ -116,10 +116,10 @@ def _against_paper(run: Run, paper: Paper | None) -> Iterator[str]:
 
 
 def _against_column(run: Run, main: Protocol, first: Run) -> Iterator[str]:
-    """What differs from the protocol of the column, and in configuration from the first line of the row, in words."""
+    """Differences from the column's protocol, and from the configuration of the row's first line, in words."""
     protocols = _protocol_facts(run.protocol), _protocol_facts(main)
     record, other = run.record.experiment, first.record.experiment
-    # What one of two revisions does not know counts as the other's default, as where rows are told apart.
+    # A hyper-parameter that one revision lacks counts as the default of the other, as in `runs.label_runs`.
     defaults = other.defaults | record.defaults
     configurations = tuple(
         {"revision": one.revision, "image storage": one.storage, "probe": one.probe, **defaults, **one.hyperparameters}
@@ -136,7 +136,7 @@ def _against_column(run: Run, main: Protocol, first: Run) -> Iterator[str]:
 
 
 def _protocol_facts(protocol: Protocol) -> dict[str, object]:
-    """All fields of a protocol by name, in words; without limits, which no run here has."""
+    """All fields of a protocol by name, except limits, which no run here has."""
     names = ("benchmark", "scenario", "backbone", "precision", "weights", "split")
     facts: dict[str, object] = {name: getattr(protocol, name) for name in names}
     return facts | {"tasks": protocol.shape} | protocol.transforms.model_dump()
@@ -144,11 +144,11 @@ def _protocol_facts(protocol: Protocol) -> dict[str, object]:
 
 def _equal(one: Any, other: Any) -> bool:
     if isinstance(one, tuple) and isinstance(other, list | tuple):
-        # One channel stands for all of them.
+        # A tuple of one value stands for all channels.
         return all(math.isclose(a, b) for a, b in zip(one, other, strict=len(one) == len(other)))
     return math.isclose(one, other)
 
 
 def _value(value: object) -> str:
-    """A value, floats with 4 digits; of a hash (weights, split) the first 8 digits, which tell it apart."""
+    """Text of a value: floats with 4 digits, hashes (weights, split) cut to 8 digits."""
     return re.sub(r"^([0-9a-f]{8})[0-9a-f]{24,}$", r"\1", value_text(value, digits=4))

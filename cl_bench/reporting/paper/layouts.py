@@ -1,4 +1,4 @@
-"""Layout files of papers (`assets/papers`): which rows, streams and panels their tables and figures have."""
+"""Layout files of papers (`assets/papers`): the rows, streams and panels of their tables and figures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class _Strict(BaseModel):
 
 
 class PanelLayout(_Strict):
-    """What a panel shows: `rows` of one stream, of which the first `limit_tasks` tasks if that is given."""
+    """A panel: `rows` on one stream, or on its first `limit_tasks` tasks if given."""
 
     kind: Kind
     benchmark: str
@@ -35,7 +35,7 @@ class PanelLayout(_Strict):
 
 
 class FigureLayout(_Strict):
-    """A figure: its panels, on `backbone` unless they say otherwise."""
+    """A figure; `backbone` applies to panels without one of their own."""
 
     title: str
     panels: tuple[PanelLayout, ...]
@@ -43,7 +43,7 @@ class FigureLayout(_Strict):
 
 
 class TableLayout(_Strict):
-    """A table: its rows by label, its streams as pairs of benchmark and number of tasks, and a column per metric."""
+    """A table: labels of its rows, streams as pairs of benchmark and number of tasks, and metrics, a column each."""
 
     number: int
     title: str
@@ -53,7 +53,7 @@ class TableLayout(_Strict):
 
 
 class RowLayout(_Strict):
-    """How the paper names a row, and the name it has in the file of published numbers (None: its label)."""
+    """Name of a row in the paper, and its name in the file of published numbers (None: the label)."""
 
     name: str
     published: str | None = None
@@ -63,9 +63,10 @@ class Paper(_Strict):
     """The protocol of a paper.
 
     Attributes:
-        numbers: file of the published numbers.
-        transforms: fields of `ImageTransforms` as the paper has them; one number stands for all channels.
-        epochs, test_images: by benchmark: the numbers of epochs that the paper uses, and the size of its test split.
+        numbers: name of the file of published numbers.
+        transforms: the paper's values of fields of `ImageTransforms`; one number stands for all channels.
+        epochs: numbers of epochs that the paper uses, by benchmark.
+        test_images: size of the paper's test split, by benchmark.
     """
 
     numbers: str
@@ -77,7 +78,7 @@ class Paper(_Strict):
 
 
 class TablesLayout(_Strict):
-    """All tables of one paper; rows by label, tables by name."""
+    """All tables of one paper: layouts of rows by label, of tables by name."""
 
     paper: Paper
     rows: dict[str, RowLayout]
@@ -85,24 +86,24 @@ class TablesLayout(_Strict):
 
 
 def table_names() -> dict[str, str]:
-    """All tables, with their titles."""
+    """Titles of all tables, by name."""
     return {name: table.title for layout in table_layouts() for name, table in layout.tables.items()}
 
 
 def table_benchmarks(name: str) -> set[str]:
-    """Benchmarks of a table's columns."""
+    """Benchmarks in the columns of a table."""
     return {stream for layout in table_layouts() if name in layout.tables for stream, _ in layout.tables[name].streams}
 
 
 @cache
 def table_layouts() -> tuple[TablesLayout, ...]:
-    """The tables of all papers, a paper each."""
+    """The table layouts of all papers, one entry per paper."""
     found = sorted((file for file in PAPERS.iterdir() if file.name.endswith("-tables.toml")), key=lambda f: f.name)
     return tuple(TablesLayout.model_validate(tomllib.loads(file.read_text(encoding="utf-8"))) for file in found)
 
 
 def published_numbers(layout: TablesLayout, number: int) -> dict[tuple[str, int, str, str], tuple[float, float | None]]:
-    """Mean and standard error by benchmark, tasks, row and metric."""
+    """Published mean and standard error (None: not published), by benchmark, tasks, row and metric."""
     table = pd.read_csv((PAPERS / layout.paper.numbers).open("r", encoding="utf-8"))
     labels = {row.published or label: label for label, row in layout.rows.items()}
     return {
@@ -116,7 +117,7 @@ def published_numbers(layout: TablesLayout, number: int) -> dict[tuple[str, int,
 
 @cache
 def figure_layouts() -> dict[str, FigureLayout]:
-    """All figures by name."""
+    """Layouts of all figures, by name."""
     found: dict[str, FigureLayout] = {}
     for file in sorted(PAPERS.iterdir(), key=lambda file: file.name):
         if file.name.endswith("-figures.toml"):

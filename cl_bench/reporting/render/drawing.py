@@ -1,4 +1,7 @@
-"""Charts on paper: at the width of a column or of the text, without pyplot's global state, the same bytes each time."""
+"""Charts drawn with matplotlib for papers, as wide as a column or the text, without pyplot's global state.
+
+The same chart always gives the same bytes.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ from cl_bench.reporting.render.text_layout import COLUMN, TEXT, text_width, wrap
 FORMATS = ("png", "pdf", "svg")
 DPI = 200
 _SMALL = 4
-"""From so many panels on they are small multiples: names of axes and ticks stand once for all."""
+"""From this number of panels on they are small multiples, which share the titles of axes and the ticks."""
 _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8,
@@ -50,7 +53,7 @@ _STYLE: dict[Any, Any] = {
     "lines.markersize": 4,
     "pdf.fonttype": 42,
     "svg.fonttype": "path",
-    # Names inside SVG files come from this instead of from chance.
+    # A fixed salt instead of a random one for the ids in SVG files.
     "svg.hashsalt": "cl-bench",
     "text.parse_math": False,
 }
@@ -58,10 +61,10 @@ _NO_DATES: Mapping[str, dict[str, Any]] = {"png": {}, "pdf": {"CreationDate": No
 
 
 def save(chart: Chart, stem: Path, formats: Sequence[str] = FORMATS, ceilings: Iterable[str] = ()) -> list[Path]:
-    """Write the numbers of a chart as `stem`.csv, and its picture in each of the formats; returns the paths.
+    """Write the numbers of a chart to `stem`.csv, and its picture in each of the formats; returns the paths.
 
     Args:
-        ceilings: labels of rows that learn all tasks at once.
+        ceilings: labels of rows trained on all tasks at once.
     """
     paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("csv", *formats)]
     paths[0].write_text(charts.to_csv(chart), encoding="utf-8")
@@ -74,8 +77,8 @@ def save(chart: Chart, stem: Path, formats: Sequence[str] = FORMATS, ceilings: I
 
 
 def draw(chart: Chart, ceilings: Iterable[str] = ()) -> Figure:
-    """The picture of a chart: its panels, and below them one legend for the rows in all of them."""
-    # Rows that are not drawn count too, so that a row looks the same in every chart of a protocol.
+    """Draw a chart: its panels, and below them one legend for the rows of all panels."""
+    # Styles are assigned to all rows, drawn or not, so that a row looks the same in every chart of a protocol.
     look = styles.by_label(_labels(chart), set(ceilings) | _levels(chart))
     chart = _part_on_paper(chart)
     panels = chart.panels
@@ -96,7 +99,7 @@ def draw(chart: Chart, ceilings: Iterable[str] = ()) -> Figure:
             axes.remove()
         drawn = list(zip(grid, panels, strict=False))
         for axes, panel in drawn:
-            # Said here, it does not depend on the settings at the time when the picture is written.
+            # Set here, so that it does not depend on the settings in effect when the picture is written.
             axes.tick_params(labelsize=7)
             DRAW[type(panel)](axes, panel, look)
             if isinstance(panel, Scatter):
@@ -114,13 +117,13 @@ def draw(chart: Chart, ceilings: Iterable[str] = ()) -> Figure:
                 handles=keys, loc="outside lower center", ncols=per_row, frameon=False, handlelength=2.6,
                 columnspacing=1.2, labelspacing=0.35, borderaxespad=0.1, borderpad=0,
             )  # fmt: skip
-        # Laid out once, for all formats; names of points need to know where these are.
+        # The layout is computed once for all formats; the names of points below depend on it.
         if engine := figure.get_layout_engine():
             engine.execute(figure)
         figure.set_layout_engine(None)
         for axes in figure.axes:
             for axis in (axes.xaxis, axes.yaxis):
-                # A tick takes its style when it is made, which would otherwise be after this.
+                # Make the ticks now: a tick takes its style from the settings in effect when it is made.
                 axis.get_major_ticks()
         for axes, panel in drawn:
             if isinstance(panel, Scatter):
@@ -129,7 +132,7 @@ def draw(chart: Chart, ceilings: Iterable[str] = ()) -> Figure:
 
 
 def _part_on_paper(chart: Chart) -> Chart:
-    """What of a chart is drawn on paper."""
+    """The chart with at most `max_drawn` panels, and curves per panel."""
     panels = (
         replace(panel, lines=panel.lines[: chart.max_drawn]) if isinstance(panel, Lines) else panel
         for panel in chart.panels[: chart.max_drawn]
@@ -138,7 +141,7 @@ def _part_on_paper(chart: Chart) -> Chart:
 
 
 def _labels(chart: Chart) -> list[str]:
-    """Labels whose style their name decides."""
+    """Labels whose style depends on their name."""
     found = []
     for panel in chart.panels:
         if isinstance(panel, Lines):
@@ -153,19 +156,19 @@ def _levels(chart: Chart) -> set[str]:
 
 
 def _axes_of(panel: charts.Panel) -> tuple[type, str, str]:
-    """What must agree for panels to share the names of their axes."""
+    """Kind and axis titles of a panel; panels share titles of axes if these are equal."""
     return type(panel), getattr(panel, "x", ""), getattr(panel, "y", "")
 
 
 def _columns(count: int) -> int:
-    """So many of the panels stand side by side."""
+    """Number of panels side by side."""
     if count <= 3:
         return count
     return 2 if count == 4 else 3 if count <= 9 else 4
 
 
 def _is_wide(panel: charts.Panel) -> bool:
-    """Whether a panel alone needs the width of the text."""
+    """Whether a single panel needs the width of the text."""
     return isinstance(panel, Ranks) or (isinstance(panel, Scatter) and len(scatter.drawn(panel)) > scatter.NAMED)
 
 
@@ -183,7 +186,7 @@ def _height(panel: charts.Panel, width: float) -> float:
 def _legend_entries(chart: Chart, look: Mapping[str, Style], width: float) -> list[Line2D]:
     """Entries of the legend for panels of this width.
 
-    Rows of curves come best last value first, as the curves end; what stands in a sequence follows in its order.
+    Rows are sorted by last value, highest first, like the ends of the curves. Lines of a sequence follow in order.
     """
     ends: dict[str, float] = {}
     sequence: dict[str, float] = {}
@@ -216,18 +219,18 @@ def _legend_entries(chart: Chart, look: Mapping[str, Style], width: float) -> li
 
 
 def _entries_per_row(labels: Sequence[str], width: float) -> int:
-    """Entries of the legend side by side: as many as fit, in columns as wide as their longest entry."""
+    """Number of legend entries side by side: as many as fit, with columns as wide as their longest entry."""
     widths = [max((text_width(line, 7) for line in label.split("\n")), default=0) for label in labels]
     for columns in range(len(labels), 1, -1):
         # The columns of matplotlib's legends: filled downwards, the first ones longer.
         if sum(0.5 + max(column) for column in np.array_split(widths, columns)) <= width:
-            # As many rows with fewer columns are more even.
+            # The smallest number of columns with the same number of rows fills the rows more evenly.
             return math.ceil(len(labels) / math.ceil(len(labels) / columns))
     return 1
 
 
 def _share_axes(figure: Figure, drawn: Sequence[tuple[Axes, charts.Panel]], columns: int) -> None:
-    """Names of axes once for all panels of small multiples, and ticks at the edge where they are the same."""
+    """Show titles of axes once for all small multiples, and equal ticks only at the outer edges."""
     first = drawn[0][1]
     _, x, y = _axes_of(first)
     figure.supylabel(y, fontsize=8)
@@ -240,12 +243,12 @@ def _share_axes(figure: Figure, drawn: Sequence[tuple[Axes, charts.Panel]], colu
 
 
 def _cells_of(panel: charts.Panel) -> object:
-    """What must agree for panels to share their ticks; nothing else is like a panel that is no heat map."""
+    """A key that is equal for panels with the same ticks; unique for a panel that is no heat map."""
     return (panel.rows, panel.columns) if isinstance(panel, Heat) else id(panel)
 
 
 def _colour_bar(figure: Figure, drawn: Sequence[tuple[Axes, charts.Panel]], lines: int) -> None:
-    """One bar for all heat maps, which share their scale."""
+    """Add one colour bar for all heat maps, which share their scale."""
     heats = [axes for axes, panel in drawn if isinstance(panel, Heat)]
     first = drawn[0][1]
     assert isinstance(first, Heat)

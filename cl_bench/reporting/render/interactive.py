@@ -1,6 +1,6 @@
-"""Charts for the page: plain dicts that plotly.js draws, without plotly's slow Python objects.
+"""Charts for the page, as plain dicts for plotly.js; plotly's Python objects are slow.
 
-Colours of text, axes and background are the page's (light or dark): its script fills them in.
+The script of the page fills in the colours of text, axes and background, light or dark.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ _SYMBOLS = {
     "<": "triangle-left", ">": "triangle-right",
 }  # fmt: skip
 _BANDS = 4
-"""More curves than this have no bands: hovering shows the intervals."""
+"""Limit of the curves with bands; for more curves, hover texts show the intervals."""
 _DARK = 0.67
-"""Share of the scale from which on white is the clearer on its colours (luminance 0.18), before it black."""
+"""Position on the colour scale (luminance 0.18) above which white text has the higher contrast, below it black."""
 _COLOURS = [[0, "#ffffd9"], [0.25, "#c7e9b4"], [0.5, "#41b6c4"], [0.75, "#225ea8"], [1, "#081d58"]]
 
 
 def figure(chart: Chart, ceilings: Iterable[str] = ()) -> dict[str, Any]:
-    """`data` and `layout` for plotly.js, and the `height` in pixels.
+    """`data` and `layout` for plotly.js, the `height` in pixels, and `wide` for several columns of panels.
 
-    Curves beyond `chart.max_drawn` are there, but switched off in the legend.
+    Curves beyond `chart.max_drawn` are included, but switched off in the legend.
 
     Args:
-        ceilings: labels of rows that learn all tasks at once.
+        ceilings: labels of rows trained on all tasks at once.
     """
     panels = chart.panels[: chart.max_drawn]
-    # Also of panels that are not drawn, so that a row looks the same in every chart of a protocol.
+    # Styles are assigned to the rows of all panels, drawn or not, so that a row looks the same in every chart.
     look = styles.by_label(_labels(chart.panels), set(ceilings) | {label for p in panels for label in _levels(p)})
     columns = 1 if len(panels) == 1 else 2 if len(panels) in (2, 4) else 3
     lines = math.ceil(len(panels) / columns)
@@ -51,11 +51,11 @@ def figure(chart: Chart, ceilings: Iterable[str] = ()) -> dict[str, Any]:
         x = {"domain": _numbers([left, left + width]), "anchor": f"y{ref}", "title": {"text": getattr(panel, "x", "")}}
         y = {"domain": _numbers([top - height, top]), "anchor": f"x{ref}", "title": {"text": getattr(panel, "y", "")}}
         if small:
-            # The names of the axes once, in the caption of small multiples.
+            # Small multiples have the titles of axes only at the left and lower edges.
             x["title"] = {"text": panel.x if line == lines - 1 and not isinstance(panel, Ranks) else ""}
             y["title"] = {"text": panel.y if column == 0 and not isinstance(panel, Ranks) else ""}
             if number and isinstance(panel, Lines):
-                # One range for all, as on paper: that of the first panel.
+                # All panels share the range of the first one, as on paper.
                 x["matches"], y["matches"] = "x", "y"
         layout[f"xaxis{ref}"], layout[f"yaxis{ref}"] = x, y
         for trace in _traces(panel, look, chart.max_drawn, x, y, named, small):
@@ -103,7 +103,7 @@ def _traces(
     named: set[str],
     small: bool,
 ) -> list[dict[str, Any]]:
-    """The traces of a panel; its axes are completed."""
+    """The plotly traces of a panel; also completes the axes `x` and `y`, and adds labels in the legend to `named`."""
     if isinstance(panel, Lines):
         return _lines(panel, look, max_drawn, x, named, small)
     if isinstance(panel, Heat):
@@ -114,7 +114,7 @@ def _traces(
         named.add(panel.unit)
         numbers: dict[str, Any] = {}
         if len(panel.columns) <= 12:
-            # Each in a colour of its own: plotly's choice is grey on the middle of the scale.
+            # Each number gets black or white explicitly: plotly's choice is grey in the middle of the scale.
             numbers["texttemplate"] = f'<span style="color:%{{text}}">%{{z:.{panel.decimals}f}}</span>'
             numbers["text"] = [[_legible(value, panel) for value in row] for row in panel.values]
         return [
@@ -136,7 +136,7 @@ def _traces(
 
 
 def _legible(value: float | None, panel: Heat) -> str:
-    """Black or white, whichever is the clearer on the colour of a cell."""
+    """Black or white, whichever has the higher contrast on the colour of a cell."""
     share = 0.0 if value is None else (value - panel.low) / ((panel.high - panel.low) or 1)
     return "#fff" if share > _DARK else "#000"
 
@@ -219,7 +219,7 @@ def _scatter(panel: Scatter, look: Mapping[str, Style], named: set[str]) -> list
 
 
 def _ranks(panel: Ranks, x: dict[str, Any], y: dict[str, Any]) -> list[dict[str, Any]]:
-    """Rows from the best down; bars to the right of the ranks join those that cannot be told apart."""
+    """Rows from best to worst; bars to the right of the ranks join rows without significant difference."""
     labels = [label for label, _ in panel.ranks]
     place = {label: number for number, label in enumerate(labels)}
     last = max(rank for _, rank in panel.ranks)
@@ -245,7 +245,7 @@ def _ranks(panel: Ranks, x: dict[str, Any], y: dict[str, Any]) -> list[dict[str,
 
 
 def _first(label: str, named: set[str]) -> bool:
-    """Whether a label stands in the legend now: once in a chart."""
+    """Whether this trace puts a label into the legend, which happens once per chart."""
     if label in named:
         return False
     named.add(label)
@@ -264,7 +264,7 @@ def _error(value: Summary) -> dict[str, Any]:
 
 
 def _dash(style: Style) -> str:
-    """On and off lengths in pixels; plotly's own word for a solid line."""
+    """The dash for plotly: lengths on and off in pixels, or `solid`."""
     return ",".join(f"{2 * length:g}px" for length in style.dash) or "solid"
 
 
@@ -274,7 +274,7 @@ def _faint(colour: str) -> str:
 
 
 def _number(value: float | None) -> float | None:
-    """Six significant digits: the page holds many."""
+    """Round to six significant digits, since the page holds many numbers; None if not finite."""
     return None if value is None or not math.isfinite(value) else float(f"{value:.6g}")
 
 
@@ -283,5 +283,5 @@ def _numbers(values: Iterable[float]) -> list[float | None]:
 
 
 def _escaped(text: str) -> str:
-    """plotly.js takes texts for HTML."""
+    """Escape a text for plotly.js, which reads texts as HTML."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -1,4 +1,4 @@
-"""How each kind of panel is drawn on its axes: curves, heat maps, points and ranks."""
+"""Drawing of each kind of panel on its axes: curves, heat maps, points and ranks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cl_bench.reporting.render.text_layout import FAINT, TEXT, text_width
 from cl_bench.stats import Summary
 
 _BANDS = 4
-"""More curves than this have bars at their end instead of bands."""
+"""Limit of the curves with bands; more curves get interval bars at their ends instead."""
 
 
 def _draw_lines(axes: Axes, panel: Lines, look: Mapping[str, Style]) -> None:
@@ -29,7 +29,7 @@ def _draw_lines(axes: Axes, panel: Lines, look: Mapping[str, Style]) -> None:
     for number, line in enumerate(panel.lines):
         style = look[line.label] if line.order is None else styles.sequential(line.order)
         if line.label == panel.title:
-            # Nothing to be told apart from.
+            # The only line of its panel needs no marker and no dash.
             style = Style(style.colour, "", ())
         means = [value.mean for value in line.y]
         axes.plot(
@@ -41,7 +41,7 @@ def _draw_lines(axes: Axes, panel: Lines, look: Mapping[str, Style]) -> None:
         if np.isfinite(low).any() and len(panel.lines) <= _BANDS and len(line.x) > 1:
             axes.fill_between(line.x, low, high, color=style.colour, alpha=0.13, linewidth=0)
         elif np.isfinite(low[-1]) and line.order is None:
-            # Bands of many rows would cover each other: bars at the end, side by side.
+            # Bands of many rows would overlap: draw the last interval as a bar, side by side with the others.
             place = line.x[-1] + (line.x[-1] - line.x[0] or 1) * (0.02 + 0.007 * number)
             axes.plot([place, place], [low[-1], high[-1]], color=style.colour, linewidth=1.4, clip_on=False)
     axes.set(xlabel=panel.x, ylabel=panel.y)
@@ -53,22 +53,22 @@ def _draw_lines(axes: Axes, panel: Lines, look: Mapping[str, Style]) -> None:
 
 
 def dash(style: Style) -> Any:
-    """The line style in matplotlib's terms."""
+    """The dash as a matplotlib line style."""
     return (0, style.dash) if style.dash else "-"
 
 
 def _numbered(panel: Lines) -> bool:
-    """Whether the lines are a sequence too long to spell out beside each of them."""
+    """Whether the lines are a sequence too long for full names at their ends."""
     return sum(line.order is not None for line in panel.lines) > 3
 
 
 def in_legend(panel: Lines) -> bool:
-    """Whether the lines are a sequence whose names would cover each other where they end."""
+    """Whether the lines are a sequence whose names would overlap at their ends."""
     return _numbered(panel) and len({line.x[-1] for line in panel.lines}) == 1
 
 
 def place_lines(drawn: Sequence[tuple[Axes, Lines]]) -> None:
-    """Give panels of curves one range, ticks where there are values, and names to sequences that have no legend."""
+    """Give panels of curves a common range and ticks at values, and name the lines of sequences without a legend."""
     if not drawn:
         return
     limits = [(*axes.get_xlim(), *axes.get_ylim()) for axes, _ in drawn]
@@ -78,7 +78,7 @@ def place_lines(drawn: Sequence[tuple[Axes, Lines]]) -> None:
         axes.set_xlim(left, right)
         axes.set_ylim(*((max(bottom, 0), min(top, 100)) if "%" in panel.y else (bottom, top)))
         if panel.whole and places:
-            # Fewer where numbers are long: three panels may share the width.
+            # Fewer ticks where numbers are long, since up to three panels share the width.
             ticks = MaxNLocator(nbins=8 if max(places) < 100 else 5, integer=True).tick_values(min(places), max(places))
             axes.set_xticks([tick for tick in ticks if min(places) <= tick <= max(places)])
         if in_legend(panel):
@@ -94,14 +94,14 @@ def place_lines(drawn: Sequence[tuple[Axes, Lines]]) -> None:
 
 
 def _interval(values: Sequence[Summary]) -> tuple[Any, Any]:
-    """Ends of the intervals, NaN where there is none."""
+    """Ends of the intervals, NaN where a value has none."""
     low, high = (np.array([getattr(value, end) for value in values], dtype=np.float64) for end in ("low", "high"))
     return low, high
 
 
 def _draw_heat(axes: Axes, panel: Heat, look: Mapping[str, Style]) -> None:
     values = np.array([[np.nan if value is None else value for value in row] for row in panel.values])
-    # Lines between so many cells would cover them, and so many shapes take a viewer long.
+    # Lines between many small cells would cover them, and vector shapes for each cell make viewers slow.
     fine = max(values.shape) > 40
     axes.pcolormesh(
         values, cmap=_COLOURS, vmin=panel.low, vmax=panel.high, edgecolor="none" if fine else "white", linewidth=0.4,
@@ -129,7 +129,7 @@ def _draw_heat(axes: Axes, panel: Heat, look: Mapping[str, Style]) -> None:
 
 
 _MIDDLE = 0.179
-"""Luminance from which on black is the clearer on it, below it white."""
+"""Luminance above which black text has the higher contrast, and below which white text has."""
 
 
 def _luminance(colours: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -142,7 +142,7 @@ _COLOURS = sns.color_palette("YlGnBu", as_cmap=True)
 
 
 def _draw_ranks(axes: Axes, panel: Ranks, look: Mapping[str, Style]) -> None:
-    """Names left and right of a rank axis, each joined to its rank; bars join what cannot be told apart."""
+    """Names left and right of a rank axis, each joined to its rank; bars join rows without significant difference."""
     ranks = dict(panel.ranks)
     low, high = 1, max(2, math.ceil(max(ranks.values())))
     half = math.ceil(len(ranks) / 2)
@@ -151,7 +151,7 @@ def _draw_ranks(axes: Axes, panel: Ranks, look: Mapping[str, Style]) -> None:
     axes.set_xlim(low - 0.02, high + 0.02)
     axes.set_ylim(-(depth + half) - 0.4, 0.7)
     axes.axhline(0, color="#333333", linewidth=0.9)
-    # The names stand outside the axes, for which the layout engine would leave no room.
+    # The names are outside the axes, where the layout engine would leave no room for them.
     texts = [
         f"{label}  {ranks[label]:.2f}" if i < half else f"{ranks[label]:.2f}  {label}" for i, label in enumerate(names)
     ]

@@ -1,4 +1,4 @@
-"""Points with their names beside them, where nothing else is."""
+"""Scatter plots in which points are labelled, with names placed where they cover least."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from cl_bench.reporting.render.styles import Style
 from cl_bench.reporting.render.text_layout import COLUMN, FAINT, text_width, wrapped
 
 NAMED = 14
-"""Points in the width of a column that can have their names beside them."""
+"""Limit of the points with names next to them, in a panel as wide as a column."""
 
 
 def draw(axes: Axes, panel: Scatter, look: Mapping[str, Style]) -> None:
-    """Points with their intervals and the Pareto front; names come later, when the axes have their place."""
+    """Draw points with intervals, and the Pareto front; names are added once the axes have their final position."""
     shown = drawn(panel)
     for point in shown:
         style = look[point.label]
@@ -42,9 +42,9 @@ def draw(axes: Axes, panel: Scatter, look: Mapping[str, Style]) -> None:
 
 
 def list_far_points(axes: Axes, panel: Scatter, width: float) -> None:
-    """Write down the points that are too far below the others to be drawn, under them in a panel of this width."""
+    """List the points that are too far below the others to be drawn, at the bottom of a panel of this width."""
     shown = drawn(panel)
-    # A name and its number stay on one line.
+    # No line break between a name and its number.
     names = [f"{p.label}\N{NO-BREAK SPACE}{p.y.mean:.1f}" for p in panel.points if p not in shown]
     if names:
         lines = textwrap.wrap(f"below: {', '.join(names)}", round(18 * width), break_on_hyphens=False)
@@ -57,10 +57,10 @@ def list_far_points(axes: Axes, panel: Scatter, width: float) -> None:
 
 
 def _log_axis(axes: Axes, means: Sequence[float]) -> None:
-    """A logarithmic x axis with ticks that are round numbers, also where it spans less than a decade."""
+    """Make the x axis logarithmic, with ticks at round numbers even where it spans less than a decade."""
     axes.set_xscale("log")
     if max(means) < 1.5 * min(means):
-        # Points that all but agree would spread over the whole axis.
+        # Without this, points with almost equal x would spread over the whole axis.
         axes.set_xlim(min(means) / 1.5, 1.5 * max(means))
     low, high = axes.get_xlim()
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
@@ -75,31 +75,31 @@ def _log_axis(axes: Axes, means: Sequence[float]) -> None:
 
 
 def drawn(panel: Scatter) -> list[Point]:
-    """The points but for those far below all others."""
+    """The points to draw: all except those far below the others."""
     floor = _floor([point.y.mean for point in panel.points])
     return [point for point in panel.points if point.y.mean >= floor]
 
 
 def _front(panel: Scatter) -> list[Point]:
-    """The points on the Pareto front that are drawn."""
+    """The drawn points on the Pareto front."""
     by_label = {point.label: point for point in drawn(panel)}
     return [by_label[label] for label in panel.front if label in by_label]
 
 
 def named(panel: Scatter, width: float) -> list[Point]:
-    """The points that have their names beside them: all, or only those on the front where all would not fit."""
+    """The points with names next to them: all, or only those on the front if not all fit."""
     shown = drawn(panel)
     return shown if len(shown) <= NAMED * max(1, round(width / COLUMN)) else _front(panel)
 
 
 def _floor(values: Sequence[float]) -> float:
-    """Points far below all others would press these together: they are named instead of drawn."""
+    """Lowest y that is drawn: points far below would compress the scale for all others, so they are listed instead."""
     low, high = np.percentile(values, [25, 75])
     return float(low - 3 * max(high - low, 1.0)) if len(values) > 4 else -math.inf
 
 
 def _short(value: float) -> str:
-    """A tick of a logarithmic axis: 200, 20 k, 5 M."""
+    """Text of a tick on a logarithmic axis: 200, 20 k, 5 M."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= size:
             return f"{value / size:g} {unit}"
@@ -110,10 +110,10 @@ _LEADER = {"arrowstyle": "-", "linewidth": 0.4, "color": "#888888", "shrinkA": 0
 
 
 def name_points(axes: Axes, panel: Scatter, points: Sequence[Point], scale: float) -> None:
-    """Write names beside points where they cover least; far from its point a name gets a thin line to it.
+    """Write names next to points where they cover least; a name far from its point gets a thin line to it.
 
     Args:
-        scale: pixels in a typographic point.
+        scale: pixels per typographic point.
     """
     place, size = axes.transData.transform, 5.8
     covered, cost = _obstacles(axes, panel, scale)
@@ -126,7 +126,7 @@ def name_points(axes: Axes, panel: Scatter, points: Sequence[Point], scale: floa
         name = wrapped(point.label, 0.6 * (right - left) / scale / 72, size)
         width = max(text_width(line, size) for line in name.split("\n")) * 72 * scale
         height = 1.1 * size * scale * (name.count("\n") + 1)
-        # To the right of a name on the left of its point, to the left of one on the right, otherwise centred.
+        # A name on the left of its point ends there, one on the right begins there, others are centred.
         x0 = x + dx - width * np.where(np.cos(angle) < -0.3, 1, np.where(np.cos(angle) > 0.3, 0, 0.5))
         y0 = y + dy - height / 2
         x0, y0 = np.clip(x0, left, right - width), np.clip(y0, bottom, top - height)
@@ -134,7 +134,7 @@ def name_points(axes: Axes, panel: Scatter, points: Sequence[Point], scale: floa
         leader = np.stack([x + 0.6 * dx, y + 0.6 * dy] * 2, axis=1)
         worth = radius + _overlap(boxes, covered) @ cost + _overlap(leader, covered) @ cost / 3
         best = int(np.argmin(worth))
-        # Neither should names cover the lines to other points.
+        # Names should not cover the lines between other names and points either.
         line = np.linspace((x, y), (x + dx[best], y + dy[best]), 6)[1:]
         covered = np.vstack([covered, boxes[best], np.hstack([line - scale, line + scale])])
         cost = np.append(cost, [60.0] + [8.0] * len(line))
@@ -147,7 +147,7 @@ def name_points(axes: Axes, panel: Scatter, points: Sequence[Point], scale: floa
 
 
 def _obstacles(axes: Axes, panel: Scatter, scale: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """What names should not cover: boxes [n, 4] in pixels (left, bottom, right, top), and how bad each would be [n]."""
+    """Boxes that names should not cover, [n, 4] in pixels (left, bottom, right, top), and the cost of each, [n]."""
     place = axes.transData.transform
     low = axes.get_xlim()[0]
     boxes, cost = [], []
@@ -170,6 +170,6 @@ def _obstacles(axes: Axes, panel: Scatter, scale: float) -> tuple[NDArray[np.flo
 
 
 def _overlap(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which boxes [n, 4] overlap which others [m, 4]: shape [n, m]."""
+    """Whether boxes [n, 4] overlap other boxes [m, 4], shape [n, m]."""
     one, other = one[:, None], other[None]
     return np.all((one[..., :2] < other[..., 2:]) & (other[..., :2] < one[..., 2:]), axis=-1)

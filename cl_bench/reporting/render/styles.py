@@ -1,4 +1,4 @@
-"""How rows are drawn: the same colour, marker and dash in every plot, report and session, also in grey."""
+"""Styles of rows: the same colour, marker and dash in every plot, report and session, distinguishable in grey too."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import cache
 from importlib.resources import files
 from typing import NamedTuple, TypeVar
 
-# Of `styles.toml`; what a method that is not listed there takes.
+# Values used in `styles.toml`, from which methods that are not listed there take theirs.
 _COLOURS = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#8b5a2b", "#56b4e9", "#4c4c4c")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 _DASHES: tuple[tuple[float, ...], ...] = ((), (5, 1.5), (1.5, 1.5), (5, 1.5, 1.5, 1.5))
@@ -28,21 +28,22 @@ class Style(NamedTuple):
 
 
 def by_label(labels: Iterable[str], ceilings: Collection[str] = ()) -> dict[str, Style]:
-    """A style per row label, told apart by colour and marker, and in grey by marker and dash, as long as there are any.
+    """Assign a style to each row label.
 
-    The method's name decides the colour, its options marker and dash, whatever else is in the plot; only where two rows
-    would look alike does the one that is not in `styles.toml`, has options, or is later in the alphabet take the next
-    free marker or dash. Methods that are listed there never change.
+    Rows differ in colour or marker, and in grey in marker or dash, as long as there are unused combinations. The name
+    of the method decides the colour, its options decide marker and dash, independent of the other rows of the plot.
+    Only where two rows would look alike, one takes the next free marker or dash: the one that is not in `styles.toml`,
+    has options, or is later in the alphabet. Methods listed in `styles.toml` never change.
 
     Args:
-        labels: of rows.
-        ceilings: those which learn all tasks at once (joint training): grey, dashed, without markers.
+        labels: labels of rows.
+        ceilings: labels of rows trained on all tasks at once (joint training): grey, dashed, without markers.
     """
     found: dict[str, Style] = {}
     coloured: set[tuple[str, str]] = set()
     grey: set[tuple[str, tuple[float, ...]]] = set()
     for label in sorted(set(labels), key=lambda name: (name not in _listed_styles(), "[" in name, name)):
-        # Points have no dashes, so the marker must differ among rows of one colour before it may repeat.
+        # Points have no dashes, so rows of one colour use every marker before one repeats.
         found[label] = style = min(
             _choices(label, label in ceilings),
             key=lambda one: ((one.colour, one.marker) in coloured, (one.marker, one.dash) in grey),
@@ -53,7 +54,7 @@ def by_label(labels: Iterable[str], ceilings: Collection[str] = ()) -> dict[str,
 
 
 def sequential(order: float) -> Style:
-    """The style of a line at a place from 0 to 1 in a sequence: dark to light, as the eye and grey paper order them."""
+    """Style of a line at a position from 0 to 1 in a sequence: from dark to light, an order that holds in grey too."""
     place = min(max(order, 0.0), 1.0) * (len(_SEQUENCE) - 1)
     low = min(int(place), len(_SEQUENCE) - 2)
     one, other = (tuple(int(text[i : i + 2], 16) for i in (1, 3, 5)) for text in _SEQUENCE[low : low + 2])
@@ -62,28 +63,28 @@ def sequential(order: float) -> Style:
 
 
 def _choices(label: str, ceiling: bool) -> list[Style]:
-    """The styles that a row may take, its own one first."""
+    """Possible styles of a row, the preferred one first."""
     method, _, options = label.partition("[")
     chosen = zlib.crc32(label.encode(errors="replace"))
     if ceiling:
         colours = _rotated(_CEILINGS, int(bool(options)))
         dashes = _rotated(_CEILING_DASHES, chosen if options else 0)
         return [Style(colour, "", dash) for colour in colours for dash in dashes]
-    # Names that are not listed have a style too, in every session the same.
+    # Methods that are not listed get a style from a hash of their name, the same in every session.
     number = zlib.crc32(method.encode(errors="replace"))
     own = _listed_styles().get(
         method, Style(_COLOURS[number % len(_COLOURS)], _MARKERS[number // 8 % len(_MARKERS)], ())
     )
     marker, dash = _MARKERS.index(own.marker), _DASHES.index(own.dash)
     if options:
-        # Never the marker of the method without options, which is likely in the same plot.
+        # Avoid the marker of the method without options, which is likely in the same plot.
         marker += 1 + chosen % (len(_MARKERS) - 1)
         dash += chosen // 16
     return [Style(own.colour, m, d) for m in _rotated(_MARKERS, marker) for d in _rotated(_DASHES, dash)]
 
 
 def _rotated(items: Sequence[Item], place: int) -> list[Item]:
-    """All items in turn, from a place on."""
+    """All items, rotated so that the item at `place` comes first."""
     return [items[(place + i) % len(items)] for i in range(len(items))]
 
 
