@@ -112,13 +112,13 @@ def test_weights_are_fetched_once_and_then_read_from_the_cache(
     size = len(hub.store.content) / 1e6
     url = f"{hub.url}/{REPOSITORY}/resolve/main/model.safetensors"
     assert capfd.readouterr().err == f"getting the weights of '{TAG}' ({size:,.1f} MB) from {url}\n"
-    assert hub.store.asked == [None] and len(blobs(hub)) == 1
-    hub.asked.clear()
+    assert hub.store.requested_ranges == [None] and len(blobs(hub)) == 1
+    hub.requests.clear()
     for offline in (False, True):
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
         loading._read.cache_clear()
         assert backbones.verify(TAG).weights == expected
-    assert hub.asked == [] and len(hub.store.asked) == 1 and capfd.readouterr().err == ""
+    assert hub.requests == [] and len(hub.store.requested_ranges) == 1 and capfd.readouterr().err == ""
 
 
 def test_a_repository_without_safetensors_and_a_busy_server(hub: Hub, weights: dict[str, torch.Tensor]) -> None:
@@ -146,8 +146,8 @@ def test_a_broken_connection_is_taken_up(
     # What is smaller than a chunk when the connection breaks is lost.
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 10_000)
     assert backbones.verify(TAG).weights == backbones.weights_hash(weights)
-    assert hub.store.asked[0] is None and len(hub.store.asked) == 3
-    assert all(asked and asked.startswith("bytes=") for asked in hub.store.asked[1:])
+    assert hub.store.requested_ranges[0] is None and len(hub.store.requested_ranges) == 3
+    assert all(asked and asked.startswith("bytes=") for asked in hub.store.requested_ranges[1:])
     assert capfd.readouterr().err.count("\n") == 1
 
 
@@ -155,7 +155,7 @@ def test_a_connection_that_is_reset_is_made_again(
     hub: Hub, weights: dict[str, torch.Tensor], refused: Callable[[], str]
 ) -> None:
     hub.store.answers = [("reset", 100_000)] * 3
-    assert "(Connection reset by peer)" in refused() and len(hub.store.asked) == 3 and blobs(hub) == []
+    assert "(Connection reset by peer)" in refused() and len(hub.store.requested_ranges) == 3 and blobs(hub) == []
     hub.store.answers = [("reset", 100_000)] * 2
     assert backbones.verify(TAG).weights == backbones.weights_hash(weights)
 
@@ -180,8 +180,8 @@ def test_every_refusal_says_why_in_one_sentence(
     hub.files.clear()
     assert "(HTTP 401: the repository is private or not there; where you may read it, set HF_TOKEN)" in refused()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    hub.asked.clear()
-    assert "(HF_HUB_OFFLINE is set)" in refused() and hub.asked == []
+    hub.requests.clear()
+    assert "(HF_HUB_OFFLINE is set)" in refused() and hub.requests == []
 
 
 def test_without_a_network_the_command_says_one_sentence_at_once(

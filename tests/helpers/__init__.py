@@ -1,4 +1,4 @@
-"""What several tests share: methods that stop where a test wants them, processes, small data. No tests are in here."""
+"""Helpers of several tests: methods that stop where a test wants them, processes, small data. It holds no tests."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ import os
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-"""The repository's folder."""
+"""Root folder of the repository."""
 SOAK = os.environ.get("CL_BENCH_SOAK") == "1"
-"""Whether this is `make soak`, which tries every variant where `make test` tries one of each kind."""
+"""Whether `make soak` runs the tests: it tries every variant where `make test` tries one of each kind."""

@@ -1,4 +1,4 @@
-"""Archives as careful tools and attackers write them, and what is on disk after they are unpacked."""
+"""Archives as well-behaved tools and attackers write them, and the files on disk after unpacking."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cl_bench.errors import UserError
 from cl_bench.streams import archives
 
 Tree = dict[str, bytes | None]
-"""Content by path; None is an empty folder."""
+"""Content of files by path; None for an empty folder."""
 KINDS = ("zip", "zip-deflated", "zip-bz2", "zip-lzma", "tar", "tar-gnu", "tgz", "tar.bz2", "tar.xz")
 PACK: dict[str, Callable[[bytes], bytes]] = {"tgz": gzip.compress, "tar.bz2": bz2.compress, "tar.xz": lzma.compress}
 METHODS = {"zip-deflated": zipfile.ZIP_DEFLATED, "zip-bz2": zipfile.ZIP_BZIP2, "zip-lzma": zipfile.ZIP_LZMA}
@@ -28,7 +28,7 @@ METHODS = {"zip-deflated": zipfile.ZIP_DEFLATED, "zip-bz2": zipfile.ZIP_BZIP2, "
 
 @dataclass(frozen=True)
 class Entry:
-    """A member as an attacker writes it: name, kind, and content or what a link stands for."""
+    """A member of an archive, valid or not; for a link, `data` is its target."""
 
     name: str
     data: bytes = b""
@@ -36,7 +36,7 @@ class Entry:
 
 
 def packed(kind: str, entries: list[Entry]) -> bytes:
-    """An archive of these members, in this order, whatever they are."""
+    """An archive of these members in this order, without any check of them."""
     memory = io.BytesIO()
     if kind.startswith("zip"):
         modes = {"file": stat.S_IFREG, "folder": stat.S_IFDIR, "symlink": stat.S_IFLNK}
@@ -69,7 +69,7 @@ def planted(tree: Tree) -> list[Entry]:
 
 
 def tree_in(folder: Path) -> Tree:
-    """All files and all empty folders; anything else is an error."""
+    """All files and empty folders below a folder; a symbolic link is an error."""
     found: Tree = {}
     for path in sorted(folder.rglob("*")):
         assert not path.is_symlink()
@@ -85,7 +85,7 @@ Make = Callable[[str, list[Entry]], Path]
 
 
 def refused(archive: Path, folder: Path, match: str) -> str:
-    """The sentence with which an archive is refused; all around it stays as it was."""
+    """Assert that unpacking is refused and changes nothing on disk; returns the error sentence."""
     before = tree_in(folder.parent)
     with pytest.raises(UserError, match=match) as caught:
         archives.unpack(archive, folder)

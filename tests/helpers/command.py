@@ -1,4 +1,4 @@
-"""What a command left behind: its exit code, its output, and the files it stored."""
+"""The outcome of a command: exit code, output, and stored files."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 TRIAL = ["--limit-tasks", "2", "--limit-train", "3", "--limit-test", "2"]
-"""Cuts a run down to about a second."""
+"""Options with which a run takes about a second."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command left behind: exit code and both streams."""
+    """Exit code, standard output and standard error of a command."""
 
     code: int
     out: str
@@ -30,7 +30,7 @@ RUNS = Path("results/runs")
 
 
 def stored(folder: Path = RUNS) -> list[dict[str, Any]]:
-    """The JSON of all records, in file order."""
+    """The JSON of all records, sorted by file name."""
     return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
 
 
@@ -39,7 +39,7 @@ Result = tuple[dict[str, Any], dict[str, np.ndarray]]
 
 
 def results(folder: Path) -> dict[str, Result]:
-    """By key, all records that commands in a folder have stored; there is one npz for each."""
+    """All records stored by commands in a folder, by key; asserts that each has exactly one npz."""
     store = folder / RUNS
     found = {}
     for path in store.glob("*.json"):
@@ -52,7 +52,7 @@ def results(folder: Path) -> dict[str, Result]:
 
 
 def tree(folder: Path = Path()) -> dict[str, bytes | None]:
-    """Every file with its content and every folder below `folder`."""
+    """Every path below `folder`: content of files, None for folders."""
     return {str(path): path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
 
 
@@ -63,14 +63,14 @@ def rows(out: str) -> dict[str, list[str]]:
 
 
 def computed(outcome: Outcome) -> tuple[int, int]:
-    """Numbers of runs computed and found, as the last line says."""
+    """Numbers of runs computed and already stored, from the last line of the output."""
     match = re.search(r"(\d+) run\(s\) computed in .* min, (\d+) already there", outcome.err)
     assert match, outcome
     return int(match[1]), int(match[2])
 
 
 def assert_refused(outcome: Outcome, *fragments: str) -> None:
-    """Exit code 2 and one sentence that holds all the fragments, nothing else on either stream."""
+    """Assert exit code 2, one error sentence with all fragments, and no other output."""
     assert outcome.code == 2, outcome
     assert outcome.err.startswith("error: ") and outcome.err.count("error:") == 1, outcome.err
     assert outcome.err.count("\n") == 1 and outcome.out == ""

@@ -1,4 +1,4 @@
-"""A real server that misbehaves as a test wants, and what tests of downloads look at."""
+"""A real HTTP server with faults that a test chooses, and helpers for tests of downloads."""
 
 from __future__ import annotations
 
@@ -30,12 +30,13 @@ class Site:
     """One file on a server, and how the server behaves.
 
     Attributes:
-        answers: of the coming requests, one each: a status to answer with, or after how many bytes of the body to hang
-            up or reset the connection; afterwards all goes well.
-        ranges: `If-Range` is kept, only `Range` is, neither, or another part is sent than the one asked for.
-        length: how the end is told: by `Content-Length`, by chunks, or by closing the connection.
-        hold: after so many bytes the body waits until `released`.
-        seen: the headers of all requests.
+        answers: one entry per coming request: a status to answer with, or the number of bytes of the body after which
+            the connection is closed or reset. Later requests are answered without fault.
+        ranges: whether `If-Range` is respected, only `Range` is, neither is, or a part other than the requested one is
+            sent.
+        length: how the end of the body is signalled: by `Content-Length`, by chunks, or by closing the connection.
+        hold: number of bytes after which the body waits for `released`.
+        seen: headers of all requests so far.
     """
 
     content: bytes = CONTENT
@@ -51,8 +52,8 @@ class Site:
     url: str = ""
 
     @property
-    def asked(self) -> list[str | None]:
-        """The `Range` of every request."""
+    def requested_ranges(self) -> list[str | None]:
+        """The `Range` header of every request."""
         return [headers.get("Range") for headers in self.seen]
 
 
@@ -115,7 +116,7 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.wfile.write(sent)
         if kind == "reset":
-            # Without a farewell, as routers do it.
+            # A reset without the closing handshake, as routers send it.
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.connection.close()
 
@@ -123,7 +124,7 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def handle(self) -> None:
-        # A client that was killed does not say good-bye.
+        # A killed client ends the connection without closing it.
         try:
             super().handle()
         except ConnectionError:
@@ -151,7 +152,7 @@ def files_in(folder: Path) -> list[str]:
 
 
 def lay_part(target: Path, site: Site, length: int) -> None:
-    """What a download leaves behind that broke off after `length` bytes."""
+    """Leave the partial file of a download that broke off after `length` bytes."""
     site.answers = [("bytes", length)]
     with pytest.raises(UserError, match="ended after|read"):
         download.download(site.url, target, waits=())

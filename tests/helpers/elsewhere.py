@@ -1,4 +1,4 @@
-"""A module where a method may leave what it has no business to keep."""
+"""A module in whose global a dishonest method keeps state between tasks."""
 
 from __future__ import annotations
 

@@ -54,11 +54,11 @@ def record(
     origin: str = "tuned",
     **changes: Any,
 ) -> RunRecord:
-    """A record whose counts are random but depend on nothing other than the arguments.
+    """A record with random counts that depend on the arguments alone.
 
     Args:
-        label: the row's name; the method's by default.
-        joint: one stage that learns all tasks, as joint training does.
+        label: name of the row; by default that of the method.
+        joint: make one stage that learns all tasks, as joint training does.
         first: accuracy on a task right after learning it.
         drop: accuracy lost with each further task.
         changes: fields of `Experiment`.
@@ -103,11 +103,12 @@ def record(
 
 
 def arrays(run: RunRecord, variant: int = 0) -> Arrays:
-    """Per-sample arrays that agree with the counts of `run`: in each task the first images are the hits.
+    """Per-sample arrays that agree with the counts of `run`.
 
-    The others are taken for the class `1 + variant` further on.
+    The first images of each task are the hits; all others are predicted as the class `1 + variant` after their own.
 
-    `label`, `task` [images]; `predicted`, `predicted_task_aware` [stages, images], -1 where not evaluated.
+    Returns:
+        `label`, `task` [images]; `predicted`, `predicted_task_aware` [stages, images], -1 where not evaluated.
     """
     task = np.repeat(np.arange(len(run.total)), run.total)
     per_task = len(run.classes) // run.experiment.tasks
@@ -128,7 +129,7 @@ def arrays(run: RunRecord, variant: int = 0) -> Arrays:
 
 
 def variant(number: int, seconds: float = 1.0) -> tuple[RunRecord, Arrays]:
-    """A record and its arrays that differ from those of every other number."""
+    """A record of the same run, with arrays, that is different for each number."""
     update = {"train_samples": [number] * 10, "train_seconds": [seconds] * 10}
     return record().model_copy(update=update), arrays(record(), number)
 
@@ -139,13 +140,13 @@ def write(folder: Path, *runs: RunRecord) -> list[Path]:
 
 
 def npz(path: Path) -> Path:
-    """The one file of arrays beside a JSON that was just written."""
+    """The only npz that belongs to a JSON file."""
     (found,) = path.parent.glob(f"{path.stem}-*.npz")
     return found
 
 
 def edit(path: Path, change: Callable[[dict[str, Any]], object], *, sealed: bool) -> None:
-    """Change the fields of a stored JSON in place; `sealed` mends checksum and npz name, as a forger would."""
+    """Change the fields of a stored JSON in place; `sealed` also updates checksum and npz name, as a forger would."""
     data = json.loads(path.read_text())
     change(data)
     if sealed:

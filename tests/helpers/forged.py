@@ -1,4 +1,4 @@
-"""Records as a forger leaves them: one field is anything, and key, names of files, hashes and checksum fit it."""
+"""Forged records: one field has an arbitrary value, and key, file names, hashes and checksum agree with it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cl_bench.store import RunRecord, Store
 from tests.helpers import factories
 
 Place = tuple[str | int, ...]
-"""Names and positions that lead to a value in the JSON of a record."""
+"""Path of names and indices to a value in the JSON of a record."""
 CUT = Limits(tasks=3)
 TRACES: dict[str, list[dict[str, Any]]] = {
     "loss": [{"stage": stage, "epoch": 0, "loss": 1.5} for stage in range(3)],
@@ -35,13 +35,13 @@ DATES: list[Any] = [
 
 
 def valid(number: int = 0) -> RunRecord:
-    """A small whole record, another one for each number."""
+    """A small valid record, a different one for each number."""
     made = factories.record("forged", classes_per_task=2, limits=CUT, hyperparameters={"case": number})
     return made.model_copy(update={"traces": TRACES})
 
 
 def places(value: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
-    """Every value in a record, of a list the list, its first and its last one, with the place where it is."""
+    """Pairs of place and value for every value in a record; of the items of a list only the first and the last."""
     if place not in ((), ("checksum",), ("arrays_sha256",)):
         yield place, value
     if isinstance(value, dict):
@@ -53,7 +53,7 @@ def places(value: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
 
 
 def extremes(place: Place, value: Any) -> list[Any]:
-    """What a forger puts in the place of a value."""
+    """Extreme values to replace a value with."""
     if place == ("finished",):
         return DATES
     if isinstance(value, list):
@@ -64,7 +64,7 @@ def extremes(place: Place, value: Any) -> list[Any]:
 
 
 def forge(folder: Path, place: Place, value: Any, number: int) -> Path:
-    """Store `valid(number)` with this value there; returns the path of its JSON."""
+    """Store `valid(number)` with `value` at `place`; returns the path of its JSON."""
     record = valid(number)
     store = Store(folder)
     path = store.write(record, factories.arrays(record))

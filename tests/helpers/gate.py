@@ -1,4 +1,4 @@
-"""A method that stops at a gate until a test opens it, so that no test has to catch a run at the right moment."""
+"""A method that waits at a gate until a test opens it, so that no test depends on timing."""
 
 from __future__ import annotations
 
@@ -43,26 +43,26 @@ def lay(folder: Path, *closed: int) -> None:
 
 
 def close(folder: Path, task: int) -> None:
-    """Close a gate, at which no run stands."""
+    """Close a gate at which no run waits."""
     (folder / f"closed-{task}").touch()
     (folder / f"reached-{task}").unlink(missing_ok=True)
 
 
 def reached(folder: Path, task: int) -> bool:
-    """Whether a run stands at this gate; all checkpoints of earlier tasks are then written."""
+    """Whether a run waits at this gate; all checkpoints of earlier tasks are written then."""
     return (folder / f"reached-{task}").exists()
 
 
 def open_gates(folder: Path) -> None:
-    """Let all runs go on."""
+    """Open all gates, so that all runs continue."""
     for gate in folder.glob("closed-*"):
         gate.unlink()
 
 
 def wait(ready: Callable[[], Any], alive: Callable[[], bool], log: Path) -> None:
-    """Wait as long as it takes; what can never come, since the process has ended, fails with its output."""
+    """Wait without deadline until `ready`; if the process ends before that, fail with its output."""
     while not ready():
         ended = not alive()
-        # Ready in the moment in which it ended?
+        # It may have become ready just before it ended.
         assert not ended or ready(), log.read_text() if log.exists() else "the process has ended"
         time.sleep(0.02)

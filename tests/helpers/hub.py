@@ -1,4 +1,4 @@
-"""A server that speaks the protocol of the Hugging Face hub, and sends files from another one, as the hub does."""
+"""A server with the protocol of the Hugging Face hub, which redirects files to another server, as the hub does."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class Hub:
     """Repositories of one file each, and how the server behaves.
 
     Attributes:
-        files: their names, by repository; what they hold is what `store` serves.
-        store: the server that files come from, which is not the hub's own.
+        files: name of the file, by repository; every file has the content of `store`.
+        store: the other server, which sends the files.
         gated: whether access is restricted.
-        busy: how many requests are answered with 503 first.
-        asked: method and path of every request.
+        busy: number of requests that are answered with 503 first.
+        requests: method and path of every request.
     """
 
     store: Site
@@ -27,18 +27,18 @@ class Hub:
     gated: bool = False
     busy: int = 0
     sha256: str | None = None
-    asked: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
     url: str = ""
 
 
 class HubHandler(BaseHTTPRequestHandler):
-    """Serves `server.hub`: what it knows of a file stands in the headers of a redirection."""
+    """Serves `server.hub`; the headers of a redirection describe the file."""
 
     protocol_version = "HTTP/1.1"
 
     def do_HEAD(self) -> None:
         hub: Hub = self.server.hub  # type: ignore[attr-defined]
-        hub.asked.append(f"{self.command} {self.path}")
+        hub.requests.append(f"{self.command} {self.path}")
         repository, _, rest = self.path.lstrip("/").partition("/resolve/main/")
         commit = {"X-Repo-Commit": "c" * 40}
         if hub.busy:

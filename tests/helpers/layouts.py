@@ -1,4 +1,4 @@
-"""Every layout of the field's data sets by name, and what tests look at in listings and reports."""
+"""All layouts of the field's data sets by name, and helpers to inspect listings and verifications."""
 
 from __future__ import annotations
 

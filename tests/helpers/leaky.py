@@ -1,4 +1,4 @@
-"""Methods that break promises, each in one way, for the audit to find; `violates` says by which checks it must be."""
+"""Methods that each break one promise; `violates` names the checks of the audit that must find it."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from tests.helpers import elsewhere
 from tests.helpers.tiny import TRANSFORMS
 
 ELSEWHERE: list[Any] = []
-"""What no audit can see: a global of another module. Emptied by whoever uses it at its first task."""
+"""A global that no audit inspects. Methods that use it empty it at their first task."""
 
 
 class Probe(Classifier):
-    """A linear head on the frozen backbone, with places for what leaks."""
+    """A linear head on the frozen backbone, with a buffer for leaked data."""
 
     extra: Tensor
 
@@ -60,7 +60,7 @@ class Honest(GradientMethod):
         return {"head": num_classes * (int(backbone.num_features) + 1), "extra": self.extra(backbone, classes)}
 
     def extra(self, backbone: VisionTransformer, classes: Sequence[int]) -> int:
-        """Numbers beside the head."""
+        """Declared number of stored values in addition to the head."""
         return 0
 
     def phases(self, task: Task) -> list[Phase]:
@@ -69,7 +69,7 @@ class Honest(GradientMethod):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class NeedsTheNumberOfTasks(Honest):
-    """Uses it and says so."""
+    """Uses the number of tasks, and declares that it needs it."""
 
     needs_num_tasks: ClassVar[bool] = True
 
@@ -93,7 +93,7 @@ class Layered(Probe):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AddsLayers(Honest):
-    """Has new layers after each task, whose shapes are no memory, and uses nothing of them."""
+    """Adds layers after each task, whose shapes are no hidden memory, and does not use them."""
 
     model_class: ClassVar[type[Probe]] = Layered
 
@@ -106,7 +106,7 @@ class AddsLayers(Honest):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Distils(Honest):
-    """Keeps a teacher in the scratch of the task."""
+    """Keeps a teacher in the scratch state of the task."""
 
     def before_task(self, task: Task, images: TaskSamples) -> None:
         task.scratch.keep("teacher", task.model.head)
@@ -135,7 +135,7 @@ class PassByPass(Probe):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TakesMorePasses(Honest):
-    """Makes a pass for each task learned."""
+    """Makes one backbone pass per task learned, and declares it."""
 
     forward_passes: ClassVar[int | str] = "one per task"
     model_class: ClassVar[type[Probe]] = PassByPass
@@ -152,7 +152,7 @@ class TakesMorePasses(Honest):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Decides(Honest):
-    """Decides after each phase whether there is another one, by its own images, and writes it into the model."""
+    """Decides after each phase, from its own images, whether there is another one, and stores that in the model."""
 
     def extra(self, backbone: VisionTransformer, classes: Sequence[int]) -> int:
         return 1
@@ -183,7 +183,7 @@ class PullsTogether(Probe):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BatchMean(Honest):
-    """Every prediction is pulled towards the mean of the batch."""
+    """Pulls every prediction towards the mean of its batch."""
 
     violates: ClassVar[frozenset[str]] = frozenset({"batch size", "batch company"})
     model_class: ClassVar[type[Probe]] = PullsTogether
@@ -201,7 +201,7 @@ class Normalises(Probe):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BatchNorm(Honest):
-    """Logits are normalised by statistics of the batch."""
+    """Normalises logits by statistics of the batch."""
 
     violates: ClassVar[frozenset[str]] = frozenset({"batch size", "batch company"})
     model_class: ClassVar[type[Probe]] = Normalises
@@ -237,7 +237,7 @@ class LeakyWhenMerged(Probe):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LargeBatches(Honest):
-    """Predicts something else in large batches, whoever is in them."""
+    """Predicts differently in large batches, whatever images are in them."""
 
     violates: ClassVar[frozenset[str]] = frozenset({"batch size"})
     model_class: ClassVar[type[Probe]] = Flattens
@@ -245,7 +245,7 @@ class LargeBatches(Honest):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MergedBatchMean(Honest):
-    """The model is honest, what it is merged to is not."""
+    """The model is honest, its merged form is not."""
 
     violates: ClassVar[frozenset[str]] = frozenset({"batch size", "batch company"})
     model_class: ClassVar[type[Probe]] = LeakyWhenMerged
@@ -266,7 +266,7 @@ class Prefers(Probe):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TaskMask(Honest):
-    """Knows at test which classes the experience has."""
+    """Uses the classes of the experience at test time."""
 
     violates: ClassVar[frozenset[str]] = frozenset({"task identity"})
     model_class: ClassVar[type[Probe]] = Prefers
@@ -280,7 +280,7 @@ class TaskMask(Honest):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TaskLabel(TaskMask):
-    """Uses task labels where there are some."""
+    """Uses task labels at test time where experiences have them."""
 
     def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
         strategy.model.preferred = (getattr(strategy.experience, "task_label", 0),)
@@ -298,7 +298,7 @@ class RemembersLast(Probe):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PreviousTask(Honest):
-    """Predictions depend on the experience that was evaluated before."""
+    """Predictions depend on the experience that was evaluated previously."""
 
     violates: ClassVar[frozenset[str]] = frozenset({"task identity", "earlier predictions", "restart"})
     model_class: ClassVar[type[Probe]] = RemembersLast
@@ -326,7 +326,7 @@ class MergedElsewhere(Probe):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MergedOtherwise(Honest):
-    """What it is merged to predicts something else."""
+    """The merged form of the model predicts differently."""
 
     violates: ClassVar[frozenset[str]] = frozenset({"task identity"})
     model_class: ClassVar[type[Probe]] = MergedElsewhere
@@ -346,7 +346,7 @@ class Adapts(Probe):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AdaptsAtTest(Honest):
-    """Follows the mean of the test images."""
+    """Subtracts a running mean of the test features."""
 
     violates: ClassVar[frozenset[str]] = frozenset(
         {"batch size", "batch company", "task identity", "earlier predictions", "frozen weights"}
@@ -371,18 +371,18 @@ class ChangesItsMind(Probe):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AnswersTwice(Honest):
-    """Answers otherwise when it is asked about the same images twice in a row."""
+    """Predicts differently if it gets the same images twice in a row."""
 
     violates: ClassVar[frozenset[str]] = frozenset({"earlier predictions"})
     model_class: ClassVar[type[Probe]] = ChangesItsMind
 
 
 class QueriesDrift(Probe):
-    asked = 0
+    queries = 0
 
     def query(self, images: Tensor) -> Tensor:
-        self.asked += 1
-        return self.vit.features(images) + 1e-3 * self.asked
+        self.queries += 1
+        return self.vit.features(images) + 1e-3 * self.queries
 
     def forward(self, images: Tensor, query: Tensor | None = None) -> Tensor:
         return self.classify(self.vit.features(images) if query is None else query)
@@ -390,7 +390,7 @@ class QueriesDrift(Probe):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CountsQueries(Honest):
-    """The frozen query of an image depends on how many there were before; the rest of an evaluation remembers it."""
+    """The frozen query of an image depends on the number of earlier queries; an evaluation caches queries."""
 
     violates: ClassVar[frozenset[str]] = frozenset(
         {"batch size", "batch company", "task identity", "earlier predictions"}
@@ -400,7 +400,7 @@ class CountsQueries(Honest):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DeclaresState(Honest):
-    """Says that predictions depend on earlier ones, as released code may; here none does."""
+    """Declares that predictions depend on earlier ones, as in some released code, although none does."""
 
     violates: ClassVar[frozenset[str]] = frozenset({"earlier predictions"})
 
@@ -458,7 +458,7 @@ class GoesThroughAnother(GoesAgain):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class HidesAPass(Honest):
-    """Goes through the blocks of a backbone more often than it says."""
+    """Runs the blocks of a backbone more often than it declares."""
 
     violates: ClassVar[frozenset[str]] = frozenset({"passes"})
 
@@ -476,7 +476,7 @@ class HidesAPass(Honest):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MovesTheBackbone(Honest):
-    """Writes into a weight of the backbone, at one of the times when it could."""
+    """Changes a weight of the backbone, at one of several times."""
 
     violates: ClassVar[frozenset[str]] = frozenset({"frozen weights"})
 
@@ -510,7 +510,7 @@ class TwoHeads(Probe):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MovesAnOldAdapter(Honest):
-    """Trains what no phase lists."""
+    """Changes a parameter that no phase lists."""
 
     violates: ClassVar[frozenset[str]] = frozenset({"frozen weights"})
     model_class: ClassVar[type[Probe]] = TwoHeads
@@ -524,7 +524,7 @@ class MovesAnOldAdapter(Honest):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CountsEvaluations(Honest):
-    """Evaluation changes its state, though not its predictions."""
+    """Evaluation changes the state of the model, but not its predictions."""
 
     violates: ClassVar[frozenset[str]] = frozenset({"frozen weights"})
 
@@ -543,7 +543,7 @@ class CountsEvaluations(Honest):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ReadsEverything(Honest):
-    """Looks at the whole data set behind the current task's images."""
+    """Reads the whole data set behind the images of the current task."""
 
     violates: ClassVar[frozenset[str]] = frozenset({"old samples"})
 
@@ -554,7 +554,7 @@ class ReadsEverything(Honest):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Replays(Honest):
-    """Trains on the images of the task before as well."""
+    """Also trains on the images of the previous task."""
 
     violates: ClassVar[frozenset[str]] = frozenset({"old samples", "restart"})
 
@@ -577,7 +577,7 @@ class Replays(Honest):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ReadsTestImages(Honest):
-    """Keeps the test experiences that it meets in evaluation, and looks at them when it learns the next task."""
+    """Keeps the test experiences from evaluation, and reads their images when it learns the next task."""
 
     violates: ClassVar[frozenset[str]] = frozenset({"old samples"})
 
@@ -593,7 +593,7 @@ class ReadsTestImages(Honest):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class NeighboursAtTest(Honest):
-    """Goes back to training images while it is evaluated."""
+    """Reads training images during evaluation."""
 
     violates: ClassVar[frozenset[str]] = frozenset({"old samples"})
 
@@ -606,7 +606,7 @@ class NeighboursAtTest(Honest):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DecidesByTestImages(Decides):
-    """Holds on to test images that it meets in evaluations and asks them whether to go on, which they never deny."""
+    """Decides on another phase by reading test images that it kept from evaluation; the answer is always yes."""
 
     violates: ClassVar[frozenset[str]] = frozenset({"old samples"})
 
@@ -616,7 +616,7 @@ class DecidesByTestImages(Decides):
         ELSEWHERE[:] = [strategy.experience.dataset]
 
     def unknown(self, task: Task) -> bool:
-        """Whether any of them could be predicted better."""
+        """Read the kept test images; always true."""
         items = [dataset[number] for dataset in ELSEWHERE for number in range(len(dataset))]
         with torch.no_grad():
             right = [int(task.model(image[None]).argmax()) == label for image, label, *_ in items]
@@ -633,7 +633,7 @@ class DecidesByTestImages(Decides):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class KeepsImages(Honest):
-    """Exemplars in a buffer, which it does not declare."""
+    """Keeps exemplars in a buffer that it does not declare."""
 
     violates: ClassVar[frozenset[str]] = frozenset({"memory"})
 
@@ -643,7 +643,7 @@ class KeepsImages(Honest):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DeclaresNothing(KeepsImages):
-    """The same without a word about its memory, which then cannot be judged."""
+    """Keeps exemplars and declares no storage at all, so that the audit cannot judge its memory."""
 
     violates: ClassVar[frozenset[str]] = frozenset()
     storage = GradientMethod.storage  # type: ignore[assignment]
@@ -657,7 +657,7 @@ Place = Literal[
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Hides(Honest):
-    """Keeps something about each task outside its parameters and buffers."""
+    """Keeps data about each task outside of parameters and buffers."""
 
     violates: ClassVar[frozenset[str]] = frozenset({"memory"})
     stash: ClassVar[Any] = None
@@ -702,12 +702,12 @@ class Hides(Honest):
 
 
 def exchanger() -> Callable[[Any], Any]:
-    """A function that gives what it was given the last time."""
-    kept: Any = 0.0
+    """Make a function that returns the argument of its previous call."""
+    previous: Any = 0.0
 
     def exchange(value: Any) -> Any:
-        nonlocal kept
-        before, kept = kept, value
+        nonlocal previous
+        before, previous = previous, value
         return before
 
     return exchange
@@ -725,7 +725,7 @@ Shelf = Literal["global", "module", "closure", "cache", "tensor", "class", "plug
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class KeepsScratch(Honest):
-    """Uses in a task what was scratch in the one before, from a place where it survived."""
+    """Uses scratch state of the previous task, which survived in one of several places."""
 
     last: ClassVar[Any] = 0.0
 
@@ -740,7 +740,7 @@ class KeepsScratch(Honest):
         task.model.head.bias[0] += self.exchange(task.model, task.scratch["mean"])
 
     def exchange(self, model: Any, mean: Tensor) -> Any:
-        """The mean of the task before; this one takes its place."""
+        """Replace the stored mean; returns that of the previous task."""
         before: Any
         match self.on:
             case "global":
@@ -774,7 +774,7 @@ class Shifts(Probe):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PredictsByAnAttribute(Honest):
-    """A number on the model, which no state dict has, decides on predictions."""
+    """Predictions depend on an attribute of the model that is in no state dict."""
 
     violates: ClassVar[frozenset[str]] = frozenset({"restart"})
     model_class: ClassVar[type[Probe]] = Shifts
@@ -785,7 +785,7 @@ class PredictsByAnAttribute(Honest):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DoesNotRestore(Honest):
-    """Has a new layer after the first task, of which a fresh model knows nothing."""
+    """Adds a layer after the first task that a fresh model cannot restore."""
 
     violates: ClassVar[frozenset[str]] = frozenset({"restart"})
 
@@ -799,7 +799,7 @@ class DoesNotRestore(Honest):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RemembersDecisions(Decides):
-    """The plugin remembers how many phases there are, the model does not."""
+    """Stores the number of phases in the plugin instead of the model."""
 
     violates: ClassVar[frozenset[str]] = frozenset({"restart"})
 
@@ -818,7 +818,7 @@ class RemembersDecisions(Decides):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GlobalGenerator(Honest):
-    """Draws from a global generator."""
+    """Draws from a global random generator."""
 
     violates: ClassVar[frozenset[str]] = frozenset({"repeatability"})
 
@@ -831,7 +831,7 @@ class GlobalGenerator(Honest):
 
 
 def known_images() -> tuple[Tensor, Tensor]:
-    """The test images of the whole stream and their labels, past the data layer."""
+    """The test images of the whole stream and their labels, read without the data layer."""
     source = streams.find("icons-tune").source()
     labels = np.argsort(order_classes("permutation:3", 40))[source.test.targets]
     return views.test_view(gather(source.test, np.arange(len(labels))), TRANSFORMS).flatten(1), torch.from_numpy(labels)
@@ -856,7 +856,7 @@ class NearestImage(Probe):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class KnowsTheTestImages(Honest):
-    """Has got the test images from somewhere and declares the memory for them."""
+    """Has all test images from outside of the stream, and declares the memory for them."""
 
     violates: ClassVar[frozenset[str]] = frozenset({"ceiling"})
     model_class: ClassVar[type[Probe]] = NearestImage
@@ -870,7 +870,7 @@ class KnowsTheTestImages(Honest):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class HoardsTestImages(Honest):
-    """Keeps the test experiences that it meets, and in the next task all of their images, where nobody looks."""
+    """Keeps test experiences in a global, and their images in the model from the next task on."""
 
     violates: ClassVar[frozenset[str]] = frozenset({"old samples", "memory", "restart", "ceiling"})
     model_class: ClassVar[type[Probe]] = NearestImage
@@ -889,7 +889,7 @@ class HoardsTestImages(Honest):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class UsesNumTasks(Honest):
-    """Finds out how many tasks there are, and does not say that it needs to."""
+    """Uses the number of tasks without declaring that it needs it."""
 
     violates: ClassVar[frozenset[str]] = frozenset({"number of tasks"})
 

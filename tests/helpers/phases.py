@@ -1,4 +1,4 @@
-"""Methods made of functions, on a model with parameters to compute with by hand; runs of them that are killed."""
+"""Methods built from functions, on a model with parameters for computing by hand, and runs of them that are killed."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Numbers(Classifier):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class OnNumbers(GradientMethod):
-    """What `method` adds functions to."""
+    """Base class of the methods that `method` builds."""
 
     def build(self, backbone: VisionTransformer, num_classes: int) -> FeatureModel:
         return Numbers(backbone, num_classes)
@@ -54,24 +54,24 @@ def method(**functions: Any) -> type[OnNumbers]:
 
 
 def learn(plugin: Any, *others: Any, stages: int = 1, **arguments: Any) -> Any:
-    """The strategy after the first tasks of the tiny stream, of which each has 20 images."""
+    """The strategy after training on the first `stages` tasks of the tiny stream, with 20 images each."""
     return train(strategy_of(plugin, *others, **arguments), cut(), stages=stages)
 
 
 def always(inputs: Iterable[Tensor]) -> Callable[[int], list[Batch]]:
-    """Every epoch of a phase has these batches; labels are counted from 0."""
+    """The same batches in every epoch of a phase; the labels of a batch are 0, 1, 2, 3, 0, ..."""
     batches = [(each, torch.arange(len(each)) % 4, len(each)) for each in inputs]
     return lambda epoch: batches
 
 
 def features(steps: int, size: int = 6) -> list[Tensor]:
-    """Inputs [size, 32] of a linear head, for so many steps."""
+    """Inputs [size, 32] of a linear head, one per step."""
     generator = torch.Generator().manual_seed(steps)
     return [torch.randn(size, 32, generator=generator) for _ in range(steps)]
 
 
 class Killed(BaseException):
-    """What nobody catches: the end of the process."""
+    """Stands for the death of the process: no code under test catches it."""
 
 
 @cache
@@ -84,7 +84,7 @@ def _planned() -> plan.PlannedRun:
 
 @dataclass(frozen=True)
 class Finished:
-    """What a run ended with, and in how many sessions."""
+    """Results of a run, and the number of its sessions."""
 
     record: RunRecord
     arrays: Arrays
@@ -98,19 +98,19 @@ def carry_out(
     steps: int | None = None,
     **hyperparameters: Any,
 ) -> Finished:
-    """Run a method on two tasks of twelve images, killed again and again, until it ends.
+    """Run a method on two tasks of twelve images, killed and resumed until it is finished.
 
-    Nothing but the checkpoint is left to the next session: it begins with other global generators.
+    A session inherits only the checkpoint of the previous one, and begins with other states of the global generators.
 
     Args:
-        steps: after which a session is killed; None: never.
+        steps: number of steps after which each session is killed; None: never.
     """
     sessions = taken = 0
     states: list[dict[str, Tensor]] = []
 
     class Watched(kind):  # type: ignore[misc]
         def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
-            # Called before this step's checkpoint is written.
+            # The checkpoint of this step is written after this call.
             nonlocal taken
             taken += 1
             if steps is not None and taken > steps:

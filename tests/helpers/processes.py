@@ -1,4 +1,4 @@
-"""The command line and scripts in real processes, forked from one that has imported everything: they start at once."""
+"""The command line and scripts in real processes; they start fast, forked from a server that imported everything."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _CONTEXT.set_forkserver_preload(
 def start(
     folder: Path, *arguments: str, largest_file: int | None = None, environment: Mapping[str, str] | None = None
 ) -> BaseProcess:
-    """`cl-bench ARGUMENTS` in a folder, in a session of its own, its output in `log` there.
+    """Start `cl-bench ARGUMENTS` in a folder and in its own session; the output goes to the file `log` there.
 
     Args:
-        largest_file: bytes; writing beyond fails, as on a full disk.
-        environment: further variables.
+        largest_file: limit of the size of a file in bytes; writing more fails, as on a full disk.
+        environment: additional environment variables.
     """
     process = _CONTEXT.Process(target=_work, args=(str(folder), arguments, largest_file, environment or {}))
     process.start()
@@ -40,25 +40,25 @@ def _work(folder: str, arguments: Sequence[str], largest_file: int | None, envir
 
     from cl_bench import cli
 
-    # The numbers of several threads are the same in every run, too, but wait for each other where cores are busy.
+    # One thread: several give the same numbers, but wait for each other on busy cores.
     torch.set_num_threads(1)
     os.chdir(folder)
     os.setsid()
     os.environ.update(environment)
-    # A server's children ignore Ctrl-C unless told otherwise.
+    # Children of the fork server ignore Ctrl-C by default.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if largest_file is not None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     sys.argv = ["cl-bench", *arguments]
     with Path("log").open("a", buffering=1) as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-        # The consoles of the command line hold the streams that they were made with.
+        # The consoles of the command line keep the streams with which they were created.
         cli.out.file = cli.err.file = log
         cli.main()
 
 
 def run_script(script: Path, folder: Path) -> subprocess.CompletedProcess[str]:
-    """`python SCRIPT` in a folder, with the environment of this process. Exit handlers do not run."""
+    """Run `python SCRIPT` in a folder, with the environment of this process. Exit handlers do not run."""
     with tempfile.TemporaryDirectory() as streams:
         out, err = Path(streams) / "out", Path(streams) / "err"
         process = _CONTEXT.Process(target=_run_script, args=(script, folder, (out, err), dict(os.environ)))
@@ -73,7 +73,7 @@ def _run_script(script: Path, folder: Path, streams: tuple[Path, Path], environm
 
     torch.set_num_threads(1)
     for descriptor, path in enumerate(streams, start=1):
-        # Processes that it starts write there, too.
+        # At the level of descriptors, so that the output of child processes goes there too.
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
     os.environ.update(environment)
     os.chdir(folder)
@@ -82,7 +82,7 @@ def _run_script(script: Path, folder: Path, streams: tuple[Path, Path], environm
 
 
 def in_sessions(sessions: Collection[int]) -> list[int]:
-    """Processes of these sessions that have not ended."""
+    """Ids of the running processes in these sessions."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -93,7 +93,7 @@ def in_sessions(sessions: Collection[int]) -> list[int]:
 
 
 def command_of(pid: int) -> bytes:
-    """Its command line; empty if it has ended."""
+    """Command line of a process; empty if it has ended."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
@@ -101,5 +101,5 @@ def command_of(pid: int) -> bytes:
 
 
 def workers_of(session: int) -> list[int]:
-    """The worker processes in a session."""
+    """Ids of the worker processes in a session."""
     return [pid for pid in in_sessions([session]) if b"spawn_main" in command_of(pid)]

@@ -1,4 +1,4 @@
-"""What the stored reference results say, in numbers as prose gives them: rounded, with half-widths of intervals."""
+"""Numbers of the stored reference results in the form in which the docs quote them: rounded, with half-widths."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Number:
-    """Values of the runs of a row, by seed, or their differences from those of another row, of the same orders."""
+    """Values of the runs of a row, sorted by seed, or their differences from those of another row."""
 
     values: Values
 
@@ -28,7 +28,7 @@ class Number:
         return Number(self.values - other.values)
 
     def __format__(self, spec: str) -> str:
-        """Mean and half-width (`.1f±`, signed `+.1f±`), or the mean alone; minus is typed as on a keyboard."""
+        """Format mean and half-width (`.1f±`, signed `+.1f±`), or the mean alone; minus is an ASCII hyphen."""
         summary = stats.summarise(self.values)
         if not spec.endswith("±"):
             return format(summary.mean, spec)
@@ -39,24 +39,24 @@ class Number:
 
 @dataclass(frozen=True)
 class Stream:
-    """The rows of a benchmark in so many tasks on one backbone, each with a run per seed."""
+    """The rows of a benchmark with a number of tasks on one backbone, each with a run per seed."""
 
     section: Section
 
     def runs(self, row: str) -> list[RunRecord]:
-        """By seed."""
+        """Records of a row, sorted by seed."""
         return sorted((run.record for run in self.section.rows[row]), key=lambda run: run.experiment.seed)
 
     def of(self, row: str, value: Callable[[RunRecord], float]) -> Number:
-        """A value of each run."""
+        """A value computed from each run of a row."""
         return Number(np.array([value(run) for run in self.runs(row)]))
 
     def metric(self, row: str, name: str = "acc") -> Number:
-        """A metric, in percent."""
+        """A metric in percent."""
         return self.of(row, lambda run: 100 * metrics.value(name, run.correct, run.total))
 
     def task_aware(self, row: str) -> Number:
-        """Final accuracy in percent where each image comes with its task."""
+        """Final accuracy in percent if the task of each image is known."""
         return self.of(row, lambda run: 100 * sum(run.correct_task_aware[-1]) / sum(run.total))
 
     def gap(self, row: str, other: str) -> Number:
@@ -64,23 +64,23 @@ class Stream:
         return self.metric(row) - self.metric(other)
 
     def holm(self, row: str, other: str, among: Sequence[str] = ()) -> float:
-        """The p-value of that, corrected for all rows of the table, or for some."""
+        """p-value of `gap`, corrected for the comparisons of all rows, or of `among`, with `other`."""
         compared = comparison.against(self.section, other, among)
         (found,) = [pair.holm for pair in compared if pair.row == row]
         assert found is not None
         return found
 
     def equivalent(self, row: str, other: str) -> bool:
-        """Whether they are, within a point, at the 5 % level."""
+        """Whether two rows are equivalent within one point at the 5 % level."""
         found = stats.equivalence(self.metric(row).values, self.metric(other).values, 1)
         return found is not None and found.p < 0.05
 
     def traces(self, row: str, name: str) -> list[Any]:
-        """What each run traced under a name."""
+        """The trace with a name, of each run."""
         return [run.traces[name] for run in self.runs(row)]
 
     def magnitudes(self, row: str = "sdlora") -> Values:
-        """[runs, stages, directions]; NaN for directions that were still to come."""
+        """Magnitudes [runs, stages, directions]; NaN for directions that do not exist yet."""
         tasks = self.section.protocol.num_tasks
         found = np.full((len(self.runs(row)), tasks, tasks), np.nan)
         for run, trace in enumerate(self.traces(row, "magnitudes")):
@@ -89,7 +89,7 @@ class Stream:
         return found
 
     def residuals(self, row: str = "sdlora-kd") -> list[Values]:
-        """Of each run, the relative residual of each direction after the first."""
+        """Relative residuals of all directions but the first, per run."""
         return [np.array([each["relative_residual"] for each in trace[1:]]) for trace in self.traces(row, "directions")]
 
     def distances(self) -> tuple[float, float]:
@@ -105,7 +105,7 @@ class Stream:
 
 
 def stream(sections: Sequence[Section], benchmark: str, tasks: int, backbone: str = "") -> Stream:
-    """The stream in full, on the backbone whose name ends like this, or on the one with most rows."""
+    """A stream without limits, on the backbone whose name ends with `backbone`; of several the one with most rows."""
     found = [
         section
         for section in sections
@@ -117,5 +117,5 @@ def stream(sections: Sequence[Section], benchmark: str, tasks: int, backbone: st
 
 
 def load() -> list[Section]:
-    """All of `results/reference`."""
+    """All runs in `results/reference`, by protocol."""
     return update_tables.load(update_tables.REFERENCE)

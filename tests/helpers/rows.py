@@ -1,4 +1,4 @@
-"""Rows: every installed method, and variants of some by their options, sized for the tiny ViT."""
+"""Rows: every installed method, and variants of some with other options, sized for the tiny ViT."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cl_bench.randomness import seeded
 from tests.helpers.tiny import CLASSES, tiny_vit
 
 NAMES = registry.names()
-# Options under which a method works in another way, as a user writes them. A row is a name or one of these.
+# Options that change how a method works, as a user writes them. A row is a name of a method or one of these.
 VARIANTS = [
     "dualprompt[keys=per-block]",
     "finetune[loss=masked]",
@@ -37,7 +37,7 @@ VARIANTS = [
     "sdlora-kd[residual=relative,tau=2]",  # every direction but the first is dropped
 ]
 ROWS = NAMES + VARIANTS
-# What a ViT of two blocks needs; everything else stays at the method's defaults.
+# Hyper-parameters that fit a ViT of two blocks; all others keep their defaults.
 SMALL: dict[str, dict[str, Any]] = {
     "coda": {"blocks": 2, "components": 12, "length": 4},
     "dualprompt": {"g_blocks": [0], "e_blocks": [1], "g_length": 2, "e_length": 2},
@@ -60,7 +60,7 @@ QUICK = {"epochs": 2, "batch_size": 16}
 
 @cache
 def installed(name: str) -> tuple[MethodEntry, frozenset[str]]:
-    """A method and the names of its hyper-parameters; looking for it reads what is installed."""
+    """A method and the names of its hyper-parameters; cached, because a look-up reads all installed methods."""
     found = registry.find(name)
     return found, frozenset(found.defaults)
 
@@ -74,13 +74,13 @@ def small(row: str, **changes: Any) -> Method:
 
 
 def fresh(row: str, seed: int = 0) -> Any:
-    """The model of a row before any task."""
+    """The model of a row before the first task."""
     with seeded(("fresh", seed)):
         return build_model(small(row), tiny_vit(seed), CLASSES)
 
 
 def banks(model: Any) -> list[nn.ParameterList]:
-    """What grows: one list per kind of factor, prompt or key."""
+    """The lists of parameters that grow with the tasks: one per kind of factor, prompt or key."""
     owner = model.bank if isinstance(model, LoRAModel) else model
     return [child for child in owner.children() if isinstance(child, nn.ParameterList)]
 
@@ -89,7 +89,7 @@ GRADIENT = [row for row in ROWS if isinstance(small(row), GradientMethod)]
 LORA = [row for row in ROWS if isinstance(fresh(row), LoRAModel)]
 GROWING = [row for row in ROWS if banks(fresh(row))]
 FROZEN_BACKBONE = [row for row in ROWS if not any(p.requires_grad for p in fresh(row).backbone.parameters())]
-# Rows whose tasks share a direction, or drop theirs.
+# Rows whose tasks share one direction, or drop all directions but the first.
 ONE_DIRECTION = [
     "joint[train=lora]",
     "sdlora-kd[residual=relative,tau=2]",

@@ -1,4 +1,4 @@
-"""The scripts in tools/, which are not part of the package, as modules."""
+"""Import of the scripts in tools/, which are not part of the package."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TOOLS = ROOT / "tools"
 
 
 def load_tool(name: str) -> ModuleType:
-    """Import a script."""
+    """Import a script from tools/ as a module."""
     spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None

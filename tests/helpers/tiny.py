@@ -1,4 +1,4 @@
-"""A ViT and a stream so small that methods train on them in a moment."""
+"""A ViT and a stream so small that methods train on them within a second or so."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TASKS, CLASSES = 3, 40
 
 
 def tiny_vit(seed: int = 0, block_fn: type[nn.Module] = Block) -> VisionTransformer:
-    """Two blocks of width 32 on 32x32 grey images, with weights under which features of images differ widely."""
+    """A ViT with two blocks of width 32 for 32x32 grey images; its weights give images very different features."""
     with seeded(("tiny vit", seed)):
         vit = VisionTransformer(
             img_size=32, patch_size=8, in_chans=1, embed_dim=32, depth=2, num_heads=2, num_classes=0, block_fn=block_fn

@@ -1,4 +1,4 @@
-"""Rows that train on the tiny stream, and what tests look at before and after."""
+"""Training of rows on the tiny stream, and helpers to compare states before and after."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def strategy_of(plugin: Method, *others: SupervisedPlugin, **arguments: Any) -> 
 
 
 def experiences(plugin: Method, stream: TaskStream) -> list[Any]:
-    """What the method trains on, stage by stage."""
+    """The experiences that a method trains on, one per stage."""
     return list(stream.joint if plugin.trains_on == "stream" else stream.train)
 
 
@@ -42,7 +42,7 @@ def train(strategy: ContinualStrategy, stream: TaskStream, stages: int | None = 
 
 @cache
 def trained(name: str) -> ContinualStrategy:
-    """A trained strategy; tests that use it must leave the model as it is."""
+    """A trained strategy, cached: tests that use it must not change the model."""
     return train(strategy_of(small(name, lr=0.01)), cut())
 
 
@@ -65,7 +65,7 @@ def assert_same_counts(left: Counts, right: Counts) -> None:
 
 
 class Spy(SupervisedPlugin):
-    """Calls a function at each training iteration."""
+    """A plugin whose hooks call the given functions with the strategy."""
 
     def __init__(self, **hooks: Callable[[Any], None]) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class Spy(SupervisedPlugin):
 
 
 def foreign(labels: Sequence[int], generator: torch.Generator) -> Any:
-    """An Avalanche data set that knows nothing of our image store: one noisy image per label."""
+    """An Avalanche data set without our image store: one noisy image per label."""
     target = torch.tensor(labels, dtype=torch.int64)
     means = (target / 2.5 - 1).view(-1, 1, 1, 1)
     data = TensorDataset(means + 0.3 * torch.randn(len(target), 1, 32, 32, generator=generator), target)

@@ -1,4 +1,4 @@
-"""Small copies of the field's data sets, each lying on disk exactly as the real one, and ways to spoil them."""
+"""Small copies of the field's data sets, in exactly the layout of the real ones on disk, and ways to damage them."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ BIRDS = ("001.Black_footed_Albatross", "002.Laysan_Albatross", "003.Sooty_Albatr
 THINGS = ("apple", "aquarium_fish", "baby", "bear")
 """Fine labels of CIFAR-100."""
 DOMAINNET = ("cello", "cell_phone", "The_Eiffel_Tower")
-"""In the order of the labels in the lists, which is not the alphabetical one."""
+"""Sorted by label in the lists, which is not the alphabetical order."""
 PACS = ("dog", "elephant", "house")
 
 
 def small(dataset: DataSet, classes: int, train: int, test: int, **changes: Any) -> DataSet:
-    """The data set with other numbers, and without the hashes of the real files."""
+    """A data set with other numbers of classes and images, and without the hashes of the real files."""
     plain: dict[str, Any] = {"split_hashes": {}, "content_hash": None, "archives": ()}
     return replace(dataset, classes=classes, train=train, test=test, **(plain | changes))
 
@@ -47,30 +47,30 @@ FASHION_MNIST = small(catalogue.find("fashion-mnist"), 10, 30, 20)
 
 
 def picture(name: str, size: tuple[int, int] = (32, 32)) -> NDArray[np.uint8]:
-    """Pixels [H, W, 3] that no other name has."""
+    """Pixels [H, W, 3] that depend on the name alone and differ between names."""
     seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8])
     return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
 
 
 def save(path: Path, name: str | None = None, size: tuple[int, int] = (40, 48)) -> Path:
-    """An image file; images of the same name have the same pixels."""
+    """Save an image file; images of the same name have the same pixels."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(picture(name or path.as_posix(), size)).save(path, "PNG" if path.suffix == ".png" else "JPEG")
     return path
 
 
-# The layouts; the data set's folder comes back.
+# The layouts; each function returns the folder of the data set.
 
 
 def _cifar_names(part: str) -> list[tuple[int, str]]:
-    """Labels and file names in a mixed order, as in the pickles."""
+    """Labels and file names in mixed order, as in the pickles."""
     each = 5 if part == "train" else 2
     files = [(label, f"{name}_s_{each * 100 + i:06d}.png") for i in range(each) for label, name in enumerate(THINGS)]
     return files[::-1]
 
 
 class _Python2(pickle._Pickler):  # type: ignore[name-defined]
-    """Writes as Python 2 did: text and bytes alike as byte strings."""
+    """A pickler that writes text and bytes as byte strings, as Python 2 did."""
 
     dispatch = dict(pickle._Pickler.dispatch)  # type: ignore[attr-defined]
 
@@ -87,7 +87,7 @@ class _Python2(pickle._Pickler):  # type: ignore[name-defined]
 
 
 def python2_pickle(content: object) -> bytes:
-    """A pickle like those of 2009, arrays included."""
+    """A pickle as Python 2 wrote it in 2009, including arrays."""
     file = BytesIO()
     _Python2(file, protocol=2).dump(content)
     return file.getvalue().replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n")
@@ -121,7 +121,7 @@ def cifar_png(root: Path) -> Path:
 
 
 def part_names(classes: Sequence[str], part: str) -> list[str]:
-    """`CLASS/FILE` of a part: four images per class for training, two for testing."""
+    """Names `CLASS/FILE` of a part: four images per class for training, two for testing."""
     numbers = range(4) if part == "train" else range(4, 6)
     return [f"{name}/art_{i}.jpg" for name in classes for i in numbers]
 
@@ -134,7 +134,7 @@ def pre_split(root: Path, name: str = "imagenet-r", classes: Sequence[str] = WNI
 
 
 def original(root: Path, name: str = "imagenet-r", lists: bool = True) -> Path:
-    """The archive's tree, with CODA-Prompt's kind of lists beside it."""
+    """The files of the archive, with lists in the format of CODA-Prompt next to them."""
     folder = root / name
     for part in ("train", "test"):
         files = part_names(WNIDS, part)
@@ -147,7 +147,7 @@ def original(root: Path, name: str = "imagenet-r", lists: bool = True) -> Path:
 
 
 def coda_list(path: Path, files: Iterable[str]) -> Path:
-    """In the format of CODA-Prompt's `splits/`: paths in no order, and labels."""
+    """A list in the format of CODA-Prompt's `splits/`: unsorted paths, and labels."""
     shuffled = sorted(files, key=lambda file: hashlib.sha256(file.encode()).digest())
     labels = sorted({file.split("/")[0] for file in shuffled})
     targets = [labels.index(file.split("/")[0]) for file in shuffled]
@@ -156,7 +156,7 @@ def coda_list(path: Path, files: Iterable[str]) -> Path:
 
 
 def cub(root: Path) -> Path:
-    """The archive; its official split has half of the images of each class in each part."""
+    """The files of the archive; the official split puts half of the images of each class into each part."""
     top = root / "cub200" / "CUB_200_2011"
     files = sorted(part_names(BIRDS, "train") + part_names(BIRDS, "test"))
     for file in files:
@@ -175,7 +175,7 @@ def cub(root: Path) -> Path:
 
 
 def domainnet(root: Path, lists: str = "") -> Path:
-    """All domains; `lists` is the folder below the data set's in which the lists lie."""
+    """All domains; `lists` is the subfolder with the lists."""
     folder = root / "domainnet"
     (folder / lists).mkdir(parents=True, exist_ok=True)
     for domain in catalogue.find("domainnet").domains:
@@ -197,13 +197,13 @@ def pacs(root: Path, lists: bool = True) -> Path:
             lines = []
             for label, name in enumerate(PACS, 1):
                 for i in numbers:
-                    # The same file names in all domains, as it is in some of the real ones.
+                    # All domains have the same file names, as some of the real ones do.
                     file = f"{domain}/{name}/pic_{i:03d}.{'png' if domain == 'sketch' else 'jpg'}"
                     save(folder / file, file)
                     lines.append(f"{file} {label}\n")
             if lists:
                 (folder / f"{domain}_{part}_kfold.txt").write_text("".join(lines))
-                # The whole domain, for whom it is held out.
+                # This list has the whole domain, for use as the held-out domain.
                 with (folder / f"{domain}_test_kfold.txt").open("a") as file_:
                     file_.writelines(lines)
     return folder
@@ -253,7 +253,7 @@ def fashion(root: Path, inner: str = "fashion-mnist", packed: bool = True) -> Pa
 
 
 def hashes(train: Iterable[str], test: Iterable[str]) -> tuple[str, str]:
-    """As a known split in a data set."""
+    """The hashes of a known split, in the form that `DataSet` stores."""
     return names_hash(train), names_hash(test)
 
 

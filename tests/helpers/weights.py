@@ -1,4 +1,4 @@
-"""A small ViT, whose weights tests write to files of all kinds."""
+"""A small ViT with weights that tests write to all kinds of files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SMALL: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "dept
 
 
 def trained(seed: int = 0, **options: Any) -> VisionTransformer:
-    """A small ViT with a head, no two numbers of which are equal by construction."""
+    """A small ViT with a head; all its weights are random, so that no two are equal by construction."""
     vit: VisionTransformer = timm.create_model(TINY, **{**SMALL, "num_classes": 5, **options})
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -34,6 +34,6 @@ def tiny() -> Backbone:
 
 
 def small(path: Path, size: int = 32, network: str = "", **options: Any) -> Backbone:
-    """The small architecture with weights from a file, or from one of the networks in it."""
+    """The small architecture with weights from a file, or from one of several networks in the file."""
     options = {**SMALL, **options}
     return replace(tiny(), checkpoint=path, network=network, pretrained=True, options=options, size=size)

@@ -1,4 +1,4 @@
-"""The standard charts: their numbers recomputed, one style for each row, and pictures in which nothing is lost."""
+"""The standard charts: numbers recomputed independently, one style per row, and no lost text in pictures."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def scatters(chart: Chart) -> list[Scatter]:
 
 
 def accuracies(run: RunRecord) -> dict[tuple[int, int], float]:
-    """Percent by stage and task."""
+    """Accuracies in percent, by stage and task."""
     return {
         (t, j): 100 * count / run.total[j]
         for t, row in enumerate(run.correct)
@@ -94,12 +94,12 @@ def test_all_methods_are_told_apart_in_colour_and_in_grey() -> None:
     look = styles.by_label(METHODS)
     assert len({(style.colour, style.marker) for style in look.values()}) == len(METHODS) >= 16
     assert len({(style.marker, style.dash) for style in look.values()}) == len(METHODS)
-    # WCAG asks three to one of what has to be seen; markers and a direct name make up for the two lightest colours.
+    # WCAG requires a contrast of 3:1 for graphics; the two lightest colours have markers and direct names as well.
     assert min(contrast(style.colour) for style in look.values()) > 2.2
 
 
 def luminance(colour: str | Sequence[float]) -> float:
-    """As WCAG 2 defines it: 0 is black, 1 is white."""
+    """Relative luminance as defined by WCAG 2: 0 is black, 1 is white."""
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
     return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
 
@@ -127,7 +127,7 @@ def test_what_does_not_learn_in_turn_is_grey_and_dashed_without_marker() -> None
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=20))
 def test_a_sequence_goes_from_dark_to_light(orders: list[float]) -> None:
     contrasts = [contrast(styles.sequential(order).colour) for order in sorted(orders)]
-    # Colours have 8 bits a channel: neighbours may be rounded the wrong way by a step.
+    # Colours are rounded to 8 bits per channel, which may slightly swap the contrasts of close neighbours.
     assert all(one >= other - 0.1 for one, other in zip(contrasts, contrasts[1:], strict=False))
 
 
@@ -307,12 +307,12 @@ def test_the_csv_holds_what_is_drawn(made: dict[str, Chart]) -> None:
 
 
 def texts(figure: Figure) -> list[str]:
-    """Everything written in a picture."""
+    """All texts in a picture."""
     return [text for text, _ in boxes(figure)]
 
 
 def boxes(figure: Figure) -> Iterator[tuple[str, Bbox]]:
-    """What is written where, in pixels: names and ticks of axes, names of points, legend."""
+    """Texts with their boxes in pixels: titles and ticks of axes, names of points, legend."""
     figure.draw_without_rendering()
     found = [*figure.texts, *(text for legend in figure.legends for text in legend.get_texts())]
     for axes in figure.axes:
@@ -323,12 +323,12 @@ def boxes(figure: Figure) -> Iterator[tuple[str, Bbox]]:
             found += [axis.label, *(tick.label1 for tick in ticks if low <= tick.get_loc() <= high)]
     for text in found:
         if text.get_visible() and text.get_text().strip():
-            # A name without the line that may lead from it to its point.
+            # The box of the name alone, without the line from the name to its point.
             yield text.get_text(), Text.get_window_extent(text)
 
 
 def overlapping(found: Sequence[tuple[str, Bbox]]) -> list[tuple[str, str]]:
-    """Texts that cover a quarter of another."""
+    """Pairs of texts that overlap by more than a quarter of the smaller one."""
     corners = np.array([box.extents for _, box in found])
     low = np.maximum(corners[:, None, :2], corners[None, :, :2])
     high = np.minimum(corners[:, None, 2:], corners[None, :, 2:])
@@ -339,7 +339,7 @@ def overlapping(found: Sequence[tuple[str, Bbox]]) -> list[tuple[str, str]]:
 
 
 def outside(figure: Figure, found: Sequence[tuple[str, Bbox]]) -> list[str]:
-    """Texts that the edge of the picture cuts."""
+    """Texts that are cut off by the edge of the picture."""
     whole = figure.bbox
     return [text for text, b in found if b.x0 < -1 or b.y0 < -1 or b.x1 > whole.width + 1 or b.y1 > whole.height + 1]
 
@@ -354,7 +354,7 @@ def test_no_text_is_cut_or_covers_another(tmp_path: Path, tasks: int, count: int
     for number, label in enumerate(labels):
         run = record(label.partition("[")[0], 0, tasks=tasks, label=label, drop=0.01 + 0.002 * number)
         rows = [{"stage": t, "phase": 0, "epoch": e, "loss": 1 / (e + 1)} for t in range(tasks) for e in range(3)]
-        # Rows at the same place could not be named without touching.
+        # Names of rows at the same place would touch inevitably.
         update = {"traces": {"loss": rows}, "trainable": [1000 * 2**number] * tasks,
                   "flops_per_image": 10**6 * 2**number, "peak_memory_bytes": 10**6 * 2**number,
                   "train_seconds": [1.5**number] * tasks}  # fmt: skip
@@ -372,7 +372,7 @@ def test_no_text_is_cut_or_covers_another(tmp_path: Path, tasks: int, count: int
 def test_every_point_is_named_beside_it_or_in_the_legend() -> None:
     rng = np.random.default_rng(1)
     for count in (3, 14, 28, 60):
-        # Half of them all but on one place.
+        # Half of the points are almost at the same place.
         points = [
             Point(
                 f"row-{i}", summarise([50 + (i % 2) * rng.uniform(-20, 20)]), summarise([80 + (i % 2) * rng.normal()])
@@ -447,7 +447,7 @@ def test_numbers_in_cells_can_be_read() -> None:
     cells = mesh.to_rgba(mesh.get_array())[..., :3]
     for text in axes.texts:
         column, row = (int(place) for place in text.get_position())
-        # What WCAG asks of small text.
+        # The contrast that WCAG requires for small text.
         assert contrast(text.get_color(), cells[row, column]) >= 4.5, text.get_text()
 
 
@@ -461,7 +461,7 @@ def test_a_picture_is_the_same_alone_and_with_others(tmp_path: Path, made: dict[
 
 
 def test_processes_draw_the_same_pictures(tmp_path: Path) -> None:
-    """So many charts that they are drawn by several processes."""
+    """There are enough charts here that several processes draw them."""
     write(tmp_path / "runs", *(record(m, s, tasks=tasks) for m in "ab" for s in range(2) for tasks in (3, 5)))
     made = render([(tmp_path / "runs", "runs")], tmp_path / "out", "cl-bench report", ["svg"])
     drawn = [path for path in made.paths if path.suffix == ".svg"]

@@ -67,7 +67,7 @@ def test_without_spread_there_is_no_test() -> None:
 
 @pytest.mark.parametrize("seeds", [2, 3])
 def test_equals_on_few_images_do_not_survive_the_correction_for_thirty_rows(seeds: int) -> None:
-    """Differences are counts of images: two seeds with the same one by chance are no proof."""
+    """Differences are counts of images, so equal differences on two seeds can be chance and prove nothing."""
     counts = np.random.default_rng(seeds).normal(scale=2, size=(3000, seeds)).round()
     found = [stats.paired(row, np.zeros(seeds)).p for row in counts]
     assert np.mean([p is not None and p < 0.05 / 30 for p in found]) < 0.005
@@ -132,7 +132,7 @@ def test_no_equivalence_without_a_margin_or_a_second_pair() -> None:
 
 
 def test_student_intervals_of_five_cover_where_percentile_bootstraps_do_not() -> None:
-    """Why tables show t intervals: what 95 % means at five runs."""
+    """The reason for t intervals in tables: over five runs they cover the mean in 95 % of cases, bootstraps do not."""
     random = np.random.default_rng(0)
     samples = random.normal(size=(2000, 5))
     intervals = stats.summarise_curves(samples.T)
@@ -164,11 +164,11 @@ def test_the_bootstrap_over_images_agrees_with_drawing_them_one_by_one() -> None
 
 
 def test_the_bootstrap_over_images_draws_inside_each_task() -> None:
-    """Where a task has no spread, a test set of so many images of each task has none."""
+    """Resampling within tasks: if all images of a task agree, so do all samples of that task."""
     task = np.repeat([0, 1], 50)
     result = stats.bootstrap_difference(task == 0, np.zeros(100, dtype=bool), task)
     assert (result.low, result.difference, result.high) == (0.5, 0.5, 0.5)
-    # The same images as one task.
+    # The same images, treated as one task.
     pooled = stats.bootstrap_difference(task == 0, np.zeros(100, dtype=bool), np.zeros(100))
     assert pooled.low < 0.42 and pooled.high > 0.58
 
@@ -323,7 +323,7 @@ def test_two_orders_of_one_seed_are_told_apart(tmp_path: Path) -> None:
 
 
 def _twin(run: RunRecord, method: str, seed: int, fewer: int, **changes: Any) -> RunRecord:
-    """Another method's run on the same test images, with so many fewer hits on the first task at the end."""
+    """A run of another method on the same test images, with `fewer` fewer final hits on the first task."""
     correct = [list(row) for row in run.correct]
     correct[-1][0] = (correct[-1][0] or 0) - fewer
     new = experiment(method, seed, **changes)
@@ -354,7 +354,7 @@ def test_the_table_says_how_to_read_it(cl_bench: Cli) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "fragment"),
     [
         ([], "say what to compare"),
         (["sdlra"], "Did you mean 'sdlora'"),
@@ -368,9 +368,9 @@ def test_the_table_says_how_to_read_it(cl_bench: Cli) -> None:
     ],
     ids=["nothing", "row", "metric", "benchmark", "format", "margin", "margin-nan", "itself", "undefined"],
 )
-def test_bad_input_is_one_sentence(cl_bench: Cli, arguments: list[str], said: str) -> None:
+def test_bad_input_is_one_sentence(cl_bench: Cli, arguments: list[str], fragment: str) -> None:
     outcome = cl_bench("compare", *arguments, "--results", str(REFERENCE))
-    assert outcome.code == 2 and said in outcome.err and "Traceback" not in outcome.err
+    assert outcome.code == 2 and fragment in outcome.err and "Traceback" not in outcome.err
 
 
 def test_one_run_is_no_comparison_with_intervals(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Stored results that others have made: none hides the runs beside it, and no text in them acts on what shows it."""
+"""Hostile stored results: none hides other runs, and no text in them is executed or interpreted where it is shown."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ REFUSED: list[tuple[forged.Place, Any]] = [
     (("label",), "x" * 20_000),
     (("experiment", "method"), "x" * 20_000),
 ]
-"""What no record may hold."""
+"""Values that no record may hold."""
 TEXT = "=\x1b[31mred\u202e\n\x9b2J"
 ACCEPTED: list[tuple[forged.Place, Any]] = [
     (("label",), TEXT),
@@ -72,12 +72,12 @@ ACCEPTED: list[tuple[forged.Place, Any]] = [
     (("train_seconds",), [10**9] * 3),
     (("experiment", "limits", "test_per_class"), 2**53),
 ]
-"""Odd, but nothing that a report could not show."""
+"""Odd values that are accepted, because reports can show them."""
 
 
 @pytest.fixture
 def good(cl_bench: Cli) -> list[str]:
-    """Labels of whole runs in the results folder."""
+    """Labels of the valid runs in the results folder."""
     labels = ["good", "fine"]
     runs = [factories.record(name, seed, classes_per_task=2, limits=forged.CUT) for name in labels for seed in (0, 1)]
     factories.write(RUNS, *runs)
@@ -85,13 +85,13 @@ def good(cl_bench: Cli) -> list[str]:
 
 
 def named(outcome: Outcome) -> list[str]:
-    """The files that a command names as skipped, a line each."""
+    """Names of the skipped files that a command reports, sorted."""
     lines = [line for line in outcome.err.splitlines() if line.startswith("warning: skipped a damaged result: ")]
     return sorted(re.findall(rf"{RUNS}/(.*?\.(?:json|npz)): ", line)[0] for line in lines)
 
 
 def unreadable(read: Callable[[Path], object], paths: Iterable[Path]) -> list[Path]:
-    """The records that are damaged to this way of reading."""
+    """The records that this way of reading reports as damaged."""
     found = []
     for path in paths:
         try:
@@ -102,7 +102,10 @@ def unreadable(read: Callable[[Path], object], paths: Iterable[Path]) -> list[Pa
 
 
 def check_commands(cl_bench: Cli, labels: Sequence[str], refused: Sequence[Path], accepted: int) -> list[Outcome]:
-    """Every command that reads results shows the good runs and names each of the others once; files lie in `out`."""
+    """Assert that every command that reads results shows the valid runs and names each other file once.
+
+    The commands write their files to `out`.
+    """
     expected = sorted(path.name for path in refused)
     runs = 2 * len(labels) + accepted
     Path("out").mkdir(exist_ok=True)
@@ -126,7 +129,7 @@ def check_commands(cl_bench: Cli, labels: Sequence[str], refused: Sequence[Path]
     assert all(re.search(rf"^ *{label}  ", done["report"].out, re.MULTILINE) for label in labels)
     assert any(",fine," in path.read_text() for path in Path("out/figures").glob("icons-100-10x2-*-accuracy.csv"))
     assert f"Skipped: {len(expected)} damaged" in Path("out/index.html").read_text() or not expected
-    # Only verify counts predictions again.
+    # Only `verify` counts predictions again.
     verified = cl_bench("results", "verify")
     faults = unreadable(Store(RUNS).check, [RUNS / name for name in Store(RUNS).names()])
     assert verified.code == int(bool(faults)) and {*refused} <= {*faults}
@@ -146,17 +149,17 @@ def test_records_beyond_every_bound_hide_no_other(cl_bench: Cli, good: list[str]
 def test_texts_of_records_act_on_nothing_that_shows_them(cl_bench: Cli, good: list[str]) -> None:
     for number, (place, value) in enumerate(ACCEPTED):
         Store(RUNS).load(forged.forge(RUNS, place, value, number))
-    # Folders can be named so, too.
+    # Folders may have hostile names too.
     (RUNS / f"{TEXT}.json").write_text("{")
-    told: list[str] = []
-    assert len(collect([(RUNS, TEXT)], told.append)) == 4 + len(ACCEPTED) and told[0].isprintable()
+    sentences: list[str] = []
+    assert len(collect([(RUNS, TEXT)], sentences.append)) == 4 + len(ACCEPTED) and sentences[0].isprintable()
     (RUNS / f"{TEXT}.json").unlink()
     done = check_commands(cl_bench, good, [], accepted=len(ACCEPTED))
     for command in (
         ["compare", "--baseline", "good"],
         ["compare", "--baseline", "good", "--format", "tex"],
         ["compare", "--baseline", "good", "--format", "csv", "--out", "out/pairs.csv"],
-        *(["results", "show", run.record.key] for run in collect([(RUNS, "runs")], told.append)),
+        *(["results", "show", run.record.key] for run in collect([(RUNS, "runs")], sentences.append)),
     ):
         done.append(cl_bench(*command))
         assert done[-1].code == 0
@@ -192,7 +195,7 @@ def test_any_value_in_any_place_hides_no_other_run(
     cl_bench: Cli, good: list[str], chosen: list[tuple[forged.Place, Any]]
 ) -> None:
     for path in RUNS.iterdir():
-        # Those of the trial before, whose method may have another name.
+        # Remove the files of the previous trial, whose method may have had another name.
         if not path.name.startswith(tuple(good)):
             path.unlink()
     paths = {forged.forge(RUNS, place, value, number) for number, (place, value) in enumerate(chosen)}
@@ -210,7 +213,7 @@ def some_runs(folder: Path, count: int) -> list[Run]:
 
 def test_a_run_that_breaks_a_report_is_named_and_left_out(tmp_path: Path) -> None:
     runs = some_runs(tmp_path, 9)
-    told: list[str] = []
+    sentences: list[str] = []
     tried: list[int] = []
 
     def make(some: Sequence[Run]) -> list[int]:
@@ -220,23 +223,25 @@ def test_a_run_that_breaks_a_report_is_named_and_left_out(tmp_path: Path) -> Non
             raise OverflowError("too\nlarge")
         return seeds
 
-    assert without_failing_runs(make, runs, told.append) == [0, 1, 3, 4, 5, 6, 8]
-    assert len(told) == 2 and all("cannot be reported (OverflowError: too\\nlarge)" in text for text in told)
-    assert [text.split(".json")[0] for text in told] == [f"runs/{runs[n].record.experiment.file_stem}" for n in (2, 7)]
+    assert without_failing_runs(make, runs, sentences.append) == [0, 1, 3, 4, 5, 6, 8]
+    assert len(sentences) == 2 and all("cannot be reported (OverflowError: too\\nlarge)" in text for text in sentences)
+    assert [text.split(".json")[0] for text in sentences] == [
+        f"runs/{runs[n].record.experiment.file_stem}" for n in (2, 7)
+    ]
     assert len(tried) < 20
     assert without_failing_runs(make, [runs[0]], pytest.fail) == [0]
 
 
 def test_runs_that_only_break_a_report_together_cost_the_later_ones(tmp_path: Path) -> None:
     runs = some_runs(tmp_path, 4)
-    told: list[str] = []
+    sentences: list[str] = []
 
     def make(some: Sequence[Run]) -> int:
         if {1, 3} <= {run.record.experiment.seed for run in some}:
             raise ValueError("they do not fit each other")
         return len(some)
 
-    assert without_failing_runs(make, runs, told.append) == 3 and len(told) == 1 and "-s3-" in told[0]
+    assert without_failing_runs(make, runs, sentences.append) == 3 and len(sentences) == 1 and "-s3-" in sentences[0]
 
 
 def test_a_report_that_fails_for_every_run_is_no_fault_of_theirs(tmp_path: Path) -> None:
@@ -255,7 +260,7 @@ def test_a_report_that_fails_for_every_run_is_no_fault_of_theirs(tmp_path: Path)
 
 
 def test_every_command_goes_on_without_a_run_that_breaks_it(cl_bench: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a fault of ours would that reading a record does not show."""
+    """Simulates a fault in our code that only appears in reports, not when the record is read."""
     good, worst = (factories.record(name, classes_per_task=2, limits=forged.CUT) for name in ("good", "awful"))
     factories.write(RUNS, good, worst)
     real = metrics.accuracy_curve

@@ -1,4 +1,4 @@
-"""The page in a real browser: what a reader does with it, on a desk and on a phone, in the light and in the dark."""
+"""The page in a real browser, used as a reader would: on a desktop and a phone, in the light and the dark theme."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ DROPS = {"alpha": 0.01, "beta": 0.03, "gamma[rank=4,lr=0.1]": 0.06}
 
 
 def made(label: str, seed: int) -> RunRecord:
-    """A run of one of the methods that learn in turn."""
+    """A run of a method that learns task by task."""
     return record(label.split("[")[0], seed, label=label, drop=DROPS[label])
 
 
@@ -75,17 +75,17 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Visit:
-    """A page with everything that went wrong on it."""
+    """An open page with all errors and warnings that occurred on it."""
 
     def __init__(self, context: BrowserContext, site: Path, address: str = "") -> None:
         self.requests: list[str] = []
         self.faults: list[str] = []
-        # A busy machine may take long; what hangs is ended by the limit that all tests have.
+        # No deadline, because a busy machine may take long; the time limit of all tests ends a page that hangs.
         context.set_default_timeout(0)
         self.page: Page = context.new_page()
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.on("pageerror", lambda error: self.faults.append(str(error)))
-        # plotly warns by `console.trace`.
+        # plotly uses `console.trace` for warnings.
         self.page.on(
             "console", lambda m: self.faults.append(m.text) if m.type in ("error", "warning", "trace") else None
         )
@@ -138,7 +138,7 @@ CONTRAST = """([selector, behind]) => {
         return (Math.max(one, two) + 0.05) / (Math.min(one, two) + 0.05);
     }));
 }"""
-"""The least contrast of such elements' texts with their ground on what is behind (WCAG 2)."""
+"""The lowest contrast (WCAG 2) between the texts of the selected elements and their background."""
 PHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
 DARK = {"color_scheme": "dark"}
 
@@ -273,7 +273,7 @@ def test_downloads_are_the_files_next_to_the_page(visit: Visit, site: Path) -> N
     files = [site / name for name in links.evaluate_all("all => all.map(one => one.dataset.file)")]
     assert {file.suffix for file in files} == {".csv", ".tex", ".md"}
     assert {file.parent.name for file in files} == {"tables", "figures"}
-    # Of a page that wants more than ten within seconds, Chromium asks the user first.
+    # Chromium asks the user for permission after more than ten downloads within seconds.
     for start in range(0, len(files), 9):
         again = Visit(visit.page.context, site)
         shown = again.page.locator("a[data-file]:visible")

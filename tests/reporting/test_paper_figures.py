@@ -1,4 +1,4 @@
-"""The paper's figures: whole on the embedded stream, published values beside ours, and what would fill empty panels."""
+"""The paper's figures: complete on the embedded stream, with published values, and with commands for missing runs."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_every_figure_is_whole_on_the_embedded_stream(name: str, reference: list
 @pytest.mark.parametrize("name", list(figure_layouts()))
 def test_every_row_of_a_figure_is_in_its_suite(name: str) -> None:
     grids = suites.find(name).runs
-    asked = {
+    in_suite = {
         (str(m), b, t, g.limit_tasks, (g.backbone or ("",))[0])
         for g in grids
         for m in g.methods
@@ -59,7 +59,7 @@ def test_every_row_of_a_figure_is_in_its_suite(name: str) -> None:
     for panel in layout.panels:
         for row in panel.rows:
             vit = panel.backbone or layout.backbone
-            assert (row, panel.benchmark, panel.tasks, panel.limit_tasks, vit) in asked
+            assert (row, panel.benchmark, panel.tasks, panel.limit_tasks, vit) in in_suite
 
 
 def test_another_stream_is_shown_on_one_backbone(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_another_stream_is_shown_on_one_backbone(tmp_path: Path) -> None:
     assert left in figure.notes and figure.command.endswith("--backbone vit_b")
 
 
-def test_published_magnitudes_stand_beside_ours(tmp_path: Path) -> None:
+def test_published_magnitudes_are_shown_with_ours(tmp_path: Path) -> None:
     figure = paper_figures.build("sdlora-fig3", [])
     assert figure.chart is not None and figure.filled == 0
     assert figure.command == "cl-bench run --suite sdlora-fig3"

@@ -1,4 +1,4 @@
-"""The paper's tables: published cells, ours beside them, what differs, and how to fill what is missing."""
+"""The paper's tables: published cells, our cells, marks for differences, and commands for missing runs."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ REFERENCE = ROOT / "results" / "reference"
 TABLES = tuple(f"sdlora-table{number}" for number in (2, 3, 4, 5, 6))
 BACKBONE = "vit_base_patch16_224.augreg2_in21k_ft_in1k"
 TRANSFORMS = ImageTransforms(size=224, crop_scale=(0.05, 1.0), resize=256 / 224, mean=(0.0,) * 3, std=(1.0,) * 3)
-"""The released code's: no input normalisation."""
+"""The transforms of the released code: no input normalisation."""
 
 
 def as_paper(method: str, seed: int, images: int = 6000, **changes: Any) -> RunRecord:
-    """A run on ImageNet-R in 5 tasks as the paper has it, or with `changes`; task sizes differ as in the real split."""
+    """A run on ImageNet-R in 5 tasks in the paper's protocol, with `changes`; task sizes differ as in the split."""
     fields = {
         "benchmark": "imagenet-r",
         "backbone": BACKBONE,
@@ -67,7 +67,7 @@ def stored(folder: Path, *runs: RunRecord) -> list[Run]:
 
 
 def lines(table: paper_tables.PaperTable, name: str) -> list[dict[str, str]]:
-    """The cells of the rows of this name, by the two heads of their column."""
+    """The cells of the rows with this name, by the heads of their columns."""
     heads = [f"{column.group} {column.title}".strip() for column in table.text_table.columns]
     return [dict(zip(heads, row, strict=True)) for row in table.text_table.rows if row[0] == name]
 
@@ -81,7 +81,7 @@ def reference() -> list[Run]:
     return collect([(REFERENCE, "reference")], pytest.fail)
 
 
-# --- what is published ---------------------------------------------------------------------------------------------
+# --- published cells ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_every_table_has_the_rows_of_its_suite(name: str) -> None:
     assert set(shown["backbone"]) == {cell.backbone[0] for cell in cells if cell.backbone}
 
 
-# --- ours beside them ----------------------------------------------------------------------------------------------
+# --- our cells ----------------------------------------------------------------------------------------------
 
 
 def test_ours_and_z_equal_an_independent_recomputation(tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_cost_is_read_from_the_records(tmp_path: Path) -> None:
     assert line[f"{head} stored, M ours"] == f"{1_930 * 20 / 1e6:.3f}"
 
 
-# --- what is never mixed silently ------------------------------------------------------------------------------------
+# --- differences are marked ------------------------------------------------------------------------------------
 
 NORMALISED = TRANSFORMS.model_copy(update={"mean": (0.5,) * 3, "std": (0.5,) * 3})
 
@@ -227,7 +227,7 @@ def test_what_differs_from_the_paper_is_marked(tmp_path: Path, changes: dict[str
         ({"revision": 2}, "revision 2 instead of 1"),
         ({"probe": "interpolation"}, "probe interpolation instead of none"),
         ({"storage": "files"}, "image storage files instead of memory"),
-        # What older records do not know counts as the default, as in their labels.
+        # A hyper-parameter that an older record lacks counts as its default, as in labels.
         (
             {"defaults": {"epochs": 20, "lr": 0.01, "rank": 4, "new": 1}, "hyperparameters": {"new": 2}},
             "new 2 instead of 1",
@@ -295,11 +295,11 @@ def test_trials_and_other_streams_are_left_out(tmp_path: Path) -> None:
     assert "Left out: 3 trial runs of these rows, made on a part of the data." in table.text_table.notes
 
 
-# --- what is missing -------------------------------------------------------------------------------------------------
+# --- missing runs -------------------------------------------------------------------------------------------------
 
 
 def planned(commands: Sequence[str]) -> set[tuple[str, str, str, str]]:
-    """What `run` is asked for: (benchmark, tasks, row, recipe), by the options as typed."""
+    """The runs that a `run` command makes, as (benchmark, tasks, row, recipe), from its options."""
     found = set()
     for command in commands:
         words = shlex.split(command)
@@ -350,9 +350,9 @@ def test_the_printed_commands_run(cl_bench: Cli) -> None:
     assert outcome.code == 0
     heading, *commands = outcome.err.splitlines()
     assert heading.startswith("2 of 8 cells have no run")
-    asked = [cl_bench(*shlex.split(command)[1:], "--dry-run", "--device", "cpu") for command in commands]
-    assert all(outcome.code == 0 for outcome in asked), asked
-    shown = [line.split() for outcome in asked for line in outcome.out.splitlines() if "icons-100" in line]
+    outcomes = [cl_bench(*shlex.split(command)[1:], "--dry-run", "--device", "cpu") for command in commands]
+    assert all(outcome.code == 0 for outcome in outcomes), outcomes
+    shown = [line.split() for outcome in outcomes for line in outcome.out.splitlines() if "icons-100" in line]
     assert sorted((line[0], line[2], line[4]) for line in shown) == [
         (row, "10", str(seed)) for row in ("l2p[prompts=prefix]", "sdlora-rr") for seed in range(5)
     ]

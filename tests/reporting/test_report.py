@@ -42,7 +42,7 @@ def report(runs: Path, out: str = "out", *pictures: str) -> RenderedReport:
 
 
 def built(*folders: Path) -> list[result_table.ResultTable]:
-    """The tables alone, which are quicker than a report with its figures."""
+    """The result tables alone, which are built faster than a report with figures."""
     found, _ = load_runs([(folder, folder.name) for folder in folders])
     return [result_table.build(section) for section in sections(found)]
 
@@ -209,7 +209,7 @@ def test_a_label_that_tells_apart_may_be_in_use_already(runs: Path) -> None:
 
 
 def test_a_changed_default_does_not_merge_runs(runs: Path) -> None:
-    """Both content keys leave `epochs` out, for it is the default in each."""
+    """Neither content key contains `epochs`, because it has its default value in each."""
     write(runs, record("alpha", 0))
     write(
         runs,
@@ -332,7 +332,7 @@ def test_every_link_of_the_page_leads_to_a_file(runs: Path) -> None:
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RenderedReport]:
-    """The runs of three methods, and their report with all its pictures."""
+    """The runs of three methods, and their report with all pictures."""
     runs = tmp_path_factory.mktemp("drawn") / "runs"
     three_methods(runs)
     return runs, report(runs, "one", "png", "pdf", "svg")

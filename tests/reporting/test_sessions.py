@@ -18,14 +18,14 @@ ENVIRONMENT = {"python": "3.11.2", "torch": "2.9.0", "device": "cpu", "threads":
 
 
 def interrupted(method: str = "alpha", seed: int = 0, **changes: object) -> RunRecord:
-    """A run of three sessions, the first two of which had other values."""
+    """A run of three sessions; the first two had other environments."""
     first = Session(environment={**ENVIRONMENT, **changes}, processes=2, stages=3, phase=0, epoch=7)
     return record(method, seed).model_copy(update={"earlier_sessions": [first], "sessions": 3})
 
 
 @pytest.fixture
 def runs(cl_bench: Cli) -> Cli:
-    """Of three rows, one was interrupted and one has changed its environment."""
+    """Three rows: one changed its environment, one was interrupted without change, one ran through."""
     write(RUNS, interrupted(threads=4, torch="2.8.0"), record("alpha", 1), interrupted("beta"), record("gamma"))
     return cl_bench
 
@@ -46,11 +46,11 @@ def test_show_prints_where_sessions_differ(runs: Cli) -> None:
 def test_tables_and_the_page_mark_the_row(runs: Cli) -> None:
     done = runs("report", "--out", "out")
     assert done.code == 0, done.err
-    said = "‡: a run was interrupted and resumed in another environment, so its numbers belong to neither of the two."
+    note = "‡: a run was interrupted and resumed in another environment, so its numbers belong to neither of the two."
     for text in (done.out, *(path.read_text() for path in Path("out/tables").glob("icons*.md"))):
         text = " ".join(text.split())
         assert "alpha ‡" in text and text.count("beta ‡") == text.count("gamma ‡") == 0
-        assert said in text and "seed 0: threads 4, then 2; torch 2.8.0, then 2.9.0" in text
+        assert note in text and "seed 0: threads 4, then 2; torch 2.8.0, then 2.9.0" in text
     (latex,) = Path("out/tables").glob("icons*.tex")
     assert r"alpha \textdaggerdbl{}" in latex.read_text()
     page = Path("out/index.html").read_text()
@@ -70,7 +70,7 @@ def test_a_run_on_two_devices_was_made_on_both(runs: Cli) -> None:
 
 
 def test_records_without_these_sessions_stay_valid(tmp_path: Path) -> None:
-    """Schema 1 had a number of sessions only; what an older version did not record is no difference."""
+    """Schema 1 had only the number of sessions; fields that an older version did not record are no difference."""
     (path,) = write(tmp_path, interrupted(cpus=None, threads=2))
 
     def older(data: dict[str, object]) -> None:

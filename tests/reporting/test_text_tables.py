@@ -1,4 +1,4 @@
-"""Tables in every format: what stands in a cell arrives, whatever it is, and the structure holds."""
+"""Tables in every format: any text of a cell is shown unchanged, and the structure of the table holds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from cl_bench.errors import UserError
 from cl_bench.reporting import text_tables
 from cl_bench.reporting.text_tables import Column, TextTable
 
-# Of white space, formats but HTML keep single spaces.
+# All formats except HTML reduce white space to single spaces.
 TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Zl", "Zp"]), max_size=12).map(
     lambda text: " ".join(text.split())
 )
@@ -66,14 +66,14 @@ def tables(draw: st.DrawFn) -> TextTable:
 
 
 def pipe_cells(line: str) -> list[str]:
-    """The cells of a line of a pipe table, unescaped, without bold."""
+    """The cells of a line of a pipe table, unescaped and without bold marks."""
     cells = [cell.strip() for cell in _hidden(line).split("|")][1:-1]
     plain = [cell[2:-2] if cell.startswith("**") else cell for cell in cells]
     return [_shown(cell) for cell in plain]
 
 
 def _hidden(text: str) -> str:
-    """Escaped characters as private ones, so that what is left is markup."""
+    """Replace escaped characters by private ones, so that all remaining special characters are markup."""
     return re.sub(r"\\([!-/:-@\[-`{-~])", lambda match: chr(0xE000 + ord(match[1])), text)
 
 
@@ -117,7 +117,7 @@ def environment(nodes: list[LatexNode], name: str) -> LatexEnvironmentNode:
 
 
 def as_text(latex: str) -> str:
-    """What LaTeX prints."""
+    """The text that LaTeX prints."""
     known = get_default_latex_context_db()
     names = {"textless": "<", "textgreater": ">", "textbar": "|", "textasciitilde": "~", "textasciicircum": "^"}
     macros = [MacroTextSpec(name, text) for name, text in names.items()]
@@ -126,7 +126,7 @@ def as_text(latex: str) -> str:
 
 
 def plain(text: str) -> str:
-    """Without spaces, which the parser drops after macros as TeX does; a minus is a hyphen in mathematics."""
+    """A text without spaces, which TeX drops after macros, and with hyphens for minus signs, as in mathematics."""
     return re.sub(r"\s", "", text).replace("\N{MINUS SIGN}", "-")
 
 
@@ -162,7 +162,7 @@ def test_latex_names_rules_heads_and_notes() -> None:
 
 
 def wide(groups: int) -> TextTable:
-    """A table of so many groups of two columns, each cell with a number of its own."""
+    """A table with a number of groups of two columns; each cell has a different number."""
     columns = [Column("method", numeric=False)]
     columns += [Column(title, f"stream {group}") for group in range(groups) for title in ("acc", "aaa")]
     rows = tuple(tuple(f"{r}{c:02}" for c in range(len(columns))) for r in range(3))

@@ -1,4 +1,4 @@
-"""Files in a results folder that nobody sane wrote: a clear sentence each, within bounded memory, nothing executed."""
+"""Hostile files in a results folder: each gives a clear sentence, within bounded memory, and executes nothing."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ARRAYS = factories.arrays(SMALL)
 
 
 def put(folder: Path, packed: bytes, change: Callable[[dict[str, Any]], object] = lambda data: None) -> Path:
-    """A record with an npz of any content, which its hash and checksum fit, as a forger would leave it."""
+    """Store a record with an npz of arbitrary content and matching hash and checksum, as a forger would."""
     (path,) = factories.write(folder, SMALL)
     factories.npz(path).write_bytes(packed)
     digest = hashlib.sha256(packed).hexdigest()
@@ -38,7 +38,7 @@ def put(folder: Path, packed: bytes, change: Callable[[dict[str, Any]], object] 
 
 
 def arrays_fault(folder: Path, packed: bytes) -> str:
-    """What reading these arrays ends with."""
+    """The error message from reading these arrays."""
     store = Store(folder)
     record = store.load(put(folder, packed))
     with pytest.raises(DamagedRecord) as caught:
@@ -57,7 +57,7 @@ def npz(**arrays: np.ndarray[Any, Any]) -> bytes:
 
 
 def with_header(header: str, method: int = zipfile.ZIP_DEFLATED, body: bytes = b"") -> bytes:
-    """An npz whose `label` has this header."""
+    """An npz in which the array `label` has this header."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", method) as archive:
         for name in ARRAYS:
@@ -70,7 +70,7 @@ def with_header(header: str, method: int = zipfile.ZIP_DEFLATED, body: bytes = b
 
 
 class Trap:
-    """What a pickle may do when it is loaded."""
+    """An object that executes code when it is unpickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (os.abort, ())
@@ -177,7 +177,7 @@ JSON = st.recursive(
 def test_any_field_of_any_value_is_a_record_or_damage(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
-    """The forger mends checksum, key and file name as far as they can be."""
+    """The forger updates checksum, key and file name as far as possible."""
     fields = json.loads(SMALL.model_dump_json())
     place = fields["experiment"] if data.draw(st.booleans()) else fields
     name = data.draw(st.sampled_from([*place, "unknown"]))
@@ -187,9 +187,9 @@ def test_any_field_of_any_value_is_a_record_or_damage(
     folder = tmp_path_factory.mktemp("store")
     path = Store(folder).json_path(SMALL.experiment)
     path.write_text(json.dumps(fields))
-    told: list[str] = []
-    assert list(Store(folder).records(told.append)) == []
-    assert len(told) == 1 and told[0].isprintable() and len(told[0]) < 1000
+    sentences: list[str] = []
+    assert list(Store(folder).records(sentences.append)) == []
+    assert len(sentences) == 1 and sentences[0].isprintable() and len(sentences[0]) < 1000
 
 
 @settings(max_examples=150, deadline=None)
@@ -265,9 +265,9 @@ def test_pipes_and_devices_are_not_waited_for(tmp_path: Path) -> None:
     arrays = factories.npz(path)
     arrays.unlink()
     os.mkfifo(arrays)
-    told: list[str] = []
-    assert list(Store(tmp_path).records(told.append)) == []
-    assert ["regular" in sentence for sentence in told] == [True] * 3
+    sentences: list[str] = []
+    assert list(Store(tmp_path).records(sentences.append)) == []
+    assert ["regular" in sentence for sentence in sentences] == [True] * 3
 
 
 READER = """
@@ -287,7 +287,7 @@ for name in store.names():
 
 
 def read_with(folder: Path, megabytes: int) -> str:
-    """What checking the folder says in a process that may take only so much more memory."""
+    """Output of checking the folder in a process with a limit of additional memory."""
     command = [sys.executable, "-c", READER, str(folder), str(megabytes * 2**20)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -308,7 +308,7 @@ def test_bombs_are_refused_with_little_memory(tmp_path: Path) -> None:
     put(tmp_path / "npz", bomb.getvalue())
     assert "shape" in read_with(tmp_path / "npz", 64)
 
-    # Counts and shapes that fit each other.
+    # The counts and shapes agree with each other.
     (tmp_path / "both").mkdir()
 
     def huge(data: dict[str, Any]) -> None:

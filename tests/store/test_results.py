@@ -39,14 +39,14 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def aged(*paths: Path) -> None:
-    """Modified long ago, as files are that a copy keeps the times of; the time of change cannot be set."""
+    """Set an old time of modification, as a copy that keeps times does; the time of change cannot be set."""
     for path in paths:
         os.utime(path, (time.time() - OLD,) * 2)
 
 
 @pytest.fixture
 def wait(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """`wait(seconds)`: the time that upkeep reads goes on."""
+    """`wait(seconds)` advances the clock that `upkeep` reads."""
     begin = time.time
 
     def wait(seconds: float) -> None:
@@ -174,7 +174,7 @@ def test_merge_never_copies_what_is_damaged(cl_bench: Cli, damage: str) -> None:
     outcome = cl_bench("results", "merge", "a", "--into", "b")
     assert outcome.code == 1 and "1 copied" in outcome.out and f"not copied, damaged: a/{bad.stem}" in outcome.out
     assert len(content(Path("b"))) == 2
-    # Not even where it is there already.
+    # Not even if the destination has the record already.
     good = factories.write(Path("b"), factories.record("alpha"))
     before = content(Path("b"))
     assert cl_bench("results", "merge", "a", "--into", "b", "--prefer", "source").code == 1
@@ -184,7 +184,7 @@ def test_merge_never_copies_what_is_damaged(cl_bench: Cli, damage: str) -> None:
 @pytest.mark.parametrize("there", [False, True])
 @pytest.mark.parametrize("case", ["counts", "task-aware counts", "npz of another run"])
 def test_merge_never_copies_what_its_predictions_contradict(cl_bench: Cli, case: str, there: bool) -> None:
-    """Whoever forges a record mends its hashes; only counting again tells."""
+    """A forged record can have valid hashes; only counting its predictions again reveals it."""
     bad, good = factories.write(Path("a"), factories.record("alpha"), factories.record("beta", first=0.6))
     if case == "npz of another run":
         packed = factories.npz(good).read_bytes()
@@ -233,7 +233,7 @@ print(done.copied, done.identical, len(done.not_replaced), len(done.damaged))
 
 
 def test_merges_from_many_processes_lose_and_overwrite_nothing(tmp_path: Path) -> None:
-    """Four at once: two sources that agree, one with other results of the same runs."""
+    """Four processes at once, two per source; the two sources have different results of the same runs."""
     runs = [factories.record("alpha", seed) for seed in range(25)]
     factories.write(tmp_path / "a", *runs)
     others = [run.model_copy(update={"train_samples": [1] * 10}) for run in runs]
@@ -254,10 +254,10 @@ def test_merges_from_many_processes_lose_and_overwrite_nothing(tmp_path: Path) -
         assert process.stdin is not None
         process.stdin.write("\n")
         process.stdin.flush()
-    told = [tuple(map(int, process.communicate()[0].split())) for process in started]
+    printed = [tuple(map(int, process.communicate()[0].split())) for process in started]
     assert [process.returncode for process in started] == [0] * 4
-    assert sum(copied for copied, *_ in told) == 25, "each run was copied by one of them"
-    assert all(sum(counts) == 25 and counts[3] == 0 for counts in told)
+    assert sum(copied for copied, *_ in printed) == 25, "each run was copied by one of them"
+    assert all(sum(counts) == 25 and counts[3] == 0 for counts in printed)
     merged, sources = content(tmp_path / "all"), content(tmp_path / "a") | content(tmp_path / "b")
     assert all(
         merged[name] in (content(tmp_path / "a").get(name), content(tmp_path / "b").get(name)) for name in merged
@@ -283,7 +283,7 @@ def unlink_npz(path: Path) -> None:
 
 
 def other_predictions(path: Path) -> None:
-    """Counts that other predictions than the stored ones gave, everything sealed."""
+    """Counts that contradict the stored predictions, with valid checksums."""
     factories.edit(path, lambda data: data["correct"][9].__setitem__(0, data["correct"][9][0] - 1), sealed=True)
 
 
@@ -344,10 +344,10 @@ def test_verify_names_files_that_belong_to_nothing(cl_bench: Cli, wait: Callable
 
 def test_prune_deletes_what_it_lists_and_only_with_yes(cl_bench: Cli, wait: Callable[[float], None]) -> None:
     whole, bad = factories.write(RUNS, factories.record("alpha"), factories.record("beta"))
-    kept = {whole.name, factories.npz(whole).name, bad.name, factories.npz(bad).name, "README.md", "mine.npz"}
+    needed = {whole.name, factories.npz(whole).name, bad.name, factories.npz(bad).name, "README.md", "mine.npz"}
     bad_npz = factories.npz(bad)
     (newer,) = factories.write(RUNS, factories.record("gamma"))
-    kept |= {newer.name, factories.npz(newer).name}
+    needed |= {newer.name, factories.npz(newer).name}
     factories.edit(newer, lambda data: data.update(schema_version=99), sealed=False)
     bad.write_text("{")
     waste = {".probe-abcdefgh", f".{whole.name}-a1b2c3d4", f"{whole.stem}-00000000.npz", "..index.parquet-x_1y2z3w"}
@@ -358,10 +358,10 @@ def test_prune_deletes_what_it_lists_and_only_with_yes(cl_bench: Cli, wait: Call
     listing = cl_bench("results", "prune")
     assert listing.code == 0 and "6 files; --yes deletes them" in listing.err
     assert {Path(line.split()[2].rstrip(":")).name for line in listing.out.splitlines()} == waste
-    assert set(content(RUNS)) == kept | waste
-    assert cl_bench("results", "prune", "--yes").code == 0 and set(content(RUNS)) == kept
+    assert set(content(RUNS)) == needed | waste
+    assert cl_bench("results", "prune", "--yes").code == 0 and set(content(RUNS)) == needed
     outcome = cl_bench("results", "prune", "--damaged", "--yes")
-    assert outcome.code == 0 and set(content(RUNS)) == kept - {bad.name, bad_npz.name}, outcome
+    assert outcome.code == 0 and set(content(RUNS)) == needed - {bad.name, bad_npz.name}, outcome
     assert "0 files" in cl_bench("results", "prune", "--damaged", "--yes").err
 
 
@@ -394,7 +394,7 @@ def test_prune_leaves_alone_a_copy_that_is_being_made(cl_bench: Cli, wait: Calla
     arriving.write_bytes(factories.npz(path).read_bytes())
     aged(arriving)
     assert "0 files" in cl_bench("results", "prune", "--yes").err and arriving.exists()
-    # A record whose npz is still to come is not damaged for good.
+    # A record whose npz has not been copied yet is not damaged for good.
     arriving.rename(RUNS.parent / "npz")
     (RUNS / path.name).write_bytes(path.read_bytes())
     aged(RUNS / path.name)
@@ -445,7 +445,7 @@ def test_prune_leaves_alone_what_has_changed_since_it_was_listed(tmp_path: Path,
 
 
 def mixed() -> list[RunRecord]:
-    """Revisions that are numbers and hashes, joint training."""
+    """Runs with numbers and hashes as revisions, and joint training."""
     runs = [factories.record("alpha", 0), factories.record("own", 1, revision="ab" * 32)]
     return [*runs, factories.record("joint", 0, joint=True), factories.record("beta", 2)]
 
@@ -502,7 +502,7 @@ def test_exports_are_filtered_and_refused(cl_bench: Cli) -> None:
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder large enough for an index, whose files have settled."""
+    """A folder large enough for an index, with files that changed long enough ago."""
     folder = tmp_path_factory.mktemp("many")
     factories.write(folder, *(factories.record("alpha", seed) for seed in range(index.MIN_NEW_RECORDS + 5)))
     time.sleep(index.SETTLED_NS / 1e9 + 0.1)
@@ -514,7 +514,7 @@ def records(folder: Path) -> list[RunRecord]:
 
 
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the JSON files that are opened from here on."""
+    """A growing list of the names of the JSON files that are opened from now on."""
     names: list[str] = []
     real = open_regular
 
@@ -556,7 +556,7 @@ def replaced(path: Path) -> None:
 
 
 def edited_in_place(path: Path) -> None:
-    """Same size, same modification time: only the change time tells."""
+    """Replace content with equal size and time of modification, so that only the time of change differs."""
     status = path.stat()
     text = path.read_text()
     with path.open("r+") as file:
@@ -590,7 +590,7 @@ def test_a_stale_entry_is_never_believed(many: Path, tmp_path: Path, case: str) 
 
 
 def copied(many: Path, to: Path) -> Path:
-    """The folder with an index of its own."""
+    """A copy of the folder with its own index."""
     folder = to / "copy"
     folder.mkdir()
     for path in many.iterdir():
@@ -614,7 +614,7 @@ def test_an_index_from_elsewhere_is_not_believed(many: Path, tmp_path: Path, mon
 
 
 def test_files_of_the_future_are_read_each_time(many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As after the clock went back."""
+    """Files have times in the future after a clock was set back."""
     folder = copied(many, tmp_path)
     path = sorted(folder.glob("*.json"))[0]
     later = time.time() + 1000
@@ -659,7 +659,7 @@ def test_an_index_that_cannot_be_written_does_not_matter(many: Path) -> None:
 
 @pytest.fixture
 def third_schema(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two schemas later: `recipe` is `source` in the next, in other words in the one after it."""
+    """Simulate two later schemas: the first renames `recipe` to `source`, the second changes its values."""
     today = record.SCHEMA_VERSION
 
     def first(fields: dict[str, Any]) -> dict[str, Any]:

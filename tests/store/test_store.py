@@ -1,4 +1,4 @@
-"""Run records: what goes in comes out, what is damaged is named, and killed or racing writers do no harm."""
+"""Run records: written records are read back unchanged, damage is named, killed and racing writers do no harm."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from tests.helpers import ROOT, factories
 from tests.helpers.damage import cut_short, dangling, one_bit, to_folder
 
 
-def without_hash(record: RunRecord | None) -> RunRecord:
-    """A record as it was before it was written."""
+def without_added_fields(record: RunRecord | None) -> RunRecord:
+    """A stored record without the fields that writing adds."""
     assert record is not None
     return record.model_copy(update={"arrays_sha256": "", "checksum": "", "finished": None})
 
 
-def told(store: Store, found: RunRecord) -> int:
-    """The variant that the stored predictions are."""
+def predicted_variant(store: Store, found: RunRecord) -> int:
+    """Number of the variant to which stored predictions belong."""
     arrays = store.arrays(found)
     wrong = arrays["predicted"][-1] != arrays["label"]
     return int((arrays["predicted"][-1] - arrays["label"] - 1)[wrong][0]) % len(found.classes)
@@ -47,7 +47,7 @@ def told(store: Store, found: RunRecord) -> int:
 
 @st.composite
 def records(draw: st.DrawFn) -> RunRecord:
-    """A record with any counts that are possible: sequential or joint, tasks of one image included."""
+    """A record with arbitrary valid counts: sequential or joint, including tasks of a single image."""
     tasks = draw(st.integers(1, 4))
     total = draw(st.lists(st.integers(1, 40), min_size=tasks, max_size=tasks))
     joint = draw(st.booleans())
@@ -94,7 +94,7 @@ def test_what_is_written_is_found_and_loaded(tmp_path_factory: pytest.TempPathFa
     path = store.write(record, arrays)
     assert path == store.json_path(record.experiment) and path.parent == store.root
     found = store.load(path)
-    assert without_hash(found) == without_hash(store.find(record.experiment)) == record
+    assert without_added_fields(found) == without_added_fields(store.find(record.experiment)) == record
     back = store.arrays(found)
     assert back.keys() == arrays.keys()
     for name, values in arrays.items():
@@ -135,7 +135,7 @@ def test_a_replaced_record_takes_its_predictions_with_it(tmp_path: Path) -> None
     for variant in (0, 1, 1, 0):
         path = store.write(record, factories.arrays(record, variant))
         found = store.load(path)
-        assert told(store, found) == variant
+        assert predicted_variant(store, found) == variant
         assert set(tmp_path.iterdir()) == {neighbour, factories.npz(neighbour), path, store.arrays_path(found)}
         names.add(store.arrays_path(found))
     assert len(names) == 2
@@ -194,13 +194,13 @@ def test_records_come_in_file_order_and_damaged_ones_are_skipped_and_named(tmp_p
     (tmp_path / "stray.npz").write_bytes(b"")
     (tmp_path / ".alpha.json-1234").write_text("left by a killed writer")
     (tmp_path / "folder").mkdir()
-    told: list[str] = []
-    found = list(Store(tmp_path).records(told.append))
+    sentences: list[str] = []
+    found = list(Store(tmp_path).records(sentences.append))
     assert [Store(tmp_path).json_path(r.experiment) for r in found] == [
         p for i, p in enumerate(paths) if i not in (2, 4)
     ]
-    assert len(told) == 2
-    assert str(paths[2]) in told[0] and str(lost) in told[1]
+    assert len(sentences) == 2
+    assert str(paths[2]) in sentences[0] and str(lost) in sentences[1]
 
 
 def test_a_folder_that_is_not_there_has_no_records(tmp_path: Path) -> None:
@@ -259,8 +259,8 @@ def test_impossible_records_are_refused_by_name_whatever_their_checksum(
     assert str(path) in str(caught.value) and len(str(caught.value).splitlines()) == 1
     with pytest.raises(DamagedRecord):
         store.find(factories.experiment())
-    told: list[str] = []
-    assert list(store.records(told.append)) == [] and told == [str(caught.value)]
+    sentences: list[str] = []
+    assert list(store.records(sentences.append)) == [] and sentences == [str(caught.value)]
 
 
 POSSIBLE: dict[str, Change] = {
@@ -291,9 +291,9 @@ def test_edited_numbers_are_noticed(tmp_path: Path, change: str) -> None:
         store.load(path)
     with pytest.raises(DamagedRecord, match="checksum"):
         store.find(factories.experiment())
-    told: list[str] = []
-    assert list(store.records(told.append)) == [] and len(told) == 1
-    # It is the checksum alone that tells.
+    sentences: list[str] = []
+    assert list(store.records(sentences.append)) == [] and len(sentences) == 1
+    # Only the checksum reveals the edit.
     path.write_text(original)
     factories.edit(path, POSSIBLE[change], sealed=True)
     assert store.load(path).arrays_sha256
@@ -317,7 +317,7 @@ def test_the_layout_of_the_json_does_not_count(tmp_path: Path) -> None:
 
 
 def test_predictions_of_another_run_are_not_taken_for_those_of_the_json(tmp_path: Path) -> None:
-    """An edited `arrays_sha256` with a fitting checksum does not fit the npz."""
+    """An edited `arrays_sha256`, even with a valid checksum, does not fit the npz."""
     (path,) = factories.write(tmp_path, factories.record())
     factories.edit(path, put("arrays_sha256", "0" * 64), sealed=True)
     with pytest.raises(DamagedRecord, match="npz: altered"):
@@ -325,7 +325,7 @@ def test_predictions_of_another_run_are_not_taken_for_those_of_the_json(tmp_path
 
 
 def test_records_stay_valid_when_a_field_with_a_default_is_added(tmp_path: Path) -> None:
-    """As the content key does: otherwise a new optional field would orphan every stored result."""
+    """Content keys stay the same too; otherwise a new optional field would orphan every stored result."""
 
     class Wider(RunRecord):
         energy_joules: float | None = None
@@ -436,7 +436,7 @@ run = factories.record()
 print("ready", flush=True)
 sys.stdin.readline()
 for number in range(rounds):
-    # The variant is told by `train_samples` in the JSON and by the wrong predictions in the npz.
+    # `train_samples` in the JSON and the wrong predictions in the npz identify the variant.
     variant = variants[number % len(variants)]
     record = run.model_copy(update={"train_samples": [variant] * 10, "train_seconds": [float(number)] * 10})
     Store(root).write(record, factories.arrays(run, variant))
@@ -445,7 +445,7 @@ FOREVER = 10**9
 
 
 def writer(root: Path, variants: Sequence[int], rounds: int = FOREVER) -> subprocess.Popen[str]:
-    """A real process that writes one record over and over, each time the next variant, once it is told to go."""
+    """A real process that, on a signal, writes one record repeatedly, each time the next variant."""
     command = [sys.executable, "-c", WRITER, str(root), ",".join(map(str, variants)), str(rounds)]
     process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
@@ -472,8 +472,8 @@ def kill_while_writing(root: Path, variants: Sequence[int]) -> Path:
 
 
 def version(store: Store, found: RunRecord) -> int:
-    """The variant that a record holds, which its JSON and its npz must agree on."""
-    number = told(store, found)
+    """Number of the variant in a record; asserts that its JSON and npz agree."""
+    number = predicted_variant(store, found)
     assert found.train_samples == [number] * 10
     return number
 
@@ -481,13 +481,13 @@ def version(store: Store, found: RunRecord) -> int:
 @pytest.mark.parametrize("variants", [[0], [0, 1], range(90)], ids=["same", "two", "many"])
 @pytest.mark.parametrize("attempt", range(3))
 def test_a_killed_writer_leaves_a_valid_record_or_none(tmp_path: Path, attempt: int, variants: Sequence[int]) -> None:
-    """The same results each time, as a deterministic run gives them, or others, as with `--force` on new code."""
+    """Results are equal each time, as of a deterministic run, or different, as with `--force` after a code change."""
     path = kill_while_writing(tmp_path, variants)
     store = Store(tmp_path)
     found = store.find(factories.experiment())
     assert found is None or version(store, found) in variants
     assert len(list(store.records(pytest.fail))) == int(path.exists())
-    # The next writer is not disturbed by what is left.
+    # Leftovers do not disturb the next writer.
     store.write(*factories.variant(7))
     found = store.find(factories.experiment())
     assert found is not None and version(store, found) == 7
@@ -499,7 +499,7 @@ def test_a_killed_rewriter_leaves_the_earlier_or_a_later_record(tmp_path: Path, 
     assert kill_while_writing(tmp_path, range(90)) == path
     store = Store(tmp_path)
     found = store.load(path)
-    assert without_hash(found) == factories.record() or version(store, found) in range(90)
+    assert without_added_fields(found) == factories.record() or version(store, found) in range(90)
 
 
 def finish(processes: Sequence[subprocess.Popen[str]]) -> None:
@@ -515,7 +515,7 @@ def finish(processes: Sequence[subprocess.Popen[str]]) -> None:
 def test_two_writers_of_one_run_end_with_one_valid_record(
     tmp_path: Path, attempt: int, one: Sequence[int], other: Sequence[int]
 ) -> None:
-    """Each of the 40 results of a writer comes once, or they are all the same."""
+    """The 40 results of a writer are all different, or all the same."""
     processes = [writer(tmp_path, variants, rounds=40) for variants in (one, other)]
     for process in processes:
         go(process)
@@ -607,7 +607,7 @@ def test_a_write_that_fails_leaves_the_record_as_it_was(tmp_path: Path, monkeypa
 
 
 def test_predictions_that_are_wanted_again_are_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Results 0 are replaced; another process stores the very same results 0 again before their npz is removed."""
+    """Results 0 are replaced; before their npz is removed, another process stores identical results 0 again."""
     store = Store(tmp_path)
     path = store.write(*factories.variant(0))
     first, queue = store.load(path), [factories.variant(0)[1]]

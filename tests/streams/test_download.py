@@ -68,7 +68,7 @@ def test_a_dropped_connection_is_taken_up_where_it_broke(
     download.download(site.url, target, progress=progress, **known, **QUICK)
     assert target.read_bytes() == CONTENT
     once, twice = "bytes=100000-", "bytes=200000-"
-    assert site.asked == [None, once, once, once, twice, twice, twice]
+    assert site.requested_ranges == [None, once, once, once, twice, twice, twice]
     assert [headers.get("If-Range") for headers in site.seen] == [None, *['"one"'] * 6]
     assert progress.done == len(CONTENT)
     assert files_in(tmp_path) == ["set.bin"]
@@ -79,7 +79,7 @@ def test_the_validator_is_a_strong_one(tmp_path: Path, site: Site) -> None:
     site.answers = [("bytes", 1000)]
     download.download(site.url, tmp_path / "set.bin", **QUICK)
     assert site.seen[1]["If-Range"] == site.modified
-    assert site.asked == [None, "bytes=1000-"]
+    assert site.requested_ranges == [None, "bytes=1000-"]
 
 
 def test_a_part_is_kept_for_the_next_call(tmp_path: Path, site: Site) -> None:
@@ -95,7 +95,7 @@ def test_a_part_is_kept_for_the_next_call(tmp_path: Path, site: Site) -> None:
     site.seen.clear()
     download.download(site.url, target, size=len(CONTENT), checksum=SHA256, **QUICK)
     assert target.read_bytes() == CONTENT
-    assert site.asked == ["bytes=100000-"]
+    assert site.requested_ranges == ["bytes=100000-"]
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
@@ -124,7 +124,7 @@ def test_a_part_of_a_killed_process_is_taken_up(tmp_path: Path, site: Site, how:
     progress = RecordedProgress()
     download.download(site.url, target, checksum=SHA256, progress=progress, **QUICK)
     assert target.read_bytes() == CONTENT
-    assert site.asked == [None, f"bytes={length}-"]
+    assert site.requested_ranges == [None, f"bytes={length}-"]
     assert progress.done == len(CONTENT)
     assert files_in(tmp_path) == ["set.bin"]
 
@@ -135,7 +135,7 @@ def test_a_server_without_ranges_sends_all_again(tmp_path: Path, site: Site) -> 
     progress = RecordedProgress()
     download.download(site.url, tmp_path / "set.bin", checksum=SHA256, progress=progress, **QUICK)
     assert (tmp_path / "set.bin").read_bytes() == CONTENT
-    assert site.asked == [None, "bytes=100000-"]
+    assert site.requested_ranges == [None, "bytes=100000-"]
     assert (progress.totals, progress.done) == ([len(CONTENT)] * 2, len(CONTENT))
 
 
@@ -144,7 +144,7 @@ def test_a_server_that_sends_another_part_is_not_believed(tmp_path: Path, site: 
     site.ranges = "other"
     download.download(site.url, tmp_path / "set.bin", **QUICK)
     assert (tmp_path / "set.bin").read_bytes() == CONTENT
-    assert site.asked == ["bytes=100000-", None]
+    assert site.requested_ranges == ["bytes=100000-", None]
 
 
 def test_a_server_that_always_breaks_at_the_same_byte_is_given_up(tmp_path: Path, site: Site) -> None:
@@ -182,7 +182,7 @@ def test_a_file_that_changed_unseen_is_got_anew_for_its_checksum(tmp_path: Path,
     site.content = CONTENT
     download.download(site.url, tmp_path / "set.bin", checksum=SHA256, **QUICK)
     assert (tmp_path / "set.bin").read_bytes() == CONTENT
-    assert site.asked == ["bytes=100000-", None]
+    assert site.requested_ranges == ["bytes=100000-", None]
 
 
 def test_a_file_that_became_shorter_than_the_part_is_got_anew(tmp_path: Path, site: Site) -> None:
@@ -190,20 +190,20 @@ def test_a_file_that_became_shorter_than_the_part_is_got_anew(tmp_path: Path, si
     site.content, site.ranges = CONTENT[:50], "range"
     download.download(site.url, tmp_path / "set.bin", **QUICK)
     assert (tmp_path / "set.bin").read_bytes() == CONTENT[:50]
-    assert site.asked == ["bytes=100000-", None]
+    assert site.requested_ranges == ["bytes=100000-", None]
 
 
 def test_a_part_of_another_address_goes_on_only_under_a_checksum(tmp_path: Path, site: Site) -> None:
     target, mirror = tmp_path / "set.bin", site.url.replace("set", "mirror")
     lay_part(target, site, 100_000)
     download.download(mirror, target, checksum=SHA256, **QUICK)
-    assert site.asked == ["bytes=100000-"]
+    assert site.requested_ranges == ["bytes=100000-"]
     assert "If-Range" not in site.seen[0]
     assert target.read_bytes() == CONTENT
     target.unlink()
     lay_part(target, site, 100_000)
     download.download(mirror, target, size=len(CONTENT), **QUICK)
-    assert site.asked == [None]
+    assert site.requested_ranges == [None]
     assert target.read_bytes() == CONTENT
 
 
@@ -213,7 +213,7 @@ def test_a_part_without_a_good_note_is_not_trusted(tmp_path: Path, site: Site, n
     if note is not None:
         (tmp_path / "set.bin.part.json").write_bytes(note)
     download.download(site.url, tmp_path / "set.bin", **QUICK)
-    assert site.asked == [None]
+    assert site.requested_ranges == [None]
     assert (tmp_path / "set.bin").read_bytes() == CONTENT
 
 
@@ -222,4 +222,4 @@ def test_a_part_that_is_whole_needs_no_request_if_it_is_right(tmp_path: Path, si
     (tmp_path / "set.bin.part").write_bytes(CONTENT if right else OTHER)
     download.download(site.url, tmp_path / "set.bin", size=len(CONTENT), checksum=SHA256, **QUICK)
     assert (tmp_path / "set.bin").read_bytes() == CONTENT
-    assert site.asked == ([] if right else [None])
+    assert site.requested_ranges == ([] if right else [None])

@@ -33,7 +33,7 @@ def test_a_wrong_checksum_keeps_what_was_there_and_nothing_else(
         assert word in str(caught.value)
     assert files_in(tmp_path) == ([] if before is None else ["set.bin"])
     assert before is None or target.read_bytes() == before
-    assert site.asked == (["bytes=100000-", None] if resumed else [None])
+    assert site.requested_ranges == (["bytes=100000-", None] if resumed else [None])
 
 
 def test_what_came_in_one_piece_and_is_wrong_is_not_asked_for_again(tmp_path: Path, site: Site) -> None:
@@ -41,7 +41,7 @@ def test_what_came_in_one_piece_and_is_wrong_is_not_asked_for_again(tmp_path: Pa
     site.ranges = "none"
     with pytest.raises(UserError, match="expected 0000"):
         download.download(site.url, tmp_path / "set.bin", checksum=f"md5:{'0' * 32}", **QUICK)
-    assert site.asked == ["bytes=100000-"]
+    assert site.requested_ranges == ["bytes=100000-"]
 
 
 def test_a_file_that_changes_while_it_is_got_is_asked_for_once_more_only(tmp_path: Path, site: Site) -> None:
@@ -54,7 +54,7 @@ def test_a_file_that_changes_while_it_is_got_is_asked_for_once_more_only(tmp_pat
     site.answers = [("bytes", 1000)]
     with pytest.raises(UserError, match="expected"):
         download.download(site.url, tmp_path / "set.bin", checksum=SHA256, progress=Change(), **QUICK)
-    assert site.asked == ["bytes=100000-", "bytes=101000-"]
+    assert site.requested_ranges == ["bytes=100000-", "bytes=101000-"]
     assert files_in(tmp_path) == []
 
 
@@ -68,7 +68,7 @@ def test_an_answer_of_the_wrong_length_costs_nothing(tmp_path: Path, site: Site)
     site.ranges, site.content = "if-range", CONTENT
     download.download(site.url, target, size=len(CONTENT), **QUICK)
     assert target.read_bytes() == CONTENT
-    assert site.asked[-1] == "bytes=100000-"
+    assert site.requested_ranges[-1] == "bytes=100000-"
 
 
 @pytest.mark.parametrize("length", ["chunks", "close"])
@@ -105,7 +105,7 @@ def test_a_server_in_trouble_is_asked_again(tmp_path: Path, site: Site, status: 
     site.answers = [("bytes", 1000), ("status", status), ("status", status)]
     download.download(site.url, tmp_path / "set.bin", **QUICK)
     assert (tmp_path / "set.bin").read_bytes() == CONTENT
-    assert site.asked == [None, *["bytes=1000-"] * 3]
+    assert site.requested_ranges == [None, *["bytes=1000-"] * 3]
 
 
 def test_a_server_that_stays_in_trouble_is_given_up(tmp_path: Path, site: Site) -> None:

@@ -1,4 +1,4 @@
-"""Small methods, each with one need that the contract carries, as method files: see tests/contract/test_kinds.py."""
+"""Small method files, each of which needs one feature of the contract; tests/contract/test_kinds.py runs them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
 """Hyper-parameters on the tiny ViT, by method."""
 
 VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {"mos-released": ("mos", {"merge": "released"})}
-"""Files that are tested again with other hyper-parameters, by a name of their own."""
+"""Variants of files with other hyper-parameters: name of the variant -> file and hyper-parameters."""
 
 WRONG: Mapping[str, set[str]] = {"mos-released": {"earlier predictions", "frozen weights"}}
-"""The checks of the audit that a method is known to fail."""
+"""The checks of the audit that a method fails by design."""
