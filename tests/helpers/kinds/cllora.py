@@ -1,8 +1,9 @@
 """CL-LoRA: low-rank pairs shared by all tasks in the first half of the blocks, and new ones per task in the second.
 
 He et al., "CL-LoRA: Continual Low-Rank Adaptation for Rehearsal-Free Class-Incremental Learning" (CVPR 2025, arXiv
-2505.24816); checked against JiangpengHe/CL-LoRA @ df4e74e. Both gradients of a step are taken at the parameters with
-which it begins (with torch 2.0.1 the released program mixes those with others, with later versions it stops).
+2505.24816); checked against JiangpengHe/CL-LoRA @ df4e74e. Both gradients of a step are taken at the
+parameters from before the step. (The released program mixes them with updated parameters under torch 2.0.1, and raises
+an error under later versions.)
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ class Pairs(nn.Module):
     """One low-rank pair on q and one on v of some consecutive blocks, weighted by block.
 
     Attributes:
-        down: [blocks, 2, r, d], with orthonormal rows at first.
-        up: [blocks, 2, d, r], 0 at first.
-        block_weight: [3, blocks], of q, k (without effect) and v; None: 1.
+        down: shape [blocks, 2, r, d], initialised with orthonormal rows.
+        up: shape [blocks, 2, d, r], initialised with 0.
+        block_weight: weights of q, k (without effect) and v, shape [3, blocks]; None: all 1.
     """
 
     def __init__(self, blocks: range, rank: int, dim: int, weighted: bool) -> None:
@@ -42,7 +43,7 @@ class Pairs(nn.Module):
         self.block_weight = nn.Parameter(torch.rand(3, len(blocks)) + 0.5) if weighted else None
 
     def forward(self, backbone: VisionTransformer) -> dict[str, Tensor]:
-        """The weights of the backbone that the pairs change, changed, by name."""
+        """The changed weights of the backbone, by name."""
         changes = self.up @ self.down
         if self.block_weight is not None:
             changes = changes * self.block_weight[::2].T[..., None, None]
@@ -54,9 +55,9 @@ class Pairs(nn.Module):
 
 
 class CLLoRAModel(FeatureModel):
-    """Per task a feature: of its own pairs in the second half of the blocks, and the shared ones as they are now.
+    """One feature per task, from the current shared pairs and the task's own pairs in the second half of the blocks.
 
-    A class is judged by the feature of its task; `task_of` [num_classes] says which that is.
+    The logit of a class uses the feature of its task, `task_of` [num_classes].
     """
 
     task_of: Tensor
@@ -71,16 +72,16 @@ class CLLoRAModel(FeatureModel):
         self.register_buffer("task_of", torch.zeros(num_classes, dtype=torch.int64))
 
     def early_features(self, images: Tensor, weights: dict[str, Tensor]) -> Tensor:
-        """What the exit after the shared blocks gives, with their weights, [B, d]."""
+        """Features [B, d] at the exit after the shared blocks, with the given weights."""
         return self.vit.features(images, weights=weights, blocks=self.first)
 
     def own_features(self, images: Tensor) -> Tensor:
-        """With the pairs of the newest task, [B, d]."""
+        """Features [B, d] with the pairs of the newest task."""
         weights = self.shared(self.backbone) | self.specific[-1](self.backbone)
         return self.vit.features(images, weights=weights)
 
     def features(self, images: Tensor) -> Tensor:
-        """With the pairs of every task, [B, T, d]: the shared half of the blocks is passed once."""
+        """Features [B, T, d] with the pairs of every task; the shared half of the blocks runs once."""
         stream = self.vit.residual_stream(images, self.first, weights=self.shared(self.backbone))
         of_tasks = [
             self.vit.features(stream, weights=pairs(self.backbone), blocks=self.second) for pairs in self.specific
@@ -97,10 +98,10 @@ class CLLoRA(GradientMethod):
     """Hyper-parameters.
 
     Attributes:
-        rank: of every pair.
-        distillation: weight of the distillation at the exit.
-        temperature: of the distillation.
-        penalty: weight of the similarity between the tasks' block weights.
+        rank: rank of every pair.
+        distillation: weight of the distillation loss at the exit.
+        temperature: temperature of the distillation loss.
+        penalty: weight of the similarity between the block weights of tasks.
     """
 
     paper: ClassVar[str] = "CL-LoRA (CVPR 2025, arXiv 2505.24816)"
@@ -131,7 +132,7 @@ class CLLoRA(GradientMethod):
         return {"shared": first * pairs, "specific": specific, "prototypes": num_classes * (dim + 2)}
 
     def before_task(self, task: Task, samples: TaskSamples) -> None:
-        """New pairs, a teacher, and a cosine head for this task only."""
+        """Add pairs, keep a teacher, and make a cosine head for this task only."""
         model, dim = task.model, task.model.shared.dim
         model.specific.grow()
         model.task_of[list(task.classes)] = task.index
@@ -155,7 +156,7 @@ class CLLoRA(GradientMethod):
             if not task.index:
                 batch.update(classification)
                 return classification
-            # Taken before the first update changes what they depend on.
+            # Computed before the first update changes the parameters.
             gradients = torch.autograd.grad(classification, trained)
             distillation = self.distillation * self.distance(task, batch.inputs)
             batch.update(distillation, adjust=lambda: self.adjust(task))
@@ -175,12 +176,11 @@ class CLLoRA(GradientMethod):
         return task.scratch.trainable("scale") * cosine(features, task.scratch.trainable("head"))
 
     def classification(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy over the task's classes."""
+        """Cross-entropy over the classes of the task."""
         return cross_entropy(logits, targets)
 
     def distance(self, task: Task, images: Tensor) -> Tensor:
-        """Cross-entropy of the student with the teacher at the exit, both under the current head, which learns from
-        both."""
+        """Cross-entropy of student and teacher at the exit, both under the current head, which learns from both."""
         model = task.model
         old = model.early_features(images, task.scratch.call("teacher", model.shared, model.backbone))
         teacher = self.logits(task, old) / self.temperature
@@ -188,7 +188,7 @@ class CLLoRA(GradientMethod):
         return cross_entropy(student, teacher.softmax(dim=1))
 
     def adjust(self, task: Task) -> None:
-        """Weight each row of the gradients of the shared pairs by the norm of the teacher's row, over the mean norm."""
+        """Scale each row of the shared pairs' gradients by the norm of the teacher's row, relative to the mean norm."""
         norms = task.scratch["teacher.up"].norm(dim=3, keepdim=True)
         task.model.shared.up.grad *= norms / norms.mean(dim=2, keepdim=True)
 
@@ -198,5 +198,5 @@ class CLLoRA(GradientMethod):
         return cosine_similarity(torch.stack(earlier), own, dim=1).abs().mean()
 
     def after_task(self, task: Task, samples: TaskSamples) -> None:
-        """mu_c = mean of the own features of class c in the test view; it stays, although the shared pairs move on."""
+        """Set mu_c = mean own feature of class c in the test view; it is not updated when the shared pairs change."""
         task.model.head.update(*samples.collect(task.model.own_features))

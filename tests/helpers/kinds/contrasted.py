@@ -1,4 +1,4 @@
-"""Contrasted: a loss that couples the samples of a batch, and a schedule of its own."""
+"""Contrasted: a loss that couples the samples of a batch, and a learning-rate schedule registered by the method."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from cl_bench.contract.schedules import Schedule
 
 @schedules.register("warm-up")
 def warm_up(method: Any, epoch: int, epochs: int) -> float:
-    """From 1 / E to 1, by epoch."""
+    """Factor of the learning rate: linear from 1 / epochs to 1."""
     return (epoch + 1) / epochs
 
 
 def triplets(features: Tensor, labels: Tensor, margin: float) -> Tensor:
-    """Mean over a batch of relu(margin + farthest of the same class - nearest of another), on the unit sphere."""
+    """Batch-hard triplet loss on the unit sphere: mean of relu(margin + farthest of own class - nearest of another)."""
     units = torch.nn.functional.normalize(features, dim=1)
     distances = (2 - 2 * units @ units.T).clamp_min(1e-12).sqrt()
     same = labels[:, None] == labels
@@ -37,7 +37,7 @@ class Contrasted(GradientMethod):
     """Hyper-parameters.
 
     Attributes:
-        margin: of the triplets.
+        margin: margin of the triplet loss.
     """
 
     paper: ClassVar[str] = "an example of a loss that couples a batch"

@@ -1,4 +1,4 @@
-"""Distilled: keeps a teacher, old features and a running mean of activations for the length of a task."""
+"""Distilled: keeps a teacher, old class means and a running mean of features in the scratch state of a task."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from cl_bench import Classifier, FeatureModel, GradientMethod, Phase, Task, Task
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Distilled(GradientMethod):
-    """The final norm and the head are trained, close to what they were before the task.
+    """Trains the final norm and the head, and keeps the features close to those before the task.
 
-    The teacher is the model as it was; features are held to those of the class means under it, and are centred by a
-    running mean of all features seen in the task. None of the three is stored.
+    The teacher is a copy of the model from before the task. One loss term compares features with those of the teacher,
+    another with the class means under it, both centred by a running mean of the features in the task. Neither teacher,
+    class means nor running mean is stored.
     """
 
     paper: ClassVar[str] = "an example of scratch tensors"
@@ -53,8 +54,8 @@ class Distilled(GradientMethod):
             logits, features, old = outputs
             with torch.no_grad():
                 scratch["running"].lerp_(features.mean(dim=0), 0.1)
-            kept = (features - old).square().mean(dim=1)
+            distillation = (features - old).square().mean(dim=1)
             centred = (features - scratch["running"]) - (scratch["means"][labels] - scratch["running"])
-            return cross_entropy(logits, labels) + kept + 0.1 * centred.square().mean(dim=1)
+            return cross_entropy(logits, labels) + distillation + 0.1 * centred.square().mean(dim=1)
 
         return [self.phase([{"params": [*model.head.parameters(), *model.backbone.norm.parameters()]}], loss, forward)]

@@ -1,17 +1,18 @@
 """EASE: an adapter per task, and prototypes of all classes in the subspaces of all adapters.
 
 Zhou et al., "Expandable Subspace Ensemble for Pre-Trained Model-Based Class-Incremental Learning" (CVPR 2024, arXiv
-2403.12030); checked against sun-hailong/CVPR24-Ease @ 6d67508. Task t trains a new adapter, and with it a cosine head
-for its own classes that is thrown away. Then the adapter is frozen, and with f_j(x), the features of adapter j,
+2403.12030); checked against sun-hailong/CVPR24-Ease @ 6d67508. Task t trains a new adapter, together with a cosine
+head for its own classes, which is discarded afterwards. Then the adapter is frozen. With f_j(x), the features of
+adapter j,
 
     P[c, j] = mean of f_j over the training images of c          for classes c of task t and j <= t.
 
-Of a class of an old task o there are no images any more that a newer adapter could see. How it would look to adapter j
-is synthesised from the classes N of all tasks from j on, by how much it is like them to its own adapter:
+For a class of an old task o there are no images left for a newer adapter. Its prototype under adapter j is synthesised
+from the classes N of all tasks from j on, weighted by its similarity to them under its own adapter:
 
     P[c, j] = sum over n in N of softmax_n(cos(P[c, o], P[n, o])) P[n, j]          for j > o.
 
-A prediction takes the features of all adapters, a backbone pass each:
+A prediction uses the features of all adapters, which takes a backbone pass per adapter:
 
     logit of c = cos(f_o(x), P[c, o]) + alpha / (tasks - 1) * sum over the other j of cos(f_j(x), P[c, j]).
 
@@ -46,7 +47,7 @@ from cl_bench.experiment import Scenario
 
 
 def cosine(rows: Tensor, others: Tensor) -> Tensor:
-    """Of rows [n, d] with others [m, d]: [n, m]; rows of zeros give 0."""
+    """Cosines [n, m] of rows [n, d] with others [m, d]; rows of zeros give 0."""
     return normalize(rows, dim=1) @ normalize(others, dim=1).T
 
 
@@ -54,8 +55,8 @@ class Prototypes(Growing):
     """A prototype of each class in each of the S subspaces, [B, S d] -> [B, num_classes].
 
     Attributes:
-        prototypes: [num_classes, S, d]; zeros where there is none.
-        own: the subspace that came with the class, [num_classes].
+        prototypes: shape [num_classes, S, d]; zeros where there is none.
+        own: index of the subspace of the class's own task, shape [num_classes].
     """
 
     prototypes: Tensor
@@ -68,7 +69,7 @@ class Prototypes(Growing):
         self.register_buffer("own", torch.zeros(num_classes, dtype=torch.int64))
 
     def grow(self) -> None:
-        """One more subspace."""
+        """Add a subspace."""
         self.prototypes = pad(self.prototypes, (0, 0, 0, 1))
 
     def forward(self, features: Tensor) -> Tensor:
@@ -85,11 +86,11 @@ class Prototypes(Growing):
         return (cosines * weights).sum(dim=2)
 
     def synthesise(self, seen: Sequence[int], once: bool) -> None:
-        """Fill in the prototypes of classes in subspaces that came after them.
+        """Synthesise the prototypes of classes in subspaces of later tasks.
 
         Args:
             seen: labels of all classes so far.
-            once: in the newest subspace only.
+            once: whether to synthesise only in the newest subspace.
         """
         classes = torch.tensor(seen, device=self.own.device)
         own, subspaces = self.own[classes], self.prototypes.shape[1]
@@ -102,7 +103,7 @@ class Prototypes(Growing):
 
 
 class EASEModel(FeatureModel):
-    """The features of all adapters side by side, after those of the frozen backbone if these have a weight `beta`."""
+    """Concatenated features of all adapters, preceded by those of the frozen backbone if there is a weight `beta`."""
 
     def __init__(self, backbone: VisionTransformer, head: Prototypes, width: int) -> None:
         super().__init__(backbone.requires_grad_(False), head)
@@ -118,11 +119,11 @@ class EASE(GradientMethod):
     """Hyper-parameters; the defaults are the released ones for CIFAR-100.
 
     Attributes:
-        width: of the adapters.
-        alpha: what all subspaces but a class's own weigh together.
-        beta: weight of one more subspace, the features of the frozen backbone; None: it is not used.
-        reweighted: the logit as above, or the cosine of features and prototypes concatenated over the subspaces.
-        synthesis: in all newer subspaces, anew after each task, or `once` in each, when it is the newest.
+        width: width of the adapters.
+        alpha: total weight of all subspaces other than the class's own.
+        beta: weight of an additional subspace, the features of the frozen backbone; None: not used.
+        reweighted: use the logit above; otherwise the cosine of features and prototypes concatenated over subspaces.
+        synthesis: after each task, synthesise in `all` newer subspaces again, or `once`, in the newest only.
     """
 
     paper: ClassVar[str] = "EASE (CVPR 2024, arXiv 2403.12030)"

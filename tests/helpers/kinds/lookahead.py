@@ -1,6 +1,6 @@
-"""Lookahead: a training step of its own, with two optimisers, at shifted parameters, on halves of the batch's classes.
+"""Lookahead: a custom training step with two optimisers, at shifted parameters, on halves of the batch's classes.
 
-The step is that of LoDA's gradient alignment (ICML 2026, arXiv 2603.00191), in small.
+The step is a small version of the gradient alignment of LoDA (ICML 2026, arXiv 2603.00191).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class Lookahead(GradientMethod):
     """Hyper-parameters.
 
     Attributes:
-        rho: how far the norm's parameters are shifted along the other half's gradient.
-        head_lr: learning rate of the head, which has an optimiser of its own.
+        rho: length of the shift of the norm's parameters along the gradient of the other half.
+        head_lr: learning rate of the head, which has a separate optimiser.
     """
 
     paper: ClassVar[str] = "an example of a step of one's own"
@@ -70,7 +70,7 @@ class Lookahead(GradientMethod):
 
 
 def halves(batch: StepBatch) -> tuple[Tensor, Tensor]:
-    """The samples [B] of one random half of the batch's classes, and those of the other."""
+    """Masks [B] of the samples of a random half of the batch's classes, and of the other half."""
     classes = batch.labels.unique()
     order = torch.randperm(len(classes), generator=batch.generator("halves")).to(classes.device)
     first = torch.isin(batch.labels, classes[order[: len(classes) // 2]])

@@ -1,4 +1,4 @@
-"""MOS: an adapter that goes on from task to task and is merged with its earlier selves, all of which predict.
+"""MOS: one adapter trained through all tasks and merged with its earlier copies, all of which predict.
 
 Zhou, Sun, Ye and Zhan, "MOS: Model Surgery for Pre-Trained Model-Based Class-Incremental Learning" (AAAI 2025, arXiv
 2412.09441); checked against sun-hailong/AAAI25-MOS @ 8d5e07c. One adapter a is trained through all tasks, with a linear
@@ -13,8 +13,8 @@ Prototypes are class means of f_1, the features under a_1. After t tasks a predi
 
 where i is the task that the prototypes predict, replaced by the task that head(f_i(x)) predicts until these agree.
 
-The released program also merges before each block of each pass, in training and at test, whatever adapter the pass
-uses (merge = released): what has been predicted before then changes what is predicted.
+The released program also merges the adapter in use before each block of each pass, in training and at test (merge =
+released), so that predictions depend on earlier predictions.
 
 Left out: dropout inside the adapters.
 """
@@ -50,9 +50,9 @@ from cl_bench.models.statistics import Covariance
 
 Merge = Literal["step", "released"]
 HEAD_LR = 0.1
-"""The head's share of the learning rate."""
+"""Factor of the learning rate for the head."""
 LOOK_UPS = 4
-"""How often a prediction may ask the adapter of the task that it predicts."""
+"""Largest number of adapters that a prediction tries."""
 
 
 def self_similarity(rows: Tensor) -> Tensor:
@@ -61,12 +61,12 @@ def self_similarity(rows: Tensor) -> Tensor:
 
 
 class MOSModel(FeatureModel):
-    """The adapter that is trained (`running`), its copy after each task (`stored`), and prototypes under the first.
+    """The adapter being trained (`running`), its copy after each task (`stored`), and prototypes under the first copy.
 
     Args:
-        momentum: share of the earlier adapters' mean in a merge.
-        in_passes: every pass merges the adapter that it uses, before each block (merge = released). Further copies,
-            `drifting`, then predict, since merges go on towards the mean of those that were stored.
+        momentum: share of the mean of the earlier adapters in a merge.
+        in_passes: whether every pass merges its adapter before each block (merge = released). Predictions then use
+            further copies, `drifting`, because these merges move adapters towards the mean of the stored ones.
     """
 
     statistics: ClassStatistics
@@ -86,19 +86,19 @@ class MOSModel(FeatureModel):
 
     @torch.no_grad()
     def merge(self, adapters: Adapters, earlier: int) -> None:
-        """Pull adapters towards the mean of the first so many stored ones, in place."""
+        """Move adapters towards the mean of the first `earlier` stored ones, in place."""
         if earlier:
             for own, *others in zip(*(a.parameters() for a in (adapters, *self.stored[:earlier])), strict=True):
                 own.lerp_(torch.stack(others).mean(dim=0), self.momentum)
 
     def adapted(self, images: Tensor, adapters: Adapters, earlier: int) -> Tensor:
-        """Features [B, d] with adapters that come after so many stored ones."""
+        """Features [B, d] with adapters that have `earlier` stored predecessors."""
         if not self.in_passes:
             return adapters.features(self.vit, images)
         weights = {}
         for number, block in enumerate(adapters.blocks):
             self.merge(adapters, earlier)
-            # Copies, as what this block uses is changed before the next one; gradients go through.
+            # Differentiable copies, because the next merge changes the weights in place.
             weights[number] = tuple(weight.clone() for weight in block.weights())
         return self.vit.features(images, parallel=weights)
 
@@ -106,7 +106,7 @@ class MOSModel(FeatureModel):
         return self.adapted(images, self.running, len(self.stored))
 
     def own_features(self, images: Tensor) -> Tensor:
-        # After the task, when the last stored one is a copy of these.
+        # Called after the task, when the last stored adapter is a copy of the running one.
         return self.adapted(images, self.running, len(self.stored) - 1)
 
     def features_of_all(self, images: Tensor) -> Tensor:
@@ -120,10 +120,11 @@ class MOSModel(FeatureModel):
         return self.predict(self.features_of_all(images))
 
     def predict(self, features: Tensor) -> Tensor:
-        """Probabilities, of two predictions in sum, [B, num_classes] from features with each stored adapter [B, t, d].
+        """Sums of two predicted distributions [B, num_classes], from features with each stored adapter [B, t, d].
 
-        A prediction is made with the adapter of the task that the prototypes choose, and again with that of the task
-        which it falls into, until it stays there or four have been made.
+        One is that of the prototypes. The other is that of the head with the adapter of the task that the prototypes
+        predict; it is repeated with the adapter of the task that the head predicts until these agree, at most four
+        times.
         """
         seen, tasks = self.statistics.labels, self.statistics.tasks
         cosines, logits = self.prototypes(features[:, 0])[:, seen], self.head(features)[:, :, seen]
@@ -136,7 +137,10 @@ class MOSModel(FeatureModel):
 
 
 class ClassByClass(Alignment):
-    """With statistics from passes over a class each, 3 training batches at a time: if passes merge, it matters."""
+    """Alignment with class statistics from separate passes per class, whose order matters if passes merge adapters.
+
+    Each batch has 3 times the size of a training batch.
+    """
 
     def collect(self, model: FeatureModel, samples: TaskSamples) -> tuple[Tensor, Tensor]:
         classes = samples.samples.labels.unique().tolist()
@@ -153,14 +157,15 @@ class MOS(Descent):
     """Hyper-parameters.
 
     Attributes:
-        rank: of the adapters.
-        merge_momentum: share of the earlier adapters' mean in a merge.
-        merge: after every optimiser `step`, as the paper says; as `released` also before each block in every pass, at
-            test too, for good: adapters are then hardly trained, and predictions depend on how many there were.
-        similarity: weight of the term that keeps features apart from those of the batch and from old class means.
-        align_epochs, align_lr: of the classifier alignment after each task but the first (SGD, cosine), with 5
-            `batch_size` features per class.
-        covariance: what is kept of each class's covariance.
+        rank: rank of the adapters.
+        merge_momentum: share of the mean of the earlier adapters in a merge.
+        merge: `step` merges after every optimiser step, as in the paper. `released` also merges, permanently, before
+            each block in every pass, at test too: adapters then hardly learn, and predictions depend on the number of
+            earlier ones.
+        similarity: weight of the term that separates features from those of the batch and from old class means.
+        align_epochs, align_lr: epochs and learning rate of the classifier alignment after each task but the first (SGD,
+            cosine), with 5 * `batch_size` features per class.
+        covariance: the part of each class's covariance that is stored.
     """
 
     paper: ClassVar[str] = "MOS (AAAI 2025, arXiv 2412.09441)"
@@ -238,6 +243,6 @@ class MOS(Descent):
 
     def after_task(self, task: Task, samples: TaskSamples) -> None:
         model = task.model
-        for kept in (model.stored, model.drifting) if model.in_passes else (model.stored,):
-            kept.grow().load_state_dict(model.running.state_dict())
+        for copies in (model.stored, model.drifting) if model.in_passes else (model.stored,):
+            copies.grow().load_state_dict(model.running.state_dict())
         model.prototypes.update(*samples.collect(partial(model.adapted, adapters=model.stored[0], earlier=0)))

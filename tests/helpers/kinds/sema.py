@@ -1,4 +1,4 @@
-"""SEMA: adapters that are added while a task is learned, where its images look unlike those of earlier tasks.
+"""SEMA: adapters that are added during a task, in blocks where its images differ from those of earlier tasks.
 
 From the paper "Self-Expansion of Pre-trained Models with Mixture of Adapters for Continual Learning" (CVPR 2025, arXiv
 2403.18886), with the details of its code, huiyiwang01/SEMA-CL @ 5a45512.
@@ -25,9 +25,9 @@ from cl_bench.models.heads import linear_head
 
 
 class Expert(nn.Module):
-    """An adapter, its row of the router, and its descriptor: an autoencoder of what the adapter was trained on.
+    """An adapter, its row of the router, and its descriptor: an autoencoder of the adapter's training inputs.
 
-    `mean` and `std` are those of the descriptor's errors at that time.
+    `mean` and `std` are the statistics of the descriptor's errors during its training.
     """
 
     mean: Tensor
@@ -44,12 +44,12 @@ class Expert(nn.Module):
         self.register_buffer("std", torch.ones(()))
 
     def error(self, inputs: Tensor) -> Tensor:
-        """How badly the descriptor reconstructs each image's mean token, [B, tokens, d] -> [B]."""
+        """Squared error of the descriptor on each image's mean token, [B, tokens, d] -> [B]."""
         token = inputs.mean(dim=1)
         return (self.descriptor(token) - token).square().mean(dim=1)
 
     def surprise(self, inputs: Tensor) -> Tensor:
-        """Mean over a batch of how many standard deviations the errors are off their mean."""
+        """Mean absolute z-score of the errors of a batch."""
         return ((self.error(inputs) - self.mean) / self.std).abs().mean()
 
 
@@ -66,7 +66,7 @@ class Mixture(GrowingModules):
 class SEMAModel(FeatureModel):
     """Adapters in the first blocks, mixtures in the others, and a linear head.
 
-    `grown` are the numbers of the blocks that have grown in this task, in order.
+    `grown` holds the indices of the blocks that have grown in this task, in order.
     """
 
     grown: Tensor
@@ -82,18 +82,18 @@ class SEMAModel(FeatureModel):
 
     @property
     def parallel(self) -> dict[int, nn.Module]:
-        """What works beside each block's MLP."""
+        """Modules parallel to the MLP of each block, by index of the block."""
         return dict(enumerate([*self.adapters, *self.mixtures]))
 
     def mixture(self, block: int) -> Mixture:
-        """Of a block, by its number in the backbone."""
+        """The mixture of a block, by index of the block in the backbone."""
         return self.mixtures[block - len(self.adapters)]
 
     def features(self, images: Tensor) -> Tensor:
         return self.vit.features(images, parallel=self.parallel)
 
     def with_inputs(self, images: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
-        """Logits, and what every block's adapters see, by its number, [B, tokens, d]."""
+        """Logits, and the inputs [B, tokens, d] of every block's adapters, by index of the block."""
         features, inputs = self.vit.features_and_inputs(images, parallel=self.parallel)
         return self.head(features), inputs
 
@@ -103,13 +103,13 @@ class SEMA(GradientMethod):
     """Hyper-parameters.
 
     Attributes:
-        first: block, counted from 0, from which on experts may be added.
-        width: of an adapter.
-        code: width of a descriptor.
-        descriptor_epochs, descriptor_lr: of the phases that train descriptors.
-        threshold: a block grows if a batch surprises all its descriptors by more.
-        scan_batch: images per batch that is looked at before that decision.
-        recent: the mean and standard deviation of errors are of so many of the last ones in training.
+        first: index of the first block (from 0) to which experts may be added.
+        width: width of an adapter.
+        code: width of a descriptor's code.
+        descriptor_epochs, descriptor_lr: epochs and learning rate of the phases that train descriptors.
+        threshold: a block grows if a batch surprises all its descriptors by more than this.
+        scan_batch: images per batch in the scan for that decision.
+        recent: number of the last training errors from which mean and standard deviation are computed.
     """
 
     paper: ClassVar[str] = "SEMA, CVPR 2025, arXiv 2403.18886"
@@ -162,10 +162,10 @@ class SEMA(GradientMethod):
         task.model.grown = task.model.grown[:0]
 
     def expand(self, task: Task, samples: TaskSamples) -> None:
-        """Add an expert to the first block to which a batch of the task is new, if there is one.
+        """Add an expert to the first block whose descriptors are all surprised by a batch of the task, if there is one.
 
-        After an addition the scan goes on with the batch behind, up to the last one, and then from the first to the
-        last again. A block grows only once in a task.
+        After an addition the scan continues with the next batch up to the last one, and then makes another full pass. A
+        block grows at most once per task.
         """
         model, batches = task.model, replace(samples, batch_size=self.scan_batch)
         start = int(task.scratch["scanned"]) if len(model.grown) else 0
@@ -183,7 +183,7 @@ class SEMA(GradientMethod):
                 return
 
     def new_experts(self, task: Task) -> list[dict[int, Expert]]:
-        """Which experts are trained together in this task, by block: all in the first, then one at a time."""
+        """Groups of experts that are trained together, by block: all in the first task, then one at a time."""
         model = task.model
         if task.index == 0:
             return [{self.first + number: mixture[-1] for number, mixture in enumerate(model.mixtures)}]
@@ -203,7 +203,7 @@ class SEMA(GradientMethod):
     def training(
         self, task: Task, experts: dict[int, Expert], group: ParameterGroup, descriptors: bool = False, **more: Any
     ) -> Phase:
-        """The phase of new adapters, their rows of the router and the head, or that of new `descriptors`."""
+        """A phase that trains new adapters, their rows of the router and the head, or the new `descriptors`."""
         cross_entropy = self.cross_entropy(task)
 
         def forward(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -219,7 +219,7 @@ class SEMA(GradientMethod):
         return self.phase([group], loss, forward, **more)
 
     def record(self, task: Task, experts: dict[int, Expert], errors: Tensor) -> None:
-        """Keep the last errors; of a batch that fills up what was not full, only as many as fit."""
+        """Keep the last `recent` errors; a batch that first fills the list is cut to fit."""
         for block, new in zip(experts, errors.unbind(dim=1), strict=True):
             known = task.scratch.get(f"errors {block}", new[:0])
             both = torch.cat([known, new])

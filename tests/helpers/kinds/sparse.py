@@ -1,4 +1,4 @@
-"""Sparse: a hook after each optimiser step takes a proximal step on the gate of a low-rank update."""
+"""Sparse: a hook after each optimiser step makes a proximal step on the gate of a low-rank update."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cl_bench import FeatureModel, GradientMethod, LoRAModel, Phase, Task, TaskS
 
 
 class GatedLoRA(LoRAModel):
-    """One direction, whose share in every projection is a trained gate [L, P] (as in SoRA, EMNLP 2023)."""
+    """One direction, scaled by a trained gate per block and projection, [L, P] (as in SoRA, EMNLP 2023)."""
 
     def __init__(self, backbone: VisionTransformer, num_classes: int, rank: int) -> None:
         super().__init__(backbone, num_classes, ("q", "v"), rank)
@@ -30,8 +30,8 @@ class Sparse(GradientMethod):
     """Hyper-parameters.
 
     Attributes:
-        rank: of the direction.
-        threshold: the proximal step pulls the gate towards 0 by this times lr.
+        rank: rank of the direction.
+        threshold: the proximal step moves the gate towards 0 by `threshold` * `lr`.
     """
 
     paper: ClassVar[str] = "an example of a hook after each optimiser step"
