@@ -1,1 +1,1 @@
-"""From stored counts to tables, figures and a page, without torch."""
+"""Tables, figures and the page of a report from stored counts, without torch."""

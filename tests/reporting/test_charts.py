@@ -85,12 +85,12 @@ def test_a_style_depends_on_the_rows_and_not_on_their_order(labels: list[str]) -
 
 
 @given(st.lists(rows, min_size=1, max_size=12, unique=True))
-def test_so_many_rows_as_a_chart_shows_are_told_apart_in_grey(labels: list[str]) -> None:
+def test_the_rows_that_a_chart_draws_differ_in_grey(labels: list[str]) -> None:
     look = styles.by_label(labels)
     assert len({(style.marker, style.dash) for style in look.values()}) == len(labels)
 
 
-def test_all_methods_are_told_apart_in_colour_and_in_grey() -> None:
+def test_all_methods_differ_in_colour_and_in_grey() -> None:
     look = styles.by_label(METHODS)
     assert len({(style.colour, style.marker) for style in look.values()}) == len(METHODS) >= 16
     assert len({(style.marker, style.dash) for style in look.values()}) == len(METHODS)
@@ -114,7 +114,7 @@ def test_rows_of_one_method_have_markers_of_their_own() -> None:
     assert len({style.marker for style in look.values()}) == 9
 
 
-def test_what_does_not_learn_in_turn_is_grey_and_dashed_without_marker() -> None:
+def test_rows_trained_on_all_tasks_at_once_are_grey_and_dashed_without_marker() -> None:
     ceilings = ["joint", "joint[train=lora]", "joint[epochs=20]"]
     look = styles.by_label([*ceilings, *METHODS], ceilings)
     assert len({look[label] for label in ceilings}) == 3
@@ -146,7 +146,7 @@ def made(seeds: list[RunRecord], tmp_path_factory: pytest.TempPathFactory) -> di
     return standard(tmp_path_factory.mktemp("runs"), *seeds, *others, *joint)
 
 
-def test_retention_is_what_is_left_so_many_tasks_later(made: dict[str, Chart], seeds: list[RunRecord]) -> None:
+def test_retention_is_the_accuracy_change_some_tasks_later(made: dict[str, Chart], seeds: list[RunRecord]) -> None:
     line = lines(made["retention"])["alpha"]
     assert line.x == tuple(range(10))
     for age, value in zip(line.x, line.y, strict=True):
@@ -212,7 +212,7 @@ def test_nothing_on_the_pareto_front_is_beaten_at_less_cost(tmp_path: Path) -> N
     assert memory == pytest.approx({run.label: run.peak_memory_bytes / 2**20 for run in runs})
 
 
-def test_seconds_and_memory_of_other_hardware_stand_in_no_panel_together(tmp_path: Path) -> None:
+def test_seconds_and_memory_of_different_hardware_never_share_a_panel(tmp_path: Path) -> None:
     def made(label: str, seed: int, device: str, name: str) -> RunRecord:
         run = record(label, seed)
         return run.model_copy(update={"environment": run.environment | {"device": device, "device_name": name}})
@@ -263,7 +263,7 @@ def test_losses_lie_within_the_task_that_they_are_of(tmp_path: Path) -> None:
     ],
     ids=["not finite", "no loss", "a name for a stage", "a word for a loss", "no stage", "no rows"],
 )
-def test_a_table_of_losses_that_is_none_is_left_out(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+def test_an_invalid_table_of_losses_is_left_out(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
     made = standard(tmp_path, traced("odd", 0, rows), traced("alpha", 0, losses(3, 1, 4, 2, 5, 3)))
     assert [panel.title for panel in made["loss"].panels if isinstance(panel, Lines)] == ["alpha"]
     assert "loss" not in standard(tmp_path / "alone", traced("odd", 0, rows))
@@ -369,7 +369,7 @@ def test_no_text_is_cut_or_covers_another(tmp_path: Path, tasks: int, count: int
         assert figure.get_figwidth() in (text_layout.COLUMN, text_layout.TEXT)
 
 
-def test_every_point_is_named_beside_it_or_in_the_legend() -> None:
+def test_every_point_is_named_next_to_it_or_in_the_legend() -> None:
     rng = np.random.default_rng(1)
     for count in (3, 14, 28, 60):
         # Half of the points are almost at the same place.
@@ -411,7 +411,7 @@ def test_any_points_can_be_drawn(values: list[tuple[list[float], list[float]]], 
 
 @pytest.mark.parametrize("label", ["$x_1$", r"$\frac{", r"\alpha^2_<b>&#%{}~", "f\u00fcr \u4e2d"])
 @pytest.mark.filterwarnings("ignore:Glyph")
-def test_text_of_result_files_is_no_mathematics(tmp_path: Path, label: str) -> None:
+def test_text_of_result_files_is_not_parsed_as_mathematics(tmp_path: Path, label: str) -> None:
     value = (summarise([1.0, 2.0]),) * 2
     panels = (
         Lines(label, label, label, (Line(label, (1, 2), value), Line(f"{label}2", (1, 2), value))),
@@ -425,7 +425,7 @@ def test_text_of_result_files_is_no_mathematics(tmp_path: Path, label: str) -> N
 
 
 @pytest.mark.parametrize("count", [2, 7, 24])
-def test_ranks_are_written_beside_their_names(count: int) -> None:
+def test_ranks_are_written_next_to_their_names(count: int) -> None:
     labels = [f"{LONG[0]}-{i}" if i % 5 == 0 else f"m{i}" for i in range(count)]
     ranks = tuple((label, 1.0 + 0.9 * i) for i, label in enumerate(labels))
     chart = Chart("ranks", "", "", (Ranks("", ranks, (tuple(labels[:2]), tuple(labels[-2:])), "Friedman's test"),))

@@ -307,7 +307,7 @@ def test_predictions_on_other_images_are_left_out(tmp_path: Path) -> None:
     assert any("1 of 1 pair of runs" in note for note in made.notes)
 
 
-def test_two_orders_of_one_seed_are_told_apart(tmp_path: Path) -> None:
+def test_two_orders_of_one_seed_have_different_names(tmp_path: Path) -> None:
     for order in ("natural", "permutation:0"):
         run = record("alpha", 0, class_order=order)
         write(tmp_path, run, _twin(run, "beta", 0, fewer=3, class_order=order))

@@ -244,7 +244,7 @@ def test_runs_that_only_break_a_report_together_cost_the_later_ones(tmp_path: Pa
     assert without_failing_runs(make, runs, sentences.append) == 3 and len(sentences) == 1 and "-s3-" in sentences[0]
 
 
-def test_a_report_that_fails_for_every_run_is_no_fault_of_theirs(tmp_path: Path) -> None:
+def test_a_failure_with_every_run_is_not_blamed_on_the_runs(tmp_path: Path) -> None:
     runs = some_runs(tmp_path, 3)
 
     def broken(some: Sequence[Run]) -> None:

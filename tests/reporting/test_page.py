@@ -210,7 +210,7 @@ def test_the_address_brings_the_same_view_back(visit: Visit, browser: Browser, s
     again.check()
 
 
-def test_trials_come_last_and_are_called_so(visit: Visit) -> None:
+def test_trials_come_last_and_are_labelled(visit: Visit) -> None:
     titles = visit.page.locator("section.protocol h2").all_inner_texts()
     assert "a trial: at most 5 test images per class" in titles[-1]
     assert not any("trial" in title for title in titles[:-1])

@@ -39,7 +39,7 @@ def runs_of(folder: Path, *records: RunRecord) -> list[Run]:
 
 
 @pytest.mark.parametrize("name", list(figure_layouts()))
-def test_every_figure_is_whole_on_the_embedded_stream(name: str, reference: list[Run]) -> None:
+def test_every_figure_is_complete_on_the_embedded_stream(name: str, reference: list[Run]) -> None:
     figure = paper_figures.build(name, reference, "icons-100")
     assert figure.chart is not None and (figure.command, figure.notes) == ("", ())
     assert figure.filled == len(figure.chart.panels)

@@ -310,7 +310,7 @@ def planned(commands: Sequence[str]) -> set[tuple[str, str, str, str]]:
     return found
 
 
-def test_an_empty_table_asks_for_its_suite() -> None:
+def test_an_empty_table_names_its_suite() -> None:
     for name in TABLES:
         table = paper_tables.build(name, [])
         assert table.filled == 0 and table.commands == (f"cl-bench run --suite {name}",)
@@ -319,7 +319,7 @@ def test_an_empty_table_asks_for_its_suite() -> None:
     assert command.endswith("--suite sdlora-table2 --benchmark icons-100 --backbone vit_tiny_patch8_32.icons")
 
 
-def test_what_is_missing_is_asked_for_and_nothing_else(tmp_path: Path) -> None:
+def test_only_the_missing_runs_are_in_the_commands(tmp_path: Path) -> None:
     there = [("finetune", 5), ("sdlora", 5), ("sdlora", 10)]
     runs = [as_paper(method, 0, tasks=tasks, classes_per_task=200 // tasks) for method, tasks in there]
     table = paper_tables.build("sdlora-table2", stored(tmp_path, *runs))
@@ -403,7 +403,7 @@ def test_another_stream_is_shown_on_one_backbone(tmp_path: Path) -> None:
     assert set(numbers(other).dropna(subset="mean")["n"]) == {1}
 
 
-def test_columns_that_become_the_same_stream_are_one(reference: list[Run]) -> None:
+def test_columns_of_the_same_stream_are_merged(reference: list[Run]) -> None:
     heads = [column.group for column in paper_tables.build("sdlora-table6", reference, "icons-100").text_table.columns]
     assert heads == ["", "icons-100, N = 10", "icons-100, N = 10"]
 

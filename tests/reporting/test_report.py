@@ -112,7 +112,7 @@ def test_one_seed_has_no_interval(runs: Path) -> None:
     assert csv_rows(text_tables.csv(result_table.text_table(table)))["alpha"]["acc_low"] == ""
 
 
-def test_notes_say_what_varied(runs: Path) -> None:
+def test_notes_list_seeds_and_class_orders(runs: Path) -> None:
     write(runs, *(record("alpha", s) for s in (0, 1, 2, 5)))
     assert f"Runs: seeds 0{result_table.DASH}2, 5, each of which also sets the class order." in built(runs)[0].notes
     write(runs, *(record("beta", s, class_order="natural") for s in (0, 1)))
@@ -191,7 +191,7 @@ def test_equal_labels_with_other_hyperparameters_are_told_apart(runs: Path) -> N
     }
 
 
-def test_revisions_are_told_apart(runs: Path) -> None:
+def test_rows_of_different_revisions_have_different_labels(runs: Path) -> None:
     write(runs, record("alpha", 0), record("alpha", 1, revision=2), record("beta", 0, revision="ab" * 32))
     labels = {row.label for row in built(runs)[0].rows}
     assert labels == {"alpha[revision=1]", "alpha[revision=2]", "beta"}
@@ -439,7 +439,7 @@ def test_rows_whose_samples_see_their_batch_are_marked(runs: Path) -> None:
     assert not any("†" in note for note in built(runs.parent / "clean")[0].notes)
 
 
-def test_notes_say_what_runs_were_made_on(runs: Path) -> None:
+def test_notes_name_the_hardware(runs: Path) -> None:
     write(runs, record("alpha", 0), record("beta", 0))
     assert "Hardware: CPU." in built(runs)[0].notes
     gpu = {"device": "cuda", "device_name": "NVIDIA H200"}

@@ -169,7 +169,7 @@ def wide(groups: int) -> TextTable:
     return TextTable("wide", "Many streams", tuple(columns), rows, ("A note.",), bold=frozenset({(1, 2 * groups)}))
 
 
-def test_latex_cuts_what_is_wider_than_a_page_between_groups() -> None:
+def test_latex_splits_a_wide_table_between_groups() -> None:
     assert text_tables.latex(wide(2)).count(r"\begin{tabular}") == 1
     text = text_tables.latex(wide(8))
     parts = re.findall(r"\\begin\{tabular\}\{(l(?:rr)+)\}", text)

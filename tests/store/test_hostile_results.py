@@ -239,7 +239,7 @@ def test_odd_json_ends_in_a_sentence(tmp_path: Path, case: str) -> None:
 
 
 @pytest.mark.parametrize("content", [b"[]", b"null", b"1", b'"a"', "{}".encode("utf-16"), b"\xef\xbb\xbf{}", b"{}"])
-def test_what_is_no_object_of_utf8_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_content_other_than_a_json_object_in_utf8_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(content)
     with pytest.raises(DamagedRecord, match=str(path)):

@@ -203,7 +203,7 @@ def test_merge_never_copies_what_its_predictions_contradict(cl_bench: Cli, case:
     assert merged == before | {file.name: file.read_bytes() for file in (good, factories.npz(good))}
 
 
-def test_merge_mends_a_damaged_record_only_when_told(cl_bench: Cli) -> None:
+def test_merge_replaces_a_damaged_record_only_with_prefer(cl_bench: Cli) -> None:
     factories.write(Path("a"), factories.record())
     (path,) = factories.write(Path("b"), factories.record())
     path.write_text("{")
@@ -213,7 +213,7 @@ def test_merge_mends_a_damaged_record_only_when_told(cl_bench: Cli) -> None:
     assert Store("b").load(path)
 
 
-def test_merge_refuses_what_cannot_be(cl_bench: Cli) -> None:
+def test_merge_refuses_impossible_folders(cl_bench: Cli) -> None:
     factories.write(Path("a"), factories.record())
     assert_refused(cl_bench("results", "merge", "a", "--into", "../" + Path.cwd().name + "/a"), "destination itself")
     assert_refused(cl_bench("results", "merge", "nowhere", "--into", "a"), "'nowhere'", "no folder")
@@ -271,7 +271,7 @@ def test_merges_from_many_processes_lose_and_overwrite_nothing(tmp_path: Path) -
 # --- verify ----------------------------------------------------------------------------------------------------
 
 
-def test_the_reference_results_are_whole(cl_bench: Cli) -> None:
+def test_the_reference_results_pass_verify(cl_bench: Cli) -> None:
     outcome = cl_bench("results", "verify", "--results", str(REFERENCE))
     assert outcome.code == 0 and "nothing wrong" in outcome.out, outcome
     records = list(REFERENCE.glob("*.json"))

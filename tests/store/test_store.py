@@ -344,14 +344,14 @@ def test_a_schema_version_of_another_type_is_damage(tmp_path: Path, version: Any
         Store(tmp_path).load(path)
 
 
-def test_a_newer_schema_is_told_as_such(tmp_path: Path) -> None:
+def test_a_newer_schema_is_reported_as_such(tmp_path: Path) -> None:
     (path,) = factories.write(tmp_path, factories.record())
     factories.edit(path, put("schema_version", SCHEMA_VERSION + 1), sealed=True)
     with pytest.raises(DamagedRecord, match=f"schema version {SCHEMA_VERSION + 1} is newer.*update cl-bench"):
         Store(tmp_path).load(path)
 
 
-def test_a_newer_schema_with_a_new_field_is_told_as_such(tmp_path: Path) -> None:
+def test_a_newer_schema_with_a_new_field_is_reported_as_such(tmp_path: Path) -> None:
     (path,) = factories.write(tmp_path, factories.record())
     newer = {"schema_version": SCHEMA_VERSION + 1, "energy_joules": 12.5}
     factories.edit(path, lambda data: data.update(newer), sealed=True)
