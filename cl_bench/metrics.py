@@ -242,7 +242,7 @@ METRICS: Mapping[str, Metric] = {
         "forgetting, %", "best minus last accuracy, averaged over all tasks but the last", forgetting, False, tasks=2
     ),
     "acc_task": Metric(
-        "acc (tasks), %", "mean over tasks of the accuracy after the last one", acc_task, sequential=False
+        "acc (tasks), %", "mean over tasks of the accuracy after the last task", acc_task, sequential=False
     ),
     "aaa_task": Metric("aaa (tasks), %", "mean over stages of the mean accuracy on the tasks seen", aaa_task),
     "learning": Metric(
@@ -263,7 +263,12 @@ METRICS: Mapping[str, Metric] = {
         tasks=2,
     ),
     "bwt": Metric("bwt, %", "last accuracy minus that right after learning (Lopez-Paz & Ranzato)", bwt, tasks=2),
-    "bwt_all": Metric("bwt (all), %", "the same over all stages (Diaz-Rodriguez)", bwt_all, tasks=2),
+    "bwt_all": Metric(
+        "bwt (all), %",
+        "accuracy minus that right after learning, mean over all later stages (Diaz-Rodriguez)",
+        bwt_all,
+        tasks=2,
+    ),
 }
 """By the name under which tables, the page and the command line know them."""
 
