@@ -148,6 +148,7 @@ class CODAPrompt(GradientMethod):
     """
 
     paper: ClassVar[str] = "CODA-Prompt (CVPR 2023, arXiv 2211.13218)"
+    citations: ClassVar[tuple[str, ...]] = ("smith2023coda",)
     needs_num_tasks: ClassVar[bool] = True
     forward_passes: ClassVar[int] = 2
     published: ClassVar[Mapping[str, Mapping[str, Value]]] = {

@@ -127,6 +127,8 @@ class DualPrompt(GradientMethod):
     """
 
     paper: ClassVar[str] = "DualPrompt (ECCV 2022, arXiv 2204.04799)"
+    citations: ClassVar[tuple[str, ...]] = ("wang2022dualprompt",)
+    cited_with: ClassVar[Mapping[str, tuple[str, ...]]] = {"keys=per-block": ("smith2023coda",)}
     forward_passes: ClassVar[int] = 2
     published: ClassVar[Mapping[str, Mapping[str, Value]]] = {
         "cifar100": {**_JAX, "lr": 0.0225, "epochs": 5},

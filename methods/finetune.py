@@ -38,6 +38,11 @@ class Finetune(GradientMethod):
 
     revision: ClassVar[int] = 2
     paper: ClassVar[str] = "sequential fine-tuning (floor)"
+    citations: ClassVar[tuple[str, ...]] = ()
+    cited_with: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "loss=masked": ("smith2023coda",),
+        "backbone_lr_scale!=1": ("zhang2023slca",),
+    }
     published: ClassVar[Mapping[str, Mapping[str, Value]]] = {
         "cifar100": {**_SLCA, "epochs": 20, "milestones": [18]},
         "imagenet-r": {**_SLCA, "epochs": 50, "milestones": [40]},

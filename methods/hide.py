@@ -143,6 +143,7 @@ class HiDePrompt(GradientMethod):
     """
 
     paper: ClassVar[str] = "HiDe-Prompt (NeurIPS 2023, arXiv 2310.07234)"
+    citations: ClassVar[tuple[str, ...]] = ("wang2023hide",)
     forward_passes: ClassVar[int] = 2
     # The task is inferred from the class.
     scenarios: ClassVar[tuple[Scenario, ...]] = ("class-incremental",)

@@ -37,6 +37,7 @@ class IncLoRA(GradientMethod):
     """
 
     paper: ClassVar[str] = "incremental LoRA (floor; EMNLP Findings 2023, arXiv 2310.14152)"
+    citations: ClassVar[tuple[str, ...]] = ("wang2023olora", "hu2022lora")
 
     rank: PositiveInt = 10
     targets: tuple[Target, ...] = ("q", "v")

@@ -159,6 +159,8 @@ class InfLoRA(GradientMethod):
     """
 
     paper: ClassVar[str] = "InfLoRA (CVPR 2024, arXiv 2404.00228)"
+    citations: ClassVar[tuple[str, ...]] = ("liang2024inflora",)
+    cited_with: ClassVar[Mapping[str, tuple[str, ...]]] = {"memory=plain": ("saha2021gpm",)}
     needs_num_tasks: ClassVar[bool] = True
     stores: ClassVar[str] = "a basis of old inputs per block"
     published: ClassVar[Mapping[str, Mapping[str, Value]]] = {

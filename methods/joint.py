@@ -33,6 +33,8 @@ class Joint(GradientMethod):
 
     revision: ClassVar[int] = 2
     paper: ClassVar[str] = "joint training (ceiling)"
+    citations: ClassVar[tuple[str, ...]] = ()
+    cited_with: ClassVar[Mapping[str, tuple[str, ...]]] = {"train=lora": ("hu2022lora",)}
     stores: ClassVar[str] = "all images"
     trains_on: ClassVar[Literal["task", "stream"]] = "stream"
     # RanPAC's rows (McDonnell et al., NeurIPS 2023).

@@ -114,6 +114,8 @@ class L2P(GradientMethod):
     """
 
     paper: ClassVar[str] = "L2P (CVPR 2022, arXiv 2112.08654)"
+    citations: ClassVar[tuple[str, ...]] = ("wang2022l2p",)
+    cited_with: ClassVar[Mapping[str, tuple[str, ...]]] = {"prompts=prefix": ("smith2023coda",)}
     forward_passes: ClassVar[int] = 2
     published: ClassVar[Mapping[str, Mapping[str, Value]]] = {
         "cifar100": {**_JAX, "lr": 0.015, "epochs": 5},

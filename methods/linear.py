@@ -24,6 +24,7 @@ class LinearProbe(GradientMethod):
     """The optimiser's hyper-parameters only."""
 
     paper: ClassVar[str] = "linear probe (floor)"
+    citations: ClassVar[tuple[str, ...]] = ()
     space: ClassVar[Mapping[str, Range]] = {"lr": LogUniform(3e-3, 3.0), "schedule": Choice("constant", "cosine")}
 
     def build(self, backbone: VisionTransformer, num_classes: int) -> FeatureModel:

@@ -39,6 +39,7 @@ class NLoRA(IncLoRA):
     """
 
     paper: ClassVar[str] = "N-LoRA (COLING 2025, arXiv 2410.10179)"
+    citations: ClassVar[tuple[str, ...]] = ("yang2025nlora",)
     space: ClassVar[Mapping[str, Range]] = {
         "lr": LogUniform(1e-4, 0.1),
         "schedule": Choice("constant", "cosine"),

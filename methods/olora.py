@@ -49,6 +49,7 @@ class OLoRA(IncLoRA):
     """
 
     paper: ClassVar[str] = "O-LoRA (EMNLP Findings 2023, arXiv 2310.14152)"
+    citations: ClassVar[tuple[str, ...]] = ("wang2023olora",)
     space: ClassVar[Mapping[str, Range]] = {
         "lr": LogUniform(1e-4, 0.1),
         "schedule": Choice("constant", "cosine"),

@@ -56,6 +56,7 @@ class Optima(Finetune):
 
     revision: ClassVar[int] = 1
     paper: ClassVar[str] = "task optima (analysis; SD-LoRA, ICLR 2025, arXiv 2501.13198, Fig. 2a)"
+    citations: ClassVar[tuple[str, ...]] = ("wu2025sdlora",)
     stores: ClassVar[str] = "one model per task"
 
     loss: Literal["masked", "all"] = "masked"

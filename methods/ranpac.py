@@ -161,6 +161,11 @@ class RanPAC(GradientMethod):
     """
 
     paper: ClassVar[str] = "RanPAC (NeurIPS 2023, arXiv 2307.02251)"
+    citations: ClassVar[tuple[str, ...]] = ("mcdonnell2023ranpac",)
+    cited_with: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "adaptation=adapter": ("chen2022adaptformer",),
+        "adaptation=ssf": ("lian2022ssf",),
+    }
     stores: ClassVar[str] = "second moments of projected features"
     published: ClassVar[Mapping[str, Mapping[str, Value]]] = {
         "cifar100": {**_PAPER, "adaptation": "adapter"},

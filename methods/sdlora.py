@@ -117,6 +117,7 @@ class SDLoRA(GradientMethod):
 
     revision: ClassVar[int] = 2
     paper: ClassVar[str] = "SD-LoRA (ICLR 2025, arXiv 2501.13198)"
+    citations: ClassVar[tuple[str, ...]] = ("wu2025sdlora",)
     published: ClassVar[Mapping[str, Mapping[str, Value]]] = {
         # The released configurations; those of ImageNet-A and DomainNet decay, the log of ImageNet-A does not.
         "imagenet-r": {**_CODE, "lr": 0.01},

@@ -23,6 +23,7 @@ class SeqLoRA(IncLoRA):
     """Rank and targets of the one update."""
 
     paper: ClassVar[str] = "sequential LoRA (floor)"
+    citations: ClassVar[tuple[str, ...]] = ("hu2022lora",)
 
     def storage(self, backbone: VisionTransformer, num_classes: int, classes: Sequence[int]) -> dict[str, int]:
         return super().storage(backbone, num_classes, classes[:1])

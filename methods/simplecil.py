@@ -24,6 +24,7 @@ class SimpleCIL(Method):
     """No hyper-parameters."""
 
     paper: ClassVar[str] = "SimpleCIL (IJCV 2024, arXiv 2303.07338)"
+    citations: ClassVar[tuple[str, ...]] = ("zhou2025simplecil",)
     stores: ClassVar[str] = "one mean per class"
 
     def build(self, backbone: VisionTransformer, num_classes: int) -> FeatureModel:

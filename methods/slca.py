@@ -25,6 +25,8 @@ class SLCA(Finetune):
 
     revision: ClassVar[int] = 1
     paper: ClassVar[str] = "SLCA (ICCV 2023, arXiv 2303.05118)"
+    citations: ClassVar[tuple[str, ...]] = ("zhang2023slca",)
+    cited_with: ClassVar[Mapping[str, tuple[str, ...]]] = {"loss=masked": ()}
     stores: ClassVar[str] = "one mean and covariance per class"
     published: ClassVar[Mapping[str, Mapping[str, Value]]] = {
         "cifar100": {"epochs": 20, "milestones": [18]},

@@ -34,6 +34,7 @@ class Backbone:
         network: which of the networks in that file, such as "teacher"; empty: it holds one.
         weights: SHA-256 of the weights (see `weights_hash`); empty until `verify` has read them.
         tuned_as: another backbone, whose tuned recipes hold for this one.
+        citations: keys of the bibliography, of the data that an embedded backbone was trained on.
     """
 
     name: str
@@ -50,3 +51,4 @@ class Backbone:
     pretrained: bool = True
     weights: str = field(default="", compare=False)
     tuned_as: str = field(default="", compare=False)
+    citations: tuple[str, ...] = field(default=(), compare=False)

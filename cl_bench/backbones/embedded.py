@@ -20,6 +20,7 @@ _PHOTOGRAPHS = Backbone(
     std=(0.229, 0.224, 0.225),
     asset="vit_tiny_patch4_32.tinyimagenet156.safetensors",
     weights="07f07ea4f3cb580e43b8784c2f27273c4378837eab4c28055ff6fa69c2cc6401",
+    citations=("le2015tinyimagenet", "russakovsky2015imagenet"),
 )
 
 
@@ -37,6 +38,7 @@ EMBEDDED = {
             std=(0.5,),
             asset="vit_tiny_patch8_32.icons.safetensors",
             weights="98be114ee73155033131610ba261fb184dd95c48ac7176ddb3b1b151c9c2aeca",
+            citations=("iconify",),
         ),
         _PHOTOGRAPHS,
         replace(

@@ -15,6 +15,7 @@ from cl_bench import __version__
 from cl_bench.cli import data, ls, results
 from cl_bench.cli.audit import audit
 from cl_bench.cli.bench import bench
+from cl_bench.cli.cite import cite
 from cl_bench.cli.compare import compare
 from cl_bench.cli.figure import figure
 from cl_bench.cli.new_method import new_method
@@ -62,6 +63,7 @@ app.command(epilog=r"Example: cl-bench tune --methods 'sdlora,finetune\[loss=mas
 app.command(epilog=r"Example: cl-bench audit sdlora 'l2p\[as_published_leaky=true]'")(audit)
 app.command(epilog="Example: cl-bench repeat 08f4ef8b --results results/reference")(repeat)
 app.command()(show)
+app.command(epilog="Example: cl-bench cite sdlora,coda imagenet-r vit_base_patch16_224.augreg_in21k > papers.bib")(cite)
 app.command("new-method")(new_method)
 
 

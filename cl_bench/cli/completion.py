@@ -102,8 +102,12 @@ def _keys() -> list[str]:
     return sorted({name.removesuffix(".json").rpartition("-")[2] for name in files})
 
 
+def _citable() -> list[str]:
+    return [*_methods(), *_benchmarks(), *_backbones()]
+
+
 def _everything() -> list[str]:
-    return [*_methods(), *_benchmarks(), *_backbones(), *_keys()]
+    return [*_citable(), *_keys()]
 
 
 METHODS = completer(_methods, ",")
@@ -116,6 +120,7 @@ TABLE = completer(_tables)
 FIGURE = completer(_figures)
 METRIC = completer(_metrics)
 KEY = completer(_keys)
+CITABLE = completer(_citable, ",")
 ANYTHING = completer(_everything)
 """Of `cl-bench show`: methods, benchmarks, backbones and keys of stored runs."""
 

@@ -5,9 +5,9 @@ From SLCA (Zhang et al., ICCV 2023, arXiv 2303.05118), checked against GengDavid
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -133,6 +133,8 @@ class Alignable(Method):
         align_shrink: how far the means of the oldest classes are pulled towards 0.
         align_restore: whether the next task continues from the head as it was before alignment.
     """
+
+    cited_with: ClassVar[Mapping[str, tuple[str, ...]]] = {"align=true": ("zhang2023slca",)}
 
     align: bool = False
     align_epochs: PositiveInt = 5

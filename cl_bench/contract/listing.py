@@ -3,33 +3,47 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.machinery import PathFinder
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import cl_bench.methods
 from cl_bench._aliases import MOVED
-from cl_bench.contract.sources import ENTRY_POINTS, shipped
+from cl_bench.contract.sources import ENTRY_POINTS, names
 from cl_bench.errors import UserError
+
+if TYPE_CHECKING:
+    from cl_bench.contract.registry import MethodEntry
 
 _BASE = ("cl_bench.contract.method", "Method")
 
 
 @dataclass(frozen=True)
 class MethodFacts:
-    """Facts that `cl-bench ls methods` shows of a method, named as in `cl_bench.contract.method.Method`."""
+    """Facts that `cl-bench ls methods` and `cl-bench cite` show of a method, named as in `contract.method.Method`.
+
+    Attributes:
+        defaults: default value of each hyper-parameter, by name; None for one that the source computes.
+    """
 
     name: str
     paper: str
     forward_passes: int | str
     stores: str
     needs_num_tasks: bool
+    citations: tuple[str, ...] | None
+    cited_with: Mapping[str, tuple[str, ...]]
+    bibtex: str
+    defaults: Mapping[str, object] = field(default_factory=dict)
 
 
-FACTS = ("paper", "forward_passes", "stores", "needs_num_tasks")
+FACTS = ("paper", "forward_passes", "stores", "needs_num_tasks", "citations", "cited_with", "bibtex")
+_DEFAULTS = "defaults"
 
 
 def of_file(path: Path) -> MethodFacts:
@@ -38,32 +52,48 @@ def of_file(path: Path) -> MethodFacts:
     Raises:
         UserError: see `registry.load_file`.
     """
+    # A file may have been changed since it was read for an earlier command of this process.
+    _parsed.cache_clear()
     facts = _only_method(path, None, path.stem) if path.stem.isidentifier() else None
     if facts is not None:
         return facts
     from cl_bench.contract import registry
 
-    entry = registry.load_file(path)
-    return MethodFacts(entry.name, *(getattr(entry.cls, fact) for fact in FACTS))
+    return of_class(registry.load_file(path))
+
+
+def of_installed(name: str) -> MethodFacts:
+    """Facts of one installed method. It is imported only if its source does not show them.
+
+    Raises:
+        UserError: see `registry.find`.
+    """
+    points = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    facts = _of_entry_point(points[name]) if name in points else _of_shipped(name)
+    if facts is not None:
+        return facts
+    from cl_bench.contract import registry
+
+    return of_class(registry.find(name))
 
 
 def installed() -> tuple[list[MethodFacts], list[UserError]]:
     """Facts of all installed methods in the order of their names, and one error for each method that cannot be used."""
-    points = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     found, errors = [], []
-    for name in sorted({*shipped(), *points}):
-        facts = _of_entry_point(points[name]) if name in points else _of_shipped(name)
-        if facts is None:
-            from cl_bench.contract import registry
-
-            try:
-                cls = registry.find(name).cls
-            except UserError as error:
-                errors.append(error)
-                continue
-            facts = MethodFacts(name, *(getattr(cls, fact) for fact in FACTS))
-        found.append(facts)
+    for name in names():
+        try:
+            found.append(of_installed(name))
+        except UserError as error:
+            errors.append(error)
     return found, errors
+
+
+def of_class(entry: MethodEntry) -> MethodFacts:
+    """Facts of a method that is imported."""
+    facts = {fact: getattr(entry.cls, fact) for fact in FACTS}
+    for base in reversed(entry.cls.__mro__):
+        facts = _joined(facts, {"cited_with": vars(base).get("cited_with", {})})
+    return MethodFacts(entry.name, **facts, defaults=entry.defaults)
 
 
 def _of_shipped(name: str) -> MethodFacts | None:
@@ -90,7 +120,7 @@ def _facts_of(path: Path, module: str | None, cls: str, name: str) -> MethodFact
     values = _values(path, module, cls) if tree and _imports_exist(tree) else None
     if values is None or not set(FACTS) <= set(values):
         return None
-    return MethodFacts(name, *(values[fact] for fact in FACTS))  # type: ignore[arg-type]
+    return MethodFacts(name, *(values[fact] for fact in (*FACTS, _DEFAULTS)))  # type: ignore[arg-type]
 
 
 def _values(path: Path, module: str | None, name: str) -> dict[str, object] | None:
@@ -102,7 +132,7 @@ def _values(path: Path, module: str | None, name: str) -> dict[str, object] | No
             if (module, name) != _BASE:
                 inherited = _inherited(path, module, node.bases)
             own = _literals(node)
-            return None if inherited is None or own is None else inherited | own
+            return None if inherited is None or own is None else _joined(inherited, own)
         if isinstance(node, ast.ImportFrom):
             for alias in node.names:
                 if (alias.asname or alias.name) == name:
@@ -122,8 +152,14 @@ def _inherited(path: Path, module: str | None, bases: Sequence[ast.expr]) -> dic
         values = _values(path, module, base.id) if isinstance(base, ast.Name) else None
         if values is None:
             return None
-        found |= values
+        found = _joined(found, values)
     return found or None
+
+
+def _joined(inherited: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """A class's values over those of its base; what is a mapping is completed, not replaced."""
+    mappings = {name: {**inherited.get(name, {}), **value} for name, value in own.items() if isinstance(value, dict)}
+    return inherited | own | mappings
 
 
 def _sources(node: ast.ImportFrom, module: str | None) -> list[str]:
@@ -150,8 +186,9 @@ def _statements(tree: ast.Module) -> list[ast.stmt]:
 
 
 def _literals(node: ast.ClassDef) -> dict[str, object] | None:
-    """Facts that a class body assigns as literals; None if one of them is computed."""
-    found: dict[str, object] = {}
+    """Facts and field defaults that a class body assigns as literals; None if one of the facts is computed."""
+    defaults: dict[str, object] = {}
+    found: dict[str, object] = {_DEFAULTS: defaults}
     for line in node.body:
         if not isinstance(line, (ast.Assign, ast.AnnAssign)) or line.value is None:
             continue
@@ -161,7 +198,16 @@ def _literals(node: ast.ClassDef) -> dict[str, object] | None:
                     found[target.id] = ast.literal_eval(line.value)
                 except (ValueError, TypeError):
                     return None
+            elif isinstance(target, ast.Name) and _is_field(line):
+                with suppress(ValueError, TypeError):
+                    defaults[target.id] = None
+                    defaults[target.id] = ast.literal_eval(line.value)
     return found
+
+
+def _is_field(line: ast.Assign | ast.AnnAssign) -> bool:
+    """Whether a line of a class body defines a hyper-parameter."""
+    return isinstance(line, ast.AnnAssign) and "ClassVar" not in ast.unparse(line.annotation)
 
 
 def _imports_exist(tree: ast.Module) -> bool:

@@ -47,6 +47,11 @@ class Method(SupervisedPlugin):  # type: ignore[misc]
         published: hyper-parameters from the literature, by the paper's benchmark (`imagenet-r`, `cifar100`, ...). Where
             a paper's text differs from its program, `imagenet-r` is the program and `imagenet-r.paper` the text.
         space: range that `cl-bench tune` searches, by hyper-parameter.
+        citations: keys of the method's papers in the bibliography of cl-bench, for `cl-bench cite`; empty for a
+            baseline without a paper; None: not declared.
+        cited_with: keys that are cited as well where a hyper-parameter has a value (`adaptation=ssf`) or another one
+            (`backbone_lr_scale!=1`); an entry replaces that of a base class under the same condition.
+        bibtex: BibTeX entries of papers that are not in that bibliography; all of them are cited.
     """
 
     revision: ClassVar[int] = 1
@@ -58,6 +63,9 @@ class Method(SupervisedPlugin):  # type: ignore[misc]
     trains_on: ClassVar[Literal["task", "stream"]] = "task"
     published: ClassVar[Mapping[str, Mapping[str, Value]]] = {}
     space: ClassVar[Mapping[str, Range]] = {}
+    citations: ClassVar[tuple[str, ...] | None] = None
+    cited_with: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    bibtex: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         for name in validators(type(self)):  # type: ignore[arg-type]

@@ -53,11 +53,11 @@ class Benchmark:
         crop, crop_scale, resize: of the training crop and the test view (see `ImageTransforms`): part of the protocol,
             the same for every method.
         backbone: used when the user names none.
-        load: reads the data, from where and as its argument says.
-        data: where they are and how they are read.
+        load, data: reads the data; the argument, where the files are and how they are read.
         tuned_on: the stream on which hyper-parameters for it are searched, so that it is not itself.
         dataset: facts about it, if it is not embedded.
         scenario: the default one.
+        citations: as `DataSet.citations`, of an embedded benchmark.
     """
 
     name: str
@@ -73,6 +73,7 @@ class Benchmark:
     dataset: DataSet | None = None
     scenario: Scenario = "class-incremental"
     data: DataConfig = field(default_factory=DataConfig.of)
+    citations: tuple[str, ...] = ()
 
     def source(self, storage: Storage = "files", on_progress: OnProgress = lambda done, total: None) -> Source:
         """The data, read and checked once per process.
@@ -152,6 +153,7 @@ _BENCHMARKS = {
             _ICONS,
             lambda data: Source(*icons.load("stream")),
             tuned_on="icons-tune",
+            citations=("iconify",),
         ),
         Benchmark(
             "icons-designers",
@@ -163,6 +165,7 @@ _BENCHMARKS = {
             lambda data: Source(*icons.load_designers()),
             tuned_on="icons-tune",
             scenario="domain-incremental",
+            citations=("iconify",),
         ),
         Benchmark(
             "icons-tune",
@@ -172,6 +175,7 @@ _BENCHMARKS = {
             _ICON_CROP,
             _ICONS,
             lambda data: Source(*icons.load("tune")),
+            citations=("iconify",),
         ),
     )
 }

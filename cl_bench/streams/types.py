@@ -102,6 +102,8 @@ class DataSet:
             known split.
         content_hash: of decoded pixels and labels, if known.
         checked: whether the reader was checked on the real `files` or on the `layout` only.
+        citations: keys of papers in the bibliography of cl-bench, for `cl-bench cite`.
+        bibtex: BibTeX entries of papers that are not in there; all of them are cited.
     """
 
     name: str
@@ -124,3 +126,5 @@ class DataSet:
     split_hashes: dict[str, tuple[str, str]] = field(default_factory=dict)
     content_hash: str | None = None
     checked: Literal["files", "layout"] = "layout"
+    citations: tuple[str, ...] = ()
+    bibtex: str = ""

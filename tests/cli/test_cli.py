@@ -124,7 +124,8 @@ def test_light_commands_import_neither_torch_nor_avalanche(tmp_path: Path) -> No
     code = f"""
 import sys
 from cl_bench import cli
-for arguments in (["--help"], ["run", "--help"], ["show", "{key}"], ["report"]):
+citing = (["cite", "coda"], ["cite", "--results", "{RUNS}"])
+for arguments in (["--help"], ["run", "--help"], ["show", "{key}"], ["report"], *citing):
     sys.argv = ["cl-bench", *arguments]
     try:
         cli.main()

@@ -15,9 +15,14 @@ def test_facts_read_from_source_are_those_of_the_classes() -> None:
     found, errors = listing.installed()
     assert errors == [] and [facts.name for facts in found] == registry.names()
     for facts in found:
-        cls = registry.find(facts.name).cls
+        of_class = listing.of_class(registry.find(facts.name))
         for fact in listing.FACTS:
-            assert getattr(facts, fact) == getattr(cls, fact), (facts.name, fact)
+            assert getattr(facts, fact) == getattr(of_class, fact), (facts.name, fact)
+        assert set(facts.defaults) == set(of_class.defaults)
+        shown = {name: value for name, value in facts.defaults.items() if value is not None}
+        assert len(shown) > 3 or len(facts.defaults) < 4
+        for name, value in shown.items():
+            assert (list(value) if isinstance(value, tuple) else value) == of_class.defaults[name], (facts.name, name)
 
 
 def test_listing_imports_no_torch(tmp_path: Path) -> None:
@@ -61,11 +66,15 @@ def test_names_that_the_package_shows_are_followed_to_where_they_lie(tmp_path: P
     )
     script = (
         "import sys\nfrom pathlib import Path\nfrom cl_bench.contract import listing\n"
-        "print(listing.of_file(Path('short.py')))\nprint(sorted({'torch', 'timm', 'avalanche'} & set(sys.modules)))\n"
+        "facts = listing.of_file(Path('short.py'))\n"
+        "print([facts.name, facts.paper, facts.forward_passes, facts.stores, facts.needs_num_tasks])\n"
+        "print(facts.defaults['lr'], dict(facts.cited_with))\n"
+        "print(sorted({'torch', 'timm', 'avalanche'} & set(sys.modules)))\n"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
-    facts, heavy = done.stdout.splitlines()
+    facts, inherited, heavy = done.stdout.splitlines()
     assert heavy == "[]", done.stderr
-    assert facts == str(listing.MethodFacts("short", "a short one", 1, "nothing", True))
+    assert facts == str(["short", "a short one", 1, "nothing", True])
+    assert inherited == "0.01 {'align=true': ('zhang2023slca',)}"
     cls = registry.load_file(tmp_path / "short.py").cls
     assert (cls.paper, cls.forward_passes, cls.stores, cls.needs_num_tasks) == ("a short one", 1, "nothing", True)

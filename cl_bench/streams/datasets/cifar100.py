@@ -8,6 +8,7 @@ DATASET = DataSet(
     title="CIFAR-100: 32x32 photographs of 100 kinds of things",
     licence="none stated",
     page="https://www.cs.toronto.edu/~kriz/cifar.html",
+    citations=("krizhevsky2009cifar",),
     classes=100,
     train=50_000,
     test=10_000,

@@ -11,6 +11,7 @@ DATASET = DataSet(
     title="CUB-200-2011: photographs of 200 species of birds",
     licence="non-commercial research",
     page="https://www.vision.caltech.edu/datasets/cub_200_2011/",
+    citations=("wah2011cub",),
     classes=200,
     train=9_430,
     test=2_358,

@@ -39,6 +39,7 @@ DATASET = DataSet(
     title="DomainNet: 345 kinds of things as clip art, infographics, paintings, drawings, photographs, sketches",
     licence="fair use, non-commercial research",
     page="https://ai.bu.edu/M3SDA/",
+    citations=("peng2019domainnet",),
     classes=345,
     train=409_832,
     test=176_743,

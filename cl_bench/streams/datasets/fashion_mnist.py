@@ -10,6 +10,7 @@ DATASET = DataSet(
     title="Fashion-MNIST: 28x28 grey pictures of 10 kinds of clothes",
     licence="MIT",
     page="https://github.com/zalandoresearch/fashion-mnist",
+    citations=("xiao2017fashion",),
     classes=10,
     train=60_000,
     test=10_000,

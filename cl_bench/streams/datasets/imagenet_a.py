@@ -11,6 +11,7 @@ DATASET = DataSet(
     title="ImageNet-A: photographs of 200 ImageNet classes that a ResNet-50 gets wrong",
     licence="MIT; images are their owners'",
     page="https://github.com/hendrycks/natural-adv-examples",
+    citations=("hendrycks2021imageneta",),
     classes=200,
     train=5_981,
     test=1_519,

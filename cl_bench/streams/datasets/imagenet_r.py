@@ -12,6 +12,7 @@ DATASET = DataSet(
     title="ImageNet-R: art, cartoons, toys, tattoos, ... of 200 ImageNet classes",
     licence="MIT; images are their owners'",
     page="https://github.com/hendrycks/imagenet-r",
+    citations=("hendrycks2021imagenetr",),
     classes=200,
     train=24_000,
     test=6_000,

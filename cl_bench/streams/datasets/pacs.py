@@ -9,6 +9,7 @@ DATASET = DataSet(
     title="PACS: 7 kinds of things as photographs, paintings, cartoons, sketches",
     licence="none stated",
     page="https://dali-dl.github.io/project_iccv2017.html",
+    citations=("li2017pacs",),
     classes=7,
     train=8_977,
     test=1_014,

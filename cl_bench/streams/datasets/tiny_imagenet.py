@@ -8,6 +8,7 @@ DATASET = DataSet(
     title="Tiny ImageNet: 64x64 photographs of 200 ImageNet classes; its validation part is the test part",
     licence="non-commercial research",
     page="http://cs231n.stanford.edu/",
+    citations=("le2015tinyimagenet", "russakovsky2015imagenet"),
     classes=200,
     train=100_000,
     test=10_000,
