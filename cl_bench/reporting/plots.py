@@ -247,7 +247,7 @@ def _cost(rows: RunsByRow) -> Chart:
         caption += f", not counting rows that see all tasks at once or other samples of a batch: {', '.join(left)}"
     caption += f". Seconds and memory were measured on {hardware}"
     if left := sorted(rows.keys() - comparable):
-        caption += f", without rows that also ran on other hardware: {', '.join(left)}"
+        caption += f", without rows that have runs on other hardware: {', '.join(left)}"
     return Chart("cost", "Accuracy against cost", f"{caption}. {_BANDS}", tuple(panels))
 
 
