@@ -223,7 +223,7 @@ def test_seconds_and_memory_of_different_hardware_never_share_a_panel(tmp_path: 
     shown = {panel.x: {point.label for point in panel.points} for panel in scatters(chart)}
     assert shown["seconds"] == shown["peak memory, MiB"] == {"alpha"}
     assert shown["parameters trained"] == shown["GFLOPs per prediction"] == {"alpha", "beta", "gamma"}
-    assert "those on a GPU; not all runs were made there of beta, gamma." in chart.caption
+    assert "measured on a GPU, without rows that have runs on other hardware: beta, gamma." in chart.caption
 
 
 LEAKY = {"as_published_leaky": True}
