@@ -282,7 +282,7 @@ def test_many_rows_are_all_in_the_numbers_and_the_best_in_the_picture(tmp_path: 
     assert best == sorted(finals, key=lambda label: -finals[label])[:12]
     for name in ("accuracy", "forgetting", "retention", "tasks", "matrix"):
         chart = made[name]
-        assert "12 rows of the best final accuracy, without 3 more" in chart.caption
+        assert "12 rows with the best final accuracy are drawn; 3 are not" in chart.caption
         table = list(csv.DictReader(StringIO(charts.to_csv(chart))))
         assert {row["title"] or row["label"] for row in table} == set(labels)
         figure = drawing.draw(chart)
