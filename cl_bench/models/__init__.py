@@ -1,1 +1,1 @@
-"""Plain torch modules around one timm ViT. They know nothing of Avalanche and can be used alone."""
+"""Plain torch modules around one timm ViT, usable without Avalanche."""

@@ -1,4 +1,4 @@
-"""Parameter-efficient changes of a frozen ViT that are neither low-rank updates nor prompts."""
+"""Adapters of a frozen ViT that are neither low-rank updates nor prompts: bottlenecks, and scales with shifts."""
 
 from __future__ import annotations
 
@@ -9,13 +9,22 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from cl_bench import _aliases
-from cl_bench.models.vit import BottleneckWeights, ViT, apply_bottleneck_adapter
+from cl_bench.models.vit import ViT
+from cl_bench.models.vit_pass import BottleneckWeights, apply_bottleneck_adapter
 
 Layer = nn.Linear | nn.LayerNorm | nn.Conv2d
 
 
 class BottleneckAdapter(nn.Module):
-    """AdaptFormer's adapter, which starts at 0: x -> scale (W_up relu(W_down x + b_down) + b_up)."""
+    """AdaptFormer's bottleneck adapter: x [..., dim] -> scale (W_up relu(W_down x + b_down) + b_up) [..., dim].
+
+    W_up and the biases start at 0, so a new adapter gives 0 (Chen et al., NeurIPS 2022, arXiv 2205.13535).
+
+    Args:
+        dim: width of the tokens.
+        width: width of the bottleneck.
+        scale: factor on the output.
+    """
 
     def __init__(self, dim: int, width: int, scale: float = 0.1) -> None:
         super().__init__()
@@ -27,7 +36,7 @@ class BottleneckAdapter(nn.Module):
             nn.init.zeros_(zero)
 
     def weights(self) -> BottleneckWeights:
-        """As `ViT.features` takes them where the scale is 0.1."""
+        """The weights as the argument `parallel` of `ViT.features` takes them, which assumes a scale of 0.1."""
         return self.down.weight, self.down.bias, self.up.weight, self.up.bias
 
     def forward(self, x: Tensor) -> Tensor:
@@ -35,9 +44,13 @@ class BottleneckAdapter(nn.Module):
 
 
 class Adapters(nn.Module):
-    """A bottleneck beside the MLP of every block (AdaptFormer; Chen et al., NeurIPS 2022, arXiv 2205.13535).
+    """A bottleneck adapter parallel to the MLP of every block; L (2 d w + w + d) numbers.
 
-    Without the dropout of the original.
+    AdaptFormer (Chen et al., NeurIPS 2022, arXiv 2205.13535) without its dropout. Each adapter gives 0 at first.
+
+    Args:
+        backbone: ViT of L blocks and width d whose shape the adapters follow.
+        width: width w of the bottlenecks.
     """
 
     def __init__(self, backbone: VisionTransformer, width: int) -> None:
@@ -45,7 +58,12 @@ class Adapters(nn.Module):
         self.blocks = nn.ModuleList(BottleneckAdapter(backbone.embed_dim, width) for _ in backbone.blocks)
 
     def features(self, vit: ViT, images: Tensor) -> Tensor:
-        """CLS features [B, d] of the adapted backbone (a bare one in method files of version 0.1.0)."""
+        """CLS features [B, d] of the adapted backbone.
+
+        Args:
+            vit: pass through the backbone; method files of version 0.1.0 give the backbone itself.
+            images: [B, C, H, W].
+        """
         weights = {
             number: block.weights() for number, block in enumerate(self.blocks) if isinstance(block, BottleneckAdapter)
         }
@@ -53,8 +71,14 @@ class Adapters(nn.Module):
 
 
 class ScaleShift(nn.Module):
-    """A scale and a shift of each channel after every linear layer and norm (SSF; Lian et al., NeurIPS 2022, arXiv
-    2210.08823), written into the layers' weights: W -> s W, b -> s b + t."""
+    """A scale and a shift of each channel after every linear layer, norm and convolution with a bias.
+
+    SSF (Lian et al., NeurIPS 2022, arXiv 2210.08823). Scales s and shifts t are written into the layers' weights:
+    W -> s W, b -> s b + t. They are drawn from N(1, 0.02^2) and N(0, 0.02^2).
+
+    Args:
+        backbone: ViT whose layers are scaled and shifted.
+    """
 
     def __init__(self, backbone: VisionTransformer) -> None:
         super().__init__()
@@ -64,12 +88,17 @@ class ScaleShift(nn.Module):
 
     @staticmethod
     def layers_of(backbone: VisionTransformer) -> dict[str, Layer]:
-        """The layers that are scaled and shifted, by name."""
+        """Layers that are scaled and shifted, by name: those with a weight and a bias."""
         found = {name: layer for name, layer in backbone.named_modules() if isinstance(layer, Layer)}
         return {name: layer for name, layer in found.items() if layer.weight is not None and layer.bias is not None}
 
     def features(self, vit: ViT, images: Tensor) -> Tensor:
-        """CLS features [B, d] of the adapted backbone (a bare one in method files of version 0.1.0)."""
+        """CLS features [B, d] of the adapted backbone.
+
+        Args:
+            vit: pass through the backbone; method files of version 0.1.0 give the backbone itself.
+            images: [B, C, H, W].
+        """
         weights = {}
         changes = zip(self.scales.split(self.sizes), self.shifts.split(self.sizes), strict=True)
         for (name, layer), (scale, shift) in zip(self.layers_of(ViT.of(vit).backbone).items(), changes, strict=True):

@@ -1,4 +1,4 @@
-"""The model that every method with a head builds on: features of an image, and a head on them."""
+"""The base class of all models: features of an image, and a head on them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,21 @@ from cl_bench.models.vit import Execution, ViT
 
 
 class FeatureModel(Growing):
-    """A backbone, features of each image made with it, and a head on them: [B, C, H, W] -> logits [B, num_classes].
+    """A backbone with a head on its features: images [B, C, H, W] -> logits [B, num_classes].
 
-    `vit` is the pass through the backbone, in which a method may change weights and put in prompts or adapters.
+    Subclasses override `features`, and use `vit`, the pass through the backbone, to change weights or to add prompts or
+    adapters.
 
-    With classifier alignment it also keeps statistics of each class's features. If the trained head is to go on from
-    where it was, there is a second one, `aligned`: it predicts, `head` is trained.
+    Args:
+        backbone: ViT without head.
+        head: module from features [B, d] to logits [B, num_classes].
+
+    Attributes:
+        backbone: the ViT.
+        vit: pass through the backbone.
+        head: the trained head.
+        statistics: Gaussians of each class's features; None without classifier alignment.
+        aligned: the head that predicts if alignment must not change the trained one; None: `head` predicts.
     """
 
     statistics: ClassStatistics | None
@@ -37,25 +46,33 @@ class FeatureModel(Growing):
         self.aligned = None
 
     def keep_statistics(self, covariance: Covariance, aligned: bool) -> None:
-        """Make room for class statistics and, if `aligned`, for the second head."""
+        """Add class statistics for classifier alignment.
+
+        Args:
+            covariance: stored form of covariances, see `ClassStatistics`.
+            aligned: whether to add a second head, `aligned`, a copy of the trained one.
+        """
         assert isinstance(self.head, nn.Linear)
         self.statistics = ClassStatistics(self.head.in_features, covariance)
         self.aligned = copy.deepcopy(self.head) if aligned else None
 
     @property
     def _vits(self) -> list[ViT]:
-        """The passes through all backbones inside: its own, and for example that of a frozen copy."""
+        """Passes through all backbones inside the model: its own and, for example, that of a frozen copy."""
         inside = (module for module in self.modules() if isinstance(module, VisionTransformer))
         return [self.vit, *(ViT.of(backbone) for backbone in inside if backbone is not self.backbone)]
 
     def set_execution(self, execution: Execution) -> None:
-        """Set how all backbones inside are run from now on; at first it is eager fp32."""
+        """Set the precision and path of all backbones inside the model; a new model runs them eagerly in fp32."""
         for vit in self._vits:
             vit.execution = execution
 
     def flops(self, run: Callable[[], object]) -> int:
-        """Floating-point operations of what is run with the backbones inside, without gradients: two per multiply-add,
-        attention included."""
+        """Count the floating-point operations of a call, two per multiply-add, attention included.
+
+        Args:
+            run: called once without gradients, with all backbones inside the model on the eager fp32 path.
+        """
         with ExitStack() as stack:
             for vit in self._vits:
                 stack.enter_context(vit.plainly())
@@ -66,33 +83,38 @@ class FeatureModel(Growing):
 
     @property
     def device(self) -> torch.device:
-        """Where the model lies."""
+        """Device of the model's parameters."""
         return next(self.parameters()).device
 
     def features(self, images: Tensor) -> Tensor:
-        """What the head sees, [B, d]: here the CLS features of the backbone."""
+        """Features [B, d] of images [B, C, H, W] for the head; by default the CLS features of the backbone."""
         return self.vit.features(images)
 
     def own_features(self, images: Tensor) -> Tensor:
-        """The same for images that are known to be the current task's: what class statistics are made of."""
+        """Features [B, d] of images of the current task, for class statistics; by default those of `features`.
+
+        A model whose features depend on a choice of task may use the known task here.
+        """
         return self.features(images)
 
     @property
     def predicting_head(self) -> nn.Module:
-        """The aligned head, if there is one."""
+        """The head that predicts: the aligned one if there is one."""
         return self.head if self.aligned is None else self.aligned
 
     def query(self, images: Tensor) -> Tensor | None:
-        """A frozen feature [B, d] from which a prediction starts: the second argument of `forward`, computed once per
-        test image and run. None: there is none."""
+        """Frozen features [B, d] of images that `forward` takes as its second argument; None: it takes none.
+
+        They must never change: an evaluation computes them once per test image and run.
+        """
         return None
 
     def merged(self) -> nn.Module:
-        """What predicts the same, as the model is now, for less: here the model itself."""
+        """A module that predicts like the model in its present state at a lower cost; by default the model itself."""
         return self
 
     def classify(self, features: Tensor) -> Tensor:
-        """Logits of features: by the trained head while it is trained, else by the predicting one."""
+        """Logits [B, num_classes] of features [B, d]: by `head` in training mode, otherwise by `predicting_head`."""
         return (self.head if self.training else self.predicting_head)(features)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Modules whose tensors change in number and shape as tasks come."""
+"""Modules whose tensors change in number and shape from task to task."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 
 class Growing(nn.Module):
-    """A module that takes on the shapes of any state dict it is given.
+    """A module whose parameter lists and buffers grow (and may shrink) over the tasks.
 
-    Its parameter lists and buffers grow (and may shrink) over the tasks. A fresh module that loads the state dict of a
-    grown one first becomes as large, so that weights alone restore a model; device, dtype and `requires_grad` stay its
-    own, and names are still checked. Of modules inside it, see `GrowingModules`.
+    `load_state_dict` first gives them the lengths and shapes of the stored tensors, so weights alone restore a model.
+    Device, dtype and `requires_grad` stay those of the module, and names are still checked. Submodules that grow are
+    elements of `GrowingModules`.
     """
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
@@ -27,12 +27,12 @@ class Growing(nn.Module):
 class GrowingModules(Growing, nn.ModuleList):
     """A list of modules that grows over the tasks, such as one adapter per task.
 
-    On loading a state dict it first takes on the number of elements there, fewer or more. Inside an element every
-    parameter, buffer and parameter list, at any depth, then takes on the shape that is stored; device, dtype and
-    `requires_grad` stay its own. An element may hold further lists of this kind. Names are still checked.
+    `load_state_dict` first gives the list the stored number of elements, fewer or more, and then gives every parameter,
+    buffer and parameter list inside an element, at any depth, its stored shape. Device, dtype and `requires_grad` stay
+    those of the module, and names are still checked. An element may hold further `GrowingModules`.
 
     Args:
-        make: a new element, another one at each call.
+        make: makes a new element at each call.
     """
 
     _place: Tensor
@@ -40,16 +40,17 @@ class GrowingModules(Growing, nn.ModuleList):
     def __init__(self, make: Callable[[], nn.Module]) -> None:
         super().__init__()
         self.make = make
-        # Moves along with the model, so that the first element knows where to lie.
+        # It moves with the model and tells the first element its device.
         self.register_buffer("_place", torch.empty(0), persistent=False)
 
     def grow(self) -> nn.Module:
-        """Append a new element, on the device of those that are there.
+        """Append a new element on the device of the list.
 
-        What `make` draws comes from torch's global generator, which is seeded in `before_task` and its like.
+        `make` may draw from torch's global generator: it is seeded in `Method.before_task`, `after_phase` and
+        `after_task`.
 
         Returns:
-            the new element.
+            The new element.
         """
         device = next(self.parameters(), self._place).device
         element = self.make().to(device).train(self.training)
@@ -57,24 +58,26 @@ class GrowingModules(Growing, nn.ModuleList):
         return element
 
     def __getitem__(self, index: Any) -> Any:
-        # torch would make a slice by calling this class with the elements.
+        # For a slice, torch would call this class with the elements as its argument.
         return nn.ModuleList(list(self)[index]) if isinstance(index, slice) else super().__getitem__(index)
 
     def get_extra_state(self) -> Tensor:
-        """The number of elements. Names do not tell it, as an element may be without tensors so far. It is stored as
-        a shape, which counts as no stored number."""
+        """The number of elements, as the shape of an empty tensor, so that it adds no stored number.
+
+        Names in a state dict do not reveal it, as an element may hold no tensors yet.
+        """
         return torch.empty(len(self), 0)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Take on the number of elements of a state dict."""
+        """Give the list the number of elements of a state dict."""
         del self[len(state) :]
-        # The values of new elements are about to be replaced: they must not cost any random numbers.
+        # The values of new elements are replaced at once, so they must not advance the random generator.
         with torch.random.fork_rng(devices=[]):
             while len(self) < len(state):
                 self.grow()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
-        # This sets the number of elements; torch loads them after this function.
+        # The call sets the number of elements; torch loads the elements after this function has returned.
         super()._load_from_state_dict(state_dict, prefix, *arguments)
         _resize_lists(self, state_dict, prefix, self._place)
         for number, element in self.named_children():
@@ -87,10 +90,10 @@ class GrowingModules(Growing, nn.ModuleList):
 
 
 def _resize_lists(module: nn.Module, state_dict: Mapping[str, Any], prefix: str, like: Tensor | None) -> None:
-    """Give the parameter lists directly in a module the lengths and shapes that are stored.
+    """Give a module's own parameter lists their stored lengths and shapes.
 
     Args:
-        like: on whose device the first parameter of an empty list lies; None: where the stored one does.
+        like: a tensor on the device for parameters of an empty list; None: they stay on the device of the stored ones.
     """
     for name, child in list(module.named_children()):
         if not isinstance(child, nn.ParameterList):
@@ -111,7 +114,7 @@ def _resize_lists(module: nn.Module, state_dict: Mapping[str, Any], prefix: str,
 
 
 def _reshape(tensors: Iterable[tuple[str, Tensor]], state_dict: Mapping[str, Any], prefix: str) -> None:
-    """Give tensors the shapes that are stored for them; their values are to be loaded yet."""
+    """Give tensors their stored shapes, before their values are loaded."""
     for name, tensor in tensors:
         stored = state_dict.get(prefix + name)
         if isinstance(stored, Tensor) and stored.shape != tensor.shape:
@@ -121,7 +124,7 @@ def _reshape(tensors: Iterable[tuple[str, Tensor]], state_dict: Mapping[str, Any
 
 
 def _repeat_shape(module: nn.Module) -> None:
-    """Let attributes of torch's layers follow the shape of their weights."""
+    """Set the size attributes of torch's layers to the shapes of their weights."""
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, nn.LayerNorm) and module.weight is not None:

@@ -1,4 +1,4 @@
-"""Heads of fixed size."""
+"""Heads of fixed size: linear, cosine, class means."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from cl_bench.models.base import FeatureModel
 
 
 def linear_head(dim: int, num_classes: int) -> nn.Linear:
-    """A linear head with bias, as PILOT and SD-LoRA start it: weights U(-sqrt(3/dim), sqrt(3/dim)), bias 0.
+    """Make a linear head [B, dim] -> [B, num_classes] with the start of PILOT and SD-LoRA.
 
-    It has its full size from the start (classes not seen yet are masked by the caller): without weight decay, a row
-    that never gets a gradient is the same as one that is added later.
+    Weights are drawn from U(-sqrt(3/dim), sqrt(3/dim)), biases are 0. The head has its full size from the start, and
+    the caller masks unseen classes: without weight decay, a row that never gets a gradient equals one that is added
+    later.
     """
     head = nn.Linear(dim, num_classes)
     nn.init.uniform_(head.weight, -math.sqrt(3 / dim), math.sqrt(3 / dim))
@@ -26,19 +27,29 @@ def linear_head(dim: int, num_classes: int) -> nn.Linear:
 
 
 def cosine(rows: Tensor, others: Tensor) -> Tensor:
-    """Cosine similarity of rows [B, d] with others [..., m, d]: [..., B, m]; rows of zeros give 0."""
+    """Cosine similarities [..., B, m] of rows [B, d] with others [..., m, d]; rows of zeros give 0."""
     normalize = nn.functional.normalize
     return normalize(rows, dim=-1) @ normalize(others, dim=-1).transpose(-1, -2)
 
 
 class Classifier(FeatureModel):
-    """A backbone with a linear head on its CLS feature."""
+    """A backbone with a linear head on its CLS feature: images [B, C, H, W] -> logits [B, num_classes].
+
+    Args:
+        backbone: ViT without head; its parameters stay trainable.
+        num_classes: size of the head.
+    """
 
     def __init__(self, backbone: VisionTransformer, num_classes: int) -> None:
         super().__init__(backbone, linear_head(backbone.num_features, num_classes))
 
     def parameter_groups(self, lr: float, backbone_lr_scale: float) -> list[dict[str, Any]]:
-        """Optimiser groups of the backbone and the head, each with its learning rate."""
+        """Optimiser groups of the backbone and of the head, each with its learning rate.
+
+        Args:
+            lr: learning rate of the head.
+            backbone_lr_scale: factor on `lr` for the backbone.
+        """
         return [
             {"params": list(self.backbone.parameters()), "lr": lr * backbone_lr_scale},
             {"params": list(self.head.parameters()), "lr": lr},
@@ -46,9 +57,11 @@ class Classifier(FeatureModel):
 
 
 class CosinePrototypes(nn.Module):
-    """Cosine similarity to one prototype per class, [B, dim] -> [B, num_classes]; classes without one give 0.
+    """Cosine similarities to class means: features [B, dim] -> [B, num_classes]; classes without images give 0.
 
-    `prototypes` [num_classes, dim] are means of features, `counts` [num_classes] of how many.
+    Attributes:
+        prototypes: mean feature of each class, [num_classes, dim].
+        counts: number of features in each mean, int64 [num_classes].
     """
 
     prototypes: Tensor
@@ -60,11 +73,11 @@ class CosinePrototypes(nn.Module):
         self.register_buffer("counts", torch.zeros(num_classes, dtype=torch.int64))
 
     def update(self, features: Tensor, labels: Tensor) -> None:
-        """Take features [n, dim] with their labels [n] into the means."""
+        """Add features [n, dim] with labels [n] to the running class means."""
         for label in labels.unique():
             mine = features[labels == label]
             self.counts[label] += len(mine)
-            # Of a class that comes for the first time, exactly the mean.
+            # For a new class, the factor is 1, so the prototype is exactly the mean.
             self.prototypes[label] += (mine.mean(dim=0) - self.prototypes[label]) * (len(mine) / self.counts[label])
 
     def forward(self, features: Tensor) -> Tensor:
@@ -72,7 +85,7 @@ class CosinePrototypes(nn.Module):
 
 
 class CosineHead(nn.Module):
-    """A trained cosine classifier with one learned scale, [B, dim] -> [B, num_classes] (RanPAC's and PILOT's)."""
+    """A trained cosine classifier with one learned scale: [B, dim] -> [B, num_classes], as in RanPAC and PILOT."""
 
     def __init__(self, dim: int, num_classes: int) -> None:
         super().__init__()
@@ -84,6 +97,11 @@ class CosineHead(nn.Module):
 
 
 def task_norm(logits: Tensor, tasks: Sequence[Sequence[int]]) -> Tensor:
-    """Mean over tasks of the norm of the task's logits, [B, C] -> [B, 1] (SLCA's logit normalisation)."""
+    """Mean over tasks of the norm of the task's logits, [B, C] -> [B, 1]: SLCA's logit normalisation.
+
+    Args:
+        logits: [B, C].
+        tasks: labels of each task.
+    """
     norms = [logits[:, list(columns)].norm(dim=1) + 1e-7 for columns in tasks]
     return torch.stack(norms, dim=1).mean(dim=1, keepdim=True)

@@ -7,9 +7,9 @@ from typing import Any
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from cl_bench.models.vit import BottleneckWeights as Bottleneck
 from cl_bench.models.vit import ViT
-from cl_bench.models.vit import apply_bottleneck_adapter as bottleneck
+from cl_bench.models.vit_pass import BottleneckWeights as Bottleneck
+from cl_bench.models.vit_pass import apply_bottleneck_adapter as bottleneck
 
 __all__ = ["Bottleneck", "attention_inputs", "bottleneck", "cls_features", "tokens"]
 

@@ -1,4 +1,4 @@
-"""Low-rank updates of a ViT's attention projections: one bank and one model for every LoRA method."""
+"""Low-rank updates of a ViT's attention projections: the bank and the model of every LoRA method."""
 
 from __future__ import annotations
 
@@ -24,18 +24,19 @@ _QKV = ("q", "k", "v")
 class LoRABank(Growing):
     """Low-rank directions B_k A_k for chosen projections of every block.
 
-    All blocks and projections of one direction are stacked: `A[k]` is [L, P, r, d], `B[k]` is [L, P, d, r] with L
-    blocks and P projections; ranks may differ. In x W^T convention an update acts as x -> (B A) x. Whatever is said of
-    a direction is about its `factors`, which a variant of LoRA makes from its parameters in its own way.
+    The parameters of one direction stack all blocks and projections: `A[k]` is [L, P, r, d], `B[k]` is [L, P, d, r]
+    with L blocks and P projections; ranks may differ between directions. A direction maps x to (B A) x. Norms, inner
+    products and updates use `factors`, which a variant of LoRA overrides to make A and B from its parameters.
 
     Args:
-        backbone: the ViT whose shape the bank follows.
-        targets: which projections are updated, in this order: q, k, v (rows of the fused qkv), proj (the output).
-        rank: of the largest direction that will be added.
+        backbone: ViT whose shape the bank follows.
+        targets: projections to update, in this order of the axis P: `q`, `k`, `v` (rows of the fused qkv layer) or
+            `proj` (the output projection).
+        rank: rank of the largest direction that will be added.
         alpha: every direction is scaled by alpha / rank (LoRA; Hu et al. 2022); None: by 1.
 
     Raises:
-        UserError: no such projections in this backbone, a target named twice, or a rank above their width.
+        UserError: the backbone lacks a projection, a target is named twice, or the rank exceeds the backbone's width.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class LoRABank(Growing):
 
     @staticmethod
     def numbers(backbone: VisionTransformer, targets: Sequence[Target], rank: int) -> int:
-        """How many numbers a direction has: 2 r d per block and projection."""
+        """Number of parameters of one direction: 2 r d per block and projection."""
         return len(backbone.blocks) * len(targets) * 2 * rank * int(backbone.embed_dim)
 
     def __len__(self) -> int:
@@ -78,12 +79,19 @@ class LoRABank(Growing):
         return len(self.A)
 
     def append(self, A: Tensor, B: Tensor) -> None:
-        """Add a direction: A [L, P, r, d], B [L, P, d, r]."""
+        """Add a direction with the parameters A [L, P, r, d] and B [L, P, d, r]."""
         self.A.append(nn.Parameter(A))
         self.B.append(nn.Parameter(B))
 
     def grow(self, rank: int, generator: torch.Generator, device: torch.device, zero: bool = True) -> None:
-        """Add a direction with A ~ U(-1/sqrt(d), 1/sqrt(d)) and B = 0 (LoRA's own start), or B drawn as A."""
+        """Add a direction with A ~ U(-1/sqrt(d), 1/sqrt(d)) and B = 0, the start of LoRA.
+
+        Args:
+            rank: rank r of the direction.
+            generator: CPU generator of the random draws.
+            device: device of the new parameters.
+            zero: whether B starts at 0; otherwise it is drawn like A.
+        """
 
         def uniform(*shape: int) -> Tensor:
             drawn = torch.rand(self.blocks, len(self.targets), *shape, generator=generator, device="cpu")
@@ -97,29 +105,32 @@ class LoRABank(Growing):
         self.A, self.B = nn.ParameterList(list(self.A)[:-1]), nn.ParameterList(list(self.B)[:-1])
 
     def direction(self, k: int) -> list[nn.Parameter]:
-        """What is trained of a direction: its A and B, without the scale."""
+        """Trained parameters of direction k: A [L, P, r, d] and B [L, P, d, r], without the scale."""
         return [self.A[k], self.B[k]]
 
     def factors(self, k: int) -> tuple[Tensor, Tensor]:
-        """A [L, P, r, d] and B [L, P, d, r] whose product B A is the direction: its parameters, B times the scale."""
+        """Factors A [L, P, r, d] and B [L, P, d, r] of direction k; by default its parameters, B times the scale."""
         return self.A[k], self.B[k] if self.scale is None else self.B[k] * self.scale
 
     def norm(self, k: int, kind: Norm) -> Tensor:
-        """||B_k||_F ||A_k||_F (`product`) or ||B_k A_k||_F (`frobenius`) per block and projection: [L, P]."""
+        """Norm of direction k, [L, P]: ||B_k||_F ||A_k||_F (`product`) or ||B_k A_k||_F (`frobenius`)."""
         if kind == "product":
             A, B = self.factors(k)
             return A.flatten(2).norm(dim=2) * B.flatten(2).norm(dim=2)
         return self.inner(k, k).clamp_min(0).sqrt()
 
     def inner(self, k: int, other: int, dtype: torch.dtype | None = None) -> Tensor:
-        """<B_k A_k, B_j A_j>_F = tr(B_k^T B_j A_j A_k^T) per block and projection [L, P], from r x r products."""
+        """Frobenius inner product of directions k and j, [L, P], from r x r products.
+
+        It is <B_k A_k, B_j A_j>_F = tr(B_k^T B_j A_j A_k^T), with j = `other`.
+        """
         (A, B), (other_A, other_B) = self.factors(k), self.factors(other)
         up = B.to(dtype).transpose(2, 3) @ other_B.to(dtype)
         down = A.to(dtype) @ other_A.to(dtype).transpose(2, 3)
         return (up * down).sum(dim=(2, 3))
 
     def gram(self, dtype: torch.dtype | None = None) -> Tensor:
-        """`inner` of all pairs of directions, [L, P, K, K], from one product of all ranks with all ranks."""
+        """Frobenius inner products of all pairs of the K directions, [L, P, K, K], in one product over all ranks."""
         As, Bs = zip(*map(self.factors, range(len(self))), strict=True)
         up, down = torch.cat(Bs, dim=3).to(dtype), torch.cat(As, dim=2).to(dtype)
         pairs = (up.transpose(2, 3) @ up) * (down @ down.transpose(2, 3))
@@ -128,22 +139,29 @@ class LoRABank(Growing):
         return owner.T @ pairs @ owner
 
     def update(self, coefficients: Tensor) -> Tensor:
-        """sum_k c_k B_k A_k as one pair of concatenated factors.
+        """Weighted sum of the directions, sum_k c_k B_k A_k, as one product of concatenated factors.
+
+        The cost hardly depends on the number of directions.
 
         Args:
-            coefficients: [K, L, P].
+            coefficients: c, [K, L, P].
 
         Returns:
-            [L, P, d, d]; its cost hardly depends on the number of directions.
+            [L, P, d, d].
         """
         As, Bs = zip(*map(self.factors, range(len(self))), strict=True)
         up = torch.cat([B * c[..., None, None] for B, c in zip(Bs, coefficients, strict=True)], dim=3)
         return up @ torch.cat(As, dim=2)
 
     def weights(self, backbone: VisionTransformer, update: Tensor) -> dict[str, Tensor]:
-        """The backbone's weights that an update [L, P, d, d] changes, changed, by parameter name."""
+        """Changed weights of the backbone, by parameter name.
+
+        Args:
+            backbone: the ViT whose weights are changed; it stays as it is.
+            update: change of the projections, [L, P, d, d].
+        """
         weights = {}
-        # Unbound once: an index per block would cost a full-size gradient buffer each.
+        # Indexing the update in each block would allocate a gradient buffer of its full size each time.
         for number, (block, changes) in enumerate(zip(backbone.blocks, update.unbind(), strict=True)):
             of = dict(zip(self.targets, changes.unbind(), strict=True))
             if "proj" in of:
@@ -156,10 +174,21 @@ class LoRABank(Growing):
 
 
 class LoRAModel(FeatureModel):
-    """A frozen backbone with the sum of a bank's directions on its projections, and a linear head.
+    """A frozen backbone whose projections are changed by the sum of a bank's directions, and a linear head.
 
-    The effective weights are built in fp32 outside the network and passed in, so that the network's graph is the same
-    for any number of directions. Subclasses weight the directions by overriding `coefficients`.
+    It maps images [B, C, H, W] to logits [B, num_classes]. The changed weights are computed in fp32 outside the network
+    and passed to it, so its graph is the same for any number of directions. Subclasses override `coefficients` to
+    weight the directions.
+
+    Args:
+        backbone: ViT without head; it is frozen in place.
+        num_classes: size of the head.
+        targets: projections to update, see `LoRABank`.
+        rank: rank of the largest direction that will be added.
+        alpha: every direction is scaled by alpha / rank; None: by 1.
+
+    Raises:
+        UserError: see `LoRABank`.
     """
 
     head: nn.Linear
@@ -176,43 +205,48 @@ class LoRAModel(FeatureModel):
         self.bank = LoRABank(backbone, targets, rank, alpha)
 
     def grow(self, rank: int, generator: torch.Generator) -> None:
-        """Add a direction at LoRA's own start, where it changes nothing."""
+        """Add a direction at the start of LoRA, where its product is 0.
+
+        Args:
+            rank: rank of the direction.
+            generator: CPU generator of the random draws.
+        """
         self.bank.grow(rank, generator, self.device)
 
     def coefficients(self) -> Tensor:
-        """Factor of each direction, [K, L, P]: 1."""
+        """Coefficients of the K directions, [K, L, P]; by default 1."""
         return torch.ones(len(self.bank), self.bank.blocks, len(self.bank.targets), device=self.device)
 
     def update(self) -> Tensor:
-        """The change of the weights, [L, P, d, d]."""
+        """Change of the projections by all directions, [L, P, d, d]."""
         return self.bank.update(self.coefficients())
 
     def weights(self, update: Tensor | None = None) -> dict[str, Tensor]:
-        """The backbone's weights that the directions change, by name.
+        """Changed weights of the backbone, by parameter name; empty without directions.
 
         Args:
-            update: another change of them, [L, P, d, d]; None: the model's own.
+            update: change of the projections, [L, P, d, d]; None: the model's `update()`.
         """
         if not len(self.bank):
             return {}
         return self.bank.weights(self.backbone, self.update() if update is None else update)
 
     def features(self, images: Tensor) -> Tensor:
-        """CLS features [B, d] with the update applied."""
+        """CLS features [B, d] of images [B, C, H, W] with the update applied."""
         return self.vit.features(images, weights=self.weights())
 
     @torch.no_grad()
     def merged(self, update: Tensor | None = None) -> nn.Module:
-        """What predicts the same at a plain ViT's cost: the update is added to the weights once, as they are now.
+        """A module that predicts like the model in its present state at the cost of a plain ViT.
 
         Args:
-            update: another change of the weights, [L, P, d, d]; None: the model's own.
+            update: change of the projections, [L, P, d, d]; None: the model's `update()`.
         """
         return _Merged(self.vit, self.weights(update), self.predicting_head).eval()
 
 
 class _Merged(nn.Module):
-    """A ViT with some other weights, and a head."""
+    """A ViT some of whose weights are replaced, and a head."""
 
     def __init__(self, vit: ViT, weights: dict[str, Tensor], head: nn.Module) -> None:
         super().__init__()
@@ -227,7 +261,8 @@ def attention_covariances(model: LoRAModel, batches: Iterable[tuple[Tensor, Tens
     """Uncentred second moments of the inputs of every block's attention, over all tokens of all images.
 
     Args:
-        batches: (images, labels); labels are ignored.
+        model: model whose changed weights are used.
+        batches: batches of (images [B, C, H, W], labels); labels are ignored.
 
     Returns:
         E[x x^T] with x the output of the block's first norm, float64 [L, d, d]; and the number of tokens.

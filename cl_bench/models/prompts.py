@@ -1,4 +1,4 @@
-"""Prompts for a frozen ViT: the model that chooses them by a query, and what their banks have in common."""
+"""Prompts for a frozen ViT: the model that chooses them by a query, and functions that prompt methods share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,16 @@ from cl_bench.models.vit import Prefix
 
 
 def check_blocks(backbone: VisionTransformer, blocks: Collection[int], name: str) -> None:
-    """Raise `UserError` unless prefixes and parallel modules can be put into all of these blocks of the backbone."""
+    """Check that all of these blocks of a backbone accept prefixes and parallel branches.
+
+    Args:
+        backbone: the ViT.
+        blocks: block numbers, from 0.
+        name: hyper-parameter that the message names.
+
+    Raises:
+        UserError: the backbone has no such block, or a block has no standard attention.
+    """
     depth = len(backbone.blocks)
     if any(number >= depth for number in blocks):
         raise UserError(
@@ -32,38 +41,55 @@ def check_blocks(backbone: VisionTransformer, blocks: Collection[int], name: str
 
 
 def split(prompts: Tensor) -> Prefix:
-    """Prompts [..., 2 length, d] as a prefix: the first half in front of the keys, the second of the values."""
+    """Split prompts [..., 2 length, d] into a prefix: the first half for the keys, the second half for the values."""
     keys, values = prompts.chunk(2, dim=-2)
     return keys, values
 
 
 def take(bank: Tensor, chosen: Tensor) -> Tensor:
-    """Prompts bank[chosen], from [M, ...] and any shape of indices. The gradient is the same on any number of threads;
-    that of indexing adds up in an order of its own."""
+    """Prompts `bank[chosen]`, with a gradient that is the same on any number of threads.
+
+    The gradient of plain indexing adds its terms in an order that depends on the threads.
+
+    Args:
+        bank: [M, ...].
+        chosen: indices into the bank, of any shape [...].
+    """
     return nn.functional.embedding(chosen, bank.flatten(1)).unflatten(-1, bank.shape[1:])
 
 
 def majority(chosen: Tensor, pool: int, top: int) -> Tensor:
-    """The `top` most chosen of `pool` prompts in a whole batch, for every sample: [B, k] -> [B, top].
+    """Give every sample the prompts that its whole batch chooses most often: [B, k] -> [B, top].
 
-    What released code of L2P and DualPrompt does at test time. It tells every sample what its neighbours are: only for
-    showing that effect.
+    Released code of L2P and DualPrompt does this at test time. It makes a prediction depend on the other samples of the
+    batch; use it only to demonstrate this leak.
+
+    Args:
+        chosen: indices of the chosen prompts of each sample, [B, k].
+        pool: number of prompts in the pool.
+        top: number of prompts to return.
     """
     counts = torch.bincount(chosen.flatten(), minlength=pool)
     return counts.topk(top).indices.expand(len(chosen), -1)
 
 
 def mixed(prompts: Tensor) -> Tensor:
-    """Prefixes [B, 2, length, d] as a well-known port of DualPrompt lays them out: gathered as [2, B, ...] and, not
-    permuted but reshaped to [B, 2, ...], so that samples get their neighbours' prompts. Only for showing that effect.
+    """Mix up the prefixes [B, 2, length, d] of a batch as a well-known port of DualPrompt does.
+
+    The port gathers them as [2, B, ...] and reshapes them to [B, 2, ...] without permuting the axes, so samples get
+    their neighbours' prompts; use it only to demonstrate this leak.
     """
     return prompts.transpose(0, 1).reshape(prompts.shape)
 
 
 class PromptModel(FeatureModel):
-    """A frozen backbone with prompts that are chosen by a query, and a linear head.
+    """A frozen backbone with prompts chosen by a query, and a linear head: images [B, C, H, W] -> logits.
 
-    Subclasses define `answer(images, query)`, the features [B, d] for images and their queries.
+    Subclasses define `answer`.
+
+    Args:
+        backbone: ViT without head; it is frozen in place.
+        num_classes: size of the head.
     """
 
     head: nn.Linear
@@ -73,16 +99,17 @@ class PromptModel(FeatureModel):
 
     @torch.no_grad()
     def zero_head(self) -> None:
-        """Start the head at 0, as Flax does."""
+        """Set all weights of the head to 0, the start of Flax's implementations."""
         for parameter in self.head.parameters():
             parameter.zero_()
 
     @torch.no_grad()
     def query(self, images: Tensor) -> Tensor:
-        """q(x) [B, d]: the CLS feature of the frozen backbone without prompts."""
+        """Queries q(x) [B, d]: CLS features of the frozen backbone without prompts."""
         return self.vit.features(images)
 
     def answer(self, images: Tensor, query: Tensor) -> Tensor:
+        """Features [B, d] of images [B, C, H, W] with the prompts that their queries [B, d] choose."""
         raise NotImplementedError
 
     def features(self, images: Tensor, query: Tensor | None = None) -> Tensor:
@@ -95,8 +122,16 @@ class PromptModel(FeatureModel):
 def attracting(
     cross_entropy: Callable[[Tensor, Tensor], Tensor], weight: float, reduction: Literal["mean", "sum"]
 ) -> Callable[[tuple[Tensor, Tensor], Tensor], Tensor]:
-    """Cross-entropy of logits [B, C] minus `weight` times each sample's attraction [B] to its keys (L2P, Eq. 5); as
-    per-sample losses, whose mean has the `mean` or the `sum` of the attractions in it."""
+    """Make a loss that also attracts the chosen keys to their queries (L2P, Eq. 5).
+
+    Args:
+        cross_entropy: maps (logits [B, C], labels [B]) to per-sample losses [B].
+        weight: factor on the attractions.
+        reduction: whether the batch's mean loss contains the `mean` or the `sum` of the attractions.
+
+    Returns:
+        A loss that maps ((logits [B, C], attraction to its keys [B]), labels [B]) to per-sample losses [B].
+    """
 
     def loss(outputs: tuple[Tensor, Tensor], labels: Tensor) -> Tensor:
         logits, attraction = outputs
@@ -106,5 +141,5 @@ def attracting(
 
 
 def uniform(shape: Sequence[int], low: float, high: float, generator: torch.Generator, like: Tensor) -> Tensor:
-    """Uniform numbers in [low, high), drawn on the CPU, on the device of `like`."""
+    """Uniform random numbers in [low, high), drawn on the CPU and moved to the device and dtype of `like`."""
     return (torch.rand(*shape, generator=generator) * (high - low) + low).to(like)

@@ -1,4 +1,4 @@
-"""Statistics of each class's features: a Gaussian per class and task, to draw features of old tasks from."""
+"""Gaussians of each class's features, from which features of old tasks are drawn."""
 
 from __future__ import annotations
 
@@ -13,20 +13,25 @@ from cl_bench.randomness import Key, generator, permutation
 
 Covariance = Literal["full", "variance", "shared"]
 RIDGE = 1e-4
-"""Added to the diagonal of every covariance (SLCA, HiDe-Prompt)."""
+"""Added to the diagonal of every covariance, as in SLCA and HiDe-Prompt."""
 
 
 class ClassStatistics(Growing):
-    """Mean and covariance of the features of each class seen, in the order in which they came. A class that several
-    tasks bring (from different domains) has several: their mixture describes it.
+    """A Gaussian of the features of each class, in the order in which classes are added.
 
-    Kept are `labels` and `tasks` [n], `counts` [n], `means` [n, d] and `factors`: L with covariance L L^T, the
-    Cholesky factors [n, d, d] (`full`), standard deviations [n, d] (`variance`), or one factor of the covariance
-    pooled over classes [1, d, d] (`shared`).
+    A class that several tasks contain (in different domains) has one Gaussian per task; their mixture describes it.
 
     Args:
-        dim: d.
-        covariance: what is kept of each class's covariance.
+        dim: number d of features.
+        covariance: `full`, `variance` (diagonal), or `shared` (pooled over all classes).
+
+    Attributes:
+        labels: label of each of the n Gaussians, int64 [n].
+        tasks: task of each Gaussian, int64 [n].
+        counts: number of images of each Gaussian, int64 [n].
+        means: [n, d].
+        factors: L with covariance L L^T: Cholesky factors [n, d, d] (`full`), standard deviations [n, d] (`variance`),
+            or the Cholesky factor of the pooled covariance [1, d, d] (`shared`).
     """
 
     labels: Tensor
@@ -44,14 +49,19 @@ class ClassStatistics(Growing):
         self.register_buffer("factors", torch.zeros(0, dim) if covariance == "variance" else torch.zeros(0, dim, dim))
 
     def __len__(self) -> int:
-        """Number of Gaussians: of classes, where no class comes twice."""
+        """Number of Gaussians; the number of classes if no class occurs in two tasks."""
         return len(self.labels)
 
     @torch.no_grad()
     def update(self, features: Tensor, labels: Tensor, task: int) -> None:
-        """Add the classes of a task from all features [n, d] of its training images.
+        """Add a Gaussian for each class of a task.
 
-        Covariances are unbiased, plus 1e-4 on the diagonal; of a class with one image only that remains.
+        Covariances are unbiased, plus 1e-4 on the diagonal; a class with a single image has that diagonal alone.
+
+        Args:
+            features: features [n, d] of all training images of the task.
+            labels: their labels [n].
+            task: position of the task in the stream.
         """
         classes = labels.unique()
         parts = [features[labels == label].double() for label in classes]
@@ -74,15 +84,19 @@ class ClassStatistics(Growing):
         self.means = torch.cat([self.means, means.to(self.means.dtype)])
 
     def by_task(self) -> list[list[int]]:
-        """The labels of each task, in the order of the tasks."""
+        """Labels of each task, in the order of the tasks."""
         return [self.labels[self.tasks == task].tolist() for task in self.tasks.unique()]
 
     def draw(self, noise: Tensor, shrink: float = 0.0) -> Tensor:
-        """Features [n, m, d] of all classes from standard normals [n, m, d].
+        """Map standard normal noise to features of all Gaussians.
 
         Args:
-            shrink: by how much the means of the oldest classes are pulled to 0: those of task k, of t + 1 tasks, are
-                multiplied with 1 - shrink (t - k) / (t + 1) (SLCA: 0.1).
+            noise: standard normal numbers [n, m, d].
+            shrink: how far the means of the oldest classes are pulled towards 0: with t + 1 tasks, means of task k are
+                multiplied by 1 - shrink (t - k) / (t + 1) (SLCA: 0.1).
+
+        Returns:
+            m features of each of the n Gaussians, [n, m, d].
         """
         ages = (self.tasks.max() - self.tasks) / (self.tasks.max() + 1)
         means = self.means * (1 - shrink * ages)[:, None]
@@ -91,8 +105,16 @@ class ClassStatistics(Growing):
         return means[:, None] + noise @ self.factors.transpose(1, 2)
 
     def batches(self, per_class: int, key: Key, shrink: float = 0.0) -> Iterator[tuple[Tensor, Tensor, int]]:
-        """One epoch of drawn features, `per_class` of each class, shuffled: (features, labels, all valid) in batches of
-        `per_class`."""
+        """Draw one epoch of features in random order.
+
+        Args:
+            per_class: features drawn per Gaussian, and batch size.
+            key: key of the random draws; equal keys give equal batches.
+            shrink: see `draw`.
+
+        Yields:
+            Batches of (features [b, d], labels [b], b).
+        """
         noise = torch.randn(len(self), per_class, self.means.shape[1], generator=generator((*key, "noise")))
         drawn = self.draw(noise.to(self.means), shrink).flatten(0, 1)
         labels = self.labels.repeat_interleave(per_class)
@@ -102,11 +124,18 @@ class ClassStatistics(Growing):
 
     @staticmethod
     def numbers(covariance: Covariance, dim: int, classes: Sequence[int]) -> int:
-        """How many numbers are kept of so many classes in each task."""
+        """Number of stored numbers.
+
+        Args:
+            covariance: see `ClassStatistics`.
+            dim: number of features.
+            classes: number of classes of each task.
+        """
         n = sum(classes)
         return n * (3 + dim) + {"full": n * dim * dim, "variance": n * dim, "shared": dim * dim}[covariance]
 
     def _factor(self, covariance: Tensor) -> Tensor:
+        """Factor of a covariance [d, d] with the ridge added, in the form in which it is stored."""
         ridged = covariance + self._ridge(covariance)
         factor = ridged.diagonal().sqrt() if self.covariance == "variance" else torch.linalg.cholesky(ridged)
         return factor.to(self.means.dtype)

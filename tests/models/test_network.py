@@ -24,7 +24,8 @@ from cl_bench.methods.inflora import InfLoRA
 from cl_bench.methods.sdlora import SDLoRA
 from cl_bench.models.heads import Classifier
 from cl_bench.models.legacy import attention_inputs, cls_features, tokens
-from cl_bench.models.vit import Execution, ViT, _compiled
+from cl_bench.models.vit import Execution, ViT
+from cl_bench.models.vit_pass import compiled_pass
 from cl_bench.running.runner import flops_of
 from cl_bench.streams.scenarios import build
 from cl_bench.studies.audit.numbers import hidden_numbers
@@ -302,10 +303,10 @@ def test_a_model_is_freed_when_nobody_uses_it() -> None:
 def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], int]]:
     """How many graphs have been made so far. They are traced as ever, but not turned into machine code."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
-    _compiled.cache_clear()
+    compiled_pass.cache_clear()
     torch._dynamo.reset()
     yield lambda: int(counters["stats"]["unique_graphs"])
-    _compiled.cache_clear()
+    compiled_pass.cache_clear()
     torch._dynamo.reset()
 
 
