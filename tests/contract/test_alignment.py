@@ -1,4 +1,4 @@
-"""Class statistics, alignment of the head on them, components by QR; options that cannot be."""
+"""Class statistics, alignment of the head on them, CODA-Prompt's components by QR; impossible options are refused."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DIM = 6
 
 
 def features(generator: torch.Generator, counts: list[int], first: int) -> tuple[Tensor, Tensor]:
-    """Correlated features of some classes, labelled from `first` on, in mixed order."""
+    """Correlated features of a few classes with labels from `first` on, shuffled."""
     labels = torch.cat([torch.full((count,), first + i) for i, count in enumerate(counts)])
     labels = labels[torch.randperm(len(labels), generator=generator)]
     mix = torch.randn(DIM, DIM, generator=generator)
@@ -38,7 +38,7 @@ COUNTS = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=3), min_size=
 @settings(max_examples=40, deadline=None)
 @given(tasks=COUNTS, seed=st.integers(0, 2**16))
 def test_statistics_are_those_of_numpy(tasks: list[list[int]], seed: int) -> None:
-    """Whatever the tasks: means, unbiased covariances per class, variances, and one covariance pooled over classes."""
+    """For any tasks: means, unbiased covariances per class, variances, and one covariance pooled over classes."""
     generator = torch.Generator().manual_seed(seed)
     kinds = {kind: ClassStatistics(DIM, kind) for kind in ("full", "variance", "shared")}  # type: ignore[arg-type]
     seen: dict[int, np.ndarray] = {}
@@ -87,7 +87,7 @@ def test_drawn_features_have_the_moments_of_their_class() -> None:
 
 
 def test_alignment_leaves_the_trained_head_alone() -> None:
-    """The next task goes on from the head as it was; the aligned one predicts."""
+    """The next task continues from the head as it was before alignment; the aligned head predicts."""
     with_it, without = (
         train(strategy_of(small(row, lr=0.01)), cut()).model for row in ("sdlora[align=true]", "sdlora")
     )

@@ -30,17 +30,17 @@ pytestmark = pytest.mark.usefixtures("one_thread", "plain_and_single_threaded")
 NAMES = [*(path.stem for path in kinds.FILES), *kinds.VARIANTS]
 SIZES = {"epochs": 2, "batch_size": 24}
 PLACES = 4
-"""Steps after which each is killed."""
+"""Optimiser steps after which each run is killed."""
 
 
 STAGE = Stage(
     correct=[], correct_task_aware=[], train_seconds=0, eval_seconds=0, train_samples=0, trainable=0, stored=0
 )
-"""One that is over: of those, a strategy only counts how many there are."""
+"""A finished experience; a strategy only counts those."""
 
 
 class Killed(Exception):
-    """The process would be gone."""
+    """Stands for the end of the process."""
 
 
 @cache
@@ -51,7 +51,7 @@ def method_of(name: str) -> Method:
 
 
 def learn(strategy: ContinualStrategy) -> None:
-    """The tasks that are left, each evaluated as a run does it."""
+    """Learn the remaining tasks and evaluate after each, as a run does."""
     stream = cut()
     for experience in list(stream.train)[strategy.tasks_learned :]:
         strategy.train(experience, eval_streams=[])
@@ -60,7 +60,7 @@ def learn(strategy: ContinualStrategy) -> None:
 
 @cache
 def whole(name: str) -> tuple[ContinualStrategy, list[int]]:
-    """A run that was never killed, and how many steps each of its tasks had."""
+    """An uninterrupted run, and the number of steps of each of its tasks."""
     steps = [0] * TASKS
 
     def count(strategy: ContinualStrategy) -> None:
@@ -73,7 +73,7 @@ def whole(name: str) -> tuple[ContinualStrategy, list[int]]:
 
 
 def killed(name: str, task: int, step: int, path: Path) -> None:
-    """A run that ends after so many steps of a task, with a checkpoint of that moment."""
+    """A run that is killed after some steps of a task, with a checkpoint of that moment."""
     left = [step]
 
     def kill(strategy: ContinualStrategy) -> None:
@@ -133,7 +133,7 @@ def test_the_audit_finds_what_is_wrong_and_nothing_else(name: str) -> None:
 
 
 def test_every_kind_trains_what_it_is_about() -> None:
-    """A kind whose own part did nothing would show nothing."""
+    """Training changes the model of every kind; one that changed nothing would prove nothing."""
     for name in NAMES:
         strategy, steps = whole(name)
         before, after = snapshot(strategy_of(method_of(name)).model), strategy.model.state_dict()

@@ -17,7 +17,7 @@ Process = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def install(site: Path, name: str, source: str, value: str | None = None) -> None:
-    """What pip leaves behind for a package with one module and one entry point."""
+    """Files that pip installs for a package with one module and one entry point."""
     info = site / f"{name}-1.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
@@ -104,7 +104,7 @@ def test_an_entry_point_is_listed_shown_and_run(
 
 
 def bad_files(source: str) -> dict[str, tuple[str, str, list[str]]]:
-    """Case -> file name, content, what the sentence must say."""
+    """By case: file name, content, and parts that the error message must contain."""
     head, tail = source.split("@dataclass", 1)
     return {
         "syntax error": ("mine.py", "x = 1\ndef broken(:\n", ["'mine.py'", "syntax error in line 2"]),

@@ -1,4 +1,4 @@
-"""Every installed method keeps the contract of `cl_bench.contract.method`; the plain baselines train what they say."""
+"""Every installed method keeps the contract of `cl_bench.contract.method`; baselines train what they declare."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 DIM, DEPTH = 32, 2
 FIELDS = [(name, field) for name in NAMES for field in registry.find(name).defaults]
 
-# What `GradientMethod` gives to all of its subclasses: whoever changes it raises the revision of each of them.
+# Defaults that all subclasses of `GradientMethod` inherit: a change needs a new revision of each of them.
 COMMON: dict[str, Any] = {
     "epochs": 20,
     "batch_size": 128,
@@ -64,8 +64,8 @@ SDLORA: dict[str, Any] = COMMON | {
     "magnitudes": "all",
 }
 
-# (revision, defaults) of every method. Stored results are compared with new ones of the same revision: whoever changes
-# a default raises `revision` in the method's file and then replaces the row here (the failing test prints it).
+# (revision, defaults) of every method. Results of equal revisions are compared with each other: whoever changes a
+# default raises `revision` in the method's file and then replaces the row here (the failing test prints it).
 PINNED: dict[str, tuple[int, dict[str, Any]]] = {
     "coda": (
         1,
@@ -263,7 +263,7 @@ PINNED: dict[str, tuple[int, dict[str, Any]]] = {
 
 
 def task_of(model: nn.Module, plugin: Method, index: int, classes: Sequence[int], seen: Sequence[int]) -> Task:
-    """What the strategy tells a method, with another key."""
+    """A task as the strategy describes it to a method, with another key."""
     num_tasks = TASKS if plugin.needs_num_tasks else None
     return Task(index, tuple(classes), tuple(seen), CLASSES, num_tasks, model, ("elsewhere", index))
 
@@ -287,7 +287,7 @@ def test_facts_that_tables_show(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_hyper_parameter_but_the_common_ones_is_documented(name: str) -> None:
-    """In the class itself, or where it inherits them from."""
+    """In the docstring of the class or of one of its bases."""
     cls = registry.find(name).cls
     docs = " ".join(str(base.__doc__) for base in cls.__mro__ if issubclass(base, Method) and base is not Method)
     own = set(registry.find(name).defaults) - set(COMMON)
@@ -421,11 +421,11 @@ def direction(rank: int = 3) -> int:
 
 
 def inflora(t: int, traces: dict[str, list[dict[str, Any]]]) -> int:
-    """Directions, a basis of as many columns as the traces tell and a flag per block."""
+    """Directions, a flag per block, and a basis whose number of columns the traces state."""
     return HEAD + t * direction() + DIM * sum(row["dim"] for row in traces["memory"]) + DEPTH
 
 
-# Numbers kept beside the frozen backbone after t tasks.
+# Numbers stored in addition to the frozen backbone after t tasks.
 STORED: dict[str, Callable[[int, dict[str, Any]], int]] = {
     # 12 / 3 components per task: P [blocks, 4, length 4, d], K and A [blocks, 4, d].
     "coda": lambda t, traces: HEAD + t * DEPTH * 4 * DIM * (4 + 1 + 1),
@@ -508,7 +508,7 @@ def test_stored_numbers_are_known_of_every_shipped_method() -> None:
 
 @pytest.mark.parametrize("name", ROWS)
 def test_all_that_outlives_a_task_is_in_the_state_dict(name: str) -> None:
-    """A fresh model, which has seen no task, predicts the same once it has the weights."""
+    """A fresh model predicts the same after it has loaded the state dict."""
     strategy = trained(name)
     model = fresh(name, seed=1)
     images, _ = images_of(cut().test[1])
@@ -522,7 +522,7 @@ def test_all_that_outlives_a_task_is_in_the_state_dict(name: str) -> None:
 
 @pytest.mark.parametrize("name", [row for row in ROWS if small(row).trains_on == "task"])
 def test_training_goes_on_from_the_state_dict(name: str) -> None:
-    """The last task, learned by a fresh model with the weights after the others, ends in the same bits."""
+    """A fresh model with the weights after all other tasks learns the last task to the same bits."""
     plugin, stream = small(name, epochs=1), cut()
     through = train(strategy_of(plugin), stream, stages=TASKS - 1)
     resumed = strategy_of(plugin, backbone=tiny_vit(seed=1))
@@ -574,7 +574,7 @@ def test_traces_are_tables_of_plain_values(name: str) -> None:
     assert all(isinstance(row, dict) for rows in tables.values() for row in rows)
 
 
-# --- who competes in the loss ----------------------------------------------------------------------------------
+# --- classes in the loss ---------------------------------------------------------------------------------------
 
 
 def rows_with_gradient(row: str, classes: Sequence[int], seen: Sequence[int], **changes: Any) -> set[int]:

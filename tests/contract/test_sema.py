@@ -1,4 +1,4 @@
-"""What the golden numbers of the small method SEMA do not reach: the order of scans, and which errors are kept."""
+"""The small method SEMA, beyond its golden numbers: the order of scans, and which errors are stored."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.mark.parametrize("size", [7, 100])
 def test_scans_go_on_behind_the_batch_that_made_a_block_grow(size: int) -> None:
-    """Every batch is new to everything: the blocks grow one after the other, each once, and then never again."""
+    """If every batch is new to every adapter, the blocks grow one after the other, once each, and never again."""
     method = SEMA(first=0, threshold=1e-6, scan_batch=size)
     samples = TaskSamples(samples_of(cut().train[1].dataset), ("scan",), torch.device("cpu"))
     batches = -(-len(samples) // size)
@@ -36,19 +36,19 @@ def test_scans_go_on_behind_the_batch_that_made_a_block_grow(size: int) -> None:
     assert [float(mixture[1].mean) for mixture in task.model.mixtures] == [1.5, 1.5]
 
 
-def test_the_last_errors_of_both_phases_are_kept() -> None:
-    """Of a batch that fills up what was not full, as many as fit; then the newest replace the oldest."""
+def test_the_last_errors_of_both_phases_are_stored() -> None:
+    """A batch is cut to the free places of the buffer; once it is full, the newest errors replace the oldest."""
     method = SEMA(first=1, recent=5, descriptor_epochs=1, epochs=1)
     task = Task(0, (0, 1), (0, 1), CLASSES, None, method.build(tiny_vit(), CLASSES), ())
     training, description = method.phases(task)
-    labels, kept = torch.tensor([0, 1, 0]), []
+    labels, buffers = torch.tensor([0, 1, 0]), []
     for phase, first in ((training, 1.0), (training, 4.0), (description, 7.0)):
         assert phase.loss is not None
         errors = torch.arange(first, first + 3)[:, None]
         losses = phase.loss((torch.zeros(3, CLASSES), errors), labels)
         assert torch.equal(losses, errors[:, 0]) is (phase is description)
-        kept.append(task.scratch["errors 1"].tolist())
-    assert kept == [[1, 2, 3], [1, 2, 3, 4, 5], [4, 5, 7, 8, 9]]
+        buffers.append(task.scratch["errors 1"].tolist())
+    assert buffers == [[1, 2, 3], [1, 2, 3, 4, 5], [4, 5, 7, 8, 9]]
 
 
 def test_a_task_that_is_not_new_trains_the_head_only() -> None:

@@ -1,4 +1,4 @@
-"""What every model offers, whatever its head, and what predicts for it."""
+"""What every model offers, whatever its head, and which module predicts for it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ IMAGES = torch.randn(3, 1, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
 class Queried(Classifier):
-    """Predicts from a frozen feature, and counts how often it is asked for it."""
+    """Predicts from a frozen feature and counts how often that is computed."""
 
     asked = 0
 

@@ -1,4 +1,4 @@
-"""Modules that grow over the tasks come back from their state dict alone."""
+"""Modules that grow over the tasks are restored by their state dict alone."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Buffer(nn.Module):
 
 
 class Bank(Growing):
-    """As `LoRABank` and `ClassStatistics`: what grows lies directly in it."""
+    """A module with its own growing parameter lists and buffers, like `LoRABank` and `ClassStatistics`."""
 
     values: Tensor
 
@@ -76,7 +76,7 @@ def shape(random: random.Random, dims: int) -> list[int]:
 
 
 def grow(module: nn.Module, random: random.Random) -> None:
-    """Another size and other values of everything inside."""
+    """Give everything inside a module another size and other values."""
     if isinstance(module, GrowingModules):
         for _ in range(random.randint(0, 3)):
             module.grow()
@@ -108,7 +108,7 @@ plans = st.recursive(
 @given(parts=st.lists(plans, min_size=1, max_size=3), seed=st.integers(0, 2**32))
 @settings(deadline=None)
 def test_any_nest_takes_on_the_state_of_another(parts: list[Plan], seed: int) -> None:
-    """Fresh, larger or smaller, bit for bit; and it shrinks back."""
+    """A fresh, a larger and a smaller nest take on a stored state bit for bit, and shrink back."""
     root, chance = ("plain", [("growing", parts)]), random.Random(seed)
     grown = made(root)
     grow(grown, chance)
@@ -121,7 +121,7 @@ def test_any_nest_takes_on_the_state_of_another(parts: list[Plan], seed: int) ->
         generator = torch.get_rng_state()
         other.load_state_dict(safetensors.torch.load(stored))
         assert torch.equal(torch.get_rng_state(), generator)
-        # The text of a module tells the number of its elements and the sizes of its layers.
+        # The text of a module shows the number of its elements and the sizes of its layers.
         assert same(other.state_dict(), grown.state_dict()) and str(other) == str(grown)
         assert all(parameter.requires_grad for parameter in other.parameters())
         other.load_state_dict(before)
@@ -129,7 +129,7 @@ def test_any_nest_takes_on_the_state_of_another(parts: list[Plan], seed: int) ->
 
 
 class Model(nn.Module):
-    """A part that grows, beside one that does not."""
+    """A part that grows and a part that does not."""
 
     def __init__(self, width: int = 2) -> None:
         super().__init__()
@@ -148,7 +148,7 @@ def grown_model(width: int = 3, elements: int = 2) -> Model:
 
 
 def test_restored_layers_compute_the_same() -> None:
-    """Also where an attribute of a layer repeats the shape of its weights."""
+    """Includes layers with an attribute that repeats the shape of their weights."""
     model, restored, x = grown_model(), grown_model(width=2, elements=1), torch.randn(4, 3)
     restored(x[:, :2]).sum().backward()
     restored.load_state_dict(model.state_dict())
@@ -218,7 +218,7 @@ def test_a_slice_and_a_copy() -> None:
 
 
 class Experts(FeatureModel):
-    """One set of adapters per task; the features are the sum of all."""
+    """One set of adapters per task; the features are the sum over all sets."""
 
     def __init__(self, backbone: VisionTransformer, num_classes: int) -> None:
         super().__init__(backbone.requires_grad_(False), linear_head(backbone.num_features, num_classes))
@@ -230,7 +230,7 @@ class Experts(FeatureModel):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ExpertPerTask(GradientMethod):
-    """Trains the adapters of the current task, and the head."""
+    """Trains the adapters of the current task and the head."""
 
     def build(self, backbone: VisionTransformer, num_classes: int) -> FeatureModel:
         return Experts(backbone, num_classes)

@@ -40,7 +40,7 @@ PLACES = st.lists(st.sampled_from(TARGETS), min_size=1, max_size=4, unique=True)
 
 
 def task_of(model: nn.Module, index: int = 0, num_classes: int = CLASSES) -> Task:
-    """A task of one class, as the strategy would announce it."""
+    """A task of one class, as the strategy describes it."""
     return Task(index, (index,), tuple(range(index + 1)), num_classes, None, model, ("lora", index))
 
 
@@ -58,7 +58,7 @@ def normal(generator: torch.Generator, *shape: int) -> Tensor:
 
 @torch.no_grad()
 def fill(bank: LoRABank, k: int, generator: torch.Generator) -> None:
-    """Make a direction what training could have made of it: neither factor 0."""
+    """Fill a direction with values that training could have reached: neither factor is 0."""
     for factor in bank.direction(k):
         factor.copy_(normal(generator, *factor.shape) * 0.2)
 
@@ -223,7 +223,7 @@ def test_a_direction_starts_as_lora_does() -> None:
 
 @pytest.mark.parametrize("alpha", [None, 3.0, 12.0])
 def test_alpha_over_rank_scales_whatever_is_said_of_a_direction(alpha: float | None) -> None:
-    """As if B were as many times larger; what is trained, and what penalties see, has no scale."""
+    """The scale acts as a factor on B; trained parameters, and those that penalties see, have no scale."""
     generator, rank, images = torch.Generator().manual_seed(5), 3, all_images()[:4]
     scale = 1.0 if alpha is None else alpha / rank
     scaled = LoRAModel(tiny_vit(), CLASSES, ("q", "v"), rank, alpha)
@@ -354,7 +354,7 @@ def covariance(generator: torch.Generator, values: Sequence[float]) -> tuple[Ten
 
 
 def test_new_directions_avoid_what_old_tasks_use() -> None:
-    """On a real stream, whose blocks keep small bases of old inputs and small ones of their complement."""
+    """On a real stream, whose blocks store small bases of old inputs or small ones of their complement."""
     modes: set[str] = set()
 
     def look(strategy: Any) -> None:
@@ -384,7 +384,7 @@ def test_new_directions_avoid_what_old_tasks_use() -> None:
 
 
 def test_directions_are_designed_and_remembered_on_training_views() -> None:
-    """As released: inputs are those of the views that the task is trained on, one of each image."""
+    """As in the released code: inputs come from the training views of the task, one view of each image."""
     plugin, found = small("inflora", epochs=1, batch_size=100), []
 
     def look(strategy: Any) -> None:
@@ -554,7 +554,7 @@ def test_one_fit_for_all_projections_does_not_drop_what_needs_one_each() -> None
 def test_a_direction_outside_the_span_is_kept_as_it_is(
     seed: int, scope: Literal["joint", "projection"], share: float
 ) -> None:
-    """Part of it in the span, part outside: kept below the residual, dropped above."""
+    """A direction partly in the span is kept if the tolerance is below its residual, and dropped if it is above."""
     generator = torch.Generator().manual_seed(seed)
     model = kd_model([2, 2, 4], generator)
     outside = [factor.detach().clone() for factor in model.bank.direction(-1)]
@@ -611,7 +611,7 @@ def test_the_fit_is_least_squares_of_the_dense_matrices(
 
 
 def test_a_task_after_drops_is_learned_and_kept() -> None:
-    """Two tasks whose directions go but for the first, then one that keeps its own."""
+    """Two tasks whose directions are dropped, except the first one, then a task that keeps its own."""
     stream = cut()
     dropping = train(strategy_of(small(DROPPING, lr=0.05)), stream, stages=2)
     strategy = strategy_of(small("sdlora-kd[tau=0]", lr=0.05))
@@ -666,7 +666,7 @@ def test_numbers_trained_per_task_on_vit_b(name: str, rank: int, factors: int, m
 
 
 def saved_bytes(model: Any, phase: Any, images: Tensor, labels: Tensor) -> int:
-    """Bytes kept between the forward and the backward pass of a step, without parameters; each storage once."""
+    """Bytes held from the forward to the backward pass of a step, without parameters; each storage counts once."""
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, int] = {}
 

@@ -1,4 +1,4 @@
-"""One forward pass for all methods: what goes into it, precision, and how often it is compiled."""
+"""The forward pass of all methods: what can be added to it, precision, and how often it is compiled."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Mixed(nn.Module):
 
 
 def put_in() -> dict[str, dict[str, Any]]:
-    """Whatever can be put into a pass."""
+    """Everything that can be added to a pass."""
     random = torch.Generator().manual_seed(2)
 
     def draw(*shape: int) -> Tensor:
@@ -91,7 +91,7 @@ def put_in() -> dict[str, dict[str, Any]]:
 
 
 def leaves_of(into: dict[str, Any]) -> list[Tensor]:
-    """What gradients flow into."""
+    """Tensors that receive gradients."""
     found = torch.utils._pytree.tree_leaves(into)
     return [leaf for one in found for leaf in (one.parameters() if isinstance(one, nn.Module) else [one])]
 
@@ -99,7 +99,7 @@ def leaves_of(into: dict[str, Any]) -> list[Tensor]:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize("kind", list(put_in()))
 def test_bf16_is_the_same_pass(name: str, kind: str) -> None:
-    """Features come back in fp32, within what bf16 rounds; so do the gradients of what is put in."""
+    """Features, and gradients of what is added, are fp32 and within the rounding of bf16."""
     backbone, into = vit(**ARCHITECTURES[name]).requires_grad_(False), put_in()[kind]
     leaves = leaves_of(into)
     found = []
@@ -214,7 +214,7 @@ def test_training_goes_on_from_what_evaluation_has_seen() -> None:
 
 @torch.no_grad()
 def test_weights_that_are_given_for_one_pass_only_are_rounded_in_every_pass() -> None:
-    """Though a tensor may come to lie where one was that is gone."""
+    """Even if a new tensor gets the address of a deleted one."""
     model, name, found = Classifier(vit(), 5).eval(), "backbone.norm.weight", []
     for execution in (Execution(), BF16):
         model.set_execution(execution)
@@ -283,7 +283,7 @@ def test_a_second_backbone_in_a_model_is_run_as_the_first() -> None:
 
 
 def test_a_model_is_freed_when_nobody_uses_it() -> None:
-    """At once: what waits for the garbage collector would be in the peak memory of the next run."""
+    """A model that waited for the garbage collector would count in the peak memory of the next run."""
     model = Classifier(vit(), 5)
     model.set_execution(BF16)
     model(images())
@@ -301,7 +301,7 @@ def test_a_model_is_freed_when_nobody_uses_it() -> None:
 
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], int]]:
-    """How many graphs have been made so far. They are traced as ever, but not turned into machine code."""
+    """Counts the graphs made so far; they are traced as usual but not turned into machine code."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     compiled_pass.cache_clear()
     torch._dynamo.reset()
@@ -345,7 +345,7 @@ def test_a_run_is_compiled_once_whatever_grows(method: Method, graphs: Callable[
 
 
 def test_subsets_of_a_batch_are_trained_on_without_compiling_again(graphs: Callable[[], int]) -> None:
-    """With the gradients that they have alone."""
+    """Their gradients equal those of passes that run alone."""
     backbone = vit().requires_grad_(False)
     eager, compiled = ViT(backbone), ViT(backbone, Execution(compiled=True))
     made = [graphs()]
@@ -366,7 +366,7 @@ def test_subsets_of_a_batch_are_trained_on_without_compiling_again(graphs: Calla
 
 @pytest.mark.parametrize("kind", ["bottlenecks", "functions"])
 def test_compiled_passes_give_what_parallel_modules_see(kind: str, graphs: Callable[[], int]) -> None:
-    """Of the images that there are, in training and in evaluation, and of a last batch with the same graph."""
+    """For all images in training and in evaluation, including a last batch with the same graph."""
     backbone, into = vit().requires_grad_(False), put_in()[kind]
     eager, compiled = ViT(backbone), ViT(backbone, Execution(compiled=True))
     for training in (True, False):
@@ -380,7 +380,7 @@ def test_compiled_passes_give_what_parallel_modules_see(kind: str, graphs: Calla
 
 
 def test_compiled_passes_give_the_same(graphs: Callable[[], int]) -> None:
-    """The same predictions and, as they are counted on a plain pass, operations."""
+    """Equal predictions, and equal operations, which are counted on a plain pass."""
     found = []
     for execution in (Execution(), Execution(compiled=True)):
         strategy, stream = trained(SDLoRA(rank=2, epochs=2, batch_size=8), execution, 0)
@@ -390,7 +390,7 @@ def test_compiled_passes_give_the_same(graphs: Callable[[], int]) -> None:
 
 
 def test_what_a_pass_keeps_is_no_hidden_number() -> None:
-    """Rounded copies of weights tell nothing of the images; what a method keeps beside them does."""
+    """Rounded copies of weights hold nothing of the images; other state that a method keeps does."""
     strategy, stream = trained(SDLoRA(rank=2, epochs=1, batch_size=8), BF16, 0)
     strategy.model.vit.execution = BF16
     hidden = hidden_numbers(strategy)
