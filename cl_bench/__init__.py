@@ -6,9 +6,9 @@
     frame = cl_bench.load("results/runs")                   # one row per run and stage
     cl_bench.report("results/runs", out="reports")
 
-A method file has all it needs from here, too: `from cl_bench import GradientMethod, Phase, Task`.
+All names that a method file needs are here, too: `from cl_bench import GradientMethod, Phase, Task`.
 
-Every name is imported when it is first used: reading results and rendering reports imports neither torch nor avalanche.
+Every name is imported on first use, so reading results and rendering reports imports neither torch nor avalanche.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ _PUBLIC = {
     "cl_bench.models.prompts": ("PromptModel",),
     "cl_bench.models.statistics": ("ClassStatistics",),
 }
-"""Public names by module, as type checkers see them above."""
+"""Public names by the module that defines them; the imports above repeat them for type checkers."""
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,6 @@
-"""Running methods and reading their results from Python: `cl_bench.run`, `cl_bench.load` and `cl_bench.report`.
+"""Python API: run methods, load stored results and render reports.
 
-It does what the command line does, with the same options, defaults, keys and stored records.
+Options, defaults, keys and stored records are those of the command line.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class Results:
-    """Stored runs, as `run` returns them.
+    """Stored results of the runs that `run` was asked for.
 
     Attributes:
-        records: one for each run that is stored, in the order of what was asked for: counts, times, settings.
-        folder: the results folder that holds them.
-        missing: names of the runs that were asked for and are not stored: with `dry_run`, and where runs have failed.
-        command: the command line that asks for the same.
+        records: one record per stored run, in the requested order: counts, times, settings.
+        folder: results folder that holds the records.
+        missing: names of requested runs that are not stored, because of `dry_run` or because they failed.
+        command: command line that requests the same runs.
     """
 
     records: tuple[RunRecord, ...]
@@ -47,31 +47,36 @@ class Results:
     command: str = field(default="", compare=False)
 
     def frame(self) -> pd.DataFrame:
-        """One row per run and training stage, metrics as fractions: the columns of `load`."""
+        """One row per run and training stage, with metrics as fractions and the columns of `load`."""
         from cl_bench.reporting.frames import stage_frame
 
         return stage_frame(self._runs())
 
     def table(self) -> pd.DataFrame:
-        """The table of `cl-bench run`, one row per method and protocol, best final accuracy first.
+        """The table that `cl-bench run` prints: one row per method and protocol, best final accuracy first.
 
-        Columns: `method`, with its options; mean in percent and half-width of the 95 % Student-t interval in
-        percentage points, `acc, %` and `acc ±`, the same of `aaa` and `forgetting` (NaN where undefined: a half-width
-        for one run, anytime metrics of joint training); `seeds`, how many; `minutes` of a run; `trainable`, the most
-        numbers trained in any stage; `tuning`, minutes of the search for the hyper-parameters; and the protocol.
+        Columns: `method` with its options; for each of `acc`, `aaa` and `forgetting` the mean in percent (`acc, %`) and
+        the half-width of its 95 % Student-t interval in percentage points (`acc ±`); `seeds`, their number; `minutes`
+        per run; `trainable`, the largest number of parameters trained in any stage; `tuning`, minutes of the search
+        for hyper-parameters; and the protocol. Undefined values are NaN: the half-width of a single run, and anytime
+        metrics of joint training.
         """
         from cl_bench.reporting import result_table
 
         return result_table.frame(self._tables())
 
     def report(self, out: str | Path = "reports", pictures: str | Sequence[str] = ()) -> Path:
-        """Write the page over these runs alone (see `report`).
+        """Write a report on these runs only (see `cl_bench.report`).
+
+        Args:
+            out: folder to write to.
+            pictures: formats of pictures: "png", "pdf", "svg", or several of them.
 
         Returns:
-            The path of its `index.html`.
+            Path of the report's `index.html`.
 
         Raises:
-            UserError: there is no run, `out` cannot be written, or no such format of pictures.
+            UserError: no run is stored, `out` cannot be written, or a picture format is unknown.
         """
         from cl_bench.reporting import report as reports
         from cl_bench.reporting.runs import sections
@@ -91,7 +96,7 @@ class Results:
         return f"<Results: {len(self)} run{'' if len(self) == 1 else 's'} in {self.folder}{missing}>"
 
     def _repr_html_(self) -> str:
-        """The tables as the report shows them, for a notebook."""
+        """Tables of the report as HTML, which notebooks show."""
         from cl_bench.reporting import result_table, text_tables
 
         return "\n".join(text_tables.html(result_table.text_table(table)) for table in self._tables())
@@ -108,11 +113,11 @@ class Results:
 
 
 class RunsFailed(Exception):
-    """Some runs have failed; the others are stored.
+    """Raised when some runs failed; all other runs are stored.
 
     Attributes:
-        results: of the runs that are stored.
-        failures: one sentence for each of the others, which names it and says why.
+        results: results of the stored runs.
+        failures: one sentence per failed run, with its name and the reason.
     """
 
     def __init__(self, results: Results, failures: Sequence[str]) -> None:
@@ -135,26 +140,27 @@ def run(
     progress: bool = True,
     **options: Any,
 ) -> Results:
-    """Run methods on a benchmark, as `cl-bench run` does; what is stored already is not run again.
+    """Run methods on a benchmark like `cl-bench run`; runs that are already stored are not repeated.
 
-    `run("sdlora,coda[lr=0.1]", seeds=range(5), epochs=2, results="results/mine")`. A run that was interrupted goes on
-    from its last checkpoint.
+    An interrupted run resumes from its last checkpoint.
+
+        cl_bench.run("sdlora,coda[lr=0.1]", seeds=range(5), epochs=2, results="results/mine")
 
     Args:
-        methods: names with their options, as text or a list.
-        benchmark: see `cl-bench ls benchmarks`; by default the embedded `icons-100`.
-        seeds: each sets class order and training seed: 3, range(5), [0, 2] or "0-4".
-        suite: instead of methods: the name or file of a suite.
-        progress: show bars in a terminal or notebook.
-        options: those of `cl-bench run --help` by the names that suite files use too (`limit_tasks=2`, `device="cpu"`);
-            texts, numbers, paths, truth values, or lists of these. None: left out.
+        methods: methods with their hyper-parameters, as a text or a list of texts.
+        benchmark: name from `cl-bench ls benchmarks`, or several; by default the embedded `icons-100`.
+        seeds: seeds of class order and training: 3, range(5), [0, 2] or "0-4".
+        suite: name or file of a suite, instead of methods.
+        progress: whether to show progress bars in a terminal or notebook.
+        options: options of `cl-bench run --help`, with underscores (`limit_tasks=2`, `device="cpu"`). Values are texts,
+            numbers, paths, booleans, or lists of these; None stands for the default.
 
     Returns:
-        The stored results. With `dry_run=True`, those that are there already, and what is missing.
+        The stored results. With `dry_run=True`, only those that were stored before, and the names of the missing runs.
 
     Raises:
-        UserError: bad input; nothing has been run.
-        RunsFailed: runs have failed while they were carried out; the others are stored.
+        UserError: the input is invalid; nothing has been run.
+        RunsFailed: some runs failed; all others are stored.
     """
     named = {"methods": methods, "benchmark": benchmark, "seeds": seeds}
     given = {name: value for name, value in {**named, **options}.items() if value is not None}
@@ -182,20 +188,20 @@ def run(
 
 
 def load(*folders: str | Path) -> pd.DataFrame:
-    """Stored runs as a tidy data frame, one row per run and training stage; needs no torch.
+    """Load stored runs as a tidy data frame with one row per run and training stage; needs no torch.
 
     Columns (see `cl_bench.reporting.frames.stage_frame`): `benchmark`, `scenario`, `tasks`, `backbone`, `precision`,
     `label` (the method with its options, unique within a protocol), `method`, `recipe`, `origin` (the folder's name),
-    `key`, `seed`, `class_order` and more that says what the run is; `stage` from 0 and `tasks_seen`; metrics as if the
-    stream had ended there, as fractions (`acc`, `aaa`, `forgetting`, ...), NaN where undefined; times and sizes. The
-    last row of each run has what tables show.
+    `key`, `seed`, `class_order` and other fields that define the run; `stage` from 0 and `tasks_seen`; metrics up to
+    that stage as fractions (`acc`, `aaa`, `forgetting`, ...), NaN where undefined; times and sizes. The last row of
+    each run holds the values that tables show.
 
     Args:
-        folders: results folders; by default results/runs and results/reference. A run that lies in several of them is
-            taken from the first. Damaged files are left out with a warning that names them.
+        folders: results folders; by default results/runs and results/reference. A run stored in several folders is
+            read from the first. Damaged files are skipped with a warning that names them.
 
     Raises:
-        UserError: a folder that is not there, or no run in any.
+        UserError: a folder does not exist, or no folder holds a run.
     """
     from cl_bench.reporting.frames import stage_frame
     from cl_bench.reporting.report import load_runs
@@ -209,18 +215,18 @@ def load(*folders: str | Path) -> pd.DataFrame:
 
 
 def report(*folders: str | Path, out: str | Path = "reports", pictures: str | Sequence[str] = ()) -> Path:
-    """Write the page, tables and numbers of figures from stored results, as `cl-bench report` does; needs no torch.
+    """Write the report of stored results like `cl-bench report`: page, tables, numbers of figures; needs no torch.
 
     Args:
-        folders: as for `load`.
-        out: the folder to write to.
-        pictures: also draw every figure: "png", "pdf", "svg", or several of them.
+        folders: results folders, see `load`.
+        out: folder to write to.
+        pictures: formats in which every figure is drawn as well: "png", "pdf", "svg", or several of them.
 
     Returns:
-        The path of the page, `index.html`.
+        Path of the report's `index.html`.
 
     Raises:
-        UserError: as `load`; `out` cannot be written; no such format of pictures.
+        UserError: see `load`; or `out` cannot be written, or a picture format is unknown.
     """
     from cl_bench.reporting import report as reports
 
@@ -230,14 +236,14 @@ def report(*folders: str | Path, out: str | Path = "reports", pictures: str | Se
 
 
 class _Quiet(RunProgress):
-    """Tells what the user should know, and nothing else."""
+    """Reports warnings and ignores all other progress events."""
 
     def warn(self, text: str) -> None:
         _warn(text)
 
 
 def _carry_out(sweep: Sweep, missing: Sequence[PlannedRun], progress: bool) -> Sequence[Outcome]:
-    """Carry out what is missing, with bars where somebody sees them."""
+    """Execute the missing runs, with progress bars in a terminal or notebook."""
     from rich.console import Console
 
     from cl_bench.running.progress_bars import RunBars, decoding_bar, run_bars
@@ -258,10 +264,10 @@ def _carry_out(sweep: Sweep, missing: Sequence[PlannedRun], progress: bool) -> S
 
 
 def _existing(folders: Sequence[str | Path]) -> list[Path]:
-    """The folders that are named, else the default ones.
+    """The named folders, or the default ones if none is named.
 
     Raises:
-        UserError: one that is named is not there.
+        UserError: a named folder does not exist.
     """
     named = [Path(folder) for folder in folders]
     for folder in named:
@@ -271,7 +277,7 @@ def _existing(folders: Sequence[str | Path]) -> list[Path]:
 
 
 def _formats(pictures: str | Sequence[str]) -> tuple[str, ...]:
-    """Formats of pictures as a text or a list; none for "none" or an empty one."""
+    """Picture formats from a text or a list; "none" and an empty value mean no pictures."""
     text = pictures if isinstance(pictures, str) else ",".join(pictures)
     return () if text in ("", "none") else parse_pictures(text, "pictures")
 

@@ -1,4 +1,4 @@
-"""What the user is told: the exception that ends in a sentence rather than in a traceback, and texts as shown."""
+"""Messages to the user: the exception that is shown as one sentence without a traceback, and helpers for its text."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from contextlib import contextmanager
 
 
 class UserError(Exception):
-    """Bad input. The message names the input, what was expected and what to do; the CLI prints it and exits with 2."""
+    """Invalid input. The message says what is wrong, what was expected and what to do; the CLI then exits with 2."""
 
 
 class Diverged(UserError):
-    """Training has led to numbers that are not finite, so nothing that follows means anything."""
+    """Training produced numbers that are not finite, so its results are meaningless."""
 
 
 @contextmanager
 def naming(where: str) -> Iterator[None]:
-    """Begin the sentence of every `UserError` that is raised inside with where that was."""
+    """Prefix the message of every `UserError` raised in this context with the place `where`."""
     try:
         yield
     except Diverged as error:
@@ -27,16 +27,15 @@ def naming(where: str) -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says."""
+    """First line of an error's message."""
     return (str(error).strip() or "no reason given").splitlines()[0]
 
 
 def printable(text: str) -> str:
-    """The text with an escape for each character that would act on a terminal or hide: `\\x1b`, `\\n`, `\\u202e`.
+    """Replace each character that controls a terminal or is invisible by its escape: `\\x1b`, `\\n`, `\\u202e`.
 
-    These are control characters, ends of lines, overrides of the writing direction, halves of characters and spaces
-    other than the usual one, as file names and results of others may hold them. A byte of a file name that is no UTF-8
-    comes out as `\\xf1`.
+    File names and results of others may contain control characters, line ends, overrides of the writing direction,
+    lone surrogates and unusual spaces. A byte of a file name that is not UTF-8 becomes `\\xf1`.
     """
     if text.isprintable():
         return text
@@ -44,7 +43,7 @@ def printable(text: str) -> str:
 
 
 def _escaped(char: str) -> str:
-    # How Python keeps a byte that is no text (PEP 383).
+    # How Python represents a byte that is not text (PEP 383).
     byte = ord(char) - 0xDC00
     return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else char.encode("unicode_escape").decode()
 
@@ -75,17 +74,17 @@ def root_cause(error: BaseException) -> BaseException:
 
 
 def counted(number: int, one: str, many: str = "") -> str:
-    """A number of things in words: `1 task`, `2 tasks`, `3 classes`.
+    """A number with its noun: `1 task`, `2 tasks`, `3 classes`.
 
     Args:
-        one: what one of them is called.
-        many: what several are called, where neither -s nor, after an s, -es makes it.
+        one: the singular.
+        many: an irregular plural; by default the singular with -s, or with -es after an s.
     """
     return f"{number:,} {one if number == 1 else many or one + ('es' if one.endswith('s') else 's')}"
 
 
 def named(names: Sequence[str], shown: int = 5) -> str:
-    """The first of some names in quotes, and how many more there are: `'a', 'b' and 3 more`."""
+    """The first names in quotes, and the number of the others: `'a', 'b' and 3 more`."""
     more = f" and {len(names) - shown:,} more" if len(names) > shown else ""
     return ", ".join(f"'{printable(name)}'" for name in names[:shown]) + more
 
@@ -94,10 +93,10 @@ def unknown_name(kind: str, name: str, known: Iterable[str], hint: str = "") -> 
     """A `UserError` for a name that does not exist, with the closest existing one suggested.
 
     Args:
-        kind: what the name stands for, e.g. `"method"`.
-        name: what the user wrote.
-        known: the names that exist.
-        hint: a last sentence, e.g. the command that lists the names.
+        kind: the kind of thing that has the name, e.g. `"method"`.
+        name: the name that the user wrote.
+        known: existing names.
+        hint: last sentence of the message, e.g. the command that lists the names.
     """
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.4)

@@ -1,6 +1,6 @@
-"""The texts in which options are written: methods with their alternatives, seeds, tasks, orders, hyper-parameters.
+"""Parsers of option values: methods with alternatives, seeds, tasks, class orders, hyper-parameters.
 
-Every function takes the text and raises `UserError` with one sentence that names the option; what comes out is typed.
+Every parser takes a text, returns a typed value, and raises a `UserError` that names the option.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from cl_bench.errors import UserError, clipped, unknown_name
 from cl_bench.experiment import MAX_SEED, NAMED_ORDER, Tasks
 
 Parse = Callable[[str, str], Any]
-"""From (what the user wrote, the option as a flag) to a value; raises UserError."""
+"""Maps (text, flag of the option) to a value; raises UserError."""
 MAX_ROWS = 1_000
-"""Rows (methods with their options, streams, backbones) of one command."""
+"""Largest number of rows (methods with their options, streams, backbones) of one command."""
 PICTURES = ("png", "pdf", "svg")
 _SPEC = re.compile(r"\s*([A-Za-z_][\w-]*)\s*(?:\[([^\[\]]*)\])?\s*(?:,|$)")
 
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """One method as the user asked for it, e.g. `sdlora[rank=8]`; values are still strings."""
+    """One requested method with its options, e.g. `sdlora[rank=8]`; values are unparsed texts."""
 
     name: str
     options: dict[str, str]
@@ -38,10 +38,11 @@ class MethodSpec:
 
 
 def parse_methods(text: str, what: str = "--methods") -> list[MethodSpec]:
-    """Parse `sdlora[rank=4|8,lr=0.1],coda`: alternatives separated by `|` multiply into a grid.
+    """Parse methods such as `sdlora[rank=4|8,lr=0.1],coda`; alternatives separated by `|` span a grid.
 
     Args:
-        what: the name of this input, for messages.
+        text: methods with their options, separated by commas.
+        what: name of the input in messages.
 
     Raises:
         UserError: the text does not follow the grammar, or names no method.
@@ -72,10 +73,11 @@ def parse_methods(text: str, what: str = "--methods") -> list[MethodSpec]:
 
 
 def check_rows(rows: int, what: str) -> None:
-    """Raise `UserError` if these are more rows (methods with their options, streams, backbones) than a command takes.
+    """Raise `UserError` if the number of rows exceeds `MAX_ROWS`.
 
     Args:
-        what: the input that asks for them, for messages.
+        rows: number of rows: methods with their options, times streams, times backbones.
+        what: the input that requests them, for messages.
     """
     if rows > MAX_ROWS:
         number = f"{rows:,}" if rows < 10**15 else "more than 10^15"
@@ -85,10 +87,10 @@ def check_rows(rows: int, what: str) -> None:
 def parse_settings(settings: Sequence[str], methods: Sequence[str]) -> dict[str, dict[str, str]]:
     """Parse `--set` values into options per method.
 
-    `sdlora.rank=8` is for one method, `lr=0.1` for all of them; the first kind wins, wherever it stands.
+    `sdlora.rank=8` sets an option of one method, `lr=0.1` of all. In any order, the setting for one method wins.
 
     Raises:
-        UserError: not `key=value`, or a qualified key of a method that is not listed.
+        UserError: a setting is not `key=value`, or names a method that is not listed.
     """
     options: dict[str, dict[str, str]] = {name: {} for name in methods}
     pairs = [parse_pair(setting, f"--set '{setting}'") for setting in settings]
@@ -102,13 +104,14 @@ def parse_settings(settings: Sequence[str], methods: Sequence[str]) -> dict[str,
 
 
 def parse_seeds(text: str, what: str = "--seeds") -> list[int]:
-    """Parse `0-4` or `0,2,5` into seeds.
+    """Parse seeds such as `0-4` or `0,2,5`.
 
     Args:
-        what: the name of this input, for messages.
+        text: numbers and rising ranges, separated by commas.
+        what: name of the input in messages.
 
     Raises:
-        UserError: anything else, or an empty range.
+        UserError: the text is not of this form, a range is empty, or a seed is too large.
     """
     seeds: list[int] = []
     for part in text.split(","):
@@ -127,7 +130,7 @@ def parse_seeds(text: str, what: str = "--seeds") -> list[int]:
 
 
 def format_seeds(seeds: Sequence[int]) -> str:
-    """The shortest text that `parse_seeds` reads as these: rising runs as ranges, `0-4,7`."""
+    """Shortest text that `parse_seeds` reads as these seeds, with rising runs as ranges: `0-4,7`."""
     runs: list[list[int]] = []
     for seed in seeds:
         if runs and seed == runs[-1][-1] + 1:
@@ -138,10 +141,10 @@ def format_seeds(seeds: Sequence[int]) -> str:
 
 
 def parse_tasks(text: str, what: str = "--tasks") -> Tasks:
-    """Parse `10` (tasks of the same size) or the classes of each task: `40,30,30`, `50,5x10` (50, then 5 times 10).
+    """Parse a number of equal tasks, `10`, or the number of classes of each task: `40,30,30` or `50,5x10`.
 
     Raises:
-        UserError: anything else.
+        UserError: the text is not of this form.
     """
     parts = [re.fullmatch(r"\s*(?:([0-9]{1,6})\s*x\s*)?([0-9]{1,6})\s*", part) for part in text.split(",")]
     pairs = [(int(part[1] or 1), int(part[2])) for part in parts if part is not None]
@@ -158,20 +161,20 @@ def parse_tasks(text: str, what: str = "--tasks") -> Tasks:
 
 
 def format_tasks(tasks: Tasks) -> str:
-    """The text that `parse_tasks` reads as these."""
+    """Text that `parse_tasks` reads as these tasks."""
     return str(tasks) if isinstance(tasks, int) else ",".join(map(str, tasks))
 
 
 def _shortest(sizes: Sequence[int]) -> Tasks:
-    """Sizes of tasks, or their number where all have the same: two ways to say one thing would be two keys."""
+    """Number of tasks if all have the same size, else their sizes; a second spelling would make a second key."""
     return len(sizes) if len(set(sizes)) == 1 else tuple(sizes)
 
 
 def parse_order(text: str) -> str:
-    """Check a class order: `natural` or `permutation:K`.
+    """Check the name of a class order: `natural` or `permutation:K`.
 
     Raises:
-        UserError: anything else.
+        UserError: the text is neither.
     """
     if not re.fullmatch(NAMED_ORDER, text) or len(text) > 40 or int(text.partition(":")[2] or 0) > MAX_SEED:
         raise UserError(
@@ -182,15 +185,16 @@ def parse_order(text: str) -> str:
 
 
 def is_order_file(text: str) -> bool:
-    """Whether this names a file rather than an order."""
+    """Whether the text is the path of an existing file."""
     try:
         return Path(text).is_file()
     except (OSError, ValueError):
-        # Too long for a path, or with characters that none has.
+        # Too long for a path, or with characters that no path has.
         return False
 
 
 def parse_pair(text: str, where: str) -> tuple[str, str]:
+    """Split `key=value`; `where` begins the message of the `UserError` for other texts."""
     key, equals, value = (part.strip() for part in text.partition("="))
     if not equals or not key or not value:
         raise UserError(f"{where}: '{text}' is not of the form key=value")
@@ -201,14 +205,14 @@ def parse_pair(text: str, where: str) -> tuple[str, str]:
 
 
 def parse_text(text: str, flag: str) -> str:
-    """Any text that is not empty."""
+    """Parse any text that is not empty."""
     if not text.strip():
         raise UserError(f"{flag} is empty; give a value or leave it out")
     return text
 
 
 def parse_path(text: str, flag: str) -> Path:
-    """A path, whether there is something or not."""
+    """Parse a path, which need not exist."""
     path = Path(parse_text(text, flag))
     try:
         path.lstat()
@@ -222,11 +226,11 @@ def parse_path(text: str, flag: str) -> Path:
 
 @dataclass(frozen=True)
 class OneOf:
-    """Parses one of some names.
+    """Parser of one of several names.
 
     Attributes:
-        what: what the name stands for, for messages.
-        names: the names that are accepted.
+        what: the kind of thing that has the name, for messages.
+        names: accepted names.
     """
 
     what: str
@@ -239,12 +243,12 @@ class OneOf:
 
 
 def one_of(what: str, *names: str) -> OneOf:
-    """A parser of one of these names."""
+    """Parser of one of these names."""
     return OneOf(what, names)
 
 
 def parse_yes_or_no(text: str, flag: str) -> bool:
-    """`yes` or `no`, as truth."""
+    """Parse `yes` or `no` (or `true`, `false`)."""
     known = {"yes": True, "no": False, "true": True, "false": False}
     if text.lower() not in known:
         raise UserError(f"{flag} '{text}' is unknown; expected yes or no")
@@ -252,14 +256,14 @@ def parse_yes_or_no(text: str, flag: str) -> bool:
 
 
 def parse_whole_number(text: str, flag: str) -> int:
-    """A whole number of at least 1."""
+    """Parse a whole number of at least 1."""
     if not text.strip().isascii() or not text.strip().isdigit() or len(text) > 9 or int(text) < 1:
         raise UserError(f"{flag} '{text}' is not valid; expected a whole number of at least 1")
     return int(text)
 
 
 def number_between(least: float = 0, most: float = math.inf, what: str = "") -> Parse:
-    """Parses a finite number in this range, which `what` says in words."""
+    """Parser of a finite number in a range, which `what` describes in words."""
     expected = what or f"a number of at least {least:g}" + ("" if math.isinf(most) else f" and at most {most:g}")
 
     def parse(text: str, flag: str) -> float:
@@ -275,10 +279,10 @@ def number_between(least: float = 0, most: float = math.inf, what: str = "") -> 
 
 
 def parse_pictures(text: str, flag: str = "--pictures") -> tuple[str, ...]:
-    """Formats of pictures: one of them or several with commas, each once.
+    """Parse picture formats separated by commas; repeated ones count once.
 
     Raises:
-        UserError: one of them is unknown.
+        UserError: a format is unknown.
     """
     kinds = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
     for kind in kinds:

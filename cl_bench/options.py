@@ -1,7 +1,7 @@
-"""What a user may ask for: the one list of options, their types, defaults, help and parsing.
+"""The options of a run in one list: their types, defaults, help texts and parsing.
 
-The command line, suite files, Python, `--dry-run` and the table in docs/sweeps.md are made from the two classes at the
-end, `RunOptions` and `ExecutionOptions`: a field added there is an option everywhere.
+The command line, suite files, the Python API, `--dry-run` and the table in docs/sweeps.md are made from the classes
+`RunOptions` and `ExecutionOptions`: a field added to one of them is an option everywhere.
 """
 
 from __future__ import annotations
@@ -27,23 +27,22 @@ from cl_bench.grammar import (
 )
 
 Panel = Literal["What to run", "Data", "Backbone", "Hyper-parameters", "Trial", "Where and how"]
-"""Headings under which `--help` and the docs list the options, in this order."""
+"""Headings under which `--help` and the docs list options, in this order."""
 
 
 @dataclass(frozen=True)
 class Option:
-    """One option, as all its users need it.
+    """One option: how it is parsed, shown and described.
 
     Attributes:
-        panel: heading under which it is listed.
+        panel: heading under which the option is listed.
         help: one sentence.
         parse: reads one text.
-        default: in words, where the value says too little; empty: none is shown.
-        kind: `text`: takes one value. `list`: its values are joined into one list. `alternatives`: of several values,
-            every one makes runs of its own. `flag`: on or off.
-        metavar: what stands for the value in `--help`.
-        no: the flag that sets it off, for flags that have one.
-        flag: on the command line, with its dashes.
+        default: the default in words, for help texts; empty if none is shown.
+        kind: `text` takes one value, `list` joins its values, `alternatives` makes runs of each, `flag` is a switch.
+        metavar: placeholder of the value in `--help`.
+        no: flag that switches the option off; empty if there is none.
+        flag: name on the command line, with its dashes.
     """
 
     panel: Panel
@@ -89,7 +88,7 @@ def _seeds(text: str, flag: str) -> tuple[int, ...]:
 
 
 def _order(text: str, flag: str) -> str:
-    """A named order, or the path of a file, which is read when the classes are known."""
+    """A named order, or the path of a file; the file is read once the classes are known."""
     return text if grammar.is_order_file(text) else grammar.parse_order(text)
 
 
@@ -102,17 +101,17 @@ def _setting(text: str, flag: str) -> str:
 
 
 class _Options:
-    """What both kinds of options can do; the fields of a subclass are the options."""
+    """Reading and writing of options; each field of a subclass is an option."""
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Self:
-        """Options from texts, numbers, truth values, or lists of these, as a suite file or Python has them.
+        """Read options from texts, numbers, booleans, or lists of these, as suite files and Python give them.
 
         Args:
-            given: by field name; what is left out has its default.
+            given: values by field name; a missing option has its default.
 
         Raises:
-            UserError: an option that does not exist, a value that cannot be read, or none where there must be one.
+            UserError: an option does not exist, a value cannot be read, or a required option is missing.
         """
         read = cls.read(given)
         for one in fields(cls):  # type: ignore[arg-type]
@@ -122,7 +121,7 @@ class _Options:
 
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The values of these options, by name (see `of`)."""
+        """Values of the given options by name, without defaults (see `of`)."""
         known = options_of(cls)
         for name in given:
             if name not in known:
@@ -130,7 +129,7 @@ class _Options:
         return {name: _read(known[name], value) for name, value in given.items()}
 
     def given(self) -> dict[str, Any]:
-        """The options that differ from their defaults, by name."""
+        """Values of the options that differ from their defaults, by name."""
         return {
             one.name: getattr(self, one.name)
             for one in fields(self)  # type: ignore[arg-type]
@@ -138,7 +137,7 @@ class _Options:
         }
 
     def flags(self, without: Iterable[str] = ()) -> tuple[str, ...]:
-        """The options that differ from their defaults, as they are typed on the command line."""
+        """Options that differ from their defaults, as words of a command line."""
         parts: list[str] = []
         for name, value in self.given().items():
             if name in without:
@@ -152,7 +151,7 @@ class _Options:
         return tuple(parts)
 
     def command(self) -> str:
-        """The command line that asks for the same."""
+        """The `cl-bench run` command line with the same options."""
         return shlex.join(["cl-bench", "run", *self.flags()])
 
 
@@ -164,7 +163,7 @@ def _read(option: Option, value: Any) -> Any:
     if not texts:
         raise UserError(f"{option.flag} is an empty list; give a value or leave it out")
     if option.kind == "text":
-        # Lists of seeds and the like are one value.
+        # A list of seeds is one value.
         return option.parse(",".join(texts), option.flag)
     read = [option.parse(text, option.flag) for text in texts]
     return tuple(itertools.chain(*read)) if option.parse is _methods else tuple(read)
@@ -180,7 +179,7 @@ def _text(value: Any, option: Option) -> str:
 
 
 def _texts_of(name: str, value: Any, option: Option) -> list[str]:
-    """The texts that `_read` reads as this value."""
+    """Texts that `_read` turns into this value."""
     if name == "methods":
         return [",".join(map(str, value))]
     if name == "seeds":
@@ -193,17 +192,21 @@ def _texts_of(name: str, value: Any, option: Option) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions(_Options):
-    """Which runs are wanted. Of options with several values, all combinations run, each once."""
+    """Which runs to make: all combinations of the values of all options, each once."""
 
     methods: tuple[MethodSpec, ...] = _option(
-        "What to run", "Names, with options: 'sdlora[rank=4|8],coda'.", _methods, MISSING, kind="alternatives"
+        "What to run",
+        "Methods, with their hyper-parameters: 'sdlora[rank=4|8],coda'.",
+        _methods,
+        MISSING,
+        kind="alternatives",
     )
     seeds: tuple[int, ...] = _option(
-        "What to run", "Each sets class order and training seed: 0-4 or 0,2.", _seeds, (0,), shown="0"
+        "What to run", "Seeds of class order and training: 0-4 or 0,2.", _seeds, (0,), shown="0"
     )
     method_file: tuple[Path, ...] = _option(
         "What to run",
-        "A file with a method of your own; its name is the method's.",
+        "Python file with your own method, named like the method.",
         parse_path,
         (),
         kind="list",
@@ -211,13 +214,13 @@ class RunOptions(_Options):
     )
     probe: ProbeName = _option(
         "What to run",
-        "Measure besides: interpolation, accuracy between the weights of consecutive tasks (LoRA methods).",
+        "Extra measurement: interpolation, accuracy between the weights of consecutive tasks (LoRA methods).",
         one_of("probe", *get_args(ProbeName)),
         "none",
     )
     benchmark: tuple[str, ...] = _option(
         "Data",
-        "See 'cl-bench ls benchmarks'.",
+        "Benchmark, see 'cl-bench ls benchmarks'.",
         parse_text,
         ("icons-100",),
         shown="icons-100",
@@ -231,29 +234,29 @@ class RunOptions(_Options):
     )
     tasks: tuple[Tasks, ...] = _option(
         "Data",
-        "How many, or the classes of each: 10 or 40,30,30 or 50,5x10.",
+        "Number of tasks, or classes of each: 10 or 40,30,30 or 50,5x10.",
         grammar.parse_tasks,
         (),
         shown="by benchmark",
         kind="alternatives",
     )
     order: str | None = _option(
-        "Data", "Pin the order of classes (or domains): natural, permutation:K, a file.", _order, shown="by seed"
+        "Data", "Fixed order of classes (or domains): natural, permutation:K, or a file.", _order, shown="by seed"
     )
     root: Path | None = _option(
         "Data", "Folder with the data sets.", parse_path, shown="CL_BENCH_DATA, else data/", metavar="FOLDER"
     )
     split_list: Path | None = _option(
         "Data",
-        "Which images train and which test: text, CSV, JSON or YAML.",
+        "List of training and test images: text, CSV, JSON or YAML.",
         parse_path,
         shown="the data set's",
         metavar="FILE",
     )
-    skip_bad: bool = _flag("Data", "Leave out images that cannot be decoded.")
+    skip_bad: bool = _flag("Data", "Omit images that cannot be decoded.")
     images: ImagesName = _option(
         "Data",
-        "Files: decoded once (auto, resized) or whenever they are read (files).",
+        "Decode image files once (auto, resized) or at every read (files).",
         one_of("way to keep images (--images)", *get_args(ImagesName)),
         "auto",
     )
@@ -262,14 +265,14 @@ class RunOptions(_Options):
     )
     checkpoint: Path | None = _option(
         "Backbone",
-        "File with its weights: safetensors, torch state dict, Google npz; FILE::NAME for one network of several.",
+        "Weights of the backbone: safetensors, torch state dict, Google npz; FILE::NAME for one network of several.",
         parse_path,
         metavar="FILE",
     )
-    pretrained: bool = _option("Backbone", "yes, or no: random weights.", parse_yes_or_no, True, shown="yes")
+    pretrained: bool = _option("Backbone", "yes, or no for random weights.", parse_yes_or_no, True, shown="yes")
     normalise: str = _option(
         "Backbone",
-        "Input: checkpoint (mean and std of its training) or none (in [0, 1]).",
+        "Input normalisation: checkpoint (mean and std of pre-training) or none (pixels in [0, 1]).",
         parse_text,
         "checkpoint",
     )
@@ -278,40 +281,40 @@ class RunOptions(_Options):
     )
     precision: Literal["auto"] | Precision = _option(
         "Backbone",
-        "Of the backbone: fp32, bf16, or auto: bf16 where it is fast.",
+        "Precision of the backbone: fp32, bf16, or auto (bf16 where it is fast).",
         one_of("precision", "auto", *get_args(Precision)),
         "auto",
     )
     recipe: str = _option(
         "Hyper-parameters",
-        "Where they come from: auto, tuned, published, published:imagenet-r, unified.",
+        "Source of hyper-parameters: auto, tuned, published, published:imagenet-r, unified.",
         parse_text,
         "auto",
     )
-    recipes: Path | None = _option("Hyper-parameters", "Tuned recipes of your own.", parse_path, metavar="FILE")
+    recipes: Path | None = _option("Hyper-parameters", "Your own tuned recipes.", parse_path, metavar="FILE")
     set: tuple[str, ...] = _option(
-        "Hyper-parameters", "One of them: lr=0.1 for all methods, sdlora.rank=8 for one.", _setting, (), kind="list"
+        "Hyper-parameters", "A value: lr=0.1 for all methods, sdlora.rank=8 for one.", _setting, (), kind="list"
     )
-    epochs: int | None = _option("Hyper-parameters", "Same as --set epochs=N.", parse_whole_number, metavar="N")
-    limit_tasks: int | None = _option("Trial", "Only the first tasks.", parse_whole_number, metavar="N")
-    limit_train: int | None = _option("Trial", "Training images per class.", parse_whole_number, metavar="N")
-    limit_test: int | None = _option("Trial", "Test images per class.", parse_whole_number, metavar="N")
+    epochs: int | None = _option("Hyper-parameters", "Short for --set epochs=N.", parse_whole_number, metavar="N")
+    limit_tasks: int | None = _option("Trial", "Only the first N tasks.", parse_whole_number, metavar="N")
+    limit_train: int | None = _option("Trial", "Only N training images per class.", parse_whole_number, metavar="N")
+    limit_test: int | None = _option("Trial", "Only N test images per class.", parse_whole_number, metavar="N")
 
     def __post_init__(self) -> None:
         grammar.parse_settings(self.settings, [spec.name for spec in self.methods])
 
     @property
     def settings(self) -> tuple[str, ...]:
-        """Hyper-parameters as with `--set`, the epochs among them."""
+        """Hyper-parameters in the form of `--set`, including the epochs."""
         return self.set if self.epochs is None else (*self.set, f"epochs={self.epochs}")
 
     @property
     def limits(self) -> Limits:
-        """The cuts of a trial."""
+        """Limits of a trial: tasks and images per class."""
         return Limits(tasks=self.limit_tasks, train_per_class=self.limit_train, test_per_class=self.limit_test)
 
     def cells(self) -> list[RunOptions]:
-        """The same with one benchmark, one number of tasks and one backbone at most each."""
+        """Split into options with one benchmark, and at most one number of tasks and one backbone."""
         backbones: list[tuple[str, ...]] = [(name,) for name in self.backbone] or [()]
         tasks: list[tuple[Tasks, ...]] = [(cut,) for cut in self.tasks] or [()]
         return [
@@ -320,14 +323,14 @@ class RunOptions(_Options):
         ]
 
     def changed(self, given: Mapping[str, Any]) -> RunOptions:
-        """With these in place of its own. On another benchmark, the recipe, backbone, normalisation and scenario do not
-        hold unless they are given again; hyper-parameters replace all that were set.
+        """Copy with other values for some options. A different benchmark resets recipe, backbone, normalisation and
+        scenario, unless they are given too; given hyper-parameters replace all that were set before.
 
         Args:
-            given: as for `of`.
+            given: new values, see `of`.
 
         Raises:
-            UserError: as `of`.
+            UserError: see `of`.
         """
         new, kept = self.read(given), self.given()
         dropped = ["recipe", "backbone", "normalise", "scenario"] if "benchmark" in new else []
@@ -340,59 +343,57 @@ class RunOptions(_Options):
 
 @dataclass(frozen=True, kw_only=True)
 class ExecutionOptions(_Options):
-    """Where and how runs execute; none of it changes what a run is."""
+    """Where and how runs execute; no option here changes the key of a run."""
 
     results: Path = _option(
-        "Where and how", "Folder of the results store.", parse_path, Path("results/runs"), metavar="FOLDER"
+        "Where and how", "Folder that stores the results.", parse_path, Path("results/runs"), metavar="FOLDER"
     )
-    device: str = _option("Where and how", "auto, cpu, cuda or cuda:N.", parse_text, "auto")
+    device: str = _option("Where and how", "Device: auto, cpu, cuda or cuda:N.", parse_text, "auto")
     compile: bool | None = _option(
         "Where and how",
-        "Compile the backbone.",
+        "Compile the backbone with torch.compile.",
         parse_yes_or_no,
         shown="on a GPU",
         kind="flag",
         no="--no-compile",
     )
-    deterministic: bool = _flag("Where and how", "The same numbers twice on one GPU; slower. A CPU always does.")
+    deterministic: bool = _flag("Where and how", "Repeat bit for bit on a GPU, which is slower; a CPU always does.")
     jobs: int | None = _option(
         "Where and how",
-        "Runs at a time on this host, which share its cores or GPUs.",
+        "Concurrent runs on this host, which share its cores or GPUs.",
         parse_whole_number,
         shown="1 on a GPU; on a CPU as many as fit",
         metavar="N",
     )
     checkpoint_every: float = _option(
         "Where and how",
-        "Minutes between checkpoints inside a task; after each task there is one.",
+        "Minutes between checkpoints within a task; every task ends with one.",
         number_between(),
         10.0,
         metavar="MINUTES",
     )
-    executor: str = _option(
-        "Where and how", "Where runs execute: here, or ray: all GPUs, or a cluster.", parse_text, "here"
-    )
+    executor: str = _option("Where and how", "Executor: here, or ray for all GPUs or a cluster.", parse_text, "here")
     address: str | None = _option(
-        "Where and how", "With ray: a running cluster, auto or HOST:PORT.", parse_text, shown="this host alone"
+        "Where and how", "With ray: running cluster, auto or HOST:PORT.", parse_text, shown="this host alone"
     )
     gpus_per_run: float | None = _option(
         "Where and how",
-        "With ray: 0.5 puts two runs on a GPU.",
+        "With ray: GPUs of one run; 0.5 lets two runs share a GPU.",
         number_between(0, 1, "0 to 1: a run uses one GPU or a share of it"),
         shown="1; on a CPU 0",
         metavar="X",
     )
     cpus_per_run: int | None = _option(
-        "Where and how", "With ray: also the threads of a run.", parse_whole_number, shown="1", metavar="N"
+        "Where and how", "With ray: cores and threads of a run.", parse_whole_number, shown="1", metavar="N"
     )
-    collect: bool = _flag("Where and how", "With ray: hosts share no disk; results come back through Ray.")
-    force: bool = _flag("Where and how", "Run again what is already there.")
-    fail_fast: bool = _flag("Where and how", "Stop at the first run that fails.")
-    dry_run: bool = _flag("Trial", "Show what would run, what is there, and how long the rest may take.")
+    collect: bool = _flag("Where and how", "With ray: return results through Ray, for hosts without a shared disk.")
+    force: bool = _flag("Where and how", "Repeat runs that are already stored.")
+    fail_fast: bool = _flag("Where and how", "Stop at the first failed run.")
+    dry_run: bool = _flag("Trial", "Show the runs, which are stored, and how long the others may take.")
 
 
 def options_of(cls: type[_Options]) -> dict[str, Option]:
-    """The options by field name, in the order of the list, with their flags."""
+    """Options of a class by field name, in their order, with their flags."""
     return {
         one.name: replace(one.metadata["option"], flag=f"--{one.name.replace('_', '-')}")
         for one in fields(cls)  # type: ignore[arg-type]
