@@ -248,7 +248,7 @@ class Untouched:
         self._bits = self._sums()
 
     def by_version(self) -> str | None:
-        """The first parameter written to, as far as torch's version counter shows; does not read the values."""
+        """The first parameter that was written to, by torch's version counter and address; does not read values."""
         for name, (parameter, version, place) in self._parameters.items():
             if parameter._version != version or parameter.data_ptr() != place:
                 return name

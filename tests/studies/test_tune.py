@@ -206,13 +206,13 @@ def test_published_recipes_are_those_of_the_methods_file(cl_bench: CLI, tmp_path
     assert stored["recipe"] == "published:imagenet-r.paper"
     assert (values["norm"], values["optimizer"], values["lr"], values["alpha_init"]) == ("frobenius", "adam", 0.008, 1)
     assert (values["rank"], values["epochs"]) == (2, 1)
-    for asked, sentence in (
+    for recipe, sentence in (
         ("published", "unknown published recipe of 'sdlora' 'icons-100'"),
         ("published:imagenetr", "Did you mean 'imagenet-r'"),
         ("best", "--recipe 'best' is unknown; expected auto, tuned, published"),
         ("tuned:x", "--recipe 'tuned:x' is unknown"),
     ):
-        done = cl_bench(*run, "--recipe", asked)
+        done = cl_bench(*run, "--recipe", recipe)
         assert done.code == 2 and sentence in done.err.replace("\n", " "), done.err
 
 

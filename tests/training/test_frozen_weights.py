@@ -46,15 +46,15 @@ def test_earlier_directions_and_components_stay_and_the_current_ones_move(name: 
 
     spy = Spy(before_training_epoch=start)
     strategy = strategy_of(small(name, lr=0.05, epochs=1), spy)
-    kept: list[list[Tensor]] = []
+    finished: list[list[Tensor]] = []
     for task, experience in enumerate(stream.train):
         strategy.train(experience, eval_streams=[])
-        for bank, old in zip(banks(strategy.model), zip(*kept, strict=True), strict=bool(kept)):
+        for bank, old in zip(banks(strategy.model), zip(*finished, strict=True), strict=bool(finished)):
             assert len(bank) == task + 1
             assert all(torch.equal(a, b) for a, b in zip(list(bank)[:-1], old, strict=True))
             assert not any(part.requires_grad for part in list(bank)[:-1])
-        kept.append([bank[-1].detach().clone() for bank in banks(strategy.model)])
-        moved = [not torch.equal(a, b) for a, b in zip(started[task], kept[task], strict=True)]
+        finished.append([bank[-1].detach().clone() for bank in banks(strategy.model)])
+        moved = [not torch.equal(a, b) for a, b in zip(started[task], finished[task], strict=True)]
         # InfLoRA designs A and trains B.
         assert moved == [not name.startswith("inflora"), *[True] * (len(moved) - 1)]
 

@@ -507,11 +507,11 @@ def test_a_phase_has_its_own_epochs_and_batch_size() -> None:
 @pytest.mark.parametrize("further", [0, 2])
 def test_what_follows_is_decided_after_a_phase(further: int) -> None:
     """`after_phase` decides without gradients, on the current task's samples; then `phases` is called again."""
-    asked: list[int] = []
+    calls: list[int] = []
     decisions: list[tuple[int, float]] = []
 
     def phases(self: OnNumbers, task: Task) -> list[Phase]:
-        asked.append(task.index)
+        calls.append(task.index)
         one = self.phase([{"params": [task.model.x]}], lambda o, labels: task.model.x.expand(len(labels)))
         return [one] * (1 + int(task.model.decided))
 
@@ -529,19 +529,19 @@ def test_what_follows_is_decided_after_a_phase(further: int) -> None:
     numbers = list(range(further + 1))
     assert [number for number, _ in decisions] == numbers * 2
     assert [x for _, x in decisions] == pytest.approx([4 - 0.5 * (1 + n) for n in range(len(decisions))])
-    assert asked == [task for task in range(2) for _ in range(2 + further)]
+    assert calls == [task for task in range(2) for _ in range(2 + further)]
     assert [row["phase"] for row in strategy.traces["loss"]] == numbers * 2
 
 
 def test_phases_are_asked_for_once_where_nothing_is_decided() -> None:
-    asked: list[int] = []
+    calls: list[int] = []
 
     def phases(self: OnNumbers, task: Task) -> list[Phase]:
-        asked.append(task.index)
+        calls.append(task.index)
         return [self.phase([{"params": [task.model.x]}], lambda o, labels: task.model.x.expand(len(labels)))] * 3
 
     learn(method(phases=phases)(epochs=1, batch_size=20), stages=2)
-    assert asked == [0, 1]
+    assert calls == [0, 1]
 
 
 # --- scratch ---------------------------------------------------------------------------------------------------
@@ -589,9 +589,9 @@ def test_a_module_in_scratch_trains_like_any_other() -> None:
     inputs, plain, structure = torch.randn(6, 4), nn.Linear(4, 3), nn.Linear(4, 3)
     scratch = Scratch()
     scratch.keep("head", plain)
-    kept = scratch.trainables("head", structure)
-    assert all(one is other for one, other in zip(kept, scratch.trainables("head", structure), strict=True))
-    ours, theirs = torch.optim.SGD(kept, lr=0.1), torch.optim.SGD(plain.parameters(), lr=0.1)
+    parameters = scratch.trainables("head", structure)
+    assert all(one is other for one, other in zip(parameters, scratch.trainables("head", structure), strict=True))
+    ours, theirs = torch.optim.SGD(parameters, lr=0.1), torch.optim.SGD(plain.parameters(), lr=0.1)
     before = snapshot(structure)
     for _ in range(3):
         for optimizer in (ours, theirs):

@@ -259,7 +259,7 @@ def test_force_starts_from_the_beginning(tmp_path: Path, whole: Path) -> None:
     interrupted(folder)
     (folder / "log").unlink()
     finish(folder, *GATED, "--force")
-    assert "goes on" not in (folder / "log").read_text() and result(folder)[0]["sessions"] == 1
+    assert "resumes" not in (folder / "log").read_text() and result(folder)[0]["sessions"] == 1
     assert_same_numbers(whole, folder)
 
 

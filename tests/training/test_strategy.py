@@ -143,8 +143,8 @@ def test_only_methods_that_need_the_number_of_tasks_get_it(name: str) -> None:
             strategy_of(plugin, num_tasks=None)
     strategy = train(strategy_of(plugin, num_tasks=TASKS if plugin.needs_num_tasks else None), cut(), stages=1)
     assert strategy.task is not None
-    told = train(strategy_of(plugin), cut(), stages=1).task
-    assert told is not None and told.num_tasks == (TASKS if plugin.needs_num_tasks else None)
+    task = train(strategy_of(plugin), cut(), stages=1).task
+    assert task is not None and task.num_tasks == (TASKS if plugin.needs_num_tasks else None)
 
 
 @pytest.mark.parametrize("name", NAMES)

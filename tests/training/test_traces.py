@@ -83,9 +83,9 @@ def test_residuals_are_those_of_least_squares_on_full_matrices() -> None:
         parts = matrix.unflatten(0, (places, -1))
         return (parts / parts.norm(dim=1, keepdim=True)).flatten()
 
-    kept = torch.stack([unit(full[0]), unit(full[1])], dim=1)
-    solution = torch.linalg.lstsq(kept, full[2][:, None]).solution
-    expected = (full[2][:, None] - kept @ solution).norm()
+    basis = torch.stack([unit(full[0]), unit(full[1])], dim=1)
+    solution = torch.linalg.lstsq(basis, full[2][:, None]).solution
+    expected = (full[2][:, None] - basis @ solution).norm()
     last = strategy.traces["residuals"][-1]
     assert last["frobenius"] == pytest.approx(float(expected), rel=1e-6)
     assert last["relative"] == pytest.approx(float(expected / full[2].norm()), rel=1e-6)
