@@ -40,3 +40,12 @@ def test_the_tracked_tree_without_results_is_below_50_mib() -> None:
 
 def test_the_page_of_the_reference_results_is_built_not_tracked() -> None:
     assert "reports/reference/index.html" not in tracked_sizes()
+
+
+def test_git_ignores_no_source() -> None:
+    """A pattern for built files that also fits a source folder keeps that folder out of every other clone."""
+    tracked_sizes()
+    command = ["git", "-C", str(ROOT), "ls-files", "--others", "--ignored", "--exclude-standard", "-z", "--"]
+    folders = ["benchmarks", "cl_bench", "docs", "examples", "methods", "tests", "tools"]
+    ignored = subprocess.run([*command, *folders], capture_output=True, text=True, check=True).stdout.split("\0")
+    assert [path for path in ignored if path and "__pycache__" not in path] == []
