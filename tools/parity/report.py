@@ -189,7 +189,7 @@ def sources(records: Iterable[Mapping[str, Any]]) -> list[str]:
         (f"`{one['method']}`: {one['repository']} @ {one['commit'][:7]}", tuple(one["replaced"])): None
         for one in records
     }:
-        lines += [f"- {title}; replaced:", *(f"  - {text}" for text in replaced)]
+        lines += [f"- {title}; replaced:", *(f"    - {text}" for text in replaced)]
     return lines
 
 
