@@ -142,7 +142,10 @@ def value(hint: Any) -> str:
     match get_origin(hint):
         case typing.Annotated:
             limits = [
-                f"{sign} {getattr(part, name):g}" for part in arguments[1:] for name, sign in _LIMITS.items() if hasattr(part, name)
+                f"{sign} {getattr(part, name):g}"
+                for part in arguments[1:]
+                for name, sign in _LIMITS.items()
+                if hasattr(part, name)
             ]
             return plain(" ".join([value(arguments[0]), *limits]))
         case typing.Literal:

@@ -18,7 +18,9 @@ def plain(text: str) -> str:
 
 def code(text: str) -> str:
     """A text in code font, also in a table, where `|` would end the cell."""
-    return f"<code>{escape(text, quote=False).replace('|', '&#124;')}</code>" if "|" in text else f"`{text}`" if text else ""
+    if "|" in text:
+        return f"<code>{escape(text, quote=False).replace('|', '&#124;')}</code>"
+    return f"`{text}`" if text else ""
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], aligned: Sequence[str] = ()) -> str:

@@ -64,7 +64,10 @@ def linked(root: Path, texts: Mapping[str, str], named: Iterable[str] = ()) -> l
         Sorted paths in the repository, those of folders with a slash at the end.
     """
     found: set[str] = set(named)
-    waiting = [*texts.items(), *((path, (root / path).read_text(encoding="utf-8")) for path in found if path.endswith(".md"))]
+    waiting = [
+        *texts.items(),
+        *((path, (root / path).read_text(encoding="utf-8")) for path in found if path.endswith(".md")),
+    ]
     while waiting:
         page, text = waiting.pop()
         for match in _TARGET.finditer(text):

@@ -18,8 +18,8 @@ from cl_bench.experiment import number_of
 from cl_bench.reporting.citations import Citations
 from cl_bench.running import plan
 from cl_bench.streams.benchmarks import Benchmark
-from tools.site.docstrings import sections
 from tools.site.commands import value
+from tools.site.docstrings import sections
 from tools.site.markup import code, plain, prose, table
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -86,9 +86,7 @@ def _method(found: MethodEntry) -> str:
         parts += ["## Reference results\n", results]
     cited = Citations()
     cited.add_names([found.name])
-    parts.append(
-        f"## Citation\n\n`cl-bench cite {found.name}` prints:\n\n```bibtex\n{cited.bibtex.strip()}\n```\n"
-    )
+    parts.append(f"## Citation\n\n`cl-bench cite {found.name}` prints:\n\n```bibtex\n{cited.bibtex.strip()}\n```\n")
     return "\n".join(parts)
 
 
@@ -163,9 +161,7 @@ def data_sets() -> str:
             train, test, licence = len(source.train), len(source.test), "ships with the package"
         else:
             train, test, licence = facts.train, facts.test, facts.licence
-        rows.append(
-            (f"[{code(name)}](#{name})", str(item.num_classes), tasks, f"{train:,} / {test:,}", plain(licence))
-        )
+        rows.append((f"[{code(name)}](#{name})", str(item.num_classes), tasks, f"{train:,} / {test:,}", plain(licence)))
         parts.append(f"## {name}\n\n{plain(item.description)}.\n".replace("..", "."))
         listed = [
             ("scenario", item.scenario),
