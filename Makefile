@@ -18,9 +18,10 @@ check: .venv/test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The documentation site, in site/: open site/index.html. Any warning, such as a dead link, is an error.
+# The documentation site, in site/: open site/index.html. Any warning, such as a dead link, is an error; with --quiet,
+# mkdocs would count none.
 docs: .venv/docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 # One-line mistakes in the maths, each of which tests must notice; in copies of the tree.
 mutants: .venv/test

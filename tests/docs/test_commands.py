@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +27,20 @@ PLACEHOLDER = re.compile(r"[A-Z][A-Z_]*\d?|.*\.\.\.")
 """What a reader replaces: NAME, KEY, FILE, `sdlora[directions=...]`."""
 KEY = re.compile(r"[0-9a-f]{4,16}")
 FIGURES = [*figure_layouts(), *plots.NAMES, "ranks"]
+METHODS, STREAMS = registry.names(), streams.names()
 ICONS = streams.find("icons-100")
 ROOT_COMMAND: Any = typer.main.get_command(app)
 
 
-def fault(command: Command) -> str:
-    """Why the command line would refuse a command; empty if it would not."""
+def fault(command: Command, own: Collection[str] = ()) -> str:
+    """Why the command line would refuse a command; empty if it would not.
+
+    Args:
+        own: methods of the reader's own, which earlier commands of the page have run.
+    """
     try:
         path, given = parsed(command)
-        check_names(path, given)
+        check_names(path, given, own)
     except UserError as error:
         return str(error)
     except Exception as error:
@@ -74,7 +80,7 @@ def known_flags(node: Any, words: Iterable[str]) -> Mapping[str, Any]:
     return {}
 
 
-def check_names(path: str, given: Mapping[str, Any]) -> None:
+def check_names(path: str, given: Mapping[str, Any], earlier: Collection[str]) -> None:
     """Values and names in a command, as far as no reader replaces them.
 
     Raises:
@@ -85,7 +91,7 @@ def check_names(path: str, given: Mapping[str, Any]) -> None:
         for name, value in given.items()
         if value not in (None, [], (), False) and not any(PLACEHOLDER.fullmatch(str(one)) for one in listed(value))
     }
-    own = {Path(str(file)).stem for file in listed(values.get("method_file"))}
+    own = {*earlier, *(Path(str(file)).stem for file in listed(values.get("method_file")))}
     for cls in (RunOptions, ExecutionOptions):
         cls.read({name: value for name, value in values.items() if name in options_of(cls)})
     rows = [*listed(values.get("methods")), *listed(values.get("rows")), *listed(values.get("label"))]
@@ -93,10 +99,10 @@ def check_names(path: str, given: Mapping[str, Any]) -> None:
     for row in rows:
         for spec in parse_methods(str(row)):
             if spec.name not in own:
-                plan.resolve(registry.find(spec.name), ICONS, spec.options)
+                check_row(str(spec))
     for benchmark in listed(values.get("benchmark")):
-        if not str(benchmark).startswith("folder:"):
-            streams.find(str(benchmark))
+        if not str(benchmark).startswith("folder:") and benchmark not in STREAMS:
+            raise UserError(f"unknown benchmark '{benchmark}'")
     for backbone in listed(values.get("backbone")):
         backbones.find(str(backbone))
     for suite in listed(values.get("suite")):
@@ -105,14 +111,21 @@ def check_names(path: str, given: Mapping[str, Any]) -> None:
     known = {
         "table": [*table_names()],
         "figure": FIGURES,
-        "show": [*registry.names(), *streams.names(), *backbones.names(), *own],
-        "cite": [*registry.names(), *streams.names(), *backbones.names(), "cl-bench", *own],
-        "data verify": streams.names(),
-        "data prepare": streams.names(),
+        "show": [*METHODS, *STREAMS, *backbones.names(), *own],
+        "cite": [*METHODS, *STREAMS, *backbones.names(), "cl-bench", *own],
+        "data verify": STREAMS,
+        "data prepare": STREAMS,
     }.get(path)
     for name in [*listed(values.get("name")), *listed(values.get("names"))] if known else []:
         if name not in known and not KEY.fullmatch(str(name)) and ":" not in str(name):
             raise UserError(f"unknown name '{name}'")
+
+
+@cache
+def check_row(row: str) -> None:
+    """Raise `UserError` for an unknown method or option."""
+    (spec,) = parse_methods(row)
+    plan.resolve(registry.find(spec.name), ICONS, spec.options)
 
 
 def listed(value: Any) -> list[Any]:
@@ -121,7 +134,8 @@ def listed(value: Any) -> list[Any]:
 
 @pytest.mark.parametrize("page", pages.PAGES, ids=pages.name)
 def test_commands_are_those_of_the_program(page: Path) -> None:
-    found = {str(command): fault(command) for command in pages.commands(page)}
+    own = {Path(word).stem for command in pages.commands(page) for word in command.arguments if word.endswith(".py")}
+    found = {str(command): fault(command, own) for command in pages.commands(page)}
     assert {command: why for command, why in found.items() if why} == {}
 
 

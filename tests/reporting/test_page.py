@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,10 @@ from cl_bench.errors import printable
 from cl_bench.experiment import Limits
 from cl_bench.reporting.report import render
 from cl_bench.store import RunRecord
+from tests.helpers.browsers import CHROMIUM, QUIET
 from tests.helpers.factories import record, write
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: install Debian's package 'chromium'")
-QUIET = (
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-)  # fmt: skip
 HOSTILE = "<script>alert(1)</script>[a='\"&\u2028</script><img src=x onerror=alert(2)>]"
 
 

@@ -146,8 +146,10 @@ class Links(Extension):
         leads = target(page, href)
         if leads is None or (page.startswith("docs/") and leads[0].startswith("docs/")):
             return href
-        path = _folder(self.root, leads[0]) if (self.root / leads[0]).exists() else leads[0]
-        link = posixpath.relpath(uri_of(path), posixpath.dirname(self.page) or ".")
+        if not (self.root / leads[0]).exists():
+            # mkdocs names the link as it was written.
+            return href
+        link = posixpath.relpath(uri_of(_folder(self.root, leads[0])), posixpath.dirname(self.page) or ".")
         return f"{link}#{leads[1]}" if leads[1] else link
 
 
