@@ -19,7 +19,7 @@ HOME = "repository"
 LANGUAGES = {".py": "python", ".toml": "toml", ".yaml": "yaml", ".cff": "yaml", ".txt": "text", "": "text"}
 """Kinds of text files that get a page, with their highlighting; other files are copied as they are."""
 UNSEARCHED = "---\nsearch:\n  exclude: true\n---\n\n"
-"""Front matter of pages that show a file or a folder."""
+"""Front matter of pages that the search leaves out."""
 _TARGET = re.compile(r"\]\(\s*<?([^)>\s]+)|^\[[^\]]+\]:\s*<?(\S+?)>?\s*$", re.MULTILINE)
 
 
@@ -101,7 +101,9 @@ def content(path: Path) -> str | bytes:
     if path.is_dir():
         return _listing(path)
     if path.suffix == ".md":
-        return path.read_text(encoding="utf-8")
+        # The tables of the reports are in the findings, too.
+        front = UNSEARCHED if path.parent.name == "tables" else ""
+        return front + path.read_text(encoding="utf-8")
     if path.suffix == ".ipynb":
         return _notebook(path)
     if path.suffix in LANGUAGES:
