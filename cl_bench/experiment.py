@@ -1,6 +1,6 @@
-"""What a run IS: a frozen, validated description and its content key.
+"""The frozen, validated description of a run, and its content key.
 
-Nothing here imports torch: records are read, compared and reported without it.
+This module does not import torch, so records can be read, compared and reported without it.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from cl_bench import _aliases
 
 MAX_TEXT = 10_000
-"""Characters of a name or value: a path may take 4,096."""
+"""Largest number of characters of a name or value; a path may have 4,096."""
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
 
 
 def bounded(value: PlainScalar) -> PlainScalar:
-    """A number of at most 64 bits, a text of at most `MAX_TEXT` characters, a truth value or None.
+    """Return the value if it is a number of at most 64 bits, a text of at most `MAX_TEXT` characters, a bool or None.
 
     Raises:
-        ValueError: it is larger.
+        ValueError: the value is larger.
     """
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise ValueError("expected a whole number of at most 64 bits")
@@ -34,14 +34,14 @@ def bounded(value: PlainScalar) -> PlainScalar:
 
 
 PlainScalar = bool | int | float | str | None
-# Checked after pydantic has chosen the type: a number too large for one would be taken for the next.
+# Validated after pydantic chose the type; otherwise a number too large for one type would be read as the next.
 Scalar = Annotated[PlainScalar, AfterValidator(bounded)]
 Value = Scalar | Annotated[list[Scalar], Field(fail_fast=True)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Seconds = Annotated[float, Field(ge=0, le=10**9)]
-"""Up to thirty years, so that sums stay finite."""
+"""At most thirty years, so that sums stay finite."""
 Item = TypeVar("Item")
-# One fault is enough; a hostile file could hold millions.
+# Validation stops at the first fault; a hostile file could hold millions.
 Items = Annotated[list[Item], Field(fail_fast=True, max_length=10**6)]
 Scenario = Literal["class-incremental", "domain-incremental"]
 Precision = Literal["fp32", "bf16"]
@@ -50,27 +50,28 @@ ImagesName = Literal["auto", "resized", "files"]
 Storage = Annotated[str, Field(pattern=r"^(memory|files|resized:[1-9][0-9]{0,4})$")]
 _Tasks = Annotated[int, Field(ge=1, le=10**6)]
 Tasks = _Tasks | Annotated[tuple[_Tasks, ...], Field(fail_fast=True)]
-"""How many tasks of the same size, or how many classes each task has."""
+"""Number of tasks of equal size, or the number of classes of each task."""
 NAMED_ORDER = "natural|permutation:[0-9]+"
-"""Pattern of the class orders that are named rather than listed."""
+"""Pattern of class orders that have a name and are not listed."""
 MAX_SEED = 2**32 - 1
-"""The largest seed that numpy's `RandomState`, which makes the class orders, takes."""
+"""Largest seed of numpy's `RandomState`, which draws the class orders."""
 
 LEAKY_OPTION = "as_published_leaky"
-"""The hyper-parameter under which a method shows a leak of its released code: samples of a batch see each other."""
+"""Hyper-parameter that reproduces a leak of a method's released code: samples of one batch influence each other."""
 
 
 Environment = dict[Text, Scalar]
-"""On what and with which versions a run was computed, by name; empty where that was not recorded."""
+"""Hardware and versions of a run, by name; empty if they were not recorded."""
 
 
 class Session(BaseModel):
-    """Processes that worked on a run in turn, all in the same environment, and left it to another process.
+    """Consecutive processes that worked on a run in the same environment, before another process continued it.
 
     Attributes:
-        processes: how many.
-        stages: finished at the last checkpoint that they left.
-        phase, epoch: of the next stage, in which that checkpoint lies; None: before its first step.
+        environment: hardware and versions.
+        processes: number of processes.
+        stages: number of stages finished at the last checkpoint.
+        phase, epoch: position of that checkpoint within the next stage; None if it precedes the first step.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -83,9 +84,9 @@ class Session(BaseModel):
 
 
 def differences(environments: Iterable[Mapping[str, PlainScalar]]) -> dict[str, list[PlainScalar]]:
-    """The values in which environments differ, by name, in the order in which they appear.
+    """Values in which environments differ, by name, in order of appearance.
 
-    What only some of them record does not count.
+    An entry that is missing in some environments does not count as a difference.
     """
     found: dict[str, list[PlainScalar]] = {}
     for environment in environments:
@@ -97,7 +98,7 @@ def differences(environments: Iterable[Mapping[str, PlainScalar]]) -> dict[str, 
 
 
 def first_fault(error: ValidationError) -> str:
-    """The first field that pydantic refuses and why, without its value, which may be of any size."""
+    """First field that pydantic rejects, with the reason and without its value, which may be of any size."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     # Parts with brackets are pydantic's own names of types.
     where = ".".join(str(part)[:60] for part in first["loc"] if "[" not in str(part))
@@ -106,15 +107,16 @@ def first_fault(error: ValidationError) -> str:
 
 
 def number_of(tasks: Tasks) -> int:
-    """How many tasks these are."""
+    """Number of tasks."""
     return tasks if isinstance(tasks, int) else len(tasks)
 
 
 def value_text(value: object, digits: int | None = None) -> str:
-    """A value as the command line spells it: `true`, `none`, `0.1`, `(q, v)`.
+    """A value in the spelling of the command line: `true`, `none`, `0.1`, `(q, v)`.
 
     Args:
-        digits: significant digits of floats; None: as many as tell them apart.
+        value: any hyper-parameter value.
+        digits: significant digits of floats; None: as many as identify the number.
     """
     if isinstance(value, list | tuple):
         return f"({', '.join(value_text(item, digits) for item in value)})"
@@ -127,16 +129,16 @@ class ImageTransforms(BaseModel):
     """Image transforms of a run, resolved to numbers.
 
     Attributes:
-        kind: of the inputs that they are for.
+        kind: kind of the inputs.
         size: side of the square network input, in pixels.
-        crop: of the training crop. `continuous`: a box of any size and place, cut short where it would leave the image,
-            sampled bilinearly out of the whole image. `pixels`: torchvision's `RandomResizedCrop`, a box of whole
-            pixels, drawn again where it would leave the image, whose pixels alone are resized (bilinear, antialiased).
+        crop: kind of the training crop. `continuous`: a box of any size and position, clipped to the image and sampled
+            bilinearly from the whole image. `pixels`: torchvision's `RandomResizedCrop`, a box of whole pixels, drawn
+            again if it would leave the image; only its own pixels are resized (bilinear, antialiased).
         crop_scale: area range of the training crop, as a fraction of the image.
         crop_ratio: aspect-ratio range of the training crop.
         flip: probability of a horizontal flip in training.
-        resize: in the test view the shorter side becomes `size * resize` pixels, of which the centre is taken (224 out
-            of 256: 8 / 7).
+        resize: in the test view, the shorter side is resized to `size * resize` pixels before the centre is cropped
+            (8 / 7 for 224 of 256 pixels).
         mean, std: input normalisation per channel, on the [0, 1] scale.
     """
 
@@ -154,17 +156,17 @@ class ImageTransforms(BaseModel):
 
     @property
     def short(self) -> int:
-        """The shorter side of an image in the test view, in pixels, before its centre is taken."""
+        """Shorter side of an image in the test view before the centre crop, in pixels."""
         return round(self.size * self.resize)
 
 
 class Limits(BaseModel):
-    """Other data than the whole: cuts for quick trials, validation. Any of them set makes a different experiment.
+    """Limits of the data, for quick trials and validation; every limit makes a different experiment.
 
     Attributes:
         tasks: run only the first tasks of the stream.
         train_per_class, test_per_class: keep only the first images of each class.
-        validation: leave the test images alone; evaluate on this share of the training images, which is held out.
+        validation: share of the training images that is held out and evaluated on, instead of the test images.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -176,22 +178,22 @@ class Limits(BaseModel):
 
 
 class Experiment(BaseModel):
-    """One run, with every choice that changes its numbers and none that does not (no host, position or time).
+    """One run: all choices that change its numbers, and no others (no host, position or time).
 
     Attributes:
-        method, revision: the method's name and the integer raised whenever its results change, a changed default
-            included (for a method file: the hash of the file).
-        hyperparameters: all of them, resolved to numbers; `defaults` holds the method's own defaults, so that only
-            what differs from them enters the key.
-        scenario: every task brings new classes, or all classes from another domain.
-        tasks: how many; class-incremental ones of different sizes: the classes of each.
+        method, revision: name of the method, and a number that is raised whenever its results or defaults change (of a
+            method file: the hash of the file).
+        hyperparameters, defaults: all hyper-parameters, resolved to numbers, and the method's own defaults; only values
+            that differ from the defaults enter the key.
+        scenario: whether each task brings new classes, or all classes from another domain.
+        tasks: number of tasks; for class-incremental tasks of different sizes, the number of classes of each.
         class_order: `natural`, `permutation:K` (numpy's legacy `RandomState(K).permutation`, as in PILOT), or the class
-            indices themselves, `order:2,0,1`; in a domain-incremental stream, the same of the domains.
+            indices themselves, `order:2,0,1`; in a domain-incremental stream, the order of the domains.
         split, weights: SHA-256 of the split and of the backbone's weights.
-        precision: of the backbone (see `models.vit`), as resolved, not as requested.
-        storage: how the images are kept: all of one size in `memory`; `resized:S`, decoded once, the shorter side no
-            longer than S pixels; or as `files`, decoded whenever they are read.
-        probe: what is measured besides (see `training.probes`); the counts are the same.
+        precision: resolved precision of the backbone (see `models.vit`).
+        storage: form of the images: `memory`, all of one size; `resized:S`, decoded once to a shorter side of at most S
+            pixels; or `files`, decoded at every read.
+        probe: extra measurement (see `training.probes`), which does not change the counts.
         seed: training seed.
     """
 
@@ -217,18 +219,18 @@ class Experiment(BaseModel):
 
     @property
     def num_tasks(self) -> int:
-        """Length of the whole stream."""
+        """Number of tasks of the whole stream."""
         return number_of(self.tasks)
 
     @property
     def leaky(self) -> bool:
-        """Whether samples of a batch see each other, as in released code that is known to be wrong."""
+        """Whether samples of one batch influence each other, as in released code that is known to be wrong."""
         return self.hyperparameters.get(LEAKY_OPTION) is True
 
     def identity(self) -> dict[str, Any]:
-        """The fields that differ from their defaults: what the key is made of.
+        """Fields that differ from their defaults; the key is their hash.
 
-        A field or hyper-parameter added later with a default that keeps the old behaviour leaves old keys as they are.
+        A new field or hyper-parameter whose default keeps the old behaviour does not change old keys.
         """
         fields = self.model_dump(mode="json", exclude={"defaults"}, exclude_defaults=True)
         fields["hyperparameters"] = {
@@ -246,9 +248,9 @@ class Experiment(BaseModel):
 
     @property
     def file_stem(self) -> str:
-        """Readable name of a file in whatever folder it is put; the key alone decides identity."""
+        """Readable file name without extension; only the key in it identifies the run."""
         readable = re.sub(r"[:/\\\x00-\x1f\x7f]", "_", f"{self.method}-{self.benchmark}").lstrip(".")
-        # A benchmark may be the path of a folder, and file systems take 255 bytes, of which suffixes need some.
+        # A benchmark may be a path; file systems allow names of 255 bytes, of which suffixes need some.
         short = readable.encode(errors="replace")[:160].decode(errors="ignore")
         return f"{short}-s{self.seed}-{self.key}"
 

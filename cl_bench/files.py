@@ -1,7 +1,7 @@
-"""Files that are either whole or not there, files that may be anything, and the text in files that users wrote.
+"""Atomic writes, safe opening of untrusted files, and parsing of text files that users wrote.
 
-Text of a user's comes in through `read_text`, and what it spells through `parse_yaml`, `parse_json` or `parse_toml`:
-whatever is in the file, the outcome is plain values or one sentence, in bounded time and memory.
+User files are read by `read_text` and parsed by `parse_yaml`, `parse_json` or `parse_toml`. Whatever a file holds, the
+result is plain values or one error sentence, in bounded time and memory.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from cl_bench.errors import UserError, clipped, reason
 _NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK, errno.EACCES}
 
 TEXT_BYTES = 2**20
-"""Largest file of settings: the shipped recipes have 11,000 bytes."""
+"""Largest settings file in bytes; the shipped recipes have 11,000."""
 LIST_BYTES = 2**28
-"""Largest list of images: CODA-Prompt's of DomainNet has 30 MB."""
+"""Largest list of images in bytes; CODA-Prompt's list of DomainNet has 30 MB."""
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -36,11 +36,11 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-"""Byte-order marks and what they announce; UTF-32's little-endian one begins with UTF-16's."""
+"""Byte-order marks and their encodings; UTF-32's little-endian mark begins with UTF-16's, so it comes first."""
 
 _DEEPEST = 20
 _REPEATED = 10_000
-"""Values that aliases of a YAML file may stand for in all: twenty short lines can spell a billion."""
+"""Largest number of values that aliases of a YAML file may expand to; twenty short lines can mean a billion."""
 _CONSTANTS = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
     **dict.fromkeys(("true", "True", "TRUE"), True),
@@ -54,11 +54,11 @@ def write_atomically(path: Path, content: bytes, *, replace: bool = True) -> Non
     """Write a temporary file in the same folder, flush it to disk, rename it into place, flush the folder.
 
     Args:
-        replace: whether an earlier file makes way.
+        replace: whether an existing file is replaced.
 
     Raises:
-        FileExistsError: there is an earlier file and `replace` is false.
-        OSError: the folder cannot be written, or the disk is full; an earlier file is then as it was.
+        FileExistsError: the file exists and `replace` is false.
+        OSError: the folder cannot be written, or the disk is full; an existing file is then unchanged.
     """
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
@@ -78,7 +78,7 @@ def write_atomically(path: Path, content: bytes, *, replace: bool = True) -> Non
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames in a folder outlast a power cut, where the file system can do that."""
+    """Flush renames in a folder to disk, so that they survive a power cut where the file system supports this."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:
@@ -92,10 +92,10 @@ def sync_folder(folder: Path) -> None:
 
 
 def open_regular(path: Path, limit: int) -> BufferedReader:
-    """Open a file that somebody else may have put there: no pipe, device or folder, and not larger than `limit` bytes.
+    """Open a file from an untrusted source; pipes, devices, folders and files above `limit` bytes are refused.
 
     Raises:
-        OSError: it cannot be opened, or is not such a file.
+        OSError: the file cannot be opened, or is refused.
     """
     # A pipe without a writer would block for ever.
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
@@ -114,10 +114,10 @@ def open_regular(path: Path, limit: int) -> BufferedReader:
 
 
 def kind_of(path: Path) -> str:
-    """What is at a path, links followed: `file`, `folder`, `pipe`, `socket` or `device`; empty: nothing.
+    """Kind of a path after following links: `file`, `folder`, `pipe`, `socket` or `device`; empty if nothing is there.
 
     Raises:
-        OSError: that cannot be found out, e.g. since links go in a circle.
+        OSError: the kind cannot be determined, e.g. because links form a cycle.
     """
     try:
         mode = path.stat().st_mode
@@ -128,14 +128,15 @@ def kind_of(path: Path) -> str:
 
 
 def read_text(path: Path, what: str, limit: int = TEXT_BYTES) -> str:
-    r"""The text of a file that a user wrote: UTF-8, or what a byte-order mark announces, its lines ended by `\n`.
+    r"""Read a text file that a user wrote: UTF-8, or the encoding of its byte-order mark, with lines ended by `\n`.
 
     Args:
-        what: names the file at the beginning of every sentence, e.g. `suite 'mine.yaml'`.
-        limit: bytes.
+        path: file to read.
+        what: description of the file that begins every message, e.g. `suite 'mine.yaml'`.
+        limit: largest accepted size in bytes.
 
     Raises:
-        UserError: it cannot be opened, is a folder or pipe, is too large, or is no text; the line and byte are named.
+        UserError: the file cannot be opened, is a folder or pipe, is too large, or is not text (naming line and byte).
     """
     try:
         with open_regular(path, limit) as file:
@@ -159,16 +160,16 @@ def read_text(path: Path, what: str, limit: int = TEXT_BYTES) -> str:
             f"{what} cannot be read as text: line {1 + text.count(chr(10), 0, place)} has a zero byte; "
             "save it as UTF-8 (as UTF-16 it needs a byte-order mark)"
         )
-    # Files that were put together have more marks than the first.
+    # Concatenated files have marks after the first, too.
     return re.sub("^\ufeff+", "", text, flags=re.MULTILINE)
 
 
 def parse_json(text: str, what: str) -> Any:
-    """The values in a JSON text.
+    """Parse a JSON text.
 
     Raises:
-        UserError: it is no JSON, or has a key twice, a number that is not finite or has too many digits, or lists that
-            are nested too deeply.
+        UserError: the text is not JSON, or has a repeated key, a number that is not finite or has too many digits, or
+            lists that are nested too deeply.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -187,14 +188,14 @@ def parse_json(text: str, what: str) -> Any:
 
 
 def parse_toml(text: str, what: str) -> dict[str, Any]:
-    """The values in a TOML text.
+    """Parse a TOML text.
 
     Raises:
-        UserError: it is no TOML, or has a date, a number that is not finite or has too many digits, or lists that are
-            nested too deeply.
+        UserError: the text is not TOML, or has a date, a number that is not finite or has too many digits, or lists
+            that are nested too deeply.
     """
     try:
-        # The standard library's reader takes the square of its length for a key.
+        # The standard library needs quadratic time in the length of a key.
         if found := _LONG_KEY.search(text):
             raise UserError(f"{what}: line {1 + text.count(chr(10), 0, found.start())} has a key of 50 parts or more")
         values: dict[str, Any] = _plain(tomllib.loads(text), what)
@@ -204,21 +205,21 @@ def parse_toml(text: str, what: str) -> dict[str, Any]:
 
 
 def parse_yaml(text: str, what: str) -> Any:
-    """The values in a YAML text: lists, mappings with texts as keys, texts, whole numbers, true, false, null.
+    """Parse a YAML text: lists, mappings with text keys, texts, whole numbers, true, false, null.
 
-    PyYAML reads the text, and values are made here of what it reads. Its own way would make 8 of `010`, 90 of `1:30`
-    and true of `on`, keep the last of two equal keys, and crash where lists are nested ten thousand deep; with this
-    one, all of these stay texts, or are refused.
+    PyYAML only tokenises the text; its own construction would turn `010` into 8, `1:30` into 90 and `on` into true,
+    keep the last of two equal keys, and crash on lists nested ten thousand deep. Here, such scalars stay texts, and
+    the rest is refused.
 
     Raises:
-        UserError: it is no YAML, or has a key twice, a tag, several documents, lists that are nested too deeply, or
-            aliases that stand for too much; the line is named.
+        UserError: the text is not YAML, or has a repeated key, a tag, several documents, lists that are nested too
+            deeply, or aliases that expand to too many values; the message names the line.
     """
     import yaml  # type: ignore[import-untyped]
 
     document = _Document()
     try:
-        # The C parser is ten times as fast; lists have 100,000 lines.
+        # The C parser is ten times as fast, which matters for lists of 100,000 lines.
         for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
             try:
                 document.take(event)
@@ -235,12 +236,14 @@ def parse_yaml(text: str, what: str) -> Any:
 
 @dataclass
 class _Open:
-    """A list or mapping that is being read.
+    """A list or mapping that is still being read.
 
     Attributes:
-        key: of the mapping, whose value comes next; None: a key comes next.
-        merged: mappings whose fields it takes on (`<<`).
-        size: values inside.
+        value: items read so far.
+        anchor: name under which aliases refer to it; None if it has none.
+        key: key whose value comes next; None if a key comes next.
+        merged: mappings whose fields are merged into this one (`<<`).
+        size: number of values inside.
     """
 
     value: list[Any] | dict[str, Any]
@@ -251,7 +254,7 @@ class _Open:
 
 
 class _Document:
-    """Makes values of the events of a YAML parser; a ValueError says what cannot be taken."""
+    """Builds values from the events of a YAML parser; raises ValueError for what is refused."""
 
     def __init__(self) -> None:
         self.value: Any = None
@@ -261,7 +264,7 @@ class _Document:
         self._anchored: dict[str, tuple[Any, int]] = {}
 
     def take(self, event: Any) -> None:
-        """The next event."""
+        """Process the next event."""
         kind = type(event).__name__
         if kind == "ScalarEvent":
             self._put(self._scalar(event), 1, event.anchor)
@@ -331,10 +334,10 @@ class _Document:
 
 
 def _plain(value: Any, what: str) -> Any:
-    """The same value, if it is shallow and all in it are texts, finite numbers, true, false, null, lists and dicts.
+    """Return the value if it is shallow and consists of texts, finite numbers, booleans, null, lists and dicts.
 
     Raises:
-        UserError: it is not; the place is named.
+        UserError: it is not; the message names the place.
     """
     left: list[tuple[Any, tuple[Any, ...], int]] = [(value, (), 0)]
     while left:
@@ -354,7 +357,7 @@ def _plain(value: Any, what: str) -> Any:
 
 
 def _problem(value: Any) -> str:
-    """Why a single value is refused; empty: it is not."""
+    """Reason why a single value is refused; empty if it is accepted."""
     if isinstance(value, str):
         return "a text with a zero byte or half a character" if re.search("[\0\ud800-\udfff]", value) else ""
     if isinstance(value, float):
@@ -370,14 +373,14 @@ def _first_twice(keys: Iterable[str]) -> str:
 
 
 def _fault(error: Exception) -> str:
-    """What a parser of the standard library, or PyYAML, could not take."""
+    """Reason why a parser of the standard library or PyYAML refused a text."""
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     return "a number has too many digits" if "integer string conversion" in str(error) else reason(error)
 
 
 def _rename_to_new(temporary: Path, path: Path) -> None:
-    """A rename that fails where there is a file already, atomically where the file system has hard links."""
+    """Rename, or fail if the target exists; atomic where the file system has hard links."""
     try:
         path.hardlink_to(temporary)
     except OSError as error:

@@ -1,14 +1,14 @@
 """Published continual-learning metrics as pure functions of the count matrices.
 
-All of them take `correct`, the integer matrix of class-incremental hits, and `total`, the test-set sizes. Row t is
-the state after training stage t, column j is task j; `correct[t][j]` is None where stage t has not seen task j yet (a
-full, task-aware matrix is not accepted: its upper triangle would enter the averages). Results are fractions in
-[0, 1], forgetting and transfer in [-1, 1]; NaN where a metric is not defined, as all that compare tasks learned
-earlier with later ones are for a single task.
+Every metric takes `correct`, the integer matrix of class-incremental hits [stages, tasks], and `total`, the test-set
+sizes [tasks]. Row t is the state after training stage t, column j is task j; `correct[t][j]` is None where stage t has
+not seen task j yet. A full, task-aware matrix is not accepted, because its upper triangle would enter the averages.
+Results are fractions in [0, 1], forgetting and transfer in [-1, 1]. An undefined metric is NaN, as is every metric
+that compares earlier with later tasks when there is a single task.
 
-Two averages are in use and often mixed up: *sample-weighted* (all test images of the seen classes pooled; PILOT,
-InfLoRA and the SD-LoRA code) and *over tasks* (mean of the per-task accuracies; Lopez-Paz & Ranzato 2017, L2P,
-CODA-Prompt). They differ where tasks have test sets of different size.
+The literature uses two averages, which are often confused: *sample-weighted* (all test images of the seen classes
+pooled; PILOT, InfLoRA and the SD-LoRA code) and *over tasks* (mean of the per-task accuracies; Lopez-Paz & Ranzato
+2017, L2P, CODA-Prompt). They differ if the test sets of the tasks differ in size.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def accuracy_matrix(correct: Counts, total: Totals) -> NDArray[np.float64]:
     test image.
 
     Raises:
-        ValueError: a count exceeds its total, or the shapes do not fit.
+        ValueError: a count is negative or exceeds its total, or the shapes do not fit.
     """
     hits = np.array(correct, dtype=np.float64)  # None becomes NaN
     sizes = np.asarray(total, dtype=np.float64)
@@ -40,24 +40,24 @@ def accuracy_matrix(correct: Counts, total: Totals) -> NDArray[np.float64]:
 
 
 def _ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Quotients, NaN where the whole is empty."""
+    """Elementwise quotient; NaN where `whole` is 0."""
     return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
 
 
 def _mean(values: Sequence[float] | NDArray[np.float64]) -> float:
-    """The mean, NaN of nothing."""
+    """Mean of the values; NaN if there are none."""
     return float(np.mean(values)) if len(values) else float("nan")
 
 
 def _best(accuracy: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The best accuracy on each task over the stages that were tested on it."""
+    """Best accuracy on each task over the stages that have seen it, shape [tasks]."""
     return np.fmax.reduce(accuracy, axis=0)
 
 
 def is_sequential(correct: Counts, total: Totals) -> bool:
     """Whether there is one training stage per task and stage t has counts for exactly the tasks 0..t.
 
-    Joint training has a single stage that sees every task: final accuracy is defined, anytime metrics are not.
+    Joint training has a single stage that sees every task, so only its final accuracy is defined.
     """
     tasks = len(total)
     return len(correct) == tasks and all(
@@ -75,8 +75,8 @@ def learning_accuracy(correct: Counts, total: Totals) -> float:
 
 
 def accuracy_curve(correct: Counts, total: Totals) -> NDArray[np.float64]:
-    """Sample-weighted top-1 over the classes seen after each stage t: the sum of `correct[t][j]` over the sum of
-    `total[j]`, over the tasks j seen.
+    """Sample-weighted top-1 accuracy over the classes seen after each stage t: the sum of `correct[t][j]` divided by
+    the sum of `total[j]`, both over the seen tasks j.
 
     Source: what PILOT, InfLoRA and the SD-LoRA code report. Shape [stages].
     """
@@ -182,8 +182,8 @@ def fwt(correct_task_aware: Counts, total: Totals, baseline: Sequence[float]) ->
     """Forward transfer 1/(T-1) sum_{j=1..T-1} (R[j-1, j] - b_j) (Lopez-Paz & Ranzato 2017). NaN for a single task.
 
     Args:
-        correct_task_aware: the full matrix: hits on task j before it was learned need the task's identity.
-        baseline: accuracy b_j on each task without any training, shape [tasks]: of a random initialisation, or chance.
+        correct_task_aware: full matrix [stages, tasks]; hits on task j before it is learned need the task's identity.
+        baseline: accuracy b_j without any training, shape [tasks]: of a random initialisation, or chance level.
     """
     accuracy = accuracy_matrix(correct_task_aware, total)
     gains = [accuracy[j - 1, j] - baseline[j] for j in range(1, accuracy.shape[1])]
@@ -191,10 +191,13 @@ def fwt(correct_task_aware: Counts, total: Totals, baseline: Sequence[float]) ->
 
 
 def intransigence_per_task(correct: Counts, total: Totals, reference: Sequence[float]) -> NDArray[np.float64]:
-    """I_k = ref_k - R[k, k]: what a task is learned worse than by joint training (Chaudhry et al. 2018).
+    """I_k = ref_k - R[k, k]: accuracy lost on a new task compared with joint training (Chaudhry et al. 2018).
 
     Args:
-        reference: accuracy on task k of a model trained jointly on the tasks 0..k, shape [tasks].
+        reference: accuracy on task k of a model trained jointly on tasks 0..k, shape [tasks].
+
+    Returns:
+        Intransigence of each task, shape [tasks].
     """
     return np.asarray(reference, dtype=np.float64) - np.diag(accuracy_matrix(correct, total))
 
@@ -216,15 +219,15 @@ def pilot_forgetting(correct: Counts, total: Totals) -> float:
 
 
 class Metric(NamedTuple):
-    """A metric of a run that its class-incremental counts alone define.
+    """A metric that depends on the class-incremental counts of a run only.
 
     Attributes:
-        title: head of a column, for values in percent or percentage points.
-        description: what it is, in a clause.
-        value: from counts and totals, a fraction.
-        higher: whether more is better.
-        sequential: defined only where the tasks are learned one after the other.
-        tasks: so many at least it needs.
+        title: column head, for values in percent or percentage points.
+        description: definition in one clause.
+        value: function of counts and totals; returns a fraction.
+        higher: whether higher values are better.
+        sequential: whether the metric is defined only for tasks learned one after the other.
+        tasks: smallest number of tasks for which the metric is defined.
     """
 
     title: str
@@ -270,14 +273,14 @@ METRICS: Mapping[str, Metric] = {
         tasks=2,
     ),
 }
-"""By the name under which tables, the page and the command line know them."""
+"""Metrics by their names in tables, reports and on the command line."""
 
 
 def value(name: str, correct: Counts, total: Totals) -> float:
-    """A metric of a run by name; NaN where it is not defined.
+    """Value of a metric by its name; NaN where it is undefined.
 
     Raises:
-        KeyError: there is none of this name.
+        KeyError: no metric has this name.
     """
     metric = METRICS[name]
     if metric.sequential and not is_sequential(correct, total):

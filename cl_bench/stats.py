@@ -1,8 +1,8 @@
-"""Uncertainty and comparison over repeated runs: pure functions of numbers, in the numbers' own unit.
+"""Uncertainty and comparison of repeated runs: pure functions of numbers, with results in the unit of the numbers.
 
-Three to five runs are usual, which decides the methods: Student's t (a percentile bootstrap of five values covers far
-less than it says), paired tests on the same seeds and class orders, no signed-rank test (at five pairs its smallest
-two-sided p is 0.0625), average ranks only from ten blocks on.
+Three to five runs are usual, which determines the methods: Student's t (the percentile bootstrap of five values covers
+far less than its nominal level), paired tests on the same seeds and class orders, no signed-rank test (its smallest
+two-sided p for five pairs is 0.0625), and average ranks only for ten blocks or more.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LEVEL = 0.95
 NOISE = 1e-9
 """Differences below this are rounding errors of equal numbers: one image of a million is 1e-6, and 1e-4 in percent."""
 FEWEST_BLOCKS = 10
-"""Average ranks over fewer blocks say nothing: Nemenyi's critical difference spans most of the scale."""
+"""Smallest number of blocks for average ranks; with fewer, Nemenyi's critical difference spans most of the scale."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class Summary:
     """Mean of `n` values and the confidence interval of that mean, in the unit of the values.
 
     Attributes:
-        n: how many values.
-        mean: their arithmetic mean.
-        half_width: of the symmetric interval; None where one value says nothing about the spread.
-        stderr: standard error of the mean; None likewise.
+        n: number of values.
+        mean: arithmetic mean.
+        half_width: half the width of the symmetric interval; None for a single value.
+        stderr: standard error of the mean; None for a single value.
     """
 
     n: int
@@ -42,12 +42,12 @@ class Summary:
 
     @property
     def low(self) -> float | None:
-        """Lower end of the interval; not cut at the ends of the scale."""
+        """Lower end of the interval, not clipped to the scale."""
         return None if self.half_width is None else self.mean - self.half_width
 
     @property
     def high(self) -> float | None:
-        """Upper end of the interval; not cut at the ends of the scale."""
+        """Upper end of the interval, not clipped to the scale."""
         return None if self.half_width is None else self.mean + self.half_width
 
 
@@ -95,11 +95,11 @@ class Paired:
 
     Attributes:
         difference: mean of a - b with its Student-t interval.
-        t, p: paired t test, two-sided; None with fewer than two blocks, or where all differences are equal.
+        t, p: two-sided paired t test; None for fewer than two blocks or equal differences (p is 1 if all are 0).
         effect: Cohen's d_z = mean / standard deviation of the differences, times Hedges' correction for small samples
             (1 - 3 / (4 (n - 1) - 1)); None with fewer than three blocks, as the correction is 0 for two, or where all
             differences are equal.
-        wins, ties, losses: blocks in which a is better than, as good as, worse than b.
+        wins, ties, losses: numbers of blocks in which a is better than, equal to and worse than b.
     """
 
     difference: Summary
@@ -120,10 +120,10 @@ def paired(a: ArrayLike, b: ArrayLike, higher: bool = True) -> Paired:
 
     Args:
         a, b: shape [n], the same blocks in the same order.
-        higher: whether more is better.
+        higher: whether higher values are better.
 
     Raises:
-        ValueError: other shapes, no blocks, values that are not finite.
+        ValueError: the shapes differ, there are no blocks, or a value is not finite.
     """
     one, other = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if one.shape != other.shape or one.ndim != 1:
@@ -149,7 +149,7 @@ def _alike(differences: NDArray[np.float64]) -> bool:
 
 
 def holm(pvalues: Sequence[float]) -> list[float]:
-    """p-values corrected for how many there are (Holm 1979), which keeps the chance of any false alarm at the level."""
+    """p-values corrected for multiple tests (Holm 1979), which bounds the chance of any false alarm by the level."""
     from statsmodels.stats.multitest import multipletests
 
     return [float(p) for p in multipletests(list(pvalues), method="holm")[1]] if len(pvalues) else []
@@ -161,8 +161,8 @@ class Equivalence:
 
     Attributes:
         margin: the largest difference that counts as the same.
-        p: the larger one of both tests'.
-        low, high: the 90 % interval of the mean difference, which lies within the margin exactly where p < 0.05.
+        p: the larger p-value of the two tests.
+        low, high: 90 % interval of the mean difference; it lies within the margin exactly if p < 0.05.
     """
 
     margin: float
@@ -256,15 +256,19 @@ def bootstrap_difference(
 ) -> SampleDifference:
     """Paired bootstrap over test images (Efron & Tibshirani 1993), stratified by task.
 
-    It says how far the test set decides, not what another training run would give: that is for seeds. Only the counts
-    of images that both, one or none get right matter, so whole test sets are drawn as multinomials.
+    The interval shows the uncertainty from the choice of test images; the uncertainty from training needs more seeds.
+    Only the numbers of images that both, one or none of the models get right matter, so whole test sets are drawn as
+    multinomials.
 
     Args:
         hits_a, hits_b: bool [n], the same images.
-        task: int [n], of each image.
+        task: int [n], task of each image.
+        seed: seed of the random draws.
+        draws: number of bootstrap samples.
+        level: confidence level in (0, 1).
 
     Raises:
-        ValueError: other shapes, or no images.
+        ValueError: the shapes differ, or there are no images.
     """
     one, other, tasks = np.asarray(hits_a, dtype=bool), np.asarray(hits_b, dtype=bool), np.asarray(task)
     if not (one.shape == other.shape == tasks.shape) or one.ndim != 1 or not len(one):
@@ -292,8 +296,8 @@ class Ranking:
     Attributes:
         ranks: by row, best (lowest) first.
         p: Friedman's test that all rows are alike.
-        groups: maximal sets of rows, by rank, no two of which Nemenyi's test tells apart at the 5 % level.
-        blocks: how many.
+        groups: maximal sets of rows, in the order of rank, that Nemenyi's test cannot tell apart at the 5 % level.
+        blocks: number of blocks.
     """
 
     ranks: dict[str, float]
@@ -307,10 +311,10 @@ def average_ranks(table: pd.DataFrame, higher: bool = True) -> Ranking:
 
     Args:
         table: blocks x rows, complete.
-        higher: whether more is better.
+        higher: whether higher values are better.
 
     Raises:
-        ValueError: fewer than ten blocks or three rows, or a value is missing.
+        ValueError: there are fewer than ten blocks or three rows, or a value is missing.
     """
     import scikit_posthocs
 

@@ -6,8 +6,8 @@ frozen backbone), prompt components P_m, keys K_m and attention vectors A_m:
     p(x) = sum_m cos(q(x) * A_m, K_m) P_m        (Eq. 4-6; no softmax)
 
 split into the prefix of the keys and that of the values. Each task owns its share of the components: earlier ones
-are frozen, later ones do not exist yet. New components are made orthogonal to all earlier ones at the start of
-their task (the released code's change over the paper's start over the whole pool).
+are frozen, later ones do not exist yet. New components are made orthogonal to all earlier ones at the start of their
+task; this follows the released code, while the paper initialises the whole pool at once.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from cl_bench.models.vit import Prefix
 def orthogonal_to(old: Tensor, raw: Tensor) -> Tensor:
     """One-pass classical Gram-Schmidt as released: old rows [m, d], raw rows [n, d] -> new unit rows [n, d].
 
-    From each raw row its projections on all earlier rows are subtracted, those of the raw row itself, without
-    re-orthogonalising; trained old rows are not mutually orthogonal, so a small overlap with them remains.
+    The projections of each raw row on all earlier rows are subtracted at once, without re-orthogonalising. Trained old
+    rows are not mutually orthogonal, so a small overlap with them remains.
     """
     rows = list(old)
     new = []
@@ -52,8 +52,8 @@ def orthogonal_to(old: Tensor, raw: Tensor) -> Tensor:
 
 
 def orthonormal_to(old: Tensor, raw: Tensor) -> Tensor:
-    """What one-pass Gram-Schmidt only approximates: unit rows [n, d] that are orthogonal to each other and to all old
-    rows [m, d], by QR decompositions in float64. Where the old rows span the space, only to each other."""
+    """Exact counterpart of `orthogonal_to`: unit rows [n, d], orthogonal to each other and to all old rows [m, d], by
+    QR decompositions in float64. If the old rows span the space, the new rows are only orthogonal to each other."""
     U, S, _ = torch.linalg.svd(old.double().T, full_matrices=False)
     basis = U[:, 1e-9 * S.max().clamp_min(1e-300) < S] if len(old) else U
     outside = raw.double() - raw.double() @ basis @ basis.T
@@ -133,18 +133,19 @@ _RELEASED: Mapping[str, Value] = {
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CODAPrompt(GradientMethod):
-    """Hyper-parameters; the defaults are the released ones for CIFAR-100, but for the head's start and the schedule.
+    """Hyper-parameters; the defaults are the released ones for CIFAR-100, except the head's initialisation and the
+    schedule.
 
     The released code also drops the last partial batch of every epoch; here it is trained on.
 
     Attributes:
-        components: in all; each task owns components / tasks of them.
+        components: number of components of all tasks; each task owns an equal share.
         length: prompt rows per component, half for the keys and half for the values.
-        blocks: the first blocks, which get prompts.
-        orthogonality: weight of the penalty (0.1 in the paper, 0 as released since Gram-Schmidt starts).
-        start: new components by the released one-pass `gram-schmidt`, or by `qr`, which leaves no overlap.
-        head_start: as `torch` starts a linear layer (released: weights and biases U(-1/sqrt(d), 1/sqrt(d))), or as
-            `pilot` does: weights larger by sqrt(3), biases 0.
+        blocks: number of first blocks that have prompts.
+        orthogonality: weight of the penalty (0.1 in the paper, 0 in the code since it starts with Gram-Schmidt).
+        start: initialisation of new components: the released one-pass `gram-schmidt`, or `qr` without any overlap.
+        head_start: initialisation of the head: `torch` for that of a linear layer (released: weights and biases
+            U(-1/sqrt(d), 1/sqrt(d))), or `pilot` for weights larger by sqrt(3) and biases 0.
     """
 
     paper: ClassVar[str] = "CODA-Prompt (CVPR 2023, arXiv 2211.13218)"

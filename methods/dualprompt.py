@@ -1,8 +1,8 @@
 """DualPrompt: general and expert prompts (Wang et al., ECCV 2022, arXiv 2204.04799).
 
-Checked against google-research/l2p @ dd8836e and GT-RIPL/CODA-Prompt @ 6417d4f. In front of the keys and values of
-chosen blocks stand prefix prompts: a general one g in the first blocks, shared by all tasks, and in the next blocks
-an expert one e_t of each task, with a key k_t. A task trains g, its own e_t and k_t, and the head with
+Checked against google-research/l2p @ dd8836e and GT-RIPL/CODA-Prompt @ 6417d4f. Chosen blocks have prefix prompts in
+front of their keys and values: a general prompt g in the first blocks, shared by all tasks, and in the next blocks
+an expert prompt e_t of each task, with a key k_t. A task trains g, its own e_t and k_t, and the head with
 
     cross-entropy - lambda cos(q(x), k_t)      (Eq. 6)
 
@@ -12,9 +12,9 @@ where q(x) is the CLS feature of the frozen backbone. A test image takes the exp
 `keys=shared`: one key per task for all blocks (JAX); `per-block`: one for each block, which may then choose different
 experts (CODA-Prompt's code). Of the loss, 1 - cos and -cos differ by a constant.
 
-A widely used port gathers the experts' prefixes of a batch in another layout than it reads them, so that keys and
-values of neighbours are mixed up, and for CIFAR-100 gives a whole batch at test the expert that most of its samples
-want. Both together are `as_published_leaky`, for showing what they do.
+A widely used port writes and reads the experts' prefixes of a batch in different layouts, which mixes up keys and
+values of neighbouring samples; for CIFAR-100, it also gives a whole test batch the expert that most of its samples
+select. `as_published_leaky` reproduces both, to measure their effect.
 """
 
 from __future__ import annotations
@@ -115,15 +115,15 @@ _CODA: Mapping[str, Value] = {
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DualPrompt(GradientMethod):
-    """Hyper-parameters; the defaults are the released ones for CIFAR-100, but for the vote.
+    """Hyper-parameters; the defaults are the released ones for CIFAR-100, except for the vote of a batch.
 
     Attributes:
-        g_length, e_length: rows in front of the keys, and as many in front of the values.
-        g_blocks, e_blocks: blocks with general and with expert prompts, from 0.
-        keys: one per task (`shared`), or one per task and block (`per-block`).
-        key_weight: lambda.
-        key_loss: the keys' part of the loss as a `mean` over the batch (JAX), or a `sum` (CODA-Prompt's code).
-        as_published_leaky: neighbours' prompts are mixed up, and a batch votes for one expert at test.
+        g_length, e_length: prompt rows in front of the keys, and as many in front of the values.
+        g_blocks, e_blocks: indices, from 0, of blocks with general and with expert prompts.
+        keys: one key per task (`shared`), or one per task and block (`per-block`).
+        key_weight: lambda, the weight of the keys' part of the loss.
+        key_loss: that part as a `mean` over the batch (JAX), or a `sum` (CODA-Prompt's code).
+        as_published_leaky: mix up the prompts of neighbouring samples, and let a test batch vote for one expert.
     """
 
     paper: ClassVar[str] = "DualPrompt (ECCV 2022, arXiv 2204.04799)"

@@ -1,8 +1,8 @@
-"""Sequential fine-tuning: the whole model, task after task, with nothing against forgetting.
+"""Sequential fine-tuning: train the whole model on one task after the other, without any protection from forgetting.
 
-Three rows of the literature are options of it: plain cross-entropy over all classes seen so far; `loss=masked`: only
-the current task's classes compete (CODA-Prompt's FT++, the "local CE" trick); and masked with a slow backbone
-(`backbone_lr_scale` < 1; SLCA, Zhang et al., ICCV 2023, without its classifier alignment).
+Its options give three baselines of the literature: plain cross-entropy over all classes seen so far; `loss=masked`,
+where only the current task's classes compete (CODA-Prompt's FT++, the "local CE" trick); and the masked loss with a
+slow backbone (`backbone_lr_scale` < 1; SLCA, Zhang et al., ICCV 2023, without its classifier alignment).
 """
 
 from __future__ import annotations

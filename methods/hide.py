@@ -45,7 +45,7 @@ TEMPERATURE = 0.8
 
 
 class Inference(nn.Module):
-    """Which class, hence which task: q(x) [B, d] -> logits [B, C] by norm(q + mlp(q)) and a linear head."""
+    """Infers the class, hence the task: q(x) [B, d] -> logits [B, C] by norm(q + mlp(q)) and a linear head."""
 
     def __init__(self, dim: int, num_classes: int) -> None:
         super().__init__()
@@ -133,13 +133,13 @@ class HiDePrompt(GradientMethod):
     """Hyper-parameters; the defaults are the released ones for CIFAR-100.
 
     Attributes:
-        length: rows in front of the keys, and as many in front of the values.
-        blocks: the first blocks, which get prompts.
-        momentum_prompt: m.
+        length: prompt rows in front of the keys, and as many in front of the values.
+        blocks: number of first blocks that have prompts.
+        momentum_prompt: m, the share of the old prompts' mean in the prompts of a task.
         contrast: weight of the contrastive term.
         head_lr_scale: learning rate of the head relative to the prompts'.
-        inference_epochs, inference_lr: of task-identity inference (constant rate).
-        as_published_leaky: neighbours' prompts are mixed up.
+        inference_epochs, inference_lr: epochs and constant learning rate of task-identity inference.
+        as_published_leaky: mix up the prompts of neighbouring samples.
     """
 
     paper: ClassVar[str] = "HiDe-Prompt (NeurIPS 2023, arXiv 2310.07234)"

@@ -1,11 +1,11 @@
-"""IncLoRA: a new low-rank direction per task, with nothing against interference.
+"""IncLoRA: a new low-rank direction per task, without any protection from interference.
 
-The baseline of O-LoRA (Wang et al., Findings of EMNLP 2023, arXiv 2310.14152), and the base of the methods that add a
-penalty to it: earlier directions are frozen, all have the coefficient 1, and the loss is
+The baseline of O-LoRA (Wang et al., Findings of EMNLP 2023, arXiv 2310.14152), and the base class of methods that add
+a penalty: earlier directions are frozen, all directions have the coefficient 1, and the loss is
 
     cross-entropy + penalty(directions)
 
-Sequential LoRA differs in that one direction is shared by all tasks.
+Sequential LoRA instead shares one direction among all tasks.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class IncLoRA(GradientMethod):
     """Hyper-parameters.
 
     Attributes:
-        rank: r of every direction.
-        targets: updated projections.
-        alpha: every direction is scaled by alpha / rank, as LoRA does; none: by 1. Penalties see it without the scale.
+        rank: rank r of every direction.
+        targets: projections that are updated.
+        alpha: scale of every direction is alpha / rank, as in LoRA; none: 1. Penalties use unscaled directions.
     """
 
     paper: ClassVar[str] = "incremental LoRA (floor; EMNLP Findings 2023, arXiv 2310.14152)"
@@ -44,7 +44,7 @@ class IncLoRA(GradientMethod):
     alpha: PositiveFloat | None = None
 
     def penalty(self, bank: LoRABank) -> Tensor | None:
-        """What the loss adds to the cross-entropy, a scalar; None: nothing."""
+        """Scalar that the loss adds to the cross-entropy; None: nothing."""
         return None
 
     def build(self, backbone: VisionTransformer, num_classes: int) -> FeatureModel:

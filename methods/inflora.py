@@ -151,11 +151,11 @@ class InfLoRA(GradientMethod):
     """Hyper-parameters; the defaults are the released ones for CIFAR-100.
 
     Attributes:
-        rank: r of every direction.
-        targets: updated projections, of those whose input is designed for: q, k, v.
-        lamb, lame: the memory's threshold at the first task, and where it would be after the last.
-        memory: `dual` gradient projection memory, or the `plain` one of the DomainNet runs.
-        head_lr: learning rate of the head, if it has its own (DomainNet).
+        rank: rank r of every direction.
+        targets: projections that are updated, among q, k and v, whose common input A is designed for.
+        lamb, lame: threshold of the memory at the first task, and its value one task after the last.
+        memory: `dual` gradient projection memory, or the `plain` memory of the DomainNet runs.
+        head_lr: learning rate of the head if it differs from the others' (DomainNet).
     """
 
     paper: ClassVar[str] = "InfLoRA (CVPR 2024, arXiv 2404.00228)"

@@ -26,9 +26,10 @@ class Joint(GradientMethod):
     """Hyper-parameters.
 
     Attributes:
-        train: the whole model (`full`), a low-rank update and the head (`lora`), or the head alone (`linear`).
+        train: trained parameters: the whole model (`full`), a low-rank update and the head (`lora`), or the head alone
+            (`linear`).
         backbone_lr_scale: learning rate of the backbone relative to the head's (`full`).
-        rank, targets: of the low-rank update (`lora`).
+        rank, targets: rank and updated projections of the low-rank update (`lora`).
     """
 
     revision: ClassVar[int] = 2

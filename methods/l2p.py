@@ -12,7 +12,7 @@ of the first block's keys, the second in front of its values, and the head sees 
 
 Every sample is prompted by its own query alone. The released JAX code instead gives a whole batch, in training and at
 test, the prompts that most of its samples want; the prefix form's key loss pulls each key taken by any sample towards
-all queries of the batch. Both are there as `as_published_leaky`, for showing what they do. Where JAX's GELU is the tanh
+all queries of the batch. `as_published_leaky` reproduces both, to measure their effect. Where JAX's GELU is the tanh
 approximation, here it is the backbone's own.
 """
 
@@ -101,15 +101,15 @@ _PREFIX: Mapping[str, Value] = {
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class L2P(GradientMethod):
-    """Hyper-parameters; the defaults are the released ones for CIFAR-100, but for the vote.
+    """Hyper-parameters; the defaults are the released ones for CIFAR-100, except for the vote of a batch.
 
     Attributes:
-        pool: M prompts in all.
-        length: rows of a prompt; in the prefix form half of them are for the keys.
-        top: N prompts for each sample.
+        pool: number M of prompts in the pool.
+        length: rows of a prompt; in the prefix form, half of them are for the keys and half for the values.
+        top: number N of prompts for each sample.
         prompts: `prepended` to the sequence, or a `prefix` of the first block's keys and values.
-        key_weight: lambda.
-        key_loss: the keys' part of the loss as a `mean` over the batch (L2P), or a `sum` (CODA-Prompt's code).
+        key_weight: lambda, the weight of the keys' part of the loss.
+        key_loss: that part as a `mean` over the batch (L2P), or a `sum` (CODA-Prompt's code).
         as_published_leaky: predictions (prepended) or gradients (prefix) that depend on the rest of the batch.
     """
 

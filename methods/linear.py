@@ -1,6 +1,6 @@
 """Linear probe: the frozen backbone with a linear head, trained task after task.
 
-The floor of every method that adapts features. The masked loss is the default, as in the methods it is the floor of.
+The floor of every method that adapts features. The masked loss is the default, as in those methods.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from cl_bench.models.heads import Classifier
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LinearProbe(GradientMethod):
-    """The optimiser's hyper-parameters only."""
+    """Hyper-parameters of the optimiser only."""
 
     paper: ClassVar[str] = "linear probe (floor)"
     citations: ClassVar[tuple[str, ...]] = ()

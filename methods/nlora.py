@@ -1,9 +1,10 @@
 """N-LoRA: non-colliding parameters by sparsity (Yang et al., COLING 2025, arXiv 2410.10179).
 
-Checked against PKU-YuanGroup/N-LoRA @ 7301afe, which trains language models; this is its loss on a ViT. As O-LoRA,
-but instead of orthogonality the new direction is kept sparse: cross-entropy + lambda ||Delta W_t||_1. The paper's
-Delta W is B A [d, d]; the released code takes the norm of A B [r, r], which is another matrix. Both are there. Of
-independent entries the first is (d / r)^1.5 times the second, 118 times on a ViT-Ti at rank 8: lambda = 0.4 is for A B.
+Checked against PKU-YuanGroup/N-LoRA @ 7301afe, which trains language models; this is its loss on a ViT. Like O-LoRA,
+but the new direction is kept sparse instead of orthogonal: cross-entropy + lambda ||Delta W_t||_1. The paper's Delta W
+is B A [d, d]; the released code takes the norm of A B [r, r], which is another matrix. `product` chooses between them.
+For independent entries, the first norm is (d / r)^1.5 times the second, 118 times on a ViT-Ti at rank 8: lambda = 0.4
+is for A B.
 
 The original scales, clips, lets all answers compete and drops out as O-LoRA does (see there).
 """
@@ -34,8 +35,8 @@ class NLoRA(IncLoRA):
     """Hyper-parameters; rank, learning rate and weight are those released for T5.
 
     Attributes:
-        sparsity: lambda (0.38 to 1.8 in the released scripts, by task and order of tasks).
-        product: whose absolute sum is penalised: `AB` (code) or `BA` (paper).
+        sparsity: lambda (0.38 to 1.8 in the released scripts, depending on the task and the order of tasks).
+        product: matrix whose absolute sum is penalised: `AB` (code) or `BA` (paper).
     """
 
     paper: ClassVar[str] = "N-LoRA (COLING 2025, arXiv 2410.10179)"

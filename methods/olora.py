@@ -45,7 +45,7 @@ class OLoRA(IncLoRA):
 
     Attributes:
         orthogonality: lambda_1 (0.5, 5 or once 0 in the released scripts).
-        shrinkage: lambda_2 (0 to 0.3 there).
+        shrinkage: lambda_2 (0 to 0.3 in the released scripts).
     """
 
     paper: ClassVar[str] = "O-LoRA (EMNLP Findings 2023, arXiv 2310.14152)"

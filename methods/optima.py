@@ -52,7 +52,7 @@ class OptimaModel(Classifier):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Optima(Finetune):
-    """Those of fine-tuning; only the current task's classes compete."""
+    """Hyper-parameters of fine-tuning, with the masked loss by default: only the current task's classes compete."""
 
     revision: ClassVar[int] = 1
     paper: ClassVar[str] = "task optima (analysis; SD-LoRA, ICLR 2025, arXiv 2501.13198, Fig. 2a)"

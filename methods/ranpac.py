@@ -44,7 +44,7 @@ Adaptation = Literal["adapter", "ssf", "frozen"]
 
 
 def validation_errors(H: Tensor, Y: Tensor) -> Tensor:
-    """Mean squared errors [17] of ridge regression, for each lambda, on the last fifth of the rows, fitted to the rest.
+    """Mean squared errors [17] of ridge regression, for each lambda, on the last fifth of the rows, fitted on the rest.
 
     Args:
         H: projected features [n, M].
@@ -65,7 +65,7 @@ def validation_errors(H: Tensor, Y: Tensor) -> Tensor:
 
 
 def choose_ridge(H: Tensor, Y: Tensor) -> float:
-    """The lambda with the least validation error; 1 if there are too few rows to hold some out."""
+    """The lambda with the smallest validation error; 1 if there are too few rows to hold some out."""
     return RIDGES[int(validation_errors(H, Y).argmin())] if len(H) > 1 else 1.0
 
 
@@ -153,11 +153,11 @@ class RanPAC(GradientMethod):
     """Hyper-parameters; the defaults are the released ones for CIFAR-100. The optimiser's are for the first task only.
 
     Attributes:
-        adaptation: what is trained on the first task: bottlenecks beside the MLPs (`adapter`), scales and shifts of all
-            channels (`ssf`), or nothing (`frozen`).
-        width: of the bottlenecks.
-        projection: M; 0: none, the ridge regression is on the features themselves.
-        head: `linear`, or the `cosine` of projected features and ridge solution (PILOT).
+        adaptation: parameters trained on the first task: bottleneck adapters parallel to the MLPs (`adapter`), scales
+            and shifts of all channels (`ssf`), or none (`frozen`).
+        width: width of the bottleneck adapters.
+        projection: dimension M of the random projection; 0 applies the ridge regression to the features themselves.
+        head: `linear`, or `cosine` similarity of projected features and ridge solution (PILOT).
     """
 
     paper: ClassVar[str] = "RanPAC (NeurIPS 2023, arXiv 2307.02251)"

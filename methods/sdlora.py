@@ -102,17 +102,17 @@ class SDLoRA(GradientMethod):
     The ablations of the paper's Table 4 are `directions=first`, `directions=shared` and `magnitudes=current`.
 
     Attributes:
-        rank: r of every direction.
-        targets: updated projections.
-        norm: what a frozen direction is divided by: `product` ||B||_F ||A||_F (code) or `frobenius` ||B A||_F (paper).
+        rank: rank r of every direction.
+        targets: projections that are updated.
+        norm: norm that divides a frozen direction: `product` ||B||_F ||A||_F (code) or `frobenius` ||B A||_F (paper).
         normalise_current: also divide the current direction (paper), which then starts at random instead of B = 0.
-        norm_gradient: whether the current direction's norm is differentiated `through` or a constant (`detach`); the
-            paper leaves it open.
-        alpha_init: a_k at its start (0.8 in the code, 1 in the paper).
-        alpha_carry: at the start of a task all magnitudes `reset` (code; Algorithm 1), or old ones `carry` on.
-        directions: `per-task`; `first`: only the first task learns a direction, later ones only its magnitude;
-            `shared`: one direction and magnitude are trained through all tasks (nothing is frozen or reset).
-        magnitudes: `all` are trained in every task, or only the `current` one, the old ones being 1.
+        norm_gradient: differentiate `through` the norm of the current direction, or `detach` it (the paper does not
+            say).
+        alpha_init: initial value of a_k (0.8 in the code, 1 in the paper).
+        alpha_carry: at the start of a task, `reset` all magnitudes (code; Algorithm 1), or `carry` over the old ones.
+        directions: `per-task`; `first`: only the first task learns a direction, later tasks only its magnitude;
+            `shared`: all tasks train one direction and its magnitude (nothing is frozen or reset).
+        magnitudes: train `all` magnitudes in every task, or only the `current` one, with old ones fixed at 1.
     """
 
     revision: ClassVar[int] = 2

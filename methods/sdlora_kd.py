@@ -1,6 +1,6 @@
-"""SD-LoRA-KD: SD-LoRA that drops directions which the kept ones span (Wu et al., ICLR 2025, arXiv 2501.13198, Eq. 7-8).
+"""SD-LoRA-KD: SD-LoRA without directions that others span (Wu et al., ICLR 2025, arXiv 2501.13198, Eq. 7-8).
 
-After each task its direction is fitted by least squares on the kept ones, all of them scaled to unit Frobenius norm:
+After each task, its direction is fitted by least squares on the kept directions, all scaled to unit Frobenius norm:
 
     c = argmin || U_t - sum_k c_k U_k ||_F,   U = B A / ||B A||_F
 
@@ -131,10 +131,10 @@ class SDLoRAKDModel(SDLoRAModel):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SDLoRAKD(SDLoRA):
-    """Hyper-parameters of SD-LoRA, and when a direction is dropped.
+    """Hyper-parameters of SD-LoRA, and the rule that drops directions.
 
     Attributes:
-        tau: a direction whose residual is at most this is dropped.
+        tau: largest residual of a direction that is dropped.
         residual: unit of tau: `rms` per matrix entry, `frobenius`, or `relative` to the direction.
         scope: one least-squares fit for all projections (`joint`) or one per `projection`.
     """

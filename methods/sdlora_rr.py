@@ -21,11 +21,11 @@ from .sdlora import SDLoRA
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SDLoRARR(SDLoRA):
-    """Hyper-parameters of SD-LoRA, and the rank schedule; `rank` is that of the first tasks.
+    """Hyper-parameters of SD-LoRA, and the rank schedule; `rank` is the rank of the first tasks.
 
     Attributes:
         rank_mu, rank_nu: ranks from the mu-th and from the nu-th task on.
-        mu, nu: where the rank falls.
+        mu, nu: tasks at which the rank falls.
         index: whether tasks count from 1 (`paper`) or from 0 (`code`).
     """
 

@@ -1,7 +1,7 @@
-"""Sequential LoRA: one low-rank update, trained on all tasks in turn with nothing against forgetting.
+"""Sequential LoRA: one low-rank update, trained on one task after the other, without any protection from forgetting.
 
-The floor of the LoRA family. Published under this name with various targets, heads and masks (InfLoRA's, SD-LoRA's
-and LoRA-P&M's tables); here q and v, one head, and the masked loss, all of them fields.
+The floor of the LoRA family. Tables of InfLoRA, SD-LoRA and LoRA-P&M use the name for various targets, heads and
+masks; the defaults here are q and v, one head, and the masked loss, all of which are fields.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .inclora import IncLoRA
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SeqLoRA(IncLoRA):
-    """Rank and targets of the one update."""
+    """Hyper-parameters of the one low-rank update."""
 
     paper: ClassVar[str] = "sequential LoRA (floor)"
     citations: ClassVar[tuple[str, ...]] = ("hu2022lora",)

@@ -1,4 +1,4 @@
-"""The command line: one file per command, and what they share."""
+"""The command-line program: one file per command, and shared helpers."""
 
 from cl_bench.cli.app import app, main
 from cl_bench.cli.shared import err, out

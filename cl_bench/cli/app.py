@@ -1,4 +1,4 @@
-"""The command line: `cl-bench run`, and all the other commands that `cl-bench --help` lists."""
+"""The command-line program: its commands, and how errors and interrupts end it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from cl_bench.running.signals import INTERRUPTED, stop_command_on_signal
 
 
 class _Interrupted(Exception):
-    """Ctrl-C under another name: typer swallows `KeyboardInterrupt`, and says nothing or "Aborted."."""
+    """Stands for Ctrl-C, because typer swallows `KeyboardInterrupt` and prints nothing or "Aborted."."""
 
 
 class _Commands(TyperGroup):
@@ -89,7 +89,7 @@ def version() -> None:
 
 
 def main() -> None:
-    """Entry point: bad input ends in one sentence and exit code 2, Ctrl-C in one and 130, SIGTERM in one and 143."""
+    """Entry point. Invalid input, Ctrl-C and SIGTERM each print one sentence; exit codes are 2, 130 and 143."""
     with stop_command_on_signal() as exit_code:
         try:
             sys.exit(app(prog_name="cl-bench", standalone_mode=False) or 0)
@@ -101,7 +101,7 @@ def main() -> None:
                 sys.exit(2)
             _refuse(_sentence(error))
         except (KeyboardInterrupt, _Interrupted):
-            # With SIGHUP, nobody may be there to read it.
+            # After SIGHUP, stderr may be closed.
             with suppress(OSError):
                 err.print(INTERRUPTED)
             sys.exit(exit_code())
@@ -122,7 +122,7 @@ def _refuse(sentence: str) -> None:
 
 
 def _sentence(error: Any) -> str:
-    """What the parser of the command line has to say, in one sentence."""
+    """Message of the command-line parser as one sentence."""
     ctx = getattr(error, "ctx", None)
     if (name := getattr(error, "option_name", None)) and ctx is not None:
         flags = [flag for parameter in ctx.command.params for flag in parameter.opts if flag.startswith("--")]
@@ -134,5 +134,5 @@ def _sentence(error: Any) -> str:
 
 
 def _field_names(flags: Iterable[str]) -> list[str]:
-    """Options as suite files and Python name them, so that the sentences are the same."""
+    """Names of options in suite files and Python, so that all messages are the same."""
     return [flag.lstrip("-").replace("-", "_") for flag in flags]

@@ -18,7 +18,7 @@ from cl_bench.grammar import MethodSpec, parse_methods
 from cl_bench.options import RunOptions
 
 _TRIAL = {"limit_tasks": 3, "limit_train": 8, "limit_test": 5}
-"""The cuts of an audit that is not asked to run on the whole benchmark."""
+"""Limits of an audit without `--whole`."""
 
 
 @takes(
@@ -30,33 +30,33 @@ def audit(
         list[str] | None,
         typer.Argument(
             metavar="METHOD",
-            help=r"Names, with options: sdlora 'coda\[length=4]'.",
+            help=r"Methods, with their hyper-parameters: sdlora 'coda\[length=4]'.",
             show_default=False,
             autocompletion=completion.METHODS,
         ),
     ] = None,
     everything: Annotated[
-        bool, typer.Option("--all", help="All methods, and the leaks of released code, which must be caught.")
+        bool, typer.Option("--all", help="All methods, and the leaks of released code, which the audit must detect.")
     ] = False,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Sets class order and training seed.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of class order and training.")] = 0,
     ceiling: Annotated[
-        str, typer.Option(help="Joint training; no method may be better than the best.")
+        str, typer.Option(help="Joint training, whose best accuracy no method may exceed.")
     ] = "joint,joint[train=lora]",
     whole: Annotated[
         bool,
         typer.Option(
             "--whole",
-            help="The whole benchmark, but for limits that you set; else 3 tasks, 8 and 5 images per class.",
+            help="Audit on the whole benchmark, within given limits; by default 3 tasks, 8 and 5 images per class.",
         ),
     ] = False,
     output: Annotated[
         Path | None,
         typer.Option(
-            "--out", help="Markdown file whose table between the audit markers is replaced.", show_default=False
+            "--out", help="Markdown file in which the table between the audit markers is replaced.", show_default=False
         ),
     ] = None,
 ) -> None:
-    """Check that methods leak, move and hide nothing; exit code 1 if one does."""
+    """Check methods for test-time leaks, moved frozen weights and undeclared memory; exit code 1 if one fails."""
     if everything == bool(methods):
         raise UserError("name the methods to audit, e.g. 'cl-bench audit sdlora coda', or give --all, not both")
     asked = given if whole else {**_TRIAL, **given}

@@ -1,4 +1,4 @@
-"""What a person sees of an audit: findings on the terminal, and the table in a Markdown file."""
+"""Output of an audit: findings on the terminal, and a table in a Markdown file."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ _STYLES = {"pass": "green", "fail": "bold red", "declared": "yellow", "skipped":
 def audit_all(
     rows: Sequence[AuditedMethod], joint: Sequence[PlannedRun], where: Slice
 ) -> tuple[list[AuditReport], str]:
-    """Audit every row, print its findings as soon as they are there, and one table over all rows at the end.
+    """Audit every row and print its findings at once, then one table of all rows.
 
     Returns:
-        The reports, and what they were measured on in words.
+        The reports, and a description of the data and backbone that they were measured on.
     """
     from cl_bench.studies import audit
 
@@ -50,7 +50,7 @@ def audit_all(
     reports = []
     for number, row in enumerate(rows, start=1):
         name, began = f"[{number}/{len(rows)}] {row.label}", time.perf_counter()
-        # Printed after the status has gone: it would take what goes to the other stream for its own.
+        # Print after the status line is gone; it would erase output of the other stream.
         with err.status(escape(f"{name} ...")):
             reports += audit.audit([row], where, best)
         if not err.is_terminal:
@@ -85,7 +85,7 @@ def _verdict(report: AuditReport) -> str:
 
 
 def _findings(report: AuditReport) -> Group:
-    """One row's verdict, and its findings, a line each."""
+    """Verdict of one row, and one line per finding."""
     style = "green" if report.good else "bold red"
     title = Text.assemble((report.audited.label, "bold"), ": ", (_verdict(report), style))
     table = Table("check", "result", "measured", box=SIMPLE_HEAD)
@@ -100,13 +100,13 @@ def _word(finding: Finding) -> Text:
 
 
 def _overviews(reports: Sequence[AuditReport]) -> list[Group]:
-    """Pass or fail of every row and check; rows that must be caught in a table of their own."""
+    """Result of every check of every row; rows that must be detected are in a table of their own."""
     tables = []
     for leaky, title in ((False, "All rows"), (True, "Leaks of released code, which must be caught")):
         chosen = [report for report in reports if report.audited.leaky == leaky]
         if not chosen:
             continue
-        # At 80 columns there is just room for all checks: no more than a space in between.
+        # 80 columns have just enough room for all checks with one space in between.
         table = Table(box=SIMPLE_HEAD, padding=0, show_edge=False)
         table.add_column("method", overflow="fold")
         for name in _HEADS:
@@ -119,7 +119,7 @@ def _overviews(reports: Sequence[AuditReport]) -> list[Group]:
 
 
 def check_audit_file(path: Path) -> None:
-    """Raise `UserError` now if `write_audit` could not put a table there."""
+    """Raise `UserError` if `write_audit` could not write its table to this file."""
     if path.exists():
         _around_audit(path)
     elif not path.parent.is_dir():
@@ -127,7 +127,7 @@ def check_audit_file(path: Path) -> None:
 
 
 def _around_audit(path: Path) -> tuple[str, str]:
-    """What stands before and after the table."""
+    """Text of the file before and after the table."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -142,7 +142,7 @@ def _around_audit(path: Path) -> tuple[str, str]:
 
 
 def write_audit(path: Path, title: str, reports: Sequence[AuditReport]) -> None:
-    """Replace the table between the markers, or write a new file with it.
+    """Replace the table between the markers, or write a new file.
 
     Raises:
         UserError: the file has no markers, or cannot be written.
@@ -156,7 +156,7 @@ def write_audit(path: Path, title: str, reports: Sequence[AuditReport]) -> None:
 
 
 def audit_markdown(title: str, reports: Sequence[AuditReport]) -> str:
-    """All figures as pipe tables; rows that must be caught in a table of their own."""
+    """All measured values as pipe tables; rows that must be detected are in a table of their own."""
     from cl_bench.studies.audit import CHECKS
 
     parts = [f"Measured on {title}.\n"]

@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 )  # fmt: skip
 def bench(
     given: Mapping[str, Any],
-    task: Annotated[int, typer.Option(min=1, help="The task in which steps are timed.")] = 1,
-    steps: Annotated[int, typer.Option(min=1, help="Steps in each of five groups, of which the median counts.")] = 10,
+    task: Annotated[int, typer.Option(min=1, help="Task whose steps are timed.")] = 1,
+    steps: Annotated[int, typer.Option(min=1, help="Steps per group; the median of five groups is reported.")] = 10,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Time training steps, predictions and data on this machine, and say what bounds them; stores nothing."""
+    """Time training steps, predictions and data on this machine, and show what bounds them; stores nothing."""
     asked, execution = split_given(given)
     options, how = RunOptions.of(asked), ExecutionOptions.of(execution)
     with loading():
@@ -55,10 +55,10 @@ def bench_all(
     steps: int,
     as_json: bool,
 ) -> None:
-    """Time every run's method and print what was found, a row each.
+    """Time the method of every run and print one row for each.
 
     Raises:
-        UserError: the stream has no such task.
+        UserError: the stream has fewer tasks.
     """
     from cl_bench.studies import bench
 
@@ -74,7 +74,7 @@ def bench_all(
     name = bench.device_name(device)
     if as_json:
         rows = [asdict(speed) | {"rate": speed.rate, "headroom": speed.headroom} for speed in found]
-        # Of methods that take no steps, there is no number of theirs.
+        # JSON has no NaN, which stands for methods without training steps.
         rows = [{key: None if value != value else value for key, value in row.items()} for row in rows]
         document = {"device": name, "precision": experiment.precision, "ceiling": ceiling, "rows": rows}
         out.print_json(json.dumps(document))

@@ -28,18 +28,20 @@ if TYPE_CHECKING:
 def compare(
     rows: Annotated[
         list[str] | None,
-        typer.Argument(metavar="ROW", help="Names as in tables; all rows if none.", show_default=False),
+        typer.Argument(metavar="ROW", help="Rows, named as in tables; by default all.", show_default=False),
     ] = None,
     baseline: Annotated[
-        str | None, typer.Option(help="What the others are compared with.", show_default="the first row named")
+        str | None, typer.Option(help="Row that the others are compared with.", show_default="the first row named")
     ] = None,
-    metric: Annotated[str, typer.Option(help="acc, aaa, forgetting, ...", autocompletion=completion.METRIC)] = "acc",
+    metric: Annotated[
+        str, typer.Option(help="Metric: acc, aaa, forgetting, ...", autocompletion=completion.METRIC)
+    ] = "acc",
     margin: Annotated[
         float | None,
-        typer.Option(help="Also test equivalence within so many points.", show_default=False),
+        typer.Option(help="Also test equivalence within this many percentage points.", show_default=False),
     ] = None,
     samples: Annotated[
-        bool, typer.Option("--samples", help="Also compare inside each seed, by the stored predictions.")
+        bool, typer.Option("--samples", help="Also compare the stored predictions of each seed.")
     ] = False,
     benchmark: Benchmark = None,
     backbone: Backbone = None,
@@ -47,7 +49,7 @@ def compare(
     form: Form = "terminal",
     output: OutFile = None,
 ) -> None:
-    """Paired tests between rows on the same seeds and class orders: difference, p, effect size, equivalence."""
+    """Compare rows by paired tests on the same seeds and class orders: difference, p, effect size, equivalence."""
     from cl_bench import metrics
     from cl_bench.reporting import comparison
 
@@ -62,7 +64,7 @@ def compare(
     stores = folders_to_read(results or ()) if samples else ()
 
     def tables(found: list[Section]) -> tuple[list[TextTable], dict[str, str]]:
-        """The comparisons, and by protocol why there is none."""
+        """Tables of comparisons, and the reason for each protocol that has none."""
         known = {label for section in found for label in section.rows}
         for label in [*named, against]:
             if label not in known:

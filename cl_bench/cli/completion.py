@@ -1,4 +1,4 @@
-"""What a shell offers when Tab is pressed: the names that an option or argument takes, found without torch."""
+"""Shell completion: names that options and arguments accept, found without importing torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`cl-bench data list|prepare|verify`: which data sets are there, getting them, checking them."""
+"""The commands `cl-bench data list|prepare|verify`: list, download and check data sets."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from cl_bench.streams.types import Archive, DataSet
     from cl_bench.streams.verify import Verification
 
-app = typer.Typer(no_args_is_help=True, help="Data sets of your own: list, get and check them.")
+app = typer.Typer(no_args_is_help=True, help="Data sets on disk: list, download and check them.")
 
 DataRoot = Annotated[
     Path | None,
@@ -37,13 +37,13 @@ DataRoot = Annotated[
 ]
 Name = Annotated[
     str,
-    typer.Argument(help="A data set of 'cl-bench data list', or folder:PATH.", autocompletion=completion.DATA_SET),
+    typer.Argument(help="Data set of 'cl-bench data list', or folder:PATH.", autocompletion=completion.DATA_SET),
 ]
 SplitList = Annotated[
     Path | None,
     typer.Option(
         "--split-list",
-        help="Text, CSV, JSON or YAML: which images are for training, which for testing.",
+        help="List of training and test images: text, CSV, JSON or YAML.",
         show_default="one in the data set's folder",
     ),
 ]
@@ -69,7 +69,7 @@ _SHOWN = 20
 
 @app.command("list", epilog="Example: cl-bench data list --root /data")
 def list_(root: DataRoot = None) -> None:
-    """Data sets: sizes, licence, whether they are there, on what our reader was checked."""
+    """List data sets: sizes, licence, whether they are present, and what their reader was checked on."""
     from cl_bench.streams import catalogue
     from cl_bench.streams.config import existing_root
     from cl_bench.streams.verify import presence
@@ -106,7 +106,7 @@ def list_(root: DataRoot = None) -> None:
 
 @app.command(epilog="Example: cl-bench data prepare imagenet-r --root /data")
 def prepare(name: Name, root: DataRoot = None) -> None:
-    """Download and unpack a data set, or say what to download and where to put it; exit code 1 if it is not whole."""
+    """Download and unpack a data set, or say what to download and where to put it; exit code 1 if incomplete."""
     from cl_bench.streams import catalogue
     from cl_bench.streams.config import data_root
     from cl_bench.streams.verify import presence, verify
@@ -145,17 +145,20 @@ def verify_(
     scenario: Annotated[
         str | None,
         typer.Option(
-            help="Of folder:PATH. With domain-incremental its folders are domains with class folders in them.",
+            help="Scenario of folder:PATH; with domain-incremental, its folders are domains that hold class folders.",
             show_default="the data set's",
         ),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Do not decode the images.")] = False,
     skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Images that cannot be read are no fault: a run would skip them.")
+        bool,
+        typer.Option("--skip-bad", help="Do not count unreadable images as faults; a run with --skip-bad omits them."),
     ] = False,
-    everything: Annotated[bool, typer.Option("--all", help=f"Name all, not only {_SHOWN} of a kind.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help=f"Name all findings, not only {_SHOWN} of each kind.")
+    ] = False,
 ) -> None:
-    """Count, check the split, decode every image, compare the content; exit code 1 if something is wrong."""
+    """Check the counts, the split, every image and the content of a data set; exit code 1 if something is wrong."""
     from cl_bench.streams import catalogue
     from cl_bench.streams.verify import verify
 
@@ -176,7 +179,7 @@ def verify_(
 
 
 class _Bar:
-    """A bar of a download or an unpacking."""
+    """Progress bar of a download or of unpacking."""
 
     def __init__(self, bars: Progress, task: TaskID) -> None:
         self.bars, self.task = bars, task
@@ -204,7 +207,7 @@ def _get(dataset: DataSet, archive: Archive, folder: Path) -> None:
 
 @contextmanager
 def _bars(note: str | None = None) -> Iterator[Progress]:
-    """Progress bars in bytes, or with a note; silent where there is no terminal."""
+    """Progress bars in bytes, or with a note; silent without a terminal."""
     amount = [DownloadColumn(), TransferSpeedColumn()] if note is None else [TextColumn(note)]
     columns = TextColumn("{task.description}"), BarColumn(bar_width=24), *amount, TimeRemainingColumn()
     with Progress(*columns, console=err, disable=not err.is_terminal) as bars:
@@ -212,7 +215,7 @@ def _bars(note: str | None = None) -> Iterator[Progress]:
 
 
 def _show(dataset: DataSet, found: Verification, everything: bool) -> None:
-    """What was found, all that is wrong named."""
+    """Print the result of a check with all findings."""
     _say(printable(f"{dataset.name} in {found.folder} ({found.layout})"))
     images = f"{found.train:,} training and {counted(found.test, 'test image')}"
     _say(f"{counted(found.classes, 'class')}, {images}")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def figure(
-    name: Annotated[str, typer.Argument(help="See 'cl-bench ls figures'.", autocompletion=completion.FIGURE)],
+    name: Annotated[str, typer.Argument(help="Figure, see 'cl-bench ls figures'.", autocompletion=completion.FIGURE)],
     benchmark: Benchmark = None,
     backbone: Backbone = None,
     results: Results = None,
@@ -39,7 +39,7 @@ def figure(
     ] = "png",
     output: Annotated[Path, typer.Option("--out", help="Folder to write to.")] = Path("reports/figures"),
 ) -> None:
-    """A figure of the paper, or one that every protocol has, with the numbers behind it as CSV."""
+    """Draw a figure of the paper or of every protocol, and write its numbers as CSV."""
     from cl_bench.reporting import comparison, plots
     from cl_bench.reporting.paper import figures as paper_figures
     from cl_bench.reporting.paper.layouts import figure_layouts

@@ -14,13 +14,13 @@ from cl_bench.errors import UserError, counted
 from cl_bench.experiment import number_of
 from cl_bench.running.imports import quiet_imports
 
-app = typer.Typer(no_args_is_help=True, help="List what there is.")
+app = typer.Typer(no_args_is_help=True, help="List methods, benchmarks, backbones, suites, tables and figures.")
 
 
 @app.command("methods")
 @takes("method_file")
 def ls_methods(given: Mapping[str, Any]) -> None:
-    """Methods with their papers and facts."""
+    """List methods with their papers, passes per prediction and stored data."""
     from cl_bench.contract import listing
 
     table = Table("method", "paper", "passes", "stores", "needs T", box=None, header_style="bold")
@@ -38,7 +38,7 @@ def ls_methods(given: Mapping[str, Any]) -> None:
 @app.command("benchmarks")
 @takes("root")
 def ls_benchmarks(given: Mapping[str, Any]) -> None:
-    """Benchmarks: tasks, classes, images, whether the data is there, and on what our reader was checked."""
+    """List benchmarks: tasks, classes, images, whether the data is present, and what its reader was checked on."""
     with quiet_imports():
         from cl_bench import streams
         from cl_bench.streams import DataConfig
@@ -80,7 +80,7 @@ def ls_benchmarks(given: Mapping[str, Any]) -> None:
 
 @app.command("suites")
 def ls_suites() -> None:
-    """Suites: sets of runs, by name."""
+    """List suites, which are named sets of runs."""
     from cl_bench.running import suites
 
     table = Table("suite", "what it is", box=None, header_style="bold")
@@ -91,7 +91,7 @@ def ls_suites() -> None:
 
 @app.command("tables")
 def ls_tables() -> None:
-    """Tables of the paper, by name: 'cl-bench table NAME'."""
+    """List tables of the paper for 'cl-bench table NAME'."""
     from cl_bench.reporting.paper.layouts import table_names
 
     listed = Table("table", "what it is", box=None, header_style="bold")
@@ -102,7 +102,7 @@ def ls_tables() -> None:
 
 @app.command("figures")
 def ls_figures() -> None:
-    """Figures of the paper and of every protocol, by name: 'cl-bench figure NAME'."""
+    """List figures of the paper and of every protocol for 'cl-bench figure NAME'."""
     from cl_bench.reporting import plots
     from cl_bench.reporting.paper.layouts import figure_layouts
 
@@ -116,7 +116,7 @@ def ls_figures() -> None:
 
 @app.command("backbones")
 def ls_backbones() -> None:
-    """Backbones: architecture, input and weights."""
+    """List backbones: architecture, input and weights."""
     with quiet_imports():
         from cl_bench import backbones
 

@@ -16,9 +16,9 @@ from cl_bench.errors import UserError
 
 def new_method(
     name: Annotated[str, typer.Argument(help="Name of the method, a Python identifier.")],
-    folder: Annotated[Path, typer.Option(help="Where to write NAME.py.")] = Path(),
+    folder: Annotated[Path, typer.Option(help="Folder for NAME.py.")] = Path(),
 ) -> None:
-    """Write a small working method to start from."""
+    """Write a small working method as a starting point."""
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise UserError(
             f"'{name}' cannot name a method; expected a letter, then letters, digits and _, all lower-case ASCII, "

@@ -27,12 +27,14 @@ if TYPE_CHECKING:
 @takes("method_file", "root", "checkpoint", "device")
 def repeat(
     given: Mapping[str, Any],
-    key: Annotated[str, typer.Argument(help="Key of a stored run, or how it begins.", autocompletion=completion.KEY)],
+    key: Annotated[
+        str, typer.Argument(help="Key of a stored run, or its first digits.", autocompletion=completion.KEY)
+    ],
     results: Annotated[
-        list[Path] | None, typer.Option(help="Folders to look in.", show_default="runs and reference")
+        list[Path] | None, typer.Option(help="Results folders to search.", show_default="runs and reference")
     ] = None,
 ) -> None:
-    """Run a stored result again and print the difference; exit code 1 if a count or prediction differs."""
+    """Repeat a stored run and print the differences; exit code 1 if a count or prediction differs."""
     options = RunOptions.read({name: value for name, value in given.items() if name != "device"})
     with loading():
         from cl_bench.running.device import pick_device
@@ -46,7 +48,7 @@ def repeat(
 
 
 def repeat_run(record: RunRecord, arrays: Arrays, run: PlannedRun, device: torch.device) -> bool:
-    """Carry a stored run out again and print the difference; returns whether there is none."""
+    """Repeat a stored run and print the differences; returns whether there are none."""
     from cl_bench.studies.repeat import repeat
 
     with run_bars(err) as bars:

@@ -18,10 +18,10 @@ def report(
     results: Results = None,
     output: Annotated[Path, typer.Option("--out", help="Folder to write to.")] = Path("reports"),
     pictures: Annotated[
-        str, typer.Option(help="Also draw every figure: png, pdf, svg, several with commas, or none.")
+        str, typer.Option(help="Draw every figure as png, pdf, svg, several of them (png,pdf), or none.")
     ] = "none",
 ) -> None:
-    """Recompute tables, figures and the HTML page from stored results alone."""
+    """Make tables, figures and an HTML page from stored results."""
     from cl_bench.reporting import report as reports
     from cl_bench.reporting import result_table, text_tables
 

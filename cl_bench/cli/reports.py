@@ -1,4 +1,4 @@
-"""What the commands share that are made of stored results alone: options, the stored runs, tables on the screen."""
+"""Helpers of commands that only read stored results: options, loading of runs, output of tables."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ Made = TypeVar("Made")
 def from_sections(
     make: Callable[[list[Section]], Made], results: Sequence[Path] | None, benchmark: str | None, backbone: str | None
 ) -> Made:
-    """What is made of the stored runs by protocol; damaged ones are named and left out.
+    """Apply `make` to the stored runs, grouped by protocol; damaged runs are named and skipped.
 
     Raises:
-        UserError: there are none, or none of this benchmark or backbone.
+        UserError: there are no runs, or none with this benchmark or backbone.
     """
     from cl_bench.reporting import report as reports
     from cl_bench.reporting.runs import sections
@@ -83,7 +83,7 @@ def _chosen(found: list[Section], benchmark: str | None, backbone: str | None) -
 
 
 def from_runs(make: Callable[[Sequence[Run]], Made], results: Sequence[Path] | None) -> Made:
-    """What is made of all stored runs, of none where there is nothing yet; damaged ones are named and left out."""
+    """Apply `make` to all stored runs, or to none if nothing is stored; damaged runs are named and skipped."""
     from cl_bench.reporting.runs import collect
     from cl_bench.reporting.salvage import without_failing_runs
 
@@ -97,10 +97,10 @@ def check_known(name: str, what: str, names: Sequence[str] | dict[str, str]) -> 
 
 
 def print_table(table: TextTable, form: str, output: Path | None) -> None:
-    """Show a table, or write it to a file, whose ending says how unless `form` does.
+    """Print a table, or write it to a file in the format `form`, by default that of the file's ending.
 
     Raises:
-        UserError: no such format, or the file cannot be written.
+        UserError: the format is unknown, or the file cannot be written.
     """
     from cl_bench.reporting import text_tables
 

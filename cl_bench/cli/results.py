@@ -1,4 +1,4 @@
-"""`cl-bench results ls|show|merge|verify|export|prune`: looking at and after stored results."""
+"""The commands `cl-bench results ls|show|merge|verify|export|prune`: reading and maintaining stored results."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # pandas and pyarrow are imported by the commands that need them.
 _WIDEST = 60
-"""Characters of a column of `ls`; a longer text moves the rest of its own line only."""
+"""Largest width of a column of `ls` in characters; a longer text shifts the rest of its own line only."""
 
 app = typer.Typer(no_args_is_help=True, help="Stored results: list, show, merge, verify, export and prune them.")
 
@@ -58,14 +58,16 @@ Backbone = Annotated[
     ),
 ]
 Label = Annotated[list[str] | None, typer.Option("--label", help="Only rows of this name.", show_default=False)]
-Seeds = Annotated[str | None, typer.Option("--seed", help="Only these: 0-4 or 0,2.", show_default=False)]
+Seeds = Annotated[
+    str | None, typer.Option("--seed", help="Only runs with these seeds: 0-4 or 0,2.", show_default=False)
+]
 
 
 def folders_of(results: Sequence[Path] | None) -> list[Path]:
-    """The folders asked for, else those of the default ones that are there.
+    """The named results folders, or the existing default ones if none is named.
 
     Raises:
-        UserError: one that was asked for is no folder.
+        UserError: a named path is not a folder.
     """
     for folder in results or []:
         if not folder.is_dir():
@@ -74,15 +76,15 @@ def folders_of(results: Sequence[Path] | None) -> list[Path]:
 
 
 def warn_damaged(sentence: str) -> None:
-    """Name a record that was skipped."""
+    """Print a warning that names a skipped record."""
     err.print(f"[yellow]warning:[/] skipped a damaged result: {escape(printable(sentence))}")
 
 
 def show_run(key: str, folders: Sequence[Path]) -> bool:
-    """Show the stored run whose key starts like this; False if there is none.
+    """Show the stored run whose key starts with `key`; False if there is none.
 
     Raises:
-        UserError: several do.
+        UserError: several keys start with it.
     """
     from cl_bench import metrics
     from cl_bench.store import matching
@@ -119,7 +121,7 @@ def ls_(
     label: Label = None,
     seed: Seeds = None,
 ) -> None:
-    """List stored runs: key, row, benchmark, seed, accuracy, when it finished, folder."""
+    """List stored runs: key, row, benchmark, seed, accuracy, time of completion, folder."""
     from cl_bench import metrics
     from cl_bench.reporting.salvage import sentence_about
     from cl_bench.store import Store
@@ -138,7 +140,7 @@ def ls_(
                 finished = f"{record.finished:%Y-%m-%d %H:%M}" if record.finished else "-"
                 names = record.key, record.label, experiment.benchmark, str(experiment.seed)
                 rows.append((*names, accuracy, finished, str(folder)))
-    # One line each, so that they can be searched and sorted.
+    # One line per run, for grep and sort.
     lines = [tuple(map(printable, row)) for row in rows]
     widths = [min(max(map(len, column)), _WIDEST) for column in zip(*lines, strict=True)]
     for line in lines if lines[1:] else []:
@@ -150,7 +152,7 @@ def ls_(
 def show(
     key: Annotated[
         str,
-        typer.Argument(help="Key of a run, or how it begins (4 digits or more).", autocompletion=completion.KEY),
+        typer.Argument(help="Key of a run, or its first digits (at least 4).", autocompletion=completion.KEY),
     ],
     results: Folders = None,
 ) -> None:
@@ -164,7 +166,7 @@ def show(
 @app.command(epilog="Example: cl-bench results merge /shared/results copies/laptop --into results/runs")
 def merge(
     sources: Annotated[list[Path], typer.Argument(metavar="SOURCE...", help="Results folders to copy from.")],
-    into: Annotated[Path, typer.Option(help="Results folder to copy to; made if missing.")],
+    into: Annotated[Path, typer.Option(help="Results folder to copy to; created if missing.")],
     prefer: Annotated[
         str | None,
         typer.Option(
@@ -174,7 +176,7 @@ def merge(
         ),
     ] = None,
 ) -> None:
-    """Unite results folders; nothing is overwritten unless told so. Exit code 1 on conflicts and damaged sources."""
+    """Merge results folders; existing results are replaced only with --prefer. Exit code 1 on conflicts or damage."""
     from cl_bench.store import Store, upkeep
 
     choice = next((known for known in get_args(upkeep.Prefer) if known == prefer), None)
@@ -197,7 +199,7 @@ def merge(
 
 @app.command(epilog="Example: cl-bench results verify --results results/reference")
 def verify(results: Folders = None) -> None:
-    """Check every record, hash and shape, and count all predictions again; exit code 1 if something is wrong."""
+    """Check all records, hashes and shapes, and recount all predictions; exit code 1 if something is wrong."""
     from cl_bench.store import Store, upkeep
 
     faults = 0
@@ -226,7 +228,7 @@ def export(
         ),
     ] = None,
     counts: Annotated[
-        bool, typer.Option("--long", help="One row per run, stage and task, with counts, not per run.")
+        bool, typer.Option("--long", help="One row per run, stage and task, with counts, instead of one row per run.")
     ] = False,
     results: Folders = None,
     method: Method = None,
@@ -263,7 +265,7 @@ def export(
         raise UserError(f"no such runs in {where}; 'cl-bench results ls' lists what is there")
 
     def exported(runs: Sequence[Run]) -> tuple[bytes, str]:
-        """The content of the file, and what it holds in words."""
+        """Content of the file, and its size in words."""
         table = task_frame(runs) if counts else export_frame(runs)
         held = f"{counted(len(table), 'row')} of {counted(len(runs), 'run')}"
         if chosen == "csv":
@@ -286,13 +288,15 @@ def prune(
         list[Path] | None,
         typer.Option("--results", help="Folders; may be given several times.", show_default=f"{RESULTS}"),
     ] = None,
-    damaged: Annotated[bool, typer.Option("--damaged", help="Also records that are damaged for good.")] = False,
-    unfinished: Annotated[
-        bool, typer.Option("--unfinished", help="Also checkpoints from which no run has gone on for 30 days.")
+    damaged: Annotated[
+        bool, typer.Option("--damaged", help="Include damaged records that cannot be repaired.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Delete; without it, only list.")] = False,
+    unfinished: Annotated[
+        bool, typer.Option("--unfinished", help="Include checkpoints that no run has resumed from for 30 days.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete the files; without --yes they are only listed.")] = False,
 ) -> None:
-    """List, or delete with --yes, files that nobody needs: left by killed writers an hour ago or more, stray npz."""
+    """List, or with --yes delete, unused files: remains of writers killed over an hour ago, and stray npz files."""
     from cl_bench.store import Store, upkeep
 
     number = 0
@@ -312,7 +316,7 @@ def prune(
 
 @dataclass(frozen=True)
 class _Filter:
-    """Which runs are wanted; of what is empty, all."""
+    """Selection of runs; an empty field selects all."""
 
     methods: tuple[str, ...]
     benchmarks: tuple[str, ...]
@@ -340,7 +344,7 @@ class _Filter:
 
 
 def _sessions(record: RunRecord) -> Iterator[str]:
-    """Who has worked on a run and where they differ, a line each; nothing of a run that was never interrupted."""
+    """One line per session of a run, with the differences of its environment; none if it was never interrupted."""
     if record.sessions > 1 and not record.earlier_sessions:
         yield f"{record.sessions} sessions; the environments of those before the last are not recorded"
     number = 1
@@ -348,22 +352,22 @@ def _sessions(record: RunRecord) -> Iterator[str]:
         last = number + session.processes - 1
         which = f"session {number}" if last == number else f"sessions {number} to {last}"
         inside = "" if session.phase is None else f", phase {session.phase} and epoch {session.epoch} of the next"
-        told = _values(session.environment, record.mixed) if session.environment else "environment not recorded"
-        yield f"{which}, left after {counted(session.stages, 'stage')}{inside}: {told}"
+        shown = _values(session.environment, record.mixed) if session.environment else "environment not recorded"
+        yield f"{which}, left after {counted(session.stages, 'stage')}{inside}: {shown}"
         number = last + 1
     if record.earlier_sessions:
         yield f"session {number}, to the end: {_values(record.environment, record.mixed)}"
 
 
 def _values(environment: Mapping[str, object], names: Iterable[str]) -> str:
-    """Where an environment differs from those of other sessions."""
-    told = [f"{name} {value_text(environment[name])}" for name in sorted(names) if name in environment]
-    return ", ".join(told) or "the same environment"
+    """Values of an environment that differ between sessions."""
+    shown = [f"{name} {value_text(environment[name])}" for name in sorted(names) if name in environment]
+    return ", ".join(shown) or "the same environment"
 
 
 @contextmanager
 def _bar(what: str, total: int) -> Iterator[Callable[[], None]]:
-    """A bar over so many records; silent where there is no terminal."""
+    """Progress bar over `total` records; silent without a terminal."""
     columns = TextColumn(what), BarColumn(bar_width=24), TextColumn("{task.completed}/{task.total}")
     with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as bars:
         task = bars.add_task(what, total=total)
@@ -371,5 +375,5 @@ def _bar(what: str, total: int) -> Iterator[Callable[[], None]]:
 
 
 def _say(text: str) -> None:
-    """One line, whatever names of files hold."""
+    """Print one line, with control characters escaped."""
     out.print(printable(text), soft_wrap=True, highlight=False, markup=False)

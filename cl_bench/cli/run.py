@@ -29,14 +29,14 @@ def run(
     suite: Annotated[
         str | None,
         typer.Option(
-            help="Instead of methods: a suite of 'cl-bench ls suites', or a YAML file.",
+            help="Suite of 'cl-bench ls suites', or a YAML file, instead of methods.",
             show_default=False,
             rich_help_panel="What to run",
             autocompletion=completion.SUITE,
         ),
     ] = None,
 ) -> None:
-    """Run methods on a benchmark; what is already in the results folder is not run again."""
+    """Run methods on a benchmark; runs that are already stored are not repeated."""
     asked, execution = split_given(given)
     wanted, how = wanted_options(asked, suite), ExecutionOptions.of(execution)
     sweep = Sweep.of(wanted, how, loading)
@@ -55,10 +55,10 @@ def run(
 
 
 def run_all(sweep: Sweep, missing: Sequence[PlannedRun]) -> int:
-    """Carry out what is missing and print one table over all of it.
+    """Execute the missing runs and print one table of all runs.
 
     Returns:
-        The exit code: 0, 2 if a run failed for its input, 1 if one failed for another reason.
+        The exit code: 0 if all runs succeeded, 2 if a run failed because of its input, 1 if for another reason.
     """
     from cl_bench.reporting import report, result_table, text_tables
 
@@ -82,10 +82,12 @@ def run_all(sweep: Sweep, missing: Sequence[PlannedRun]) -> int:
 
 
 def preview(sweep: Sweep, missing: Sequence[PlannedRun], others: Sequence[Path]) -> None:
-    """Show what would run, what is there, and how long the rest may take, by stored times.
+    """Show which runs are stored or missing, and estimate the remaining time from stored times.
 
     Args:
-        others: results folders whose times count as well.
+        sweep: requested runs.
+        missing: runs that are not stored.
+        others: further results folders whose times are used.
     """
     from cl_bench.running.estimate import Times
 

@@ -1,4 +1,4 @@
-"""What the commands share: where they write to, their options, and how they import what takes seconds."""
+"""Helpers of all commands: consoles, options from the common list, and slow imports."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 
 class _PlainConsole(Console):
-    """A console that shows an escape for what acts on a terminal in a text: names and results of others hold anything.
+    """Console that escapes control characters, which names and results of others may contain.
 
-    It leaves alone what a text is laid out with: the ends of its lines.
+    Line ends are kept, because they lay out the text.
     """
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
@@ -38,7 +38,7 @@ class _PlainConsole(Console):
                 yield Segment("\n".join(lines), segment.style)
 
 
-# A name such as `a:fire:b` is no emoji.
+# Emoji are off: a name such as `a:fire:b` is printed as it is.
 out = _PlainConsole(emoji=False)
 err = _PlainConsole(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
@@ -47,13 +47,13 @@ OPTIONS = options_of(RunOptions) | options_of(ExecutionOptions)
 
 
 def takes(*names: str, **defaults: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command these options of the list, beside the parameters that it has itself.
+    """Add options of the common list to a command, in addition to its own parameters.
 
-    The command gets, as its first argument, what the user gave, by name and as text (see `RunOptions.of`).
+    The command receives the given options as its first argument: texts by name (see `RunOptions.of`).
 
     Args:
-        names: of fields of `RunOptions` and `ExecutionOptions`.
-        defaults: of this command, by name, where they are not those of the list.
+        names: fields of `RunOptions` and `ExecutionOptions`.
+        defaults: defaults of this command that differ from the list, by name.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -66,7 +66,7 @@ def takes(*names: str, **defaults: str) -> Callable[[Callable[..., None]], Calla
             given = {name: arguments.pop(name) for name in names}
             command({name: value for name, value in given.items() if value not in (None, [])}, **arguments)
 
-        # What typer reads: the parameters, with their types.
+        # Typer reads the parameters and their types from these attributes.
         call.__dict__.pop("__wrapped__")
         call.__signature__ = inspect.Signature([*own, *listed])  # type: ignore[attr-defined]
         call.__annotations__ = {one.name: one.annotation for one in (*own, *listed)}
@@ -76,7 +76,7 @@ def takes(*names: str, **defaults: str) -> Callable[[Callable[..., None]], Calla
 
 
 def warn(error: Exception | str) -> None:
-    """One warning line on stderr."""
+    """Print a warning line to stderr."""
     err.print(f"[yellow]warning:[/] {escape(' '.join(str(error).split()))}")
 
 
@@ -99,18 +99,18 @@ def _parameter(name: str, option: Option, default: str | None) -> inspect.Parame
 
 
 def split_given(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the user gave, as fields of `RunOptions` and of `ExecutionOptions`."""
+    """Split given options into fields of `RunOptions` and of `ExecutionOptions`."""
     run, execution = options_of(RunOptions), options_of(ExecutionOptions)
     return {n: v for n, v in given.items() if n in run}, {n: v for n, v in given.items() if n in execution}
 
 
 @contextmanager
 def loading() -> Iterator[None]:
-    """Around imports of torch, timm and avalanche, which take seconds: only the commands that need them have them."""
+    """Show a status during imports of torch, timm and avalanche, which take seconds; use it only where needed."""
     with err.status("loading torch, timm and avalanche ..."), quiet_imports():
         yield
 
 
 def run_progress(bars: Progress, runs: int) -> RunBars:
-    """Shows in these bars how so many runs get on."""
+    """Progress view of several runs in these bars."""
     return RunBars(bars, runs, lambda line: err.print(escape(line)), warn)

@@ -25,7 +25,7 @@ def show(
     name: Annotated[
         str,
         typer.Argument(
-            help="A method, benchmark, backbone, or the (start of the) key of a run.",
+            help="Method, benchmark or backbone, or the first digits of a run's key.",
             autocompletion=completion.ANYTHING,
         ),
     ],
@@ -51,10 +51,10 @@ def show(
 
 
 def show_thing(name: str, benchmark: str, backbone: str | None, method_files: Sequence[Path]) -> None:
-    """Show a method (with its recipe), a benchmark or a backbone.
+    """Show a method with its recipe, a benchmark or a backbone.
 
     Raises:
-        UserError: nothing has this name.
+        UserError: no method, benchmark or backbone has this name.
     """
     import dataclasses
 

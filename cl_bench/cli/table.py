@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 def table(
-    name: Annotated[str, typer.Argument(help="See 'cl-bench ls tables'.", autocompletion=completion.TABLE)],
+    name: Annotated[str, typer.Argument(help="Table, see 'cl-bench ls tables'.", autocompletion=completion.TABLE)],
     benchmark: Benchmark = None,
     backbone: Backbone = None,
     results: Results = None,
     form: Form = "terminal",
     output: OutFile = None,
 ) -> None:
-    """A table of the paper: our cells beside the published ones; what would fill the empty ones."""
+    """Show a table of the paper with our values next to the published ones, and the command for empty cells."""
     from cl_bench import streams
     from cl_bench.reporting.paper import tables as paper_tables
     from cl_bench.reporting.paper.layouts import table_names

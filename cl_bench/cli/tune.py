@@ -34,16 +34,16 @@ def tune(
         str,
         typer.Option(help="Benchmark on whose training images the search runs.", autocompletion=completion.BENCHMARK),
     ] = "icons-tune",
-    budget: Annotated[int, typer.Option(min=1, help="Settings tried per method.")] = 16,
+    budget: Annotated[int, typer.Option(min=1, help="Number of settings tried per method.")] = 16,
     validation: Annotated[float, typer.Option(min=0.01, max=0.9, help="Share of training images held out.")] = 0.2,
-    output: Annotated[Path, typer.Option("--out", help="Recipes file; other entries in it stay.")] = Path(
+    output: Annotated[Path, typer.Option("--out", help="Recipes file; its other entries are kept.")] = Path(
         "recipes.toml"
     ),
 ) -> None:
     """Search hyper-parameters, with the same budget for every method, and write them as recipes.
 
-    Options of a method and --set are not searched; they are part of the recipes. With --backbone, the recipes hold for
-    runs on it only.
+    Given hyper-parameters (in brackets or by --set) are not searched, and become part of the recipes. With --backbone,
+    the recipes apply to runs on this backbone only.
     """
     asked, execution = split_given(given)
     options, how = RunOptions.of(asked), ExecutionOptions.of(execution)
@@ -82,10 +82,10 @@ def tune(
 
 
 def tune_all(rows: Sequence[TuningTarget], how: Search, output: Path) -> None:
-    """Carry out a search, print every trial, and write the recipes.
+    """Run a search, print every trial, and write the recipes.
 
     Raises:
-        UserError: a row has nothing to search, or all its trials failed.
+        UserError: a row has no hyper-parameter to search, or all its trials failed.
     """
     from cl_bench.running import recipes
     from cl_bench.studies import tune

@@ -89,6 +89,8 @@ class Citations:
         name = text.partition("[")[0].strip()
         if "[" in text or name in self._own or name in sources.names():
             for spec in parse_methods(text, "method"):
+                if spec.name not in self._own and spec.name not in sources.names():
+                    raise self._unknown(spec.name)
                 facts = self._own.get(spec.name) or listing.of_installed(spec.name)
                 for option in spec.options:
                     if option not in facts.defaults:

@@ -76,6 +76,7 @@ def test_options_bring_the_papers_that_they_come_from(cl_bench: Cli, name: str, 
     [
         (["sdlora", "sdlroa"], ["'sdlroa'", "Did you mean 'sdlora'?", "cl-bench ls methods"]),
         (["sdlora,codaa"], ["'codaa'", "Did you mean 'coda'?"]),
+        (["codaa[align=true]"], ["backbone 'codaa'", "Did you mean 'coda'?"]),
         (["imagenetr"], ["'imagenetr'", "Did you mean 'imagenet-r'?"]),
         (["vit_base_patch16_224.augreg_in21"], ["Did you mean 'vit_base_patch16_224.augreg_in21k'?"]),
         (["coda[algn=true]"], ["hyper-parameter of 'coda' 'algn'", "Did you mean 'align'?"]),
