@@ -78,6 +78,7 @@ class RunRecord(BaseModel):
         label: method with the options that the user set, e.g. `finetune[masked=true]`; the name of the row in tables.
         recipe: source of the hyper-parameters (`tuned`, `unified`, ...); informative, not part of the key.
         tuning_trials, tuning_minutes: settings tried in the hyper-parameter search, and minutes of all its runs.
+        experiment: description of the run, from which its key is computed.
         sessions: number of processes that worked on the run; more than one if it was interrupted.
         stages: tasks trained on in each stage: `[[0], [1], ...]`; joint training has one stage with all tasks.
         correct: class-incremental hits `correct[t][j]` in task j after stage t; None for tasks not seen by stage t.

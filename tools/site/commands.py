@@ -16,7 +16,7 @@ from rich.text import Text
 
 from cl_bench.cli.app import app
 from cl_bench.options import ExecutionOptions, Option, RunOptions, options_of
-from tools.site.markup import code, plain, table
+from tools.site.markup import code, plain, several, table
 
 
 def commands() -> str:
@@ -154,5 +154,5 @@ def value(hint: Any) -> str:
             parts = [value(part) for part in arguments if part is not types.NoneType]
             return " or ".join(dict.fromkeys([*parts, *(["none"] if types.NoneType in arguments else [])]))
         case builtins.tuple:
-            return f"list of {value(arguments[0])}"
+            return f"list of {several(value(arguments[0]))}"
     return {bool: "yes or no", int: "whole number", float: "number", Path: "path"}.get(hint, "text")

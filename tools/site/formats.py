@@ -12,7 +12,7 @@ from cl_bench.experiment import Experiment, ImageTransforms, Limits, Session
 from cl_bench.running.recipes import Tuned
 from cl_bench.store.record import RunRecord
 from tools.site.docstrings import sections
-from tools.site.markup import code, plain, table
+from tools.site.markup import code, plain, several, table
 
 
 def record() -> str:
@@ -59,11 +59,11 @@ def _kind(schema: dict[str, Any], models: dict[str, Any]) -> str:
     match schema.get("type"):
         case "array":
             items = schema.get("items") or {}
-            return f"list of {_kind(items, models)}" if items else "list"
+            return f"list of {several(_kind(items, models))}" if items else "list"
         case "object":
             inner = schema.get("additionalProperties")
             kinds = _kind(inner, models) if isinstance(inner, dict) and inner else ""
-            return f"object of {kinds}" if kinds and " or " not in kinds else "object"
+            return f"object of {several(kinds)}" if kinds and " or " not in kinds else "object"
         case "string":
             return "date and time" if schema.get("format") == "date-time" else "text"
         case found:

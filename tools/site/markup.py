@@ -23,6 +23,11 @@ def code(text: str) -> str:
     return f"`{text}`" if text else ""
 
 
+def several(kind: str) -> str:
+    """The plural of a type in words."""
+    return re.sub(r"^(list|whole number|number|text|object)\b", r"\1s", kind)
+
+
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], aligned: Sequence[str] = ()) -> str:
     """A pipe table of Markdown cells; the columns are aligned to the left, or as the marks in `aligned` say."""
     lines = [heads, aligned or ["---"] * len(heads), *rows]
