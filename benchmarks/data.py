@@ -1,8 +1,8 @@
-"""Images per second of the training view, ours and torchvision's loader: `python -m benchmarks.data`.
+"""Images per second of training views, from cl-bench and from torchvision's loader: `python -m benchmarks.data`.
 
-Views at 224 in batches of 128, out of synthetic photographs (JPEG files of 500x375 and 375x500 pixels in a temporary
-folder): from a store of small images in memory, from the decoded and resized images of the cache, and from files. The
-reference is a `DataLoader` whose workers decode with Pillow and apply RandomResizedCrop, flip and ToTensor.
+Views of 224 pixels in batches of 128, made from a store of small images in memory, from decoded and resized images in
+the cache, and from files. The images are synthetic photographs (JPEG files of 500x375 and 375x500 pixels in a temporary
+folder). The reference is a `DataLoader` whose workers decode with Pillow and apply RandomResizedCrop, flip, ToTensor.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ CPU = torch.device("cpu")
 
 
 def photographs(folder: Path, images: int) -> None:
-    """Class folders of JPEG files with about as many bytes as photographs have; one in ten is for testing."""
+    """Write class folders of JPEG files about as large as photographs; one in ten is a test image."""
 
     def write(i: int) -> None:
         random = np.random.default_rng(i)
@@ -56,7 +56,7 @@ def photographs(folder: Path, images: int) -> None:
 
 
 def ours(store: ImageStore, device: torch.device, batch: int) -> Iterator[torch.Tensor]:
-    """Training batches, epoch after epoch."""
+    """Training batches of cl-bench, epoch after epoch."""
     dataset = ImageDataset(store, np.arange(int(store.targets.max()) + 1), TRANSFORMS)
     samples = StoreSamples(dataset, np.arange(len(store)))
     for epoch in count():
@@ -65,7 +65,7 @@ def ours(store: ImageStore, device: torch.device, batch: int) -> Iterator[torch.
 
 
 def torchvisions(folder: Path, device: torch.device, batch: int, workers: int) -> Iterator[torch.Tensor]:
-    """The same from torchvision's loader, each batch moved to the device."""
+    """Training batches of torchvision's loader, moved to the device, epoch after epoch."""
     steps = [RandomResizedCrop(224, TRANSFORMS.crop_scale), RandomHorizontalFlip(), ToTensor()]
     loader = DataLoader(
         ImageFolder(str(folder), Compose(steps)),
@@ -82,7 +82,7 @@ def torchvisions(folder: Path, device: torch.device, batch: int, workers: int) -
 
 
 def rate(batches: Iterator[torch.Tensor], seconds: float) -> float:
-    """Images per second, after three batches that are not counted."""
+    """Images per second, measured after three warm-up batches."""
 
     def wait() -> None:
         if torch.cuda.is_available():
@@ -93,7 +93,7 @@ def rate(batches: Iterator[torch.Tensor], seconds: float) -> float:
     wait()
     began, seen = time.perf_counter(), 0
     while time.perf_counter() - began < seconds:
-        # The device works behind: it is waited for now and then, and what it has not done is not counted.
+        # The device works asynchronously: wait for it after every eight batches, so that only finished work counts.
         for _ in range(8):
             seen += len(next(batches))
         wait()
@@ -102,10 +102,14 @@ def rate(batches: Iterator[torch.Tensor], seconds: float) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("--images", type=int, default=2000)
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="of torchvision's loader")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of timing per row, at least")
+    parser.add_argument("--images", type=int, default=2000, help="number of images (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=128, help="batch size (default: %(default)s)")
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count(), help="workers of torchvision's loader (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=5.0, help="shortest time measured per row (default: %(default)s)"
+    )
     parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=Path("data.json"))
     chosen = parser.parse_args()

@@ -1,7 +1,7 @@
-"""What the strategy's loop adds to a training step: `python -m benchmarks.loop`.
+"""Overhead of the strategy's loop per training step: `python -m benchmarks.loop`.
 
-A network so small that its step is little more than overhead, trained by `ContinualStrategy` (Avalanche's loop with its
-hooks, and the loader) and by a bare loop that takes the same steps on one batch: microseconds per iteration.
+A network so small that its step is little more than overhead is trained by `ContinualStrategy` (Avalanche's loop with
+its hooks, and the loader) and by a bare loop with the same steps on one batch. Prints microseconds per iteration.
 """
 
 from __future__ import annotations
@@ -33,14 +33,19 @@ BATCH, STEPS = 8, 500
 
 
 def repeated(step: Callable[[], None]) -> None:
-    """As many steps as an epoch has."""
+    """Repeat a step as often as in one epoch."""
     for _ in range(STEPS):
         step()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("--repeats", type=int, default=5, help="of each, of which the median counts")
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=5,
+        help="repetitions of each loop, of which the median is reported (default: %(default)s)",
+    )
     parser.add_argument("--out", type=Path, default=Path("loop.json"))
     chosen = parser.parse_args()
     device = pick_device("auto")

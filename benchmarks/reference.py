@@ -1,17 +1,18 @@
-"""Training steps as the released codes compute them, written plainly: what `benchmarks/steps.py` compares ours with.
+"""Plain re-implementations of the training steps of released codes: the reference of `benchmarks/steps.py`.
 
-Eager fp32, nothing merged, nothing frozen that they leave trainable. Written by us from the papers and from what the
-codes were seen to compute, for their cost, not for their numbers: weights are random.
+Eager fp32, nothing merged, and nothing frozen that the released code leaves trainable. Written from the papers and from
+observing what the codes compute. They reproduce the cost, not the results: weights are random.
 
 - SD-LoRA (WuYichen-97/SD-Lora-CL @ 8bacded): one pair of products per projection and earlier direction, whose norms are
-  taken anew in every step; the backbone is frozen. Every forward pass makes fresh layers on the host, which it drops,
-  and reads each earlier direction from disk.
-- InfLoRA (liangyanshuo/InfLoRA): B A is multiplied out in every step, and k and v get a full-width product with it;
+  computed again in every step; the backbone is frozen. Every forward pass creates and discards layers on the host, and
+  reads each earlier direction from disk.
+- InfLoRA (liangyanshuo/InfLoRA): B A is multiplied out in every step, and k and v use a full-width product with it;
   attention without a fused kernel.
-- CODA-Prompt, DualPrompt, L2P (GT-RIPL/CODA-Prompt): a query pass without gradient, then a pass with prefixes through a
-  backbone whose gradients are all computed, though only prompts and head are trained.
-- L2P with prepended tokens (PILOT's port): the same with a frozen backbone, and 5 prompts of 5 tokens in front.
-- Fine-tuning: timm's ViT as it is.
+- CODA-Prompt, DualPrompt, L2P (GT-RIPL/CODA-Prompt): a query pass without gradients, then a pass with prefixes through
+  a backbone whose gradients are all computed, although only prompts and head are trained.
+- L2P with prepended tokens (PILOT's port): a query pass, then a pass with 5 prompts of 5 tokens prepended; the backbone
+  is frozen.
+- Fine-tuning: timm's unchanged ViT.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def vit() -> Any:
 
 
 class DecoupledQKV(nn.Module):
-    """A fused qkv layer with directions on q and v: the current one, and the earlier ones, each with its magnitude."""
+    """A fused qkv layer with LoRA directions on q and v: the current and the earlier ones, each with a magnitude."""
 
     def __init__(self, base: nn.Linear, earlier: int, current: nn.Parameter, old: nn.ParameterList) -> None:
         super().__init__()
@@ -64,7 +65,7 @@ class DecoupledQKV(nn.Module):
 
 
 class SDLoRA(nn.Module):
-    """With so many earlier directions."""
+    """A ViT with SD-LoRA's directions: one current and `earlier` frozen ones."""
 
     def __init__(self, earlier: int) -> None:
         super().__init__()
@@ -88,7 +89,7 @@ class SDLoRA(nn.Module):
 
 
 class InfLoRAAttention(nn.Module):
-    """Attention whose k and v get x (B A)^T, with B A multiplied out anew."""
+    """Attention that adds x (B A)^T to k and v, with B A multiplied out in every step."""
 
     def __init__(self, attention: Any) -> None:
         super().__init__()
@@ -120,8 +121,8 @@ class InfLoRA(nn.Module):
 
 
 class Prefixed(nn.Module):
-    """A ViT with prefixes of 8 rows in its first blocks: mixed from a pool by an attended query (CODA), or those of
-    the nearest key (the experts of DualPrompt, the prompts of L2P)."""
+    """A ViT with prefixes of 8 rows in its first blocks: a weighted sum over a pool by an attended query (CODA), or the
+    prefix of the nearest key (the experts of DualPrompt, the prompts of L2P)."""
 
     def __init__(self, attended: bool, blocks: int, pool: int = 100, length: int = 8) -> None:
         super().__init__()
@@ -173,8 +174,8 @@ class Prefixed(nn.Module):
 
 
 class Prepended(nn.Module):
-    """A frozen ViT with the 5 prompts of the nearest keys, 5 tokens each, in front of the sequence; attention without
-    a fused kernel; the head sees the mean of the prompts' outputs."""
+    """A frozen ViT with the 5 prompts of the nearest keys, 5 tokens each, prepended to the sequence; attention without
+    a fused kernel; the input of the head is the mean of the prompts' outputs."""
 
     def __init__(self, pool: int = 10, top: int = 5, length: int = 5) -> None:
         super().__init__()
@@ -220,7 +221,7 @@ REFERENCES: dict[str, Callable[[], nn.Module]] = {
 
 
 def step(model: Any, images: Tensor, labels: Tensor) -> Callable[[], object]:
-    """One training step with everything that the released loops do in it: the loss is read in each."""
+    """A training step as in the released loops, which read the loss in every step."""
     trained = model.trained() if hasattr(model, "trained") else [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=1e-3, momentum=0.9)
 

@@ -1,8 +1,8 @@
-"""How long `cl-bench report` takes over many runs, and its page to open: `python -m benchmarks.report --out FILE`.
+"""Time of `cl-bench report` on many runs, and of opening its page: `python -m benchmarks.report --out FILE`.
 
-A synthetic store (8 protocols x 25 rows x 10 seeds = 2,000 runs of 10 tasks); every report is a process of its own,
-from the command line to its end. The page of 500 of these runs is opened in headless Chromium, if there is one: until
-its tables can be used, and until the first plot is drawn.
+The store is synthetic (8 protocols x 25 rows x 10 seeds = 2,000 runs of 10 tasks); every report is a process of its
+own, timed from start to exit. If Chromium is installed, the page of 500 of these runs is opened in it without a window,
+and timed until its tables are usable and until the first plot is drawn.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ STREAMS = [
 
 
 def fill(folder: Path, streams: int) -> int:
-    """Write the runs of the first so many protocols; returns how many."""
+    """Write the runs of the first `streams` protocols; return the number of runs."""
     store = Store(folder)
     for benchmark, vit in STREAMS[:streams]:
         for number in range(ROWS * SEEDS):
@@ -41,7 +41,7 @@ def fill(folder: Path, streams: int) -> int:
 
 
 def report(folder: Path, out: Path, *options: str) -> float:
-    """Seconds of one `cl-bench report`."""
+    """Duration of one `cl-bench report`, in seconds."""
     command = [sys.executable, "-m", "cl_bench", "report", "--results", str(folder), "--out", str(out), *options]
     began = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -49,7 +49,7 @@ def report(folder: Path, out: Path, *options: str) -> float:
 
 
 def opening(page: Path) -> tuple[float, float] | None:
-    """Seconds until the tables of a page can be used, and until its first plot is drawn; None without a browser."""
+    """Seconds until the tables of a page are usable, and until its first plot is drawn; None without a browser."""
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         return None
@@ -73,7 +73,9 @@ def opening(page: Path) -> tuple[float, float] | None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("--repeats", type=int, default=3, help="of each, of which the median counts")
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="repetitions, of which the median is reported (default: %(default)s)"
+    )
     parser.add_argument("--pictures", action="store_true", help="also time drawing every figure as PNG, PDF and SVG")
     parser.add_argument("--out", type=Path, default=Path("report.json"))
     chosen = parser.parse_args()

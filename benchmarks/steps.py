@@ -1,8 +1,8 @@
-"""Milliseconds and memory of a training step, and images per second predicted: `python -m benchmarks.steps`.
+"""Time and memory of a training step, and images predicted per second: `python -m benchmarks.steps`.
 
-ViT-B/16 at 224 with random weights, batch 128, images on the device. The reference (`benchmarks/reference.py`) is timed
-in fp32 as shipped, and with TF32 switched on, step by step, for it reads its loss in each; ours as `cl-bench bench`
-times it, at the precision and on the path that `cl-bench run` takes by default.
+ViT-B/16 at 224 pixels with random weights, batches of 128, images on the device. The reference
+(`benchmarks/reference.py`) is timed step by step, because it reads its loss in every step, in fp32 as released and with
+TF32. Ours is timed as by `cl-bench bench`, with the default precision and code path of `cl-bench run`.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ OURS = {
     "l2p, prefix": ("l2p", {"prompts": "prefix", "pool": 30, "length": 20}, 0),
     "finetune": ("finetune", {}, 0),
 }
-"""Method, options, and the task in which a step is timed, from 0."""
+"""Method, options, and the task (from 0) in which a step is timed."""
 
 
 def reference_step(name: str, batch: int, tf32: bool, steps: int, device: torch.device) -> tuple[float, float]:
-    """Milliseconds of a step of the released computation, and peak GiB."""
+    """Median milliseconds of a step of the reference, and its peak memory in GiB."""
     torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.allow_tf32 = tf32
     images = torch.randn(batch, 3, 224, 224, device=device)
@@ -61,9 +61,14 @@ def reference_step(name: str, batch: int, tf32: bool, steps: int, device: torch.
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=6, help="of the reference; of ours five groups of ten")
-    parser.add_argument("--only", nargs="*", default=list(OURS), help="rows, e.g. coda")
-    parser.add_argument("--precision", default="auto", help="of ours")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=6,
+        help="timed steps of the reference (default: %(default)s); of ours always five groups of ten",
+    )
+    parser.add_argument("--only", nargs="*", default=list(OURS), help="names of the rows to measure, e.g. coda")
+    parser.add_argument("--precision", default="auto", help="precision of ours (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("steps.json"))
     chosen = parser.parse_args()
     device = pick_device("auto")

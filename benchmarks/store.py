@@ -1,7 +1,7 @@
-"""How long a results folder of many runs takes to read: `python benchmarks/store.py --runs 10000 --out store.json`.
+"""Time to read a results folder of many runs: `python benchmarks/store.py --runs 10000 --out store.json`.
 
-Synthetic records (10 tasks of 10 classes) in a temporary folder; every load is a process of its own, and ends with the
-frame that tables and figures are made of. Cold: no index yet (files are in the page cache).
+Records are synthetic (10 tasks of 10 classes), in a temporary folder. Every load is a process of its own, and ends with
+the data frame from which tables and figures are made. A cold load has no index yet (files are in the page cache).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ print(len(frame), read - began, time.perf_counter() - began)
 
 
 def record(number: int, rows: int = 50, benchmark: str = "icons-100", backbone: str = BACKBONE) -> RunRecord:
-    """One of the runs: so many rows of many seeds, with traces as real runs have them."""
+    """Synthetic run `number`: one of `rows` methods, with a seed of its own and traces like those of real runs."""
     method, seed = f"method-{number % rows}", number // rows
     experiment = Experiment(
         method=method,
@@ -85,7 +85,7 @@ def record(number: int, rows: int = 50, benchmark: str = "icons-100", backbone: 
 
 
 def arrays(run: RunRecord) -> dict[str, np.ndarray[Any, Any]]:
-    """Predictions that agree with the counts: the first images of a task are its hits, the others one class off."""
+    """Predictions that agree with the counts: the first images of a task are hits, the others are one class off."""
     task = np.repeat(np.arange(TASKS), IMAGES)
     within = np.tile(np.arange(IMAGES), TASKS)
     label = task * CLASSES + within % CLASSES
@@ -103,7 +103,7 @@ def arrays(run: RunRecord) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def load(folder: Path) -> tuple[float, float]:
-    """Seconds to read the runs, and to have the frame, in a fresh process."""
+    """Seconds to read the runs, and to get the data frame, in a new process."""
     done = subprocess.run([sys.executable, "-c", LOAD, str(folder)], check=True, capture_output=True, text=True)
     _, read, frame = done.stdout.split()
     return float(read), float(frame)
@@ -111,8 +111,10 @@ def load(folder: Path) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("--runs", type=int, default=10_000)
-    parser.add_argument("--repeats", type=int, default=3, help="warm loads, of which the median counts")
+    parser.add_argument("--runs", type=int, default=10_000, help="number of runs (default: %(default)s)")
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="warm loads, of which the median is reported (default: %(default)s)"
+    )
     parser.add_argument("--out", type=Path, default=Path("store.json"))
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -122,7 +124,7 @@ def main() -> None:
         for run in runs:
             store.write(run, arrays(run))
         written = time.perf_counter() - began
-        # Files that have just changed are not indexed.
+        # Files that changed only just now are not indexed.
         time.sleep(SETTLED_NS / 1e9 + 0.1)
         cold = load(folder)
         warm = sorted(load(folder) for _ in range(chosen.repeats))[chosen.repeats // 2]

@@ -1,8 +1,9 @@
-"""A whole run against its training steps alone: `python -m benchmarks.whole`.
+"""Time of a whole run compared with its training steps alone: `python -m benchmarks.whole`.
 
-`cl-bench run` of a method on 10 tasks of CIFAR-100's size (50,000 training and 10,000 test images of 32x32, random
-pixels) with a ViT-B/16 at 224 and random weights: from the command line to its end, with starting, compiling, data and
-evaluation. Beside it, the number of steps times the time of one, as `cl-bench bench` measures it.
+The whole run is `cl-bench run` of a method on 10 tasks of CIFAR-100's size (50,000 training and 10,000 test images of
+32x32 random pixels) with a ViT-B/16 at 224 pixels and random weights, timed from start to exit, including imports,
+compilation, data and evaluation. It is compared with the number of steps times the duration of one step, as measured by
+`cl-bench bench`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from cl_bench.studies import bench
 
 
 def synthetic(folder: Path) -> None:
-    """CIFAR-100 as its archive unpacks, but of random pixels."""
+    """Write a data set in the layout of CIFAR-100's archive, with random pixels."""
     (folder / "cifar-100-python").mkdir(parents=True)
     random = np.random.default_rng(0)
     for part, images in (("train", 50_000), ("test", 10_000)):

@@ -1,4 +1,4 @@
-"""SD-LoRA in a plain Avalanche script: Avalanche's stream, metrics and loggers, and our counts at the end."""
+"""SD-LoRA in a plain Avalanche script: Avalanche's stream, metrics and loggers, then cl-bench's own counts."""
 
 from avalanche.evaluation.metrics import accuracy_metrics, forgetting_metrics
 from avalanche.logging import InteractiveLogger

@@ -8,21 +8,21 @@ and the builder (which needs `numpy`, `pillow` and `resvg-py`) is then run with
 
     python tools/build_icons.py --package package --out cl_bench/assets
 
-Every judgement by a person (which names are one class, which sets belong to one designer, what was dropped
-and why) is in `tools/icons_curation.toml`; this file only applies it. There is no random number anywhere:
-every choice that has to be arbitrary is ordered by SHA-256, so the same input gives byte-identical output.
+Every human judgement (which names form one class, which sets belong to one designer, what was dropped and why) is in
+`tools/icons_curation.toml`; this file only applies it. No random numbers are used: every arbitrary choice is ordered by
+SHA-256, so the same input gives byte-identical output.
 
 Steps:
 
 1. Collect icons of permitted sets whose name, without style words, is a class name or one of its synonyms.
-2. Render each as ink (0 background, 255 ink) on 32x32: the bounding box of the drawing, longer side scaled
-   to 28 pixels, is centred with a constant margin of 2, so size and padding do not tell the set. Palette
-   icons become inverted luminance over white, at full contrast. There are 16 grey levels, multiples of 17.
+2. Render each as ink (0 background, 255 ink) on 32x32: the bounding box of the drawing, its longer side scaled to 28
+   pixels, is centred with a constant margin of 2, so that size and padding do not reveal the set. Palette icons become
+   inverted luminance over white, at full contrast. There are 16 grey levels, multiples of 17.
 3. Split by designer group: test designers are never seen in any training image of any part.
 4. Drop near-duplicates in each split, then each test image close to a training candidate of its class.
 5. Assign the classes to parts by hash.
-6. Enlarge the pre-training part by a rule: other icon names that enough training designers use, without those
-   related to a stream or tune class by a word, and without images that nearly are one of such a class.
+6. Enlarge the pre-training part by a rule: other icon names that enough training designers use, without names that
+   share a word with a stream or tune class, and without near-duplicates of images of such a class.
 7. Select at most the cap of images, round-robin over designer groups.
 """
 
@@ -56,7 +56,7 @@ INNER = 28
 """Length in pixels of the longer side of a drawing's bounding box."""
 OVERSAMPLE = 4
 PROBE = 144
-"""Side of the first rendering, which only finds the bounding box."""
+"""Side in pixels of the first rendering, which only serves to find the bounding box."""
 PARTS = ("stream", "tune", "pretrain")
 CURATION = Path(__file__).with_name("icons_curation.toml")
 Box = tuple[float, float, float, float]
@@ -64,7 +64,7 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Source:
-    """One icon to render: where it comes from and the class its name gives it."""
+    """One icon to render, with its origin and the class derived from its name."""
 
     cls: str
     group: str
@@ -90,7 +90,7 @@ class Icon:
 
 @dataclass(frozen=True)
 class ClassImages:
-    """The images kept for one class, in the order in which they are chosen from."""
+    """The cleaned images of one class, in the order in which they are selected."""
 
     train: list[Icon]
     test: list[Icon]
@@ -101,7 +101,7 @@ class ClassImages:
 
 
 def digest(text: str) -> str:
-    """Return the SHA-256 of a text; the only source of arbitrary order."""
+    """Return the SHA-256 of a text; all arbitrary orders follow from it."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -140,7 +140,7 @@ def singular(word: str) -> str:
 
 
 class PretrainNamer:
-    """Accepts icon names as classes by rule; refuses what is related to one of the protected classes."""
+    """Accepts icon names as classes by rule; refuses names related to one of the protected classes."""
 
     def __init__(self, curation: dict[str, Any], namer: Namer, protected: Iterable[str]) -> None:
         rules = curation["pretrain"]
@@ -183,7 +183,7 @@ def collect(
     aliases: bool,
     known: Iterable[Source] = (),
 ) -> list[Source]:
-    """Find every icon of a permitted set that belongs to a class and is not known yet."""
+    """Find every icon of a permitted set that belongs to a class and is not among the known ones."""
     group_of = {p: g for g, prefixes in curation["groups"].items() for p in prefixes}
     excluded = list(curation["excluded_icons"])
     known_bodies: dict[str, set[str]] = defaultdict(set)
@@ -195,7 +195,7 @@ def collect(
         icons: dict[str, dict[str, Any]] = data["icons"]
         found = {name: (namer(name), icon) for name, icon in icons.items()}
         for name, alias in data.get("aliases", {}).items() if aliases else ():
-            # An alias only helps where its parent's own name says nothing; turned copies are other drawings.
+            # An alias only counts if its parent's own name has no class; turned copies are other drawings.
             parent = alias["parent"]
             turned = alias.keys() & {"rotate", "hFlip", "vFlip"}
             if not turned and parent in icons and found[parent][0] is None:
@@ -240,7 +240,7 @@ def ink(body: str, box: Box, side: int) -> np.ndarray:
 
 
 def rasterise(source: Source) -> bytes | None:
-    """Render an icon to 32x32 bytes with 16 grey levels, or None where it cannot be read."""
+    """Render an icon to 32x32 bytes with 16 grey levels; None if it cannot be rendered legibly."""
     left, top, width, height = source.box
     span = max(width, height)
     frame = (left - (span - width) / 2, top - (span - height) / 2, span, span)
@@ -268,7 +268,7 @@ def rasterise(source: Source) -> bytes | None:
 
 
 def often_used(sources: list[Source], test_groups: frozenset[str], least: int) -> list[Source]:
-    """Keep the classes that have icons of at least so many training designers."""
+    """Keep the classes that have icons of at least `least` training designers."""
     groups: dict[str, set[str]] = defaultdict(set)
     for source in sources:
         if source.group not in test_groups:
@@ -277,7 +277,7 @@ def often_used(sources: list[Source], test_groups: frozenset[str], least: int) -
 
 
 def render_all(sources: list[Source], processes: int) -> list[Icon]:
-    """Render all icons, in order; unreadable ones are left out."""
+    """Render all icons, in order; illegible ones are left out."""
     with Pool(processes) as pool:
         rendered = pool.map(rasterise, sources, chunksize=64)
     return [
@@ -288,7 +288,7 @@ def render_all(sources: list[Source], processes: int) -> list[Icon]:
 
 
 def drop_ambiguous(icons: list[Icon], known: Iterable[Icon] = ()) -> list[Icon]:
-    """Leave out drawings that occur, pixel for pixel, under two classes: their label is not reliable."""
+    """Leave out drawings that occur, with identical pixels, in two classes: their label is not reliable."""
     classes: dict[bytes, set[str]] = defaultdict(set)
     for icon in (*icons, *known):
         classes[icon.pixels.tobytes()].add(icon.source.cls)
@@ -296,7 +296,7 @@ def drop_ambiguous(icons: list[Icon], known: Iterable[Icon] = ()) -> list[Icon]:
 
 
 def choose_test_groups(icons: list[Icon], fraction: float, cap: int) -> list[str]:
-    """Take designer groups in hash order until they hold the wanted fraction of the (capped) images."""
+    """Choose designer groups in hash order until they hold the given fraction of the (capped) images."""
     counts: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     for icon in icons:
         counts[icon.source.group][icon.source.cls] += 1
@@ -307,7 +307,7 @@ def choose_test_groups(icons: list[Icon], fraction: float, cap: int) -> list[str
     for group in sorted(sizes, key=digest):
         if held >= wanted:
             break
-        # A group that would overshoot by much is passed over rather than ending the search.
+        # A group that would exceed the fraction by much is skipped, and the search continues.
         if held + sizes[group] <= wanted * 1.05:
             chosen.append(group)
             held += sizes[group]
@@ -348,25 +348,25 @@ def similarity(first: list[Icon], second: list[Icon]) -> np.ndarray:
 
 
 def thin_out(icons: list[Icon], threshold: float) -> list[Icon]:
-    """Keep, in order, each icon that is not a near-duplicate of one kept before."""
+    """Keep, in order, each icon that is not a near-duplicate of an icon already kept."""
     if not icons:
         return []
     alike = similarity(icons, icons) >= threshold
-    kept: list[int] = []
+    distinct: list[int] = []
     for index in range(len(icons)):
-        if not alike[index, kept].any():
-            kept.append(index)
-    return [icons[i] for i in kept]
+        if not alike[index, distinct].any():
+            distinct.append(index)
+    return [icons[i] for i in distinct]
 
 
 def drop_alike(icons: list[Icon], protected: list[Icon], threshold: float) -> list[Icon]:
     """Leave out the icons that are near-duplicates of a protected one."""
-    kept: list[Icon] = []
+    distinct: list[Icon] = []
     for start in range(0, len(icons), 2048):
         block = icons[start : start + 2048]
         near = similarity(block, protected).max(axis=1) >= threshold
-        kept += [icon for icon, drop in zip(block, near, strict=True) if not drop]
-    return kept
+        distinct += [icon for icon, drop in zip(block, near, strict=True) if not drop]
+    return distinct
 
 
 def clean_classes(icons: list[Icon], test_groups: frozenset[str], curation: dict[str, Any]) -> dict[str, ClassImages]:
@@ -378,7 +378,7 @@ def clean_classes(icons: list[Icon], test_groups: frozenset[str], curation: dict
 
 
 def clean_class(icons: list[Icon], test_groups: frozenset[str], curation: dict[str, Any]) -> ClassImages:
-    """Split one class by designer, remove near-duplicates and order what remains for selection."""
+    """Split one class by designer, remove near-duplicates and order the rest for selection."""
     rules = curation["duplicates"]
     train = [icon for icon in icons if icon.source.group not in test_groups]
     test = [icon for icon in icons if icon.source.group in test_groups]
@@ -390,13 +390,13 @@ def clean_class(icons: list[Icon], test_groups: frozenset[str], curation: dict[s
 
 
 def assign_parts(classes: dict[str, ClassImages], curation: dict[str, Any]) -> dict[str, list[str]]:
-    """Assign classes to stream, tune and pretrain by the hash of their names, given enough images."""
-    limits, kept_back = curation["limits"], set(curation["pretrain_only"])
+    """Assign classes with enough images to stream, tune and pretrain by the hash of their names."""
+    limits, pretrain_only = curation["limits"], set(curation["pretrain_only"])
     eligible, rest = [], []
     for name, everything in sorted(classes.items()):
         images = everything.capped(limits["per_group_cap"])
         n_train, n_test = len(images.train), len(images.test)
-        if name not in kept_back and n_train >= limits["train_min"] and n_test >= limits["test_min"]:
+        if name not in pretrain_only and n_train >= limits["train_min"] and n_test >= limits["test_min"]:
             eligible.append(name)
         elif n_train >= limits["pretrain_train_min"]:
             rest.append(name)
@@ -414,7 +414,7 @@ def assign_parts(classes: dict[str, ClassImages], curation: dict[str, Any]) -> d
 def add_to_pretrain(
     parts: dict[str, list[str]], classes: dict[str, ClassImages], limits: dict[str, int]
 ) -> dict[str, list[str]]:
-    """Add to the pre-training part every class that has enough images and is in no part."""
+    """Add to the pre-training part every class that has enough images and is in no part yet."""
     taken = {name for names in parts.values() for name in names}
     new = [
         name
@@ -472,7 +472,7 @@ def pack(rows: list[Row], parts: dict[str, list[str]]) -> bytes:
             member = io.BytesIO()
             np.lib.format.write_array(member, array, allow_pickle=False)
             archive.writestr(zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0)), member.getvalue())
-    # Pixels are bytes without alignment, so position bits only dilute the statistics of the coder.
+    # Pixels are bytes without alignment, so position bits would only dilute the statistics of the coder.
     options = {"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 4, "lp": 0, "pb": 0}
     options["dict_size"] = 1 << 25
     return lzma.compress(buffer.getvalue(), lzma.FORMAT_XZ, lzma.CHECK_CRC64, filters=[options])
@@ -556,7 +556,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Build the icons-100 asset.")
     parser.add_argument("--package", type=Path, required=True, help="unpacked npm package @iconify/json")
     parser.add_argument("--out", type=Path, required=True, help="folder for the three files written")
-    parser.add_argument("--processes", type=int, default=2, help="rendering processes")
+    parser.add_argument("--processes", type=int, default=2, help="number of rendering processes (default: %(default)s)")
     arguments = parser.parse_args()
 
     started = time.perf_counter()
@@ -581,7 +581,7 @@ def main() -> None:
         curation,
         collections,
         PretrainNamer(curation, namer, protected),
-        aliases=False,  # an alias would give a name to an icon whose own name was refused
+        aliases=False,  # an alias would name an icon whose own name was refused
         known=sources,
     )
     by_rule = often_used(by_rule, frozenset(test_groups), curation["pretrain"]["min_train_groups"])

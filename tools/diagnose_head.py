@@ -1,10 +1,10 @@
-"""Is a method's loss in its features or in its head? Nearest class means on the features that it ends with.
+"""Compare a method's head with nearest class means of its final features, to see which of the two loses accuracy.
 
     python tools/diagnose_head.py --methods sdlora,coda --benchmark icons-tune --seeds 100-102
 
-Trains as `cl-bench run` does. Then all training images of the stream pass once more through the final model, and the
-test images are classified by the nearest class mean (cosine) of its features: what a perfect head of this kind could
-do. It looks at old images again, so it is a diagnosis and no method.
+Each method is trained as by `cl-bench run`. Then all training images of the stream are passed through the final model,
+and the test images are classified by the nearest class mean (cosine) of its features: an upper reference for heads on
+these features. It uses images of earlier tasks, so it is a diagnosis, not a method.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cl_bench.running import plan, runner
 
 
 def head_inputs(model: nn.Module, stream: Any) -> tuple[Tensor, Tensor]:
-    """What reaches the model's `head` for all images of a stream [n, d], and their labels [n]."""
+    """Inputs of the model's `head` for all images of a stream, [n, d], and their labels [n]."""
     images = Concatenated([samples_of(experience.dataset) for experience in stream])
     seen: list[Tensor] = []
     hook = model.head.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
@@ -37,14 +37,14 @@ def head_inputs(model: nn.Module, stream: Any) -> tuple[Tensor, Tensor]:
 def main() -> None:
     """Print one line per method and seed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", default="sdlora,coda")
-    parser.add_argument("--benchmark", default="icons-tune")
+    parser.add_argument("--methods", default="sdlora,coda", help="as for cl-bench run (default: %(default)s)")
+    parser.add_argument("--benchmark", default="icons-tune", help="name of the stream (default: %(default)s)")
     parser.add_argument("--backbone", help="default: the benchmark's")
-    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
-    parser.add_argument("--seeds", default="100-102")
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"], help="default: %(default)s")
+    parser.add_argument("--seeds", default="100-102", help="as for cl-bench run (default: %(default)s)")
     args = parser.parse_args()
-    asked = {name: value for name, value in vars(args).items() if value is not None}
-    for run in plan.plan_options([RunOptions.of(asked)], lambda precision: precision):
+    options = {name: value for name, value in vars(args).items() if value is not None}
+    for run in plan.plan_options([RunOptions.of(options)], lambda precision: precision):
         e = run.experiment
         stream = runner.stream_of(run)
         strategy = runner.strategy_of(run, stream, torch.device("cpu"), Execution(e.precision))
@@ -59,7 +59,7 @@ def main() -> None:
         print(
             f"{run.label} seed {e.seed}: own head {100 * sum(h or 0 for h in counts.correct) / total:.1f}, "
             f"nearest mean of its features {100 * float((nearest == y_test).float().mean()):.1f}, "
-            f"own head told the task {100 * sum(counts.correct_task_aware) / total:.1f}",
+            f"own head with known task {100 * sum(counts.correct_task_aware) / total:.1f}",
             flush=True,
         )
 

@@ -1,27 +1,27 @@
-"""Tiny ImageNet and CIFAR-100 at 32x32 pixels as one data file of tools/pretrain_backbone.py.
+"""Pack Tiny ImageNet and CIFAR-100 at 32x32 pixels into a data file for tools/pretrain_backbone.py.
 
     python tools/pack_tinyimagenet.py pack --root DATA --out photographs.npz
     python tools/pack_tinyimagenet.py split photographs.npz --part 2 --out SHARDS
     python tools/pack_tinyimagenet.py join SHARDS/*.npz --out pretrain.npz
 
-`pack` reads both data sets as the harness does (`cl-bench data list` says where they come from and how they lie in
-DATA) and writes three parts with disjoint classes:
+`pack` reads both data sets from DATA as the harness does (`cl-bench data prepare` downloads them and describes their
+layouts) and writes three parts with disjoint classes:
 
-- part 0: CIFAR-100, which pre-training never sees and the probe of its model card is made on;
+- part 0: CIFAR-100, never used for pre-training; the probe of the model card is trained and tested on it;
 - part 1: the classes of Tiny ImageNet that are marked `strict` in `cl_bench/assets/tinyimagenet_cifar100_overlap.tsv`:
-  CIFAR-100 has them, too, so nothing is pre-trained on them. They are the stream `tiny-imagenet-44`, to tune on;
-- part 2: the other classes of Tiny ImageNet, for pre-training. Those marked `near` are among them. Images that
-  another part has, too, pixel for pixel, are left out: Tiny ImageNet holds a few in two classes.
+  classes of CIFAR-100, too, and therefore excluded from pre-training. They are the tuning stream `tiny-imagenet-44`;
+- part 2: the other classes of Tiny ImageNet, including those marked `near`, for pre-training. Images with the same
+  pixels as one in another part are left out: Tiny ImageNet has a few images in two classes.
 
 The train images of each data set are split 0; the test images of CIFAR-100 and the validation images of Tiny ImageNet
 are split 1.
 
-Images of 64x64 pixels are reduced by the harness's own antialiased bicubic filter, so that a backbone sees in
-pre-training what a benchmark feeds it later. It also comes closer to CIFAR-100 than a box filter: neighbouring pixels
-differ by 0.34 standard deviations of their image on average, by 0.37 with a box and by 0.28 in CIFAR-100.
+Images of 64x64 pixels are reduced by the harness's own antialiased bicubic filter, so that pre-training uses the same
+pixels as a benchmark later. It also resembles CIFAR-100 more than a box filter: neighbouring pixels differ by 0.34
+standard deviations of their image on average, by 0.37 with a box filter, and by 0.28 in CIFAR-100.
 
-`split` writes one part as files of a limited size, for machines that only small files can be brought to, and `join`
-makes a data file of them again; it needs numpy and Pillow only. Images are kept as lossless WebP, 256 in a strip.
+`split` writes one part as files of limited size, for machines to which only small files can be copied; `join`, which
+only needs numpy and Pillow, restores the data file. Images are stored as lossless WebP, 256 per strip.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from cl_bench.streams.types import Entry, Listing
 
 SIDE = 32
-"""Of the packed images, in pixels."""
+"""Side of the packed images, in pixels."""
 STRIP = 256
 """Images in one WebP file, one below the other; WebP allows 16383 rows."""
 ROW_ARRAYS, CLASS_ARRAYS = ("label", "part", "split"), ("classes", "class_part")
@@ -63,7 +63,7 @@ def read_words(folder: Path) -> dict[str, str]:
     """Read the first name of every WordNet id from `words.txt` in the folder of Tiny ImageNet.
 
     Raises:
-        UserError: it is not there.
+        UserError: the file does not exist.
     """
     for path in (folder / "tiny-imagenet-200" / "words.txt", folder / "words.txt"):
         if path.is_file():
@@ -76,7 +76,7 @@ def reduced(entries: Sequence[Entry]) -> NDArray[np.uint8]:
     """Decode image files and reduce them to uint8 [N, 32, 32, 3].
 
     Raises:
-        UserError: an image that is damaged, or not square, or smaller.
+        UserError: an image is damaged, not square, or smaller than 32x32.
     """
     from cl_bench.data.decoding import BadImage, shrunk
     from cl_bench.streams.image_files import for_each_image
@@ -96,11 +96,11 @@ def reduced(entries: Sequence[Entry]) -> NDArray[np.uint8]:
 
 
 def rows_of(listing: Listing, names: Sequence[str], parts: Sequence[int]) -> Arrays:
-    """Return the arrays of one data set, parts in rising order.
+    """Return the arrays of one data set, with parts in ascending order.
 
     Args:
-        names: of the classes, in the order of the listing.
-        parts: of the classes, likewise.
+        names: class names, in the order of `listing.classes`.
+        parts: part of each class, in the same order.
     """
     order = sorted(range(len(names)), key=lambda i: (parts[i], i))
     part_of = dict(zip(listing.classes, parts, strict=True))
@@ -120,7 +120,7 @@ def pack(root: Path | None, skip_bad: bool) -> Arrays:
     """Return the arrays of the data file.
 
     Raises:
-        UserError: a data set that is not there or not complete, or a damaged image.
+        UserError: a data set is missing or incomplete, or an image is damaged.
     """
     from cl_bench.streams import catalogue
     from cl_bench.streams.overlaps import OVERLAPS, read_overlaps
@@ -140,9 +140,9 @@ def pack(root: Path | None, skip_bad: bool) -> Arrays:
     arrays = {name: np.concatenate([table[name] for table in tables]) for name in ARRAYS}
     found = list(zip(digests(arrays["images"]), arrays["part"].tolist(), strict=True))
     others = {digest for digest, part in found if part != PRETRAIN}
-    kept = [part != PRETRAIN or digest not in others for digest, part in found]
-    print(f"left out of part {PRETRAIN}: {kept.count(False)} images that other parts have, too")
-    return {name: array if name in CLASS_ARRAYS else array[kept] for name, array in arrays.items()}
+    used = [part != PRETRAIN or digest not in others for digest, part in found]
+    print(f"left out of part {PRETRAIN}: {used.count(False)} images that other parts have, too")
+    return {name: array if name in CLASS_ARRAYS else array[used] for name, array in arrays.items()}
 
 
 def digests(images: NDArray[np.uint8]) -> list[bytes]:
@@ -151,7 +151,7 @@ def digests(images: NDArray[np.uint8]) -> list[bytes]:
 
 
 def summary(arrays: Arrays) -> Iterator[str]:
-    """Yield a line on each part."""
+    """Yield a line for each part: its numbers of classes and images."""
     for part in np.unique(arrays["part"]).tolist():
         train, held = (int(((arrays["part"] == part) & (arrays["split"] == split)).sum()) for split in (0, 1))
         yield f"part {part}: {(arrays['class_part'] == part).sum()} classes, {train} train and {held} held-out images"
@@ -161,7 +161,7 @@ def summary(arrays: Arrays) -> Iterator[str]:
 
 
 def content_of(arrays: Arrays) -> bytes:
-    """Return arrays as the bytes of an uncompressed npz file, the same for the same arrays."""
+    """Return arrays as the bytes of an uncompressed npz file; equal arrays give equal bytes."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     return buffer.getvalue()
@@ -171,7 +171,7 @@ def read_arrays(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
     """Read the named arrays of an npz file.
 
     Raises:
-        UserError: it is not there, or is something else.
+        UserError: the file does not exist, or does not hold these arrays.
     """
     try:
         with np.load(path, allow_pickle=False) as arrays:
@@ -198,7 +198,7 @@ def split(arrays: Arrays, part: int, max_bytes: int) -> Iterator[bytes]:
     """Yield the shards of one part: npz files with its rows, of at most `max_bytes` each.
 
     Raises:
-        UserError: there is no such part, or one strip is larger than a shard may be.
+        UserError: there is no such part, or one strip is larger than a shard.
     """
     rows = np.flatnonzero(arrays["part"] == part)
     if not len(rows):
@@ -215,7 +215,7 @@ def split(arrays: Arrays, part: int, max_bytes: int) -> Iterator[bytes]:
         # A row's label, part and split, and what npz adds, are far below 16 bytes an image.
         size = len(strip) + 16 * STRIP
         if size > spare:
-            raise UserError(f"a strip of {STRIP} images takes {size} bytes, more than --max-mib leaves; give more")
+            raise UserError(f"a strip of {STRIP} images takes {size} bytes, more than fits into --max-mib; raise it")
         if filled + size > spare:
             shards.append([])
             filled = 0
@@ -235,10 +235,10 @@ def split(arrays: Arrays, part: int, max_bytes: int) -> Iterator[bytes]:
 
 
 def join(paths: Sequence[Path]) -> Arrays:
-    """Return the arrays of all shards, in the order in which they were split.
+    """Return the joined arrays of all shards.
 
     Raises:
-        UserError: one is missing or damaged, or they are of different files.
+        UserError: a shard is missing or damaged, or the shards belong to different files.
     """
     names = ("shard", "webp", "ends", *ARRAYS[1:])
     shards = sorted((read_arrays(path, names) for path in paths), key=lambda shard: int(shard["shard"][0]))
@@ -264,22 +264,26 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Pack Tiny ImageNet and CIFAR-100 for pre-training.")
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("pack", help="write the data file")
-    command.add_argument("--root", type=Path, help="folder with both data sets; default as for cl-bench data")
+    command.add_argument("--root", type=Path, help="folder with both data sets (default: as for cl-bench data)")
     command.add_argument("--skip-bad", action="store_true", help="leave out images that cannot be read")
     command.add_argument("--out", type=Path, required=True, help="data file to write (.npz)")
     command = commands.add_parser("split", help="write one part of a data file in shards")
-    command.add_argument("file", type=Path)
-    command.add_argument("--part", type=int, default=PRETRAIN, help="default: %(default)s, for pre-training")
-    command.add_argument("--max-mib", type=float, default=55, help="largest size of a shard (default: %(default)s)")
+    command.add_argument("file", type=Path, help="data file (.npz)")
+    command.add_argument(
+        "--part", type=int, default=PRETRAIN, help="part to write (default: %(default)s, for pre-training)"
+    )
+    command.add_argument(
+        "--max-mib", type=float, default=55, help="largest size of a shard in MiB (default: %(default)s)"
+    )
     command.add_argument("--out", type=Path, required=True, help="folder to write to")
-    command = commands.add_parser("join", help="write the data file that shards were split from")
-    command.add_argument("shards", type=Path, nargs="+")
+    command = commands.add_parser("join", help="restore the data file from its shards")
+    command.add_argument("shards", type=Path, nargs="+", help="all files that split has written")
     command.add_argument("--out", type=Path, required=True, help="data file to write (.npz)")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do what the command line says; return the exit status."""
+    """Run the command; return the exit status."""
     arguments = parse_arguments(argv)
     try:
         if arguments.command == "split":

@@ -2,22 +2,21 @@
 
     python tools/pretrain_backbone.py tools/recipes/icons.toml --out DIR [--set optim.lr=1e-3 ...] [--resume]
 
-The recipe (TOML) names a data file, a timm model, and the training settings; nothing in this file is specific
-to one data set. The data file is an uncompressed `.npz`, optionally inside xz, with the arrays
+The recipe (TOML) names a data file, a timm model and the training settings; nothing in this file depends on the
+data set. The data file is an uncompressed `.npz`, optionally inside xz, with the arrays
 
 - `images`: uint8 [N, H, W] (one channel) or [N, H, W, C];
 - `label`: integer [N], the position of the image's class in the class list of its part;
-- `part`: uint8 [N], which disjoint set of classes the image belongs to;
-- `split`: uint8 [N], 0 train, 1 held out;
-- `classes` and `class_part`: the names of all classes and the part of each, parts being contiguous.
+- `part`: uint8 [N], the part (one of several disjoint sets of classes) that the image belongs to;
+- `split`: uint8 [N], 0 for training, 1 for held-out images;
+- `classes` and `class_part`: the names of all classes and the part of each; the classes of a part are contiguous.
 
-All images live on the device as uint8 and are augmented there, a batch at a time. During training only the
-held-out images of the training part are looked at. The probe part (the benchmark's own stream) is opened
-once, after the last epoch, to fill the model card; `--skip-probe` leaves even that out, and
-`--set data.probe_part=1` probes the tuning stream instead, which is what to use when comparing recipes.
-A finished run can be probed later with `--resume`, or with `--probe`, which needs only the weights and the card, and
-takes a data file with more parts than that of the training. `--fit SECONDS` trains for a while, says how fast that
-went and how many epochs fit into that time, and writes nothing.
+All images are on the device as uint8 and are augmented there in batches. During training, only the held-out images of
+the training part are evaluated. The probe part (the benchmark's own stream) is used once, after the last epoch, for the
+model card; `--skip-probe` omits that, and `--set data.probe_part=1` probes the tuning stream instead, which is the one
+to use when comparing recipes. A finished run can be probed later with `--resume`, or with `--probe`, which only needs
+the weights and the card, and accepts a data file with more parts than that of the training. `--fit SECONDS` trains
+briefly, prints the speed and the number of epochs that fit into that time, and writes nothing.
 
 Files written to the output folder:
 
@@ -58,7 +57,7 @@ from cl_bench.files import write_atomically
 EVAL_BATCH = 1024
 """Images per forward pass outside training."""
 FIT_SECONDS = 10.0
-"""Shortest time that --fit trains for, after a first epoch."""
+"""Shortest training time of --fit in seconds, after a first epoch."""
 ARRAYS = ("images", "label", "part", "split", "classes", "class_part")
 # Penalties tried by the probes, the linear ones from the strongest to the weakest.
 RIDGE_GRID = tuple(10.0**k for k in range(-3, 6))
@@ -72,7 +71,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class DataRecipe:
-    """Which images to train on, and how pixels become numbers."""
+    """The images to train on, and the normalisation of their pixels."""
 
     file: str
     """Path of the data file, relative to the working folder."""
@@ -97,7 +96,7 @@ class ModelRecipe:
     """A timm Vision Transformer."""
 
     arch: str = "vit_tiny_patch16_224"
-    """timm architecture, which the other fields modify."""
+    """timm architecture; the other fields modify it."""
     img_size: int = 32
     patch_size: int = 8
     in_chans: int = 1
@@ -123,9 +122,9 @@ class OptimRecipe:
     clip_grad: float = 1.0
     """Largest gradient norm; 0 for no clipping."""
     ema_decay: float = 0.999
-    """Decay per step of the averaged weights, which are the result; 0 for the last weights themselves."""
+    """Decay per step of the averaged weights, which are published; 0 publishes the last weights."""
     class_balance: float = 0.0
-    """Images are drawn with weight (class size) ** -class_balance; 0 is a plain pass over the data."""
+    """Images are drawn with weight (class size) ** -class_balance; 0 for plain passes over the data."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +138,7 @@ class AugmentRecipe:
     outline_prob: float = 0.0
     """Share of images replaced by their inner or outer outline."""
     affine_prob: float = 1.0
-    """Share of images that get the affine map and the elastic deformation."""
+    """Share of images to which the affine map and the elastic deformation are applied."""
     rotate: float = 0.0
     """Largest angle in degrees."""
     scale: tuple[float, float] = (1.0, 1.0)
@@ -149,8 +148,8 @@ class AugmentRecipe:
     shear: float = 0.0
     """Largest horizontal shift per unit of height."""
     crop: tuple[float, float] = (1.0, 1.0)
-    """Range of the share of an image's area that is cut out and resized to the whole, from anywhere inside the image;
-    `aspect` is that of the cut, and `scale` is applied after it."""
+    """Range of the share of an image's area that is cropped at a random place and resized to the whole; `aspect` is the
+    aspect ratio of the crop, and `scale` is applied after it."""
     translate: float = 0.0
     """Largest shift as a fraction of the side."""
     flip_prob: float = 0.0
@@ -158,7 +157,7 @@ class AugmentRecipe:
     elastic: float = 0.0
     """Largest displacement of the smooth random deformation, as a fraction of the side."""
     padding: str = "zeros"
-    """What lies outside an image: `zeros`, `border` or `reflection`."""
+    """Values outside an image: `zeros`, `border` or `reflection`."""
     blur_prob: float = 0.0
     contrast: tuple[float, float] = (1.0, 1.0)
     """Range of the factor on the pixel values."""
@@ -169,7 +168,7 @@ class AugmentRecipe:
     hue: float = 0.0
     """Largest rotation of the colours around the grey axis, in degrees; colour images only."""
     grey_prob: float = 0.0
-    """Share of images whose colours are taken away; colour images only."""
+    """Share of images that are turned grey; colour images only."""
     solarise_prob: float = 0.0
     """Share of images whose pixels above the middle are inverted."""
     invert_prob: float = 0.0
@@ -183,20 +182,20 @@ class AugmentRecipe:
     mixup_prob: float = 0.0
     mixup_alpha: float = 0.4
     cutmix_prob: float = 0.0
-    """Share of images; an image gets either mixup or cutmix, so the two shares add up to 1 at most."""
+    """Share of images; mixup and cutmix exclude each other, so the two shares add up to 1 at most."""
     cutmix_alpha: float = 1.0
 
 
 @dataclass(frozen=True)
 class RunRecipe:
-    """How training is carried out; only `amp` and `deterministic` can influence the result."""
+    """Execution of the training; only `amp` and `deterministic` can influence the result."""
 
     eval_every: int = 20
-    """Epochs between evaluations on the held-out images; 0 for one at the end only."""
+    """Epochs between evaluations on the held-out images; 0 for one evaluation at the end."""
     checkpoint_every: int = 50
-    """Epochs between checkpoints; 0 for none but at the end."""
+    """Epochs between checkpoints; 0 for one checkpoint at the end."""
     compile: str = "default"
-    """Mode of torch.compile, or `off`. Never used on the CPU unless asked for on the command line."""
+    """Mode of torch.compile, or `off`; on the CPU, only used with `--compile`."""
     amp: bool = True
     """bfloat16 autocast, on CUDA only."""
     deterministic: bool = True
@@ -299,7 +298,7 @@ class Images:
     pixels: Tensor
     """uint8 [N, C, H, W]."""
     labels: Tensor
-    """int64 [N], from 0 to the number of classes."""
+    """int64 [N], from 0 to the number of classes minus 1."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -313,7 +312,7 @@ class Part:
     train: Images
     heldout: Images
     sha256: str
-    """Digest of these images and classes, whatever else is in the data file."""
+    """Digest of these images and classes, independent of the rest of the data file."""
 
 
 class DataFile:
@@ -348,7 +347,7 @@ class DataFile:
 
 
 class Normaliser:
-    """The transform of evaluation: uint8 [B, C, H, W] to normalised float32 of the same shape."""
+    """The evaluation transform: uint8 [B, C, H, W] to normalised float32 of the same shape."""
 
     def __init__(self, data: DataRecipe, device: torch.device) -> None:
         self._mean = torch.tensor(data.mean, device=device).view(1, -1, 1, 1)
@@ -368,8 +367,8 @@ class Normaliser:
 class Augmenter:
     """Random augmentation of a batch on its device, with an independent draw for every image.
 
-    Every step is computed for the whole batch and then selected per image: at these sizes that costs less
-    than the host synchronisation needed to find out which images want it.
+    Every step is computed for the whole batch and then selected per image: at these sizes, that costs less than the
+    host synchronisation needed to find out which images it applies to.
     """
 
     def __init__(self, recipe: AugmentRecipe, device: torch.device, generator: torch.Generator) -> None:
@@ -425,7 +424,7 @@ class Augmenter:
     def _warp(self, x: Tensor) -> Tensor:
         """Apply a random affine map and a smooth random displacement.
 
-        The matrices map output to input coordinates, both in -1..1, as grid_sample wants it.
+        The matrices map output to input coordinates, both in -1..1, as grid_sample expects.
         """
         r, count = self._recipe, len(x)
 
@@ -497,7 +496,7 @@ class Augmenter:
         return self._per_image(x, *r.erase_area) * (self._per_image(x) < r.erase_prob)
 
     def _rectangle(self, x: Tensor, area: Tensor) -> Tensor:
-        """Return a mask [B, 1, H, W] of a random rectangle of the given share [B, 1, 1, 1] of each image.
+        """Return a mask [B, 1, H, W] of a random rectangle that covers the given share [B, 1, 1, 1] of each image.
 
         Rectangles lie inside the image, except where a side would be longer than the image.
         """
@@ -528,7 +527,7 @@ class Augmenter:
 def mixing_shares(recipe: AugmentRecipe, count: int, rng: np.random.Generator) -> np.ndarray:
     """Draw the shares of mixup and cutmix for `count` images, float32 [count, 2]; see Augmenter.mix."""
     choice = rng.random(count)
-    # The other image never has the larger share: images and partners are exchangeable, so nothing is lost.
+    # The other image never has the larger share; the two images are exchangeable, so this loses nothing.
     mixup = rng.beta(recipe.mixup_alpha, recipe.mixup_alpha, count)
     mixup = np.minimum(mixup, 1 - mixup) * (choice < recipe.mixup_prob)
     cutmix = rng.beta(recipe.cutmix_alpha, recipe.cutmix_alpha, count)
@@ -686,8 +685,8 @@ class Trainer:
 
     @torch.no_grad()
     def _update_average(self, step: int) -> None:
-        # A short memory at first, so that the initial weights do not linger in the average. With ema_decay 0
-        # the "average" is simply the model.
+        # A short memory at first, so that the initial weights do not remain in the average. With ema_decay 0, the
+        # average is the model itself.
         decay = min(self.recipe.optim.ema_decay, (1 + step) / (10 + step))
         averaged: list[Tensor] = list(self.average.parameters())
         current: list[Tensor] = list(self.model.parameters())
@@ -699,11 +698,11 @@ class Trainer:
         return accuracy(forward(self.average, heldout.pixels, self.normalise).argmax(1), heldout.labels)
 
     def _identity(self) -> dict[str, Any]:
-        """Return what a checkpoint must agree with: the settings that reach the weights, and the data."""
+        """Return what a checkpoint must agree with: the settings that influence the weights, and the data."""
         recipe = as_json(self.recipe)
-        kept = {key: recipe[key] for key in ("seed", "model", "optim", "augment")}
-        kept |= {f"data.{key}": recipe["data"][key] for key in ("train_part", "mean", "std")}
-        return {**kept, "training images": self.part.sha256}
+        settings = {key: recipe[key] for key in ("seed", "model", "optim", "augment")}
+        settings |= {f"data.{key}": recipe["data"][key] for key in ("train_part", "mean", "std")}
+        return {**settings, "training images": self.part.sha256}
 
     def save(self, folder: Path) -> None:
         """Write the checkpoint; an interrupted write leaves the previous one intact."""
@@ -719,7 +718,7 @@ class Trainer:
             "history": self.history,
         }
         write_atomically(folder / "checkpoint.json", (json.dumps(meta, indent=1) + "\n").encode())
-        # Last, and with the epoch inside: this file decides what is resumed.
+        # Written last and with the epoch inside, because this file decides what is resumed.
         content = safetensors.torch.save(tensors, {"epoch": str(self.epoch)})
         write_atomically(folder / "checkpoint.safetensors", content)
 
@@ -755,7 +754,7 @@ class Trainer:
 
 
 def as_json(recipe: Recipe) -> dict[str, Any]:
-    """Return the recipe as JSON would give it back; of the data file only its name is kept."""
+    """Return the recipe as plain JSON values, with only the name of the data file."""
     table: dict[str, Any] = json.loads(json.dumps(asdict(recipe)))
     table["data"]["file"] = Path(recipe.data.file).name
     return table
@@ -786,11 +785,11 @@ def train(trainer: Trainer, folder: Path, stop_after: int | None) -> bool:
 
 
 def fit_lines(trainer: Trainer, budget: float, start: float) -> Iterator[str]:
-    """Train on for a while; yield its speed, and as the last line how many epochs fit, as an override of a recipe.
+    """Train briefly; yield lines with the speed and, last, the number of epochs that fit, as an override of a recipe.
 
     Args:
-        budget: seconds, reading the data and compiling included.
-        start: when the tool began to read the data, as `time.perf_counter` had it.
+        budget: available seconds, including reading the data and compiling.
+        start: value of `time.perf_counter` when the tool began to read the data.
     """
     recipe = trainer.recipe
 
@@ -809,7 +808,7 @@ def fit_lines(trainer: Trainer, budget: float, start: float) -> Iterator[str]:
         epochs.append(timed(trainer.run_epoch))
     evaluation = timed(trainer.heldout_accuracy)
     each = sum(epochs) / len(epochs) + (evaluation / recipe.run.eval_every if recipe.run.eval_every else 0.0)
-    # At the end come the cards, for which all images are evaluated once more.
+    # At the end, all images are evaluated once more for the cards.
     ending = evaluation * (2 + len(trainer.part.train) / len(trainer.part.heldout))
     count = max(1, int((budget - startup - ending) / each))
     speed = trainer.steps * recipe.optim.batch_size * len(epochs) / sum(epochs)
@@ -863,7 +862,7 @@ def predict_linear(weights: Tensor, x: Tensor) -> Tensor:
 
 
 def validation_mask(labels: Tensor, seed: int, share: float = 0.2) -> Tensor:
-    """Choose a share of the images of every class, but never all of them; bool [N]."""
+    """Choose a share of the images of every class, but never all images of a class; bool [N]."""
     rng, mask = np.random.default_rng(seed), np.zeros(len(labels), bool)
     host = labels.cpu().numpy()
     for label in np.unique(host):
@@ -903,7 +902,7 @@ def probe_features(x: Tensor, y: Tensor, x_test: Tensor, y_test: Tensor, classes
 
 
 def probe(state: Mapping[str, Tensor], recipe: Recipe, part: Part, device: torch.device) -> dict[str, Any]:
-    """Probe the published weights on a part, beside the random initialisation training started from."""
+    """Probe the published weights on a part, and for comparison the random initialisation of the training."""
     normalise = Normaliser(recipe.data, device)
     report: dict[str, Any] = {}
     for kind in ("trained", "random_init"):
@@ -976,7 +975,7 @@ def write_outputs(trainer: Trainer, data: DataFile, folder: Path, skip_probe: bo
 
 
 def probe_report(state: Mapping[str, Tensor], recipe: Recipe, data: DataFile, device: torch.device) -> dict[str, Any]:
-    """Open the probe part of the data file and return what the card says about it."""
+    """Probe the weights on the probe part of the data file; return the results for the card."""
     probed = data.part(recipe.data.probe_part, device)
     return {
         "part": recipe.data.probe_part,
@@ -991,10 +990,10 @@ def probe_report(state: Mapping[str, Tensor], recipe: Recipe, data: DataFile, de
 
 
 def probe_outputs(recipe: Recipe, data: DataFile, folder: Path, device: torch.device) -> dict[str, Any]:
-    """Probe the weights that lie in the output folder and write the cards anew; return the machine-readable card.
+    """Probe the weights in the output folder and rewrite the cards; return the machine-readable card.
 
     Raises:
-        ValueError: the card is of another recipe, or the weights are not those of the card.
+        ValueError: the card belongs to another recipe, or the weights are not those of the card.
     """
     card = json.loads((folder / f"{recipe.name}.json").read_text(encoding="utf-8"))
     current = as_json(recipe)
@@ -1130,24 +1129,26 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help="override recipe fields"
     )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
     parser.add_argument("--seed", type=int, help="override the seed of the recipe")
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="default: on CUDA only")
+    parser.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, help="compile the model (default: on CUDA only)"
+    )
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoint, if there is one")
-    parser.add_argument("--stop-after", type=int, metavar="EPOCH", help="stop early, leaving a checkpoint")
-    parser.add_argument("--skip-probe", action="store_true", help="do not touch the probe part")
+    parser.add_argument("--stop-after", type=int, metavar="EPOCH", help="stop after this epoch and leave a checkpoint")
+    parser.add_argument("--skip-probe", action="store_true", help="do not use the probe part")
     parser.add_argument("--probe", action="store_true", help="only probe the finished weights in the output folder")
     parser.add_argument(
         "--fit",
         type=float,
         metavar="SECONDS",
-        help="only measure how many epochs fit into this time; the last line printed is for --set",
+        help="only measure how many epochs fit into this time; the last line printed can be passed to --set",
     )
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train as the command line says; return the exit status."""
+    """Run the command; return the exit status."""
     arguments = parse_arguments(argv)
     recipe = load_recipe(arguments.recipe, arguments.set, arguments.seed)
     device = torch.device(arguments.device)

@@ -1,15 +1,17 @@
-"""Put tables and comparisons of `results/`, and the list of options, between the markers of README.md and docs/.
+"""Update the generated tables in README.md and docs/: results, comparisons, parity, options.
 
     python -m tools.update_tables
 
-A marker names a suite and a number of tasks: `<!-- table: SUITE, N tasks -->` to `<!-- /table -->` holds the suite's
-rows on that stream, `<!-- compare: SUITE, N tasks, against ROW -->` to `<!-- /compare -->` the differences of all rows
-from one of them, paired over seeds, with a margin of one point. `<!-- table: SUITE, N tasks, rows A;B;C -->` selects
-rows; a note under the table then says how many the suite has. Rows of the suite that were not run yet are named under
-its whole table.
+Pairs of HTML comments mark the generated blocks:
 
-`<!-- parity -->` to `<!-- /parity -->` holds the report of `tools.parity.report`, `<!-- options -->` to
-`<!-- /options -->` the fields of a suite and the options of `cl-bench run`.
+- `<!-- table: SUITE, N tasks -->` to `<!-- /table -->`: the rows of a suite on its stream of N tasks; rows without
+  a run are named under the table;
+- `<!-- table: SUITE, N tasks, rows A;B;C -->` to `<!-- /table -->`: only these rows; a note below says how many there
+  are in all;
+- `<!-- compare: SUITE, N tasks, against ROW -->` to `<!-- /compare -->`: the differences between all rows and ROW,
+  paired over seeds, with a margin of one point;
+- `<!-- parity -->` to `<!-- /parity -->`: the report of `tools.parity.report`;
+- `<!-- options -->` to `<!-- /options -->`: the fields of a suite and the options of `cl-bench run`.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ _BLOCK = re.compile(
 
 
 def load(reference: Path) -> list[Section]:
-    """The stored runs by protocol.
+    """The stored runs, grouped by protocol.
 
     Raises:
         ValueError: a stored result is damaged.
@@ -57,12 +59,12 @@ def load(reference: Path) -> list[Section]:
 
 
 def section(protocols: list[Section], suite: str, tasks: int) -> tuple[Section, list[str]]:
-    """The whole stream of a suite in so many tasks, with the suite's rows; and those of which no run is stored.
+    """The section of a suite's stream of `tasks` tasks, reduced to the suite's rows, and the rows without stored runs.
 
     Raises:
         ValueError: the suite has no such stream, or no run of it is stored.
     """
-    cells = [cell for asked in suites.find(suite).runs for cell in asked.cells() if cell.tasks == (tasks,)]
+    cells = [cell for options in suites.find(suite).runs for cell in options.cells() if cell.tasks == (tasks,)]
     if len({(cell.benchmark, cell.backbone) for cell in cells}) != 1:
         raise ValueError(f"suite '{suite}' has no stream in {tasks} tasks, or several")
     named = [str(spec) for cell in cells for spec in cell.methods]
@@ -82,7 +84,7 @@ def section(protocols: list[Section], suite: str, tasks: int) -> tuple[Section, 
 
 
 def selected(whole: Section, labels: Sequence[str]) -> Section:
-    """A section with some of its rows.
+    """A section reduced to some of its rows.
 
     Raises:
         ValueError: the section has no such row.
@@ -104,7 +106,7 @@ def _table(whole: Section, missing: Sequence[str], rows: str | None) -> text_tab
 
 
 def options_table() -> str:
-    """The fields of a suite and the options that say where and how, as pipe tables."""
+    """The fields of a suite, and the options of `run` on execution, as Markdown tables."""
     parts = []
     for cls, title in (
         (RunOptions, "field of a suite, `--option` of `run`"),
@@ -121,7 +123,7 @@ def options_table() -> str:
 
 
 def filled(text: str, protocols: list[Section]) -> str:
-    """A text with the blocks between its markers made anew."""
+    """A text with the blocks between its markers generated again."""
 
     def block(match: re.Match[str]) -> str:
         found, missing = section(protocols, match["suite"], int(match["tasks"]))

@@ -1,4 +1,4 @@
-"""Checkpoint files: safetensors, torch state dicts and Google's npz, as weights of a timm network."""
+"""Checkpoint files (safetensors, torch state dicts, Google's npz) converted to weights of a timm network."""
 
 from __future__ import annotations
 
@@ -29,11 +29,12 @@ _GOOGLE = re.compile(r"(?:opt/target/|params/|params/img/)?(?:cls|embedding/|pos
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights of a network, by timm's names, in fp32.
+    """Weights of a network.
 
     Attributes:
-        size: side of the input, in pixels, that their position embedding is for; None: that of the architecture.
-        note: what was chosen, left out and will be resampled; empty where the file holds just these weights.
+        state: fp32 tensors by timm's names.
+        size: side of the input, in pixels, that the position embedding fits; None: that of the architecture.
+        note: what was chosen, left out and will be resampled; empty if the file holds just these weights.
     """
 
     state: dict[str, Tensor]
@@ -42,11 +43,11 @@ class Weights:
 
 
 def from_file(backbone: Backbone, path: Path) -> Weights:
-    """Weights from a file of the user's.
+    """The weights of a backbone from the user's file.
 
     Raises:
-        UserError: a file that cannot be read, holds several networks or none that fits, or weights that are not finite
-            floating-point numbers.
+        UserError: the file cannot be read, holds several networks or none that fits, or holds weights that are not
+            finite floating-point numbers.
     """
     if path.suffix == ".npz":
         if backbone.network:
@@ -61,7 +62,7 @@ def from_file(backbone: Backbone, path: Path) -> Weights:
     vit = build_on_meta(backbone)
     expected = vit.state_dict()
     _check_kind(backbone, path, tensors, expected, in_file)
-    # DINOv2 with registers keeps a position for its class token, which goes into the token when it is converted.
+    # DINOv2 with registers has a position embedding for its class token; the conversion adds it to the token.
     extra = int("register_tokens" in tensors)
     kernel, positions = (
         (in_file.get(name, name), _shape(tensors.get(name))) for name in ("patch_embed.proj.weight", "pos_embed")
@@ -86,7 +87,7 @@ def _check_kind(
     expected: Mapping[str, Tensor],
     in_file: Mapping[str, str],
 ) -> None:
-    """Refuse networks that look like a VisionTransformer and compute something else, by what tells them apart."""
+    """Refuse networks that resemble a VisionTransformer but compute something else, recognised by their tensors."""
     relative = next((name for name in tensors if "relative_position" in name or "rel_pos" in name), None)
     if relative is not None:
         raise UserError(
@@ -109,7 +110,7 @@ def _check_kind(
 
 
 def _check_numbers(path: Path, key: str, tensor: Tensor) -> None:
-    """Refuse all but finite floating-point numbers that lie in memory one beside the other."""
+    """Refuse everything but dense tensors of finite floating-point numbers."""
     dtype = str(tensor.dtype).removeprefix("torch.")
     if tensor.is_quantized:
         what = f"is quantised ({dtype})"
@@ -133,8 +134,8 @@ def _check_finite(path: Path, key: str, tensor: Tensor) -> None:
 
 def _refuse_numbers(path: Path, key: str, what: str) -> NoReturn:
     raise UserError(
-        f"--checkpoint '{path}' cannot be used: '{printable(key)}' {what}; weights are finite numbers of type float32, "
-        "float64, float16 or bfloat16, so look for another copy of the file, or convert it where it comes from"
+        f"--checkpoint '{path}' cannot be used: '{printable(key)}' {what}; weights must be finite numbers of type "
+        "float32, float64, float16 or bfloat16; get another copy of the file, or convert it with the code that wrote it"
     )
 
 
@@ -146,18 +147,19 @@ def _of_grid(
     positions: tuple[str, tuple[int, ...]],
     extra: int = 0,
 ) -> tuple[VisionTransformer, int | None]:
-    """The network for inputs of the size that a file's position embedding is for, as timm would resample it unasked.
+    """The network for the input size that a file's position embedding fits, which timm would resample silently.
 
     Args:
-        vit: the network as the architecture has it.
-        kernel, positions: name and shape in the file; an empty shape: it is not there.
-        extra: positions of the file for tokens that have none in the network.
+        vit: the network with the architecture's input size.
+        kernel, positions: name and shape of the patch kernel and the position embedding in the file; an empty shape if
+            the tensor is missing.
+        extra: number of positions in the file for tokens that have no position in the network.
 
     Returns:
-        The network and that size; `vit` and None if it is the architecture's.
+        The network and its input size in pixels; `vit` and None if the size is the architecture's.
 
     Raises:
-        UserError: patches of another size; positions that are no square grid.
+        UserError: the patches have another size, or the positions are not a square grid.
     """
     if len(kernel[1]) == 4:
         _compare(backbone, path, *kernel, tuple(vit.patch_embed.proj.weight.shape))
@@ -176,7 +178,7 @@ def _of_grid(
 
 
 def _with_grid(note: str, backbone: Backbone, vit: VisionTransformer, size: int | None) -> str:
-    """The note, with what will happen to a position grid that is neither the architecture's nor the one asked for."""
+    """`note`, extended if the position grid will be resampled: if `size` is not the input size of the backbone."""
     if size is None or size == backbone.size:
         return note
     patch = vit.patch_embed.patch_size[0]
@@ -206,7 +208,7 @@ def _check_names(
 
 
 def _note(network: Network, unused: list[str], used: int) -> str:
-    """What was taken and left out; nothing to say of a plain state dict with a classifier."""
+    """Note on what was taken and left out; empty for a plain state dict, with or without a classifier."""
     said = []
     if not {*network.path} <= _PLAIN:
         said.append(f"{used} tensors of '{printable('.'.join(network.path))}'")
@@ -221,16 +223,16 @@ def _note(network: Network, unused: list[str], used: int) -> str:
 
 
 def _google(backbone: Backbone, path: Path) -> Weights:
-    """An npz file of Google's JAX code, as timm reads it; what timm would pass over in silence is refused."""
+    """Weights from an npz file of Google's JAX code, read by timm; faults that timm silently ignores are refused."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            # The text tower of an image-text model and the optimiser's state are no concern of ours.
+            # Not the text tower of an image-text model, nor the optimiser's state.
             found = {key: arrays[key] for key in arrays.files if _GOOGLE.match(key)}
     except Exception as error:
         raise unreadable(path, reason(error)) from error
     shapes: dict[str, tuple[str, tuple[int, ...]]] = {"embedding/kernel": ("", ()), "pos_embedding": ("", ())}
     for key, array in found.items():
-        # Height, width, channels and features of a kernel; of positions the order is torch's.
+        # A kernel has height, width, channels, features; positions are in torch's order.
         shape = array.transpose(3, 2, 0, 1).shape if array.ndim == 4 else array.shape
         shapes |= {end: (key, shape) for end in shapes if key.endswith(end)}
     vit, size = _of_grid(backbone, path, build_on_meta(backbone), shapes["embedding/kernel"], shapes["pos_embedding"])

@@ -1,4 +1,4 @@
-"""The networks in a checkpoint file: found by the names of their patch embeddings, one of them chosen."""
+"""Networks in a checkpoint file, found by the names of their patch embeddings, and the choice of one."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from cl_bench.backbones.layouts import LAYOUTS, TIMM, Layout
 from cl_bench.errors import UserError, printable, reason
 
 SEPARATOR = "::"
-"""Between a file and the network in it, where it holds several."""
+"""Separates a file and the name of a network in it: `FILE::NAME`."""
 
 TOP = "."
-"""Names a network whose weights lie in no dictionary and behind no prefix."""
+"""Name of a network whose weights are at the top level, without a prefix."""
 
 _DEEPEST = 4
 _WRAPPERS = ("module", "_orig_mod", "state_dict", "model_state_dict")
@@ -32,11 +32,11 @@ class Network:
     """A network in a checkpoint.
 
     Attributes:
-        keys: of the dictionaries that lead to it.
-        root: what precedes its names: "module.backbone.".
-        layout: of the names that follow.
-        weights: by their names after the root.
-        others: names of what lies beside it in its dictionary.
+        keys: keys of the nested dictionaries that lead to the network.
+        root: prefix of the names of its weights, such as "module.backbone.".
+        layout: layout of the names after the prefix.
+        weights: weights by their names after the prefix.
+        others: names of the other entries of its dictionary.
     """
 
     keys: tuple[str, ...]
@@ -47,21 +47,21 @@ class Network:
 
     @property
     def path(self) -> tuple[str, ...]:
-        """All that leads to it, one name each."""
+        """Keys and parts of the prefix, one name each."""
         return (*self.keys, *filter(None, self.root.split(".")))
 
 
 def split_choice(given: Path) -> tuple[Path, str]:
-    """`FILE::NAME` as file and name; a file that has `::` in its own name is that file."""
+    """Split `FILE::NAME` into file and name; an existing file with `::` in its own name is taken as it is."""
     file, separator, name = str(given).rpartition(SEPARATOR)
     return (given, "") if not separator or _is_file(given) else (Path(file), name)
 
 
 def check_file(path: Path) -> None:
-    """Refuse what is no file.
+    """Raise an error if there is no file at `path`.
 
     Raises:
-        UserError: it is not.
+        UserError: the path does not exist, or is not a file.
     """
     if not _is_file(path):
         raise UserError(f"--checkpoint '{path}' is no file; expected safetensors, a torch state dict or Google's .npz")
@@ -71,16 +71,16 @@ def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
     except OSError:
-        # A name that is too long, a folder that may not be entered.
+        # The name is too long, or a folder may not be entered.
         return False
 
 
 def read(path: Path, choice: str) -> Network:
-    """The one network in a safetensors or torch file, or the one that is chosen.
+    """The chosen network in a safetensors or torch file, or the only one if `choice` is empty.
 
     Raises:
-        UserError: a file that cannot be read, or only by running code in it; several networks and no choice among them;
-            a choice that is not there.
+        UserError: the file cannot be read, or only by running code in it; it has several networks and none is chosen,
+            or the chosen one is not in it.
     """
     checkpoint = _load(path)
     networks = list(_networks(checkpoint))
@@ -105,15 +105,15 @@ def read(path: Path, choice: str) -> Network:
 
 
 def _load(path: Path) -> Any:
-    """What the file holds; nothing in it is run."""
+    """The content of the file, read without running any code in it."""
     try:
         with path.open("rb") as file:
-            # A safetensors file is the length of its header in eight bytes, and that header in JSON.
+            # A safetensors file begins with the length of its header in eight bytes, and the header in JSON.
             is_safetensors = file.read(9)[8:] == b"{"
         if is_safetensors or path.suffix == ".safetensors":
             return load_file(path)
-        # Training scripts keep their arguments beside the weights, in this class without code. Kinds of tensors that
-        # torch warns of are refused by name later.
+        # Training scripts store their arguments with the weights, in this class, which has no code. Kinds of tensors
+        # that torch warns about are refused by name later.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -122,12 +122,12 @@ def _load(path: Path) -> Any:
 
 
 def _unloaded(error: Exception) -> str:
-    """Why a file was not loaded; torch's own explanation fills pages."""
-    alone = "where you trust it, load it in Python and save its state dict alone"
+    """Why a file was not loaded, in one sentence instead of torch's explanation of several pages."""
+    alone = "if you trust it, load it in Python and save only its state dict"
     if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
-        return f"besides tensors it holds an object of '{refused[1]}', and no code that a file asks for is run; {alone}"
+        return f"besides tensors it holds an object of '{refused[1]}', and code from a file is never run; {alone}"
     if "TorchScript" in str(error):
-        return f"it is a TorchScript program, and no program is run; {alone}"
+        return f"it is a TorchScript program, which is not run; {alone}"
     if isinstance(error, pickle.UnpicklingError | EOFError):
         return "torch did not write it, or it was cut off"
     return reason(error)
@@ -139,7 +139,7 @@ def _networks(node: Any, keys: tuple[str, ...] = ()) -> Iterator[Network]:
     named = {key: value for key, value in node.items() if isinstance(key, str)}
     roots = {root: layout for layout in LAYOUTS for root in layout.roots(named)}
     for root, layout in roots.items():
-        # A network may lie inside another one: a momentum encoder among the weights that it follows.
+        # A network may be inside another one, such as a momentum encoder among the weights that it averages.
         inner = tuple(other for other in roots if other != root and other.startswith(root))
         own = {key for key in named if key.startswith(root) and not key.startswith(inner)}
         weights = {key.removeprefix(root): value for key, value in named.items() if key in own}
@@ -149,7 +149,7 @@ def _networks(node: Any, keys: tuple[str, ...] = ()) -> Iterator[Network]:
 
 
 def _unknown_network(path: Path, checkpoint: Any) -> Network:
-    """Weights among which no patch embedding is: what is wrong with them is said where they are compared."""
+    """A network for weights without a patch embedding; comparing its names with timm's yields the error message."""
     tensors = checkpoint
     while isinstance(tensors, Mapping):
         inner = next((key for key in ("state_dict", "model", "encoder") if key in tensors), None)
@@ -160,7 +160,7 @@ def _unknown_network(path: Path, checkpoint: Any) -> Network:
 
 
 def _names(networks: Sequence[Network]) -> list[str]:
-    """The shortest name of each network: the first part of its path that no other's has, else the whole path."""
+    """A short name of each network: the first part of its path that no other network has, else the whole path."""
     found = []
     for network in networks:
         others = {part for other in networks if other is not network for part in other.path}

@@ -1,4 +1,4 @@
-"""The backbones that come with the package."""
+"""The backbones embedded in the package."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ EMBEDDED = {
         replace(
             _PHOTOGRAPHS,
             name=f"{_PHOTOGRAPHS.name}.s1",
-            description="the same pre-training from another seed; embedded",
+            description="ViT-Ti/4 at 32 px, pre-trained as tinyimagenet156 but with another seed; embedded",
             asset=f"{_PHOTOGRAPHS.name}.s1.safetensors",
             weights="2a3d5e4a967561a6c914f3f1d8f28feb6839b556b604ecd4b0d7e83be8f3d7ff",
             tuned_as=_PHOTOGRAPHS.name,
@@ -54,12 +54,12 @@ EMBEDDED = {
 
 
 def names() -> list[str]:
-    """Names of the embedded backbones; all others are timm's."""
+    """Names of the embedded backbones, in alphabetical order."""
     return sorted(EMBEDDED)
 
 
 def card(name: str) -> dict[str, Any] | None:
-    """The model card of an embedded backbone, as `tools/pretrain_backbone.py` writes it; None: of another one."""
+    """The model card of an embedded backbone, as written by `tools/pretrain_backbone.py`; None for other backbones."""
     if name not in EMBEDDED:
         return None
     found: dict[str, Any] = json.loads((files("cl_bench") / "assets" / f"{name}.json").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Weights on the Hugging Face hub: found in its cache or fetched by its library, with one line for what happens."""
+"""Weights on the Hugging Face hub: found in its cache, or fetched by its library with one line of output."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from pathlib import Path
 from cl_bench.errors import reason, root_cause
 
 FILES = ("model.safetensors", "pytorch_model.bin")
-"""Where weights lie in a repository of timm's, the preferred one first."""
+"""Weight files in timm's repositories, the preferred one first."""
 
 _BUSY = (408, 425, 429, 500, 502, 503, 504)
 _ATTEMPTS = 3
 
 
 class NotFetched(Exception):
-    """Weights that cannot be had from the hub, and why."""
+    """Raised if weights cannot be fetched from the hub; the message says why."""
 
 
 def cached(repository: str) -> Path | None:
-    """The weights of a repository in the hub's cache; None: they are not there."""
+    """The weights of a repository in the hub's cache; None if they are not cached."""
     from huggingface_hub import try_to_load_from_cache
 
     found = (try_to_load_from_cache(repository, file) for file in FILES)
@@ -31,16 +31,16 @@ def cached(repository: str) -> Path | None:
 
 
 def fetch(repository: str, name: str) -> Path:
-    """The weights of a repository, fetched into the hub's cache, with a line on stderr.
+    """Fetch the weights of a repository into the hub's cache, with a line on stderr.
 
-    What the hub's library says of its retries is held back. A connection that breaks is taken up where it broke; of a
-    process that was ended, the next one begins anew.
+    The hub library's output about retries is suppressed. A broken connection is resumed; after a process was ended, the
+    next one starts over.
 
     Args:
-        name: of the weights, for that line.
+        name: name of the weights, for the line on stderr.
 
     Raises:
-        NotFetched: nobody answers, or not with the weights.
+        NotFetched: no server answers, or it does not send the weights.
     """
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError, RemoteEntryNotFoundError
@@ -51,7 +51,7 @@ def fetch(repository: str, name: str) -> Path:
         for file in FILES:
             url, size = hf_hub_url(repository, file), None
             try:
-                # The library would ask a server that is not there six times; one answer is enough to begin.
+                # The library would ask a server that does not answer six times; this asks once.
                 size = get_hf_file_metadata(url).size
             except RemoteEntryNotFoundError:
                 continue
@@ -61,7 +61,7 @@ def fetch(repository: str, name: str) -> Path:
             except Exception as error:
                 raise NotFetched(reason(root_cause(error))) from error
             amount = f" ({size / 1e6:,.1f} MB)" if size else ""
-            print(f"getting the weights of '{name}'{amount} from {url}", file=sys.stderr)
+            print(f"downloading the weights of '{name}'{amount} from {url}", file=sys.stderr)
             return _download(repository, file)
     raise NotFetched(f"HTTP 404: neither {' nor '.join(FILES)} is there")
 
@@ -74,11 +74,11 @@ def _download(repository: str, file: str) -> Path:
             path = Path(hf_hub_download(repository, file))
             break
         except Exception as error:
-            # The library takes up what ends too early or stalls, but not what is reset. Its client is httpx or httpx2,
-            # by its version.
+            # The library resumes a transfer that ends early or stalls, but not one that is reset. Its client is httpx
+            # or httpx2, depending on its version.
             if type(error).__name__ != "ReadError" or attempt == _ATTEMPTS - 1:
                 raise NotFetched(_why(error, repository)) from error
-    # The library compares lengths only; large files are named by their SHA-256.
+    # The library only compares lengths; the cache names large files by their SHA-256.
     blob = path.resolve()
     if re.fullmatch("[0-9a-f]{64}", blob.name):
         with blob.open("rb") as content:
@@ -86,19 +86,19 @@ def _download(repository: str, file: str) -> Path:
         if found != blob.name:
             path.unlink()
             blob.unlink(missing_ok=True)
-            raise NotFetched(f"what came has SHA-256 {found[:16]}..., expected {blob.name[:16]}...")
+            raise NotFetched(f"the download has SHA-256 {found[:16]}..., expected {blob.name[:16]}...")
     return path
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the library's bars and its log of retries."""
+    """Suppress the library's progress bars and its log of retries."""
     from huggingface_hub import constants
     from huggingface_hub.utils import logging
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     verbosity = logging.get_verbosity()
-    # The user's environment may ask for bars, which nothing can switch off then.
+    # Bars that the user's environment demands cannot be switched off.
     bars = constants.HF_HUB_DISABLE_PROGRESS_BARS is None and not are_progress_bars_disabled()
     logging.set_verbosity_error()
     if bars:

@@ -1,4 +1,4 @@
-"""Names of weights in other codes, as timm's VisionTransformer calls them."""
+"""Translation of weight names from other codes to those of timm's VisionTransformer."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _Rules = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class Layout:
-    """How a code names the weights of its ViT.
+    """The names that a code gives to the weights of its ViT.
 
     Attributes:
-        name: the code.
-        patches: the weight of the patch embedding; what precedes this name in a file precedes all names of the network.
-        also: another name that is always there, where `patches` alone is that of other networks, too.
-        rules: regular expressions for whole names, and timm's names for what they match; other names stay.
+        name: name of the code.
+        patches: name of the patch embedding's weight; its prefix in a file is the prefix of the whole network.
+        also: name of another weight that must exist, if other networks have a weight named `patches`, too.
+        rules: regular expressions for whole names, and timm's names for the matches; other names stay as they are.
     """
 
     name: str
@@ -30,13 +30,13 @@ class Layout:
     rules: _Rules = ()
 
     def roots(self, tensors: Mapping[Any, Any]) -> list[str]:
-        """What precedes the names of each such network among these tensors."""
+        """The name prefix of each network with this layout among the tensors."""
         ends = [key for key in tensors if isinstance(key, str) and f".{key}".endswith(f".{self.patches}")]
         roots = [key.removesuffix(self.patches) for key in ends if isinstance(tensors[key], Tensor)]
         return [root for root in roots if self.also is None or f"{root}{self.also}" in tensors]
 
     def rename(self, key: str) -> str:
-        """timm's name; the parts q, k and v of an attention that are kept apart become `attn.q`, `attn.k`, `attn.v`."""
+        """timm's name of a weight; separate query, key and value weights become `attn.q`, `attn.k`, `attn.v`."""
         for pattern, new in self.rules:
             if match := re.fullmatch(pattern, key):
                 return match.expand(new)
@@ -44,7 +44,7 @@ class Layout:
 
 
 def _attention(theirs: str) -> _Rules:
-    """Separate queries, keys and values, the names of which differ after the first letter or not at all."""
+    """Rules for separate queries, keys and values, which are named by a letter or a whole word."""
     return tuple((theirs.format(part=f"{part[0]}(?:{part[1:]})?"), rf"blocks.\1.attn.{part[0]}.\2") for part in _PARTS)
 
 
@@ -53,7 +53,7 @@ _PARTS = ("query", "key", "value")
 TIMM = Layout(
     "timm",
     "patch_embed.proj.weight",
-    # DINOv2 is trained in chunks of blocks: blocks.CHUNK.NUMBER, each number once.
+    # DINOv2 is trained in chunks of blocks: blocks.CHUNK.NUMBER, where each number occurs once.
     rules=(
         (r"blocks\.(?:\d+\.)?(\d+)\.gamma_([12])", r"blocks.\1.ls\2.gamma"),
         (r"blocks\.(?:\d+\.)?(\d+)\.mlp\.w12\.(.+)", r"blocks.\1.mlp.fc1.\2"),
@@ -124,7 +124,7 @@ LAYOUTS = (
             (r"embeddings\.class_embedding", "cls_token"),
             (r"embeddings\.position_embedding\.weight", "pos_embed"),
             (r"embeddings\.position_ids", "position_ids"),
-            # As they spell it.
+            # Spelt like this in their code.
             (r"pre_layrnorm\.(.+)", r"norm_pre.\1"),
             (r"post_layernorm\.(.+)", r"norm.\1"),
             *_attention(r"encoder\.layers\.(\d+)\.self_attn\.{part}_proj\.(.+)"),
@@ -134,19 +134,19 @@ LAYOUTS = (
         ),
     ),
 )
-"""The layouts that are told apart by the name of the patch embedding."""
+"""All layouts, recognised by the name of the patch embedding."""
 
 NO_FEATURES = re.compile(
     r"(head|head_dist|heads|fc|classifier|pre_logits|pooler|proj|projection|dino_head|ibot_head|contrastive_head"
     r"|predictor|mask_token|masked_embed|position_ids|decoder_\w+)(\..+)?"
 )
-"""timm's names, and others', for weights of a network that have no part in its features."""
+"""Names, in timm and other codes, of weights that do not contribute to a network's features."""
 
 
 def converted(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights with timm's names and shapes, from timm's names with separate q, k, v and flat tokens.
+    """Weights in timm's shapes: separate q, k and v are joined, and tokens and positions get a batch dimension.
 
-    Source: `_convert_dinov2` of timm 1.0.31 for register tokens, which have no place in the position embedding.
+    Source: `_convert_dinov2` of timm 1.0.31 for register tokens, which have no position embedding.
     """
     state = dict(tensors)
     for key in tensors:

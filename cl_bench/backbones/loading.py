@@ -1,4 +1,4 @@
-"""From backbones to networks with weights, which are known by their hash."""
+"""Weights of backbones, identified by their hash, and the networks built with them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from cl_bench.randomness import seeded
 def weights_hash(state: Mapping[str, Tensor]) -> str:
     """SHA-256 over sorted (name, shape, little-endian fp32 bytes) without the head.
 
-    Taken after timm's conversion, so that npz, pth and safetensors files of the same weights agree.
+    Computed after timm's conversion, so that npz, pth and safetensors files of the same weights agree.
     """
     digest = hashlib.sha256()
     for name in sorted(state):
@@ -45,10 +45,10 @@ def weights_hash(state: Mapping[str, Tensor]) -> str:
 
 
 def verify(backbone: str | Backbone) -> Backbone:
-    """Read the weights now; the returned backbone is pinned to their hash.
+    """Read the weights now, and return the backbone pinned to their hash.
 
     Raises:
-        UserError: weights that are not there, damaged, do not fit, or are not those that `backbone` is pinned to.
+        UserError: the weights are missing or damaged, do not fit, or are not those that `backbone` is pinned to.
     """
     found = find(backbone) if isinstance(backbone, str) else backbone
     read = _weights(found)
@@ -58,19 +58,19 @@ def verify(backbone: str | Backbone) -> Backbone:
 
 
 def weights(backbone: Backbone) -> Mapping[str, Tensor]:
-    """The pre-trained weights themselves, shared: not to be changed.
+    """The pre-trained weights by timm's names, in fp32; the tensors are shared and must not be changed.
 
     Raises:
-        UserError: as `verify`.
+        UserError: as in `verify`.
     """
     return _weights(backbone).state
 
 
 def build_backbone(backbone: str | Backbone) -> VisionTransformer:
-    """A fresh timm ViT without head, in fp32, with its weights, all of them trainable.
+    """A new timm ViT without head, in fp32, with its weights, all of which are trainable.
 
     Raises:
-        UserError: as `find` and `verify`.
+        UserError: as in `find` and `verify`.
     """
     found = find(backbone) if isinstance(backbone, str) else backbone
     vit = skeleton(found)
@@ -79,14 +79,14 @@ def build_backbone(backbone: str | Backbone) -> VisionTransformer:
 
 
 def skeleton(backbone: str | Backbone) -> VisionTransformer:
-    """The ViT without storage, on torch's meta device: enough to build a method's model and see whether it fits."""
+    """The ViT on torch's meta device, without storage: enough to build a method's model and check that it fits."""
     found = find(backbone) if isinstance(backbone, str) else backbone
     return build_on_meta(found, img_size=found.size)
 
 
 @dataclass(frozen=True)
 class _Read:
-    """Weights by timm's names for the size asked for, not to be changed in place; their hash; what to say of them."""
+    """Weights by timm's names for the backbone's input size (shared, so never changed in place), with hash and note."""
 
     state: dict[str, Tensor]
     hash: str
@@ -102,15 +102,15 @@ def _weights(backbone: Backbone) -> _Read:
     read = _read(backbone, changed)
     if backbone.weights not in ("", read.hash):
         raise UserError(
-            f"the weights of '{backbone.name}' are not those that the run was planned with: SHA-256 "
-            f"{read.hash[:16]}..., expected {backbone.weights[:16]}...; bring the file back, or plan the run anew"
+            f"the weights of '{backbone.name}' are not those that the run was planned with: they have SHA-256 "
+            f"{read.hash[:16]}..., expected {backbone.weights[:16]}...; restore the file, or plan the run again"
         )
     return read
 
 
 @lru_cache(maxsize=2)
 def _read(backbone: Backbone, changed: tuple[int, int] | None) -> _Read:
-    """Kept for the next run; `changed` tells two states of one file apart."""
+    """Read weights, cached for the next run; `changed` (time and size) distinguishes two states of one file."""
     if backbone.asset is not None:
         found = Weights(_embedded(backbone.asset, EMBEDDED[backbone.name].weights))
     elif backbone.checkpoint is not None:
@@ -145,14 +145,14 @@ def _embedded(asset: str, expected: str) -> dict[str, Tensor]:
 
 
 def _from_timm(backbone: Backbone) -> dict[str, Tensor]:
-    """The weights of a tag: from the cache if they are there, which needs no network, else fetched."""
+    """The weights of a timm tag: from the cache, which needs no network, or else downloaded."""
     cfg = get_pretrained_cfg(backbone.architecture)
     file = None
     try:
         if cfg.hf_hub_id:
             file = hub.cached(cfg.hf_hub_id) or hub.fetch(cfg.hf_hub_id, backbone.name)
         with torch.random.fork_rng(devices=[]):
-            # With the head, as timm is strict about missing weights only then. A file is never Google's npz.
+            # With the head, because timm only then refuses missing weights. The file is never Google's npz.
             overlay = {"file": str(file), "custom_load": False} if file else {}
             vit = timm.create_model(
                 backbone.architecture, pretrained=True, pretrained_cfg_overlay=overlay, **backbone.options
@@ -172,7 +172,7 @@ def _damaged(backbone: Backbone, file: Path | None, why: str) -> UserError:
     where = file or f"{torch.hub.get_dir()}/checkpoints"
     return UserError(
         f"the weights of '{backbone.name}' in '{where}' are damaged ({why}); remove the file and run again with a "
-        "network"
+        "network connection"
     )
 
 

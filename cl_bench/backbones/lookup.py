@@ -1,4 +1,4 @@
-"""From names to backbones: embedded ones, timm tags and files."""
+"""Lookup of backbones by name: embedded ones, timm tags and files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cl_bench.backbones.networks import build_on_meta
 from cl_bench.errors import UserError
 
 NORMALISE = ("checkpoint", "none")
-"""Input normalisation: what the weights were trained with, or pixels in [0, 1] as most published codes feed them."""
+"""Input normalisation: that of the weights' training, or none (pixels in [0, 1], as in most published codes)."""
 
 
 def find(
@@ -31,19 +31,19 @@ def find(
     normalise: str = "checkpoint",
     size: int | None = None,
 ) -> Backbone:
-    """The backbone that the user asks for; weights are not read yet, unless they are embedded (see `verify`).
+    """The backbone described by the user's options; its weights are not read yet (see `verify`).
 
     Args:
-        name: of an embedded backbone, or of a timm VisionTransformer with its tag; without tag only if the weights come
-            from elsewhere.
-        checkpoint: a file with the weights: safetensors, a torch state dict, or Google's npz; `FILE::NETWORK` for one
-            of several networks in it.
-        pretrained: False: random weights, the same in every run.
+        name: name of an embedded backbone, or of a timm VisionTransformer with its tag; without a tag only if the
+            weights come from `checkpoint` or are random.
+        checkpoint: file with the weights: safetensors, a torch state dict, or Google's npz; `FILE::NETWORK` for one of
+            several networks in it.
+        pretrained: False for random weights, which are the same in every run.
         normalise: one of `NORMALISE`.
-        size: side of the input in pixels, if not that of the weights.
+        size: side of the input in pixels; None: that of the weights.
 
     Raises:
-        UserError: anything unknown, ambiguous or contradictory.
+        UserError: an option is unknown or ambiguous, or options contradict each other.
     """
     if normalise not in NORMALISE:
         raise UserError(f"--normalise '{normalise}' is unknown; expected {' or '.join(NORMALISE)}")
@@ -52,7 +52,7 @@ def find(
     base, colon, file = name.partition(":")
     if colon and (base in EMBEDDED or timm.is_model(base)):
         raise UserError(
-            f"'{name}' is what records call weights from a file; write --backbone {base} --checkpoint .../{file}"
+            f"'{name}' is the name of weights from a file in records; write --backbone {base} --checkpoint .../{file}"
         )
     if name in EMBEDDED and not pretrained:
         raise UserError(
@@ -79,7 +79,7 @@ def find(
         patch = build_on_meta(found).patch_embed.patch_size[0]
         if size < patch or size % patch:
             raise UserError(
-                f"'{name}' sees patches of {patch} pixels; an input of {size} pixels is no multiple of that"
+                f"'{name}' has patches of {patch} pixels; an input of {size} pixels is not a multiple of that"
             )
         found = replace(found, size=size, weights="")
     return found
@@ -89,7 +89,7 @@ def _of_timm(name: str, own_file: bool, pretrained: bool, normalise: str) -> Bac
     architecture, _, tag = name.partition(".")
     current = get_deprecated_models().get(name)
     if current:
-        raise UserError(f"'{name}' is timm's old name of '{current}'; write that")
+        raise UserError(f"'{name}' is timm's old name of '{current}'; use the new name")
     if not timm.is_model(architecture):
         raise _unknown(name)
     with torch.device("meta"):
@@ -103,7 +103,7 @@ def _of_timm(name: str, own_file: bool, pretrained: bool, normalise: str) -> Bac
     listed = ", ".join(tags)
     if tag and name not in tags:
         there = (
-            f"there are {listed}" if tags else "it has none of this architecture; give --checkpoint, or --pretrained no"
+            f"it has {listed}" if tags else "it has none for this architecture; give --checkpoint, or --pretrained no"
         )
         raise UserError(f"timm has no weights '{name}'; {there}")
     if tag and not pretrained:
@@ -112,8 +112,8 @@ def _of_timm(name: str, own_file: bool, pretrained: bool, normalise: str) -> Bac
         if not tags:
             raise UserError(f"timm has no weights for '{name}'; give a file with --checkpoint, or --pretrained no")
         raise UserError(
-            f"'{name}' is an architecture, not weights: papers mean different weights by one such name (four by "
-            f"ViT-B/16, see 'cl-bench ls backbones'), and results on them cannot be compared; name one of {listed}; "
+            f"'{name}' is an architecture, not weights: papers use one such name for different weights (four for "
+            f"ViT-B/16, see 'cl-bench ls backbones'), whose results cannot be compared; name one of {listed}; "
             "or start from random weights with --pretrained no"
         )
     if not tag and own_file and normalise == "checkpoint":
@@ -136,12 +136,12 @@ def _unknown(name: str) -> UserError:
     vits = [vit for module in modules for vit in timm.list_models(module=module, pretrained=True, include_tags=True)]
     close = difflib.get_close_matches(name, [*names(), *vits], n=3, cutoff=0.4)
     guess = f" Did you mean '{close[0]}'?" if close else ""
-    guess += f" Close to it, too: {', '.join(close[1:])}." if close[1:] else ""
-    return UserError(f"unknown backbone '{name}'.{guess} 'cl-bench ls backbones' says how to name one.")
+    guess += f" Other close names: {', '.join(close[1:])}." if close[1:] else ""
+    return UserError(f"unknown backbone '{name}'.{guess} 'cl-bench ls backbones' explains the names.")
 
 
 def _check_normalisation(architecture: str, tags: Iterable[str]) -> None:
-    """A file does not say how its inputs were normalised: all weights that timm knows must agree."""
+    """Refuse an architecture whose weights in timm differ in normalisation; a checkpoint file does not name its own."""
     known: dict[Any, str] = {}
     for tag in tags:
         cfg = get_pretrained_cfg(tag)

@@ -1,1 +1,1 @@
-"""Images as an indexable uint8 store, batches by gather, views computed on the device."""
+"""Image stores (uint8, addressed by index), batches gathered from them, and views computed on the device."""

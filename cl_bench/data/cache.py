@@ -1,7 +1,7 @@
-"""Decoded images on disk: made once, whole or not there, and mapped into memory by every process that reads them.
+"""Cache of decoded images on disk: files are written once, atomically, and memory-mapped by all their readers.
 
-A file holds the pixels of `RaggedImages`, then their sizes (int32 [N, 2]), then a JSON object, then a fixed end with
-the length and the checksum of what describes the pixels. So a file that was cut off has no end, and is no cache.
+A file holds the pixels of `RaggedImages`, then their sizes (int32 [N, 2]), then a JSON object, then a trailer of fixed
+length with the length of the JSON and the checksum of sizes and JSON. A truncated file has no trailer and is ignored.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from cl_bench.files import sync_folder
 
 VARIABLE = "CL_BENCH_CACHE"
 _FORMAT = 2
-"""Raised whenever the same image files give other bytes."""
+"""Version of the decoding; increased whenever the same image files give other bytes."""
 _AS_IN_FORMAT_1 = (".jpg", ".jpeg")
-"""Files of which format 1 had the same bytes: they hold 8 bits."""
+"""Files with 8 bits per channel, which formats 1 and 2 decode to the same bytes."""
 _CHUNK = 1 << 26
-"""Bytes under one checksum."""
+"""Bytes covered by one checksum."""
 _MAGIC = b"clbench\n"
 _END = struct.Struct(f"<QI{len(_MAGIC)}s")
 
@@ -43,25 +43,26 @@ OnProgress = Callable[[int, int], None]
 
 
 class _Damaged(Exception):
-    """A file that is not what was written."""
+    """Raised for a cache file whose content is not what was written."""
 
 
 def folder() -> Path:
-    """Where decoded images are kept: CL_BENCH_CACHE, else ~/.cache/cl-bench."""
+    """Folder of the cache: CL_BENCH_CACHE, else ~/.cache/cl-bench."""
     given = os.environ.get(VARIABLE)
     return Path(given) if given else Path.home() / ".cache" / "cl-bench"
 
 
 def cache_path(dataset: str, part: str, stored: str, names: Sequence[str], paths: Sequence[Path]) -> Path:
-    """The file for the images of a part of a data set: another one for other names, or files that have changed.
+    """Path of the cache file for one part of a data set; it depends on the names, sizes and times of the image files.
 
     Args:
-        dataset: its name, for whoever looks into the folder.
+        dataset: name of the data set, which makes the file name readable.
         part: `train` or `test`.
-        stored: how the images are kept (see `Experiment.storage`).
+        stored: how the images are stored (see `Experiment.storage`).
+        names, paths: [N] names and paths of the images.
 
     Raises:
-        BadImage: one is not there.
+        BadImage: an image file is missing.
     """
     same = all(path.name.lower().endswith(_AS_IN_FORMAT_1) for path in paths)
     digest = hashlib.sha256(f"{1 if same else _FORMAT} {stored}".encode())
@@ -71,7 +72,7 @@ def cache_path(dataset: str, part: str, stored: str, names: Sequence[str], paths
         except OSError as error:
             raise BadImage(path, "missing") from error
         digest.update(f"\n{name}\0{status.st_size}\0{status.st_mtime_ns}".encode(errors="surrogateescape"))
-    # Of `folder:PATH` the last step, so that a folder can be moved.
+    # For `folder:PATH`, only the last component, so that the folder can be moved.
     readable = re.sub(r"[^A-Za-z0-9.-]+", "_", dataset.rpartition("/")[2])[-60:].lstrip(".")
     return folder() / f"{readable}-{part}-{stored.replace(':', '')}-{digest.hexdigest()[:16]}.images"
 
@@ -79,16 +80,17 @@ def cache_path(dataset: str, part: str, stored: str, names: Sequence[str], paths
 def images(
     file: Path, count: int, decode: Callable[[], Iterator[NDArray[np.uint8]]], on_progress: OnProgress
 ) -> RaggedImages:
-    """Images in a file of the cache, which is made if it is not there or damaged.
+    """The images of a cache file, which is written first if it is missing or damaged.
 
-    Processes that ask at the same time wait for the first, and read what it has made.
+    If several processes need the same file, one writes it and the others wait.
 
     Args:
-        count: how many there are.
-        decode: gives all images [H, W, 3], in their order.
+        count: number of images.
+        decode: yields all images [H, W, 3], in order.
+        on_progress: called after each decoded image.
 
     Raises:
-        UserError: the folder cannot be written, or its disk is full; an image that cannot be decoded.
+        UserError: the cache folder cannot be written, its disk is full, or an image cannot be decoded.
     """
     try:
         with suppress(FileNotFoundError, _Damaged):
@@ -98,29 +100,29 @@ def images(
             with suppress(FileNotFoundError, _Damaged):
                 return _read(file, count)
             for left in file.parent.glob(f".{file.name}-*"):
-                # Of a process that was killed: no other one is in here.
+                # Left by a process that was killed: no other process holds the lock.
                 left.unlink(missing_ok=True)
             _write(file, count, decode(), on_progress)
             return _read(file, count)
     except OSError as error:
         raise UserError(
-            f"decoded images cannot be kept in '{file.parent}' ({reason(error)}); name a folder with room in "
-            f"the environment variable {VARIABLE}, or have files decoded whenever they are read, with --images files"
+            f"decoded images cannot be kept in '{file.parent}' ({reason(error)}); name a folder with free space in "
+            f"the environment variable {VARIABLE}, or decode files on every access with --images files"
         ) from error
     except _Damaged as error:
         raise UserError(
-            f"decoded images do not come back from '{file.parent}' as they were written ({error}); name a folder on "
+            f"decoded images read back from '{file.parent}' differ from those written ({error}); name a folder on "
             f"another disk in the environment variable {VARIABLE}"
         ) from error
 
 
 def is_there(file: Path) -> bool:
-    """Whether such a file has been made; it may be damaged."""
+    """Whether a cache file exists; it may be damaged."""
     return file.is_file()
 
 
 def _write(file: Path, count: int, decoded: Iterator[NDArray[np.uint8]], on_progress: OnProgress) -> None:
-    """Write a temporary file beside, flush it to the disk, rename it into place."""
+    """Write a temporary file in the same folder, flush it to disk, rename it into place."""
     handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}-")
     try:
         with os.fdopen(handle, "wb") as stream:
@@ -147,7 +149,7 @@ def _write(file: Path, count: int, decoded: Iterator[NDArray[np.uint8]], on_prog
 
 
 class _Checked:
-    """Writes bytes and sums up every `_CHUNK` of them."""
+    """Writes bytes and computes a checksum of every `_CHUNK` of them."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
@@ -174,21 +176,21 @@ def _sum(pixels: NDArray[np.uint8]) -> int:
 
 
 def _read(file: Path, count: int) -> RaggedImages:
-    """Map a file into memory, after a look at all of it.
+    """Map a cache file into memory, after verifying all its checksums.
 
     Raises:
-        FileNotFoundError: it is not there.
-        _Damaged: it is not what was written.
+        FileNotFoundError: the file does not exist.
+        _Damaged: its content is not what was written.
     """
     size = file.stat().st_size
     if size < _END.size:
-        raise _Damaged("it has no end")
-    # Copied when it is written to, which nobody does: torch takes no memory that may not be written.
+        raise _Damaged("it is truncated")
+    # Copy-on-write, although nothing writes to it: torch refuses read-only memory.
     mapped = np.memmap(file, dtype=np.uint8, mode="c")
     length, checksum, magic = _END.unpack(mapped[-_END.size :].tobytes())
     start = size - _END.size - length - 8 * count
     if magic != _MAGIC or start <= 0 or zlib.crc32(mapped[start : size - _END.size].data) != checksum:
-        raise _Damaged("it has no end")
+        raise _Damaged("it is truncated")
     facts = json.loads(mapped[size - _END.size - length : size - _END.size].tobytes())
     sizes = np.frombuffer(mapped[start : start + 8 * count].tobytes(), dtype="<i4").reshape(count, 2).astype(np.int64)
     pixels = np.asarray(mapped[:start])

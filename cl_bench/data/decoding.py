@@ -1,4 +1,4 @@
-"""Image files, how their pixels become 8-bit RGB, and what can be wrong with them."""
+"""Decoding of image files to 8-bit RGB, and diagnosis of files that cannot be decoded."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from PIL import Image, UnidentifiedImageError
 from cl_bench.errors import UserError, printable, reason
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "PPM", "TIFF", "WEBP", "AVIF")
-"""Those of Pillow that are read, whatever a file's name ends with: others are documents or run programs (EPS, PDF)."""
+"""Pillow formats that are read, whatever the file name; others are documents or run programs (EPS, PDF)."""
 LIMIT_VARIABLE = "CL_BENCH_MAX_PIXELS"
 _LIMIT = 178_956_970
-"""Pixels of an image, at most, unless the user says otherwise: where Pillow itself refuses (half a GB of RGB)."""
+"""Default limit on the pixels of an image: the number at which Pillow itself refuses (half a GB of RGB)."""
 _FEWEST_LEVELS = 16
-"""An image of more than 8 bits is refused if no more than these of the 256 levels would be left of it."""
+"""An image of more than 8 bits is refused if at most this many of the 256 levels would be left."""
 KINDS = ("missing", "zero-byte", "truncated", "unreadable", "of unknown range", "too large")
-"""What can be wrong with an image."""
+"""Kinds of faults of an image."""
 _WAYS_OUT = {
     "of unknown range": "convert it to 8 bits per channel",
     "too large": f"raise the limit with the environment variable {LIMIT_VARIABLE}",
@@ -36,8 +36,9 @@ class BadImage(UserError):
     """An image that cannot be read.
 
     Attributes:
-        path: of the file.
+        path: path of the file.
         kind: one of `KINDS`.
+        detail: explanation, for the message; may be empty.
     """
 
     def __init__(self, path: Path, kind: str, detail: str = "") -> None:
@@ -48,38 +49,38 @@ class BadImage(UserError):
         )
 
     def __reduce__(self) -> tuple[type[BadImage], tuple[Path, str, str]]:
-        # Between processes, an exception is made again from what its class takes.
+        # Lets the exception be pickled and sent between processes.
         return BadImage, (self.path, self.kind, self.detail)
 
 
 def max_pixels() -> int:
-    """Pixels that an image may have: those of the environment variable CL_BENCH_MAX_PIXELS, else 178,956,970.
+    """Largest allowed number of pixels of an image: the environment variable CL_BENCH_MAX_PIXELS, else 178,956,970.
 
     Raises:
-        UserError: the variable holds no positive number.
+        UserError: the variable is not a positive whole number.
     """
     given = os.environ.get(LIMIT_VARIABLE)
     if not given:
         return _LIMIT
     if not re.fullmatch("0*[1-9][0-9]{0,17}", given):
         raise UserError(
-            f"{LIMIT_VARIABLE} is '{printable(given[:40])}'; expected the number of pixels that an image may have at "
-            f"most, for example {2 * _LIMIT}"
+            f"{LIMIT_VARIABLE} is '{printable(given[:40])}'; expected the largest number of pixels that an image may "
+            f"have, for example {2 * _LIMIT}"
         )
     return int(given)
 
 
 def decode(path: Path) -> NDArray[np.uint8]:
-    """The pixels of an image file as RGB [H, W, 3], as torchvision's loader gives them, which drops transparency.
+    """The pixels of an image file as uint8 RGB [H, W, 3], equal to those of torchvision's loader (no transparency).
 
-    Of an animation, the first frame. Colour of 16 bits per channel is read by its high byte (PPM is rounded), as
-    Pillow does; grey of more than 8 bits, which Pillow would cut off at 255, is scaled by `255 / white` and rounded,
-    where white is the largest value that its bits can hold (or that a PGM file states).
+    An animation yields its first frame. Colours of 16 bits per channel keep their high byte (PPM is rounded), as in
+    Pillow. Grey of more than 8 bits, which Pillow would clip at 255, is scaled by `255 / white` and rounded; white is
+    the largest value that its bits can hold (or that a PGM file states).
 
     Raises:
-        BadImage: it is missing, empty, truncated, or no image of `FORMATS`; it has too many pixels; its pixels are
-            signed, 32-bit or floating-point numbers, of which none is known to be white; or it has more than 8 bits
-            and uses so little of them that hardly anything would be left.
+        BadImage: the file is missing, empty, truncated, or not an image of `FORMATS`; it has too many pixels; its
+            pixels are signed, 32-bit or floating-point numbers, whose value for white is unknown; or it has more than 8
+            bits and uses so little of their range that almost no levels would remain.
     """
     try:
         with _opened(path) as image:
@@ -92,10 +93,10 @@ def decode(path: Path) -> NDArray[np.uint8]:
 
 
 def size_of(path: Path) -> tuple[int, int]:
-    """Height and width of an image file, from its first bytes.
+    """Height and width of an image file, from its header.
 
     Raises:
-        BadImage: it is missing, empty, or no image; it has too many pixels.
+        BadImage: the file is missing, empty, or not an image, or has too many pixels.
     """
     try:
         with _opened(path) as image:
@@ -131,7 +132,7 @@ def _too_large(path: Path, pixels: int, limit: int) -> BadImage:
 # --- more than 8 bits ------------------------------------------------------------------------------------------
 
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
-"""Tags of TIFF."""
+"""TIFF tags."""
 _WHITE_IS_ZERO, _UNSIGNED, _UNDEFINED = 0, 1, 4
 
 
@@ -141,7 +142,7 @@ def _rgb(image: Image.Image, path: Path) -> NDArray[np.uint8]:
         raise _no_white(path, "signed or floating-point pixels")
     if image.mode == "F":
         raise _no_white(path, "floating-point pixels")
-    # Of PGM files with more than 8 bits, Pillow makes 16.
+    # Pillow scales PGM files of more than 8 bits to 16 bits.
     if image.mode == "I" and image.format != "PPM":
         raise _no_white(path, "32-bit pixels")
     if not image.mode.startswith("I"):
@@ -161,7 +162,7 @@ def _rgb(image: Image.Image, path: Path) -> NDArray[np.uint8]:
 
 
 def _is_deep(image: Image.Image) -> bool:
-    """Whether a colour image has 16 bits per channel in its file, before it is loaded."""
+    """Whether a colour image has 16 bits per channel in its file; only known before the image is loaded."""
     tiles = getattr(image, "tile", ())
     arguments = tiles[0].args if tiles else ()
     raw, *more = (arguments or ("",)) if isinstance(arguments, tuple) else (arguments,)
@@ -169,14 +170,14 @@ def _is_deep(image: Image.Image) -> bool:
 
 
 def _no_white(path: Path, what: str) -> BadImage:
-    return BadImage(path, "of unknown range", f"{what}, of which no value is known to be white")
+    return BadImage(path, "of unknown range", f"{what}, whose value for white is unknown")
 
 
 def _dark(path: Path) -> BadImage:
     return BadImage(
         path,
         "of unknown range",
-        f"more than 8 bits, of whose range less than a sixteenth is used: as 8 bits, {_FEWEST_LEVELS} levels at most",
+        f"more than 8 bits, but under a sixteenth of their range is used: at most {_FEWEST_LEVELS} levels as 8 bits",
     )
 
 
@@ -196,26 +197,28 @@ def _diagnosed(path: Path, error: Exception) -> BadImage:
 
 
 def _what_it_is(path: Path) -> str:
-    """What a file is that Pillow does not open, by its first bytes."""
+    """Description of a file that Pillow does not open, from its first bytes."""
     Image.init()
     with path.open("rb") as file:
         start = file.read(16)
     for name, (_, accepts) in Image.OPEN.items():
         if accepts is not None and accepts(start):
-            return f"{name} in a kind that is not read, or damaged" if name in FORMATS else f"{name}, which is not read"
+            return (
+                f"{name} of an unsupported kind, or damaged" if name in FORMATS else f"{name}, which is not supported"
+            )
     return "not an image"
 
 
 def shrunk(pixels: NDArray[np.uint8], short: int) -> NDArray[np.uint8]:
-    """An image [H, W, 3] whose shorter side is at most `short` pixels: resized (antialiased bicubic) with its aspect
-    kept, as the test view does it, and rounded; a smaller one as it is."""
+    """An image [H, W, 3] resized (antialiased bicubic, as in the test view) and rounded so that its shorter side has
+    `short` pixels, with the same aspect ratio; an image that is not larger is returned unchanged."""
     height, width = pixels.shape[:2]
     if min(height, width) <= short:
         return pixels
     scale = short / min(height, width)
     rows, columns = (short if side == min(height, width) else int(side * scale) for side in (height, width))
     out = np.empty((rows, columns, 3), dtype=np.uint8)
-    # In floating point, channel by channel: Pillow would round colour images after each of both axes.
+    # In floating point, channel by channel, because Pillow would round colour images after each axis.
     for i in range(3):
         channel = Image.fromarray(pixels[..., i].astype(np.float32))
         resized = channel.resize((columns, rows), Image.Resampling.BICUBIC)

@@ -1,4 +1,4 @@
-"""From an image store to batches on a device: resident there if there is room, otherwise sent a batch at a time."""
+"""Batches of an image store on a device: from pixels resident there if they fit, otherwise sent batch by batch."""
 
 from __future__ import annotations
 
@@ -26,30 +26,30 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 SHARE = 0.5
-"""How much of the device's free memory the images of a store may take."""
+"""Largest share of the device's free memory that the images of a store may use."""
 _SIDES = 256
-"""Sides of decoded images are rounded up to multiples of this."""
+"""Side lengths of packed images are rounded up to multiples of this, in pixels."""
 _AHEAD = 2
-"""Batches that are made ready while the device works."""
+"""Number of batches prepared while the device works."""
 _TAIL = 1024
-"""Bytes at the end of a file in which a JPEG image must end: some programs fill files up with zeros."""
+"""Last bytes of a file that must contain the end of a JPEG image; some programs pad files with zeros."""
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host on the device, without waiting for the copy."""
+    """Copy a tensor from the host to a device, without waiting for the copy to finish."""
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def gather(store: ImageStore, ids: NDArray[np.int64]) -> Images:
-    """The images with these indices, in the memory of the host."""
+    """The images with the indices `ids`, in host memory."""
     (batch,) = batches(store, ids, len(ids), torch.device("cpu"))
     return batch
 
 
 def batches(store: ImageStore, ids: NDArray[np.int64], batch_size: int, device: torch.device) -> Iterator[Images]:
-    """The images `ids` of a store, so many at a time, on a device; see `ImageStore`."""
+    """The images with the indices `ids`, on a device, in batches of `batch_size` (the last may be smaller)."""
     images = store.images
     chunks = [ids[start : start + batch_size] for start in range(0, len(ids), batch_size)]
     if isinstance(images, np.ndarray | RaggedImages) and (pixels := _on_device(store, images, device)) is not None:
@@ -60,7 +60,7 @@ def batches(store: ImageStore, ids: NDArray[np.int64], batch_size: int, device: 
         for read in _prefetched(lambda chunk: _read(images, chunk), chunks, device):
             yield _decoded(read, device)
     else:
-        # Also of an array that somebody watches (see `audit.observation.Counted`): nothing is read past it.
+        # Also for arrays that count accesses (see `audit.observation.Counted`): every read goes through them.
         for found in _prefetched(lambda chunk: images[chunk], chunks, device):
             if isinstance(found, list):
                 yield [to_device(torch.from_numpy(image), device).permute(2, 0, 1) for image in found]
@@ -74,16 +74,16 @@ _resident_pixels: WeakKeyDictionary[ImageStore, dict[torch.device, Tensor | None
 
 
 def _on_device(store: ImageStore, images: NDArray[np.uint8] | RaggedImages, device: torch.device) -> Tensor | None:
-    """The pixels of all images of a store on the device, sent there once; None if they do not fit."""
+    """The pixels of all images of a store on the device, copied there once; None if they do not fit."""
     pixels = images.flat if isinstance(images, RaggedImages) else images
     if device.type != "cuda":
         return torch.from_numpy(pixels)
     resident = _resident_pixels.setdefault(store, {})
-    # `cuda` and `cuda:0` may be one device.
+    # `cuda` and `cuda:0` may be the same device.
     device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
     if device not in resident:
         free, _ = torch.cuda.mem_get_info(device)
-        # Kept for training as well, whoever asks first.
+        # Also used in training, so never an inference tensor, even if the first use is an evaluation.
         with torch.inference_mode(False):
             resident[device] = torch.from_numpy(pixels).to(device) if pixels.nbytes <= SHARE * free else None
     return resident[device]
@@ -92,7 +92,7 @@ def _on_device(store: ImageStore, images: NDArray[np.uint8] | RaggedImages, devi
 def _resident(
     images: NDArray[np.uint8] | RaggedImages, pixels: Tensor, ids: NDArray[np.int64], batch_size: int
 ) -> Iterator[Images]:
-    """Batches out of the pixels of all images: only indices travel, once."""
+    """Batches from resident pixels: only the indices are copied to the device, once."""
     if isinstance(images, RaggedImages):
         for offsets, heights, widths in _places(images, images.offsets[ids], ids, batch_size, pixels.device):
             yield Packed(pixels, offsets, heights, widths, *images.sides)
@@ -104,12 +104,12 @@ def _resident(
 def _sent(
     images: RaggedImages, ids: NDArray[np.int64], chunks: list[NDArray[np.int64]], device: torch.device
 ) -> Iterator[Packed]:
-    """Batches of images that do not fit on the device: as many bytes of each as the largest one has."""
+    """Batches of images that do not fit on the device; each image is sent with as many bytes as the largest has."""
     flat, begins = torch.from_numpy(images.flat), torch.from_numpy(images.offsets)
     windows = flat.as_strided((len(flat) - images.window + 1, images.window), (1, 1))
 
     def filled(chunk: NDArray[np.int64]) -> Tensor:
-        # Straight into memory that the device reads: anything in between takes twice as long.
+        # Directly into pinned memory: an intermediate copy doubles the time.
         out = torch.empty((len(chunk), images.window), dtype=torch.uint8, pin_memory=device.type == "cuda")
         return torch.index_select(windows, 0, begins[torch.from_numpy(chunk)], out=out)
 
@@ -123,14 +123,14 @@ def _sent(
 def _places(
     images: RaggedImages, offsets: NDArray[np.int64], ids: NDArray[np.int64], batch_size: int, device: torch.device
 ) -> Iterator[tuple[Tensor, ...]]:
-    """Offset, height and width of the images `ids`, in batches."""
+    """Offsets, heights and widths of the images `ids`, on the device, in batches."""
     table = np.concatenate([offsets[None], images.sizes[ids].T]).astype(np.int64)
     for batch in to_device(torch.from_numpy(table), device).split(batch_size, dim=1):
         yield batch.unbind(0)
 
 
 def _prefetched(work: Callable[[T], R], items: Iterable[T], device: torch.device) -> Iterator[R]:
-    """`map` in a thread, some items ahead of who takes them; on the CPU, whose cores are taken, when they are."""
+    """`map` in a thread, a few items ahead of the consumer; a plain `map` on the CPU, whose cores are busy."""
     if device.type != "cuda":
         yield from map(work, items)
         return
@@ -152,8 +152,8 @@ def _prefetched(work: Callable[[T], R], items: Iterable[T], device: torch.device
 
 
 def _read(images: ImageFiles, ids: NDArray[np.int64]) -> list[tuple[Path, Tensor]]:
-    """Each file with its bytes [n], if the device can decode them, otherwise with its pixels [H, W, 3]."""
-    # One after the other: reading is mostly Python, and takes two to five times as long in threads.
+    """Each file with its bytes [n] if the device can decode them, otherwise with its pixels [H, W, 3]."""
+    # Sequentially: reading is mostly Python code, and takes two to five times as long in threads.
     contents = [_jpeg(images, i) for i in ids.tolist()]
     paths = [images.paths[i] for i in ids.tolist()]
     others = [path for path, content in zip(paths, contents, strict=True) if content is None]
@@ -174,21 +174,21 @@ def _jpeg(images: ImageFiles, i: int) -> NDArray[np.uint8] | None:
         if not images.jpeg[i]:
             images.jpeg[i] = 1 if _plain(content) else -1
     except Exception:
-        # Pillow raises what its decoders raise; `decode` says what is wrong.
+        # Pillow's decoders raise errors of any type; `decode` describes the fault.
         return None
-    # The GPU's decoder takes half a file without a word.
+    # The GPU's decoder silently accepts a truncated file.
     whole = content[-_TAIL:].rstrip(b"\0").endswith(b"\xff\xd9")
     return np.frombuffer(content, np.uint8) if images.jpeg[i] > 0 and whole else None
 
 
 def _plain(content: bytearray) -> bool:
-    """Whether it is a JPEG file of 8 bits in grey or in the usual three channels."""
+    """Whether the content is a JPEG file of 8 bits, in grey or in the usual three channels."""
     with Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
         return image.format == "JPEG" and image.mode in ("L", "RGB") and image.info.get("adobe_transform", 1) == 1
 
 
 def _decoded(found: list[tuple[Path, Tensor]], device: torch.device) -> Packed:
-    """RGB pixels on the device, of what `_read` has found."""
+    """RGB pixels on the device, decoded from the result of `_read`."""
     from torchvision.io import ImageReadMode, decode_jpeg
 
     images: list[Tensor | None] = [
@@ -199,7 +199,7 @@ def _decoded(found: list[tuple[Path, Tensor]], device: torch.device) -> Packed:
         try:
             pixels = decode_jpeg([found[i][1] for i in coded], mode=ImageReadMode.RGB, device=device)
         except RuntimeError:
-            # Pillow says which of them is damaged, if it is that.
+            # Decode with Pillow instead, which names the damaged file if that is the cause.
             pixels = [to_device(torch.from_numpy(decode(found[i][0])), device).permute(2, 0, 1) for i in coded]
         for i, image in zip(coded, pixels, strict=True):
             images[i] = image
@@ -207,7 +207,7 @@ def _decoded(found: list[tuple[Path, Tensor]], device: torch.device) -> Packed:
 
 
 def _packed(images: list[Tensor], device: torch.device) -> Packed:
-    """Images [3, H, W] of the device, packed. Sizes that a graph is compiled for are rounded up: there are few then."""
+    """Pack images [3, H, W] on the device. Sizes are rounded up, so that graphs are compiled for few of them."""
     lying = [image.transpose(1, 2) if image.shape[1] > image.shape[2] else image for image in images]
     short, long = (_SIDES * -(-max(image.shape[axis] for image in lying) // _SIDES) for axis in (1, 2))
     offsets = np.cumsum([0, *(image.numel() for image in lying)])
@@ -221,7 +221,7 @@ def _packed(images: list[Tensor], device: torch.device) -> Packed:
 
 @cache
 def _decodes_jpeg(device: torch.device) -> bool:
-    """Whether the device decodes JPEG files: a GPU does, if torchvision was built with nvJPEG."""
+    """Whether the device decodes JPEG files: true for a GPU if torchvision was built with nvJPEG."""
     if device.type != "cuda":
         return False
     from torchvision.io import decode_jpeg

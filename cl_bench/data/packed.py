@@ -1,4 +1,4 @@
-"""A batch of images of many sizes, as one tensor."""
+"""Batches of images of different sizes as one tensor."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Packed:
-    """Images of many sizes in one flat tensor, each lying on its longer side: channels, then rows, then columns.
+    """Images of different sizes in one flat tensor, each lying on its longer side: channels, then rows, then columns.
 
     Attributes:
-        flat: uint8, all pixels; of more images than these, perhaps; with at least `long` bytes more at its end.
-        offsets: int64 [B], where each image begins.
-        heights, widths: int64 [B] of the images as they are seen; those higher than wide are stored on their side.
-        short, long: no image has longer sides.
+        flat: uint8 pixels, possibly also of other images, followed by at least `long` more bytes.
+        offsets: int64 [B], position in `flat` at which each image begins.
+        heights, widths: int64 [B], sizes of the upright images; images higher than wide are stored transposed.
+        short, long: upper bounds of the shorter and the longer sides, in pixels.
     """
 
     flat: Tensor
@@ -29,7 +29,7 @@ class Packed:
 
     @classmethod
     def of(cls, image: Tensor) -> Packed:
-        """One RGB image, uint8 [3, H, W]."""
+        """A batch of one RGB image, uint8 [3, H, W]."""
         height, width = image.shape[1:]
         lying = image.transpose(1, 2) if height > width else image
         flat = torch.cat([lying.flatten(), lying.new_zeros(max(height, width))])
@@ -37,28 +37,28 @@ class Packed:
         return cls(flat, offsets, heights, widths, min(height, width), max(height, width))
 
     def split(self, size: int) -> list[Packed]:
-        """Batches of so many of the images, in their order."""
+        """The images in batches of `size`, in order."""
         parts = zip(*(each.split(size) for each in (self.offsets, self.heights, self.widths)), strict=True)
         return [Packed(self.flat, start, height, width, self.short, self.long) for start, height, width in parts]
 
     def turned(self) -> Tensor:
-        """Which images are stored on their side, bool [B]."""
+        """Which images are stored transposed, bool [B]."""
         return self.heights > self.widths
 
     def lying_sides(self) -> tuple[Tensor, Tensor]:
-        """Short and long side [B] of each."""
+        """Shorter and longer side of each image, int64 [B] each."""
         return torch.minimum(self.heights, self.widths), torch.maximum(self.heights, self.widths)
 
     def pixels(self, first: Tensor, columns: int) -> Tensor:
-        """Lying images, or a part of each: uint8 [B, short, 3, columns].
+        """The images as stored, or a range of columns of each: uint8 [B, short, 3, columns].
 
         Args:
-            first: int64 [B], the column with which each part begins.
-            columns: of a part, `long` at most. What lies beyond the sides of an image is of no meaning.
+            first: int64 [B], first column of each range.
+            columns: number of columns, at most `long`. Values beyond the sides of an image are meaningless.
         """
         short, long = (side[:, None, None] for side in self.lying_sides())
         device = self.flat.device
-        # By index arithmetic, no image is looked at in Python: as many bytes from where each line begins.
+        # By index arithmetic, without a Python loop over images: `columns` bytes from the beginning of each line.
         row = torch.minimum(torch.arange(self.short, device=device)[:, None], short - 1)
         channel = torch.arange(3, device=device)
         starts = (self.offsets + first)[:, None, None] + (channel * short + row) * long
@@ -66,4 +66,4 @@ class Packed:
 
 
 Images: TypeAlias = Tensor | Packed | list[Tensor]
-"""A batch, uint8: [n, C, H, W] where all images have one size, otherwise packed, or n times [C, H, W]."""
+"""A uint8 batch: [n, C, H, W] if all images have the same size, otherwise packed, or a list of n times [C, H, W]."""

@@ -1,4 +1,4 @@
-"""Batches of an experience: by gather from our image store, or item by item from any other Avalanche data set."""
+"""Batches of an experience: gathered from an image store, or item by item from any other Avalanche data set."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
 
     Attributes:
         store: the images.
-        targets: label of each image: the position of its class in the class order.
+        transforms: settings of the test view.
+        targets: label of each image, i.e. the position of its class in the class order.
     """
 
     def __init__(self, store: ImageStore, label_of_class: NDArray[np.int64], transforms: ImageTransforms) -> None:
@@ -54,17 +55,17 @@ class Samples(ABC):
     def views(
         self, positions: NDArray[np.int64], key: Key | None, device: torch.device, batch_size: int
     ) -> Iterator[Tensor]:
-        """Network inputs [b, C, H, W] of these samples, so many at a time: training views for `key`, or test views for
-        None. What they need besides the pixels goes to the device once, before the first of them."""
+        """Network inputs [b, C, H, W] of these samples in batches of `batch_size`: training views drawn with `key`, or
+        test views if `key` is None. All that they need besides pixels is copied to the device before the first."""
 
     def view(self, positions: NDArray[np.int64], key: Key | None, device: torch.device) -> Tensor:
-        """The same in one batch, [len(positions), C, H, W]."""
+        """Network inputs of these samples in one batch, [len(positions), C, H, W]; see `views`."""
         return next(self.views(positions, key, device, len(positions)))
 
 
 @dataclass
 class StoreSamples(Samples):
-    """Samples gathered from an image store; `ids` [n] are indices into it, and the identities for random draws."""
+    """Samples gathered from an image store; `ids` [n] are indices into it, and key the random draws of each image."""
 
     dataset: ImageDataset
     ids: NDArray[np.int64]
@@ -81,7 +82,7 @@ class StoreSamples(Samples):
             for images in batches(store, ids, batch_size, device):
                 yield test_view(images, transforms)
             return
-        # A graph is compiled for one shape: the last batch is filled up, and cut.
+        # A graph is compiled for one shape: the last batch is filled up, and its result cut.
         whole = np.resize(ids, -(-len(ids) // batch_size) * batch_size) if device.type == "cuda" else ids
         drawn = uniform(key, whole, draws(store.one_size, transforms))
         on_device = to_device(drawn, device).split(batch_size)
@@ -94,9 +95,9 @@ class StoreSamples(Samples):
 
 @dataclass
 class DatasetSamples(Samples):
-    """Samples of a foreign Avalanche data set, taken item by item with the transforms that it brings itself.
+    """Samples of a foreign Avalanche data set, read item by item with the data set's own transforms.
 
-    Its random transforms draw from the global generators: such a run does not resume bit by bit.
+    Its random transforms draw from the global generators, so such a run does not resume bit by bit.
     """
 
     dataset: Any
@@ -113,13 +114,13 @@ class DatasetSamples(Samples):
 
 
 class Concatenated(Samples):
-    """Several experiences as one."""
+    """The samples of several experiences, one after the other."""
 
     def __init__(self, parts: Sequence[Samples]) -> None:
         self.labels = torch.cat([part.labels for part in parts])
         sources = {id(part.dataset) if isinstance(part, StoreSamples) else None for part in parts}
         if len(sources) == 1 and isinstance(parts[0], StoreSamples):
-            # Tasks of one data set: their images are gathered together.
+            # Tasks of the same data set: gather their images together.
             ids = np.concatenate([part.ids for part in parts if isinstance(part, StoreSamples)])
             parts = [StoreSamples(parts[0].dataset, ids)]
         self.parts = parts
@@ -143,7 +144,7 @@ class Concatenated(Samples):
 
 @dataclass
 class Selected(Samples):
-    """Some of the samples of an experience, at these positions [m]."""
+    """A selection of samples, at the positions [m]."""
 
     samples: Samples
     positions: NDArray[np.int64]
@@ -163,8 +164,8 @@ def _chunks(positions: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int6
 
 
 def samples_of(dataset: Any) -> Samples:
-    """The samples of an Avalanche data set, by gather wherever it is a plain selection from one image store."""
-    flat = dataset._flat_data  # Avalanche has no public way to see what a subset was made of.
+    """The samples of an Avalanche data set; gathered from the image store if it is a plain selection from one."""
+    flat = dataset._flat_data  # Avalanche has no public access to the source of a subset.
     if len(flat._datasets) == 1 and isinstance(flat._datasets[0], ImageDataset):
         source = flat._datasets[0]
         ids = np.arange(len(source)) if flat._indices is None else np.array(flat._indices, dtype=np.int64)
@@ -176,8 +177,11 @@ def samples_of(dataset: Any) -> Samples:
 class TrainingBatches:
     """One epoch of shuffled training views in batches of a fixed shape.
 
-    Yields `(images, labels, valid)`. The last batch is filled up with repeated samples, of which only the first
-    `valid` count: shapes that reach a compiled graph never change.
+    Yields `(images [b, C, H, W], labels [b], valid)`. The last batch is filled up with repeated samples, so that a
+    compiled graph always sees the same shape; only the first `valid` samples of a batch count.
+
+    Attributes:
+        skipped: number of batches at the beginning of the epoch that are left out, for resuming inside an epoch.
     """
 
     samples: Samples
@@ -206,10 +210,10 @@ class TrainingBatches:
 
 @dataclass
 class TaskSamples:
-    """Samples in their order, for passes over all of them: the current task's, or those of an evaluation.
+    """Samples in a fixed order, for passes over all of them: those of the current task, or of an evaluation.
 
     Attributes:
-        kind: of the inputs.
+        kind: kind of the inputs.
     """
 
     samples: Samples
@@ -222,13 +226,17 @@ class TaskSamples:
         return len(self.samples.labels)
 
     def of_class(self, label: int) -> TaskSamples:
-        """Those of one class, in their order."""
+        """The samples of one class, in the same order."""
         chosen = np.flatnonzero(self.samples.labels.numpy() == label)
         return replace(self, samples=Selected(self.samples, chosen))
 
     def batches(self, augmented: bool = False, shuffled: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
-        """One pass: `(images [b, C, H, W], labels [b])`, in the test view, or in one training view each; in their
-        order, or in a random one that is the same in each pass, for decisions on batches of mixed classes."""
+        """One pass over all samples in batches `(images [b, C, H, W], labels [b])`.
+
+        Args:
+            augmented: one training view of each image instead of the test view.
+            shuffled: a random order, the same in each pass, for decisions that need batches of mixed classes.
+        """
         if not len(self):
             return
         key = (*self.key, "pass") if augmented else None
@@ -238,14 +246,14 @@ class TaskSamples:
         yield from zip(views, labels, strict=True)
 
     def collect(self, function: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        """A function of every image in the test view, [n, ...], and the labels [n]."""
+        """The values of a function for all images in the test view, [n, ...], and the labels [n]."""
         outputs, labels = zip(*((function(x), y) for x, y in self.batches()), strict=True)
         return torch.cat(outputs), torch.cat(labels)
 
 
 @dataclass
 class EvaluationBatches:
-    """The test views of an evaluation as a sized loader: Avalanche's progress bars ask for its length."""
+    """The test views of an evaluation as a loader with a length, which Avalanche's progress bars need."""
 
     images: TaskSamples
 

@@ -1,4 +1,4 @@
-"""From stored pixels to network input, a whole batch at a time on its device."""
+"""Network inputs from stored pixels, computed for a whole batch on its device."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from cl_bench.experiment import ImageTransforms
 _LUMINANCE = (0.299, 0.587, 0.114)
 """Weights of red, green and blue (ITU-R BT.601, as in PIL)."""
 TRIES = 10
-"""How often a crop is drawn before the centre is taken, as in torchvision."""
+"""Number of attempts to draw a crop that fits, before the centre is used; as in torchvision."""
 
 
 _LONGEST = 32
-"""How many times as long as its short side an image may be to be resized as a whole."""
+"""Largest ratio of longer to shorter side at which an image is resized as a whole."""
 _PART = 16
-"""How many images a CPU crops at a time: what their crops are computed from then stays in its cache."""
+"""Number of images that a CPU crops at a time, so that intermediate results stay in its cache."""
 
 
 def draws(one_size: bool, transforms: ImageTransforms) -> int:
-    """How many uniform numbers the training view of an image takes.
+    """Number of uniform random numbers that the training view of an image uses.
 
     Args:
-        one_size: whether the images come as tensors, all of one size.
+        one_size: whether all images have the same size.
     """
     return 5 if one_size and transforms.crop == "continuous" else 2 * TRIES + 3
 
 
 def test_view(images: Images, transforms: ImageTransforms) -> Tensor:
-    """The deterministic view: the shorter side is resized (antialiased bicubic) to `size * resize`, the centre is taken
-    and normalised.
+    """The deterministic view: the shorter side is resized (antialiased bicubic) to `size * resize` pixels, and the
+    centre is cropped and normalised.
 
     Returns:
         float32 [B, C, size, size], C that of the network.
@@ -59,14 +59,14 @@ def training_view(
     """Random resized crop and horizontal flip, drawn per sample, then normalise.
 
     The crop's area is uniform in `crop_scale` and its aspect ratio log-uniform in `crop_ratio`, as in torchvision's
-    `RandomResizedCrop`; what happens to it then, `ImageTransforms.crop` says. Images of several sizes are always
+    `RandomResizedCrop`; `ImageTransforms.crop` determines how it is resampled. Images of different sizes are always
     cropped in whole `pixels`.
 
     Args:
         images: [B] images.
-        u: [B, draws] uniform numbers, on the device of the images; for single images on the CPU.
-        precision: in which batches are cropped in whole pixels. None: half precision on a GPU, whose matrix units take
-            it, and which holds the pixels exactly and all that is made of them to a quarter of a level out of 255.
+        u: [B, draws] uniform random numbers, on the device of the images; on the CPU for a list of images.
+        precision: precision of crops in whole pixels. None: half precision on a GPU (for its matrix units), which
+            represents pixels exactly and crops to within a quarter of one of 255 levels; single precision on a CPU.
 
     Returns:
         float32 [B, C, size, size], C that of the network.
@@ -98,7 +98,7 @@ def _centre(images: Tensor, transforms: ImageTransforms) -> Tensor:
     size, short = transforms.size, transforms.short
     height, width = images.shape[-2:]
     if images.shape[1] == 3 and max(height, width) > _LONGEST * min(height, width):
-        # Resized as a whole, an image of 1 x 3000 pixels would take gigabytes.
+        # Resizing an image of 1 x 3000 pixels as a whole would need gigabytes.
         return torch.cat([_packed_centre(Packed.of(image), transforms) for image in images])
     pixels = images.float() / 255
     if (height, width) != (short, short):
@@ -110,17 +110,17 @@ def _centre(images: Tensor, transforms: ImageTransforms) -> Tensor:
 
 
 def _packed_centre(images: Packed, transforms: ImageTransforms) -> Tensor:
-    """The same of packed images, each by its own factor."""
+    """The centre of packed images, each resized by its own factor: [B, C, size, size] on the [0, 1] scale."""
     size, short = transforms.size, transforms.short
     sides = torch.stack(images.lying_sides()).double()
-    # A number divided by a tensor would be multiplied by its inverse, and rounded once more than Python does.
+    # Tensor by tensor: torch computes number / tensor with the inverse, which rounds once more than Python.
     scale = torch.full_like(sides[0], short) / sides[0]
     targets = torch.stack([torch.full_like(scale, short), torch.where(sides[0] == sides[1], short, sides[1] * scale)])
     targets = targets.trunc()
     step = sides / targets
     starts = ((targets - size) / 2).round()
     places = starts[..., None] + torch.arange(size, dtype=torch.float64, device=scale.device)
-    # Of the long side, what the centre is computed from, whatever its length: the kernel reaches 2 pixels to each side.
+    # Only the columns of the longer side that the centre depends on; the kernel reaches 2 pixels to each side.
     first = (step[1] * starts[1] - 2 * step[1].clamp(min=1)).floor().clamp(min=0)
     largest = max(images.short / short, 1)
     columns = min(images.long, math.ceil((size + 4) * largest) + 2)
@@ -133,7 +133,7 @@ def _packed_centre(images: Packed, transforms: ImageTransforms) -> Tensor:
 
 
 def _sampled(images: Tensor, u: Tensor, transforms: ImageTransforms) -> Tensor:
-    """Crops [B, C, size, size] of square images of one size, all at once, from u [B, 5]."""
+    """Continuous crops [B, C, size, size] of images of one size, drawn with u [B, 5], on the [0, 1] scale."""
     low, high = transforms.crop_scale
     area = low + (high - low) * u[:, 0]
     log_low, log_high = np.log(transforms.crop_ratio[0]), np.log(transforms.crop_ratio[1])
@@ -158,14 +158,14 @@ def crop_boxes(
     """Random crops as torchvision's `RandomResizedCrop` draws them.
 
     Args:
-        u: [B, 2 * TRIES + 2] uniform numbers: area and ratio of each try, position.
-        heights, widths: [B] of the images.
-        scale, ratio: ranges of the area, as a fraction of the image's, and of the aspect ratio.
+        u: [B, 2 * TRIES + 2] uniform random numbers: area and ratio of each attempt, then the position.
+        heights, widths: [B] sizes of the images.
+        scale, ratio: range of the area, as a share of the image's area, and range of the aspect ratio.
 
     Returns:
-        int64 [B, 4]: top, left, height and width of each.
+        int64 [B, 4]: top, left, height and width of each crop.
     """
-    # In double precision, as Python computes: a height that is rounded the other way is another box.
+    # In double precision, as in Python: a height rounded the other way would be another crop.
     u, height, width = u.double(), heights.double()[:, None], widths.double()[:, None]
     area = height * width * (scale[0] + (scale[1] - scale[0]) * u[:, 0 : 2 * TRIES : 2])
     low, high = math.log(ratio[0]), math.log(ratio[1])
@@ -174,7 +174,7 @@ def crop_boxes(
     fits = (rows > 0) & (rows <= height) & (columns > 0) & (columns <= width)
     first = fits.to(torch.uint8).argmax(dim=1, keepdim=True)
     found = fits.any(dim=1, keepdim=True)
-    # Where no try fits: the centre, as much of the image as the range of ratios allows.
+    # If no attempt fits: the largest central crop that the range of ratios allows.
     rows = torch.where(found, rows.gather(1, first), torch.minimum(height, (width / ratio[0]).round()))
     columns = torch.where(found, columns.gather(1, first), torch.minimum(width, (height * ratio[1]).round()))
     top = torch.where(found, u[:, -2:-1] * (height - rows + 1), (height - rows) / 2).floor()
@@ -205,12 +205,12 @@ def _pixels_view(
     flip: float,
     precision: torch.dtype,
 ) -> Tensor:
-    """The training view with crops of whole pixels: shapes are fixed and nothing is read back, so that it compiles.
+    """The training view with crops of whole pixels; fixed shapes and no synchronisation, so that it can be compiled.
 
     Args:
         source: uint8 [B, C, H, W]; or the flat pixels of packed images, with their offsets, heights and widths [B].
-        sides: of the images, or the longest short and long side of the packed ones.
-        u: [B, 2 * TRIES + 3]: flip, then as `crop_boxes` takes them.
+        sides: height and width of the images; for packed images, the largest shorter and longer side.
+        u: [B, 2 * TRIES + 3] uniform random numbers: one for the flip, then those of `crop_boxes`.
     """
     if offsets is None or heights is None or widths is None:
         packed = None
@@ -223,7 +223,7 @@ def _pixels_view(
     mirrored = u[:, 0] < flip
     places = torch.arange(size, dtype=torch.float64, device=u.device)
     mirrored_places = torch.where(mirrored[:, None], size - 1 - places, places)
-    # Of an image that lies on its side, the first axis of what is stored is the horizontal one.
+    # The first stored axis of a transposed image is the horizontal one.
     starts, extents = (torch.where(turned, a, b) for a, b in ((left, top), (columns, rows)))
     first = _weights(
         torch.where(turned[:, None], mirrored_places, places), extents / size, starts, extents, sides[0], _linear
@@ -232,7 +232,7 @@ def _pixels_view(
     if packed is None:
         pixels, length = source.transpose(1, 2), sides[1]
     else:
-        # A crop is hardly longer than the short side, however long the long one is.
+        # The range of ratios bounds the length of a crop by the shorter side.
         length = min(sides[1], math.ceil((sides[0] + 0.5) * max(ratio[1], 1 / ratio[0]) + 0.5))
         pixels, starts = packed.pixels(starts.long(), length), torch.zeros_like(starts)
     second = _weights(
@@ -244,7 +244,7 @@ def _pixels_view(
 
 @cache
 def _compiled_view() -> Callable[..., Tensor]:
-    """`_pixels_view` as one graph, or as it is where the graph cannot be compiled (no C compiler, say)."""
+    """`_pixels_view` as one compiled graph, or uncompiled if compilation fails (for example without a C compiler)."""
     compiled = torch.compile(_pixels_view, dynamic=False)
     broken = False
 
@@ -255,7 +255,7 @@ def _compiled_view() -> Callable[..., Tensor]:
                 with torch.no_grad():
                     return compiled(*arguments)
             except Exception as error:
-                # Whatever it was: if it is not the compiler's fault, it is raised again below.
+                # An error that is not the compiler's fault is raised again below.
                 broken = True
                 warnings.warn(f"training views are computed without a compiled graph: {error}", stacklevel=2)
         return _pixels_view(*arguments)
@@ -268,7 +268,7 @@ def _linear(distance: Tensor) -> Tensor:
 
 
 def _cubic(distance: Tensor, a: float = -0.5) -> Tensor:
-    """Keys' kernel with the parameter of PIL, and of torch where it smooths."""
+    """Keys' cubic kernel with the parameter of PIL, and of torch's antialiased resizing."""
     near = ((a + 2) * distance - (a + 3)) * distance * distance + 1
     far = (((distance - 5) * distance + 8) * distance - 4) * a
     return torch.where(distance < 1, near, torch.where(distance < 2, far, 0))
@@ -282,40 +282,40 @@ def _weights(
     length: int,
     kernel: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """What each pixel of a line weighs in each pixel of the line that it is resized to, as torch's antialiased
-    `interpolate` has it: the kernel is stretched where the line shrinks, and cut off at the ends.
+    """Weights of the source pixels of a line in each pixel of the resized line, as in torch's antialiased
+    `interpolate`: the kernel is stretched if the line shrinks, and cut off at the ends.
 
     Args:
-        places: float64 [B, size] of the pixels of the new line.
-        step: [B] pixels of the old line for each of the new one.
-        start, extent: [B] of the part that is resized.
-        length: of the old line, with what lies outside that part.
-        kernel: of the distance, which it may write over.
+        places: float64 [B, size], indices of the pixels of the resized line.
+        step: [B] source pixels per pixel of the resized line.
+        start, extent: [B] beginning and length of the part of the source line that is resized.
+        length: length of the whole source line.
+        kernel: function of the distance, which it may overwrite.
 
     Returns:
-        float32 [B, size, length], whose rows sum to one.
+        float32 [B, size, length]; each row sums to one.
     """
     centre = (step[:, None] * (places + 0.5) + start[:, None]).float()[..., None]
     first, last = start.float()[:, None, None], (start + extent).float()[:, None, None]
     pixel = torch.arange(length, dtype=torch.float32, device=places.device) + 0.5
-    # In place: on a CPU, new memory takes longer than the arithmetic.
+    # In place, because allocation takes longer than the arithmetic on a CPU.
     distance = (pixel - centre).abs_().div_(step.clamp(min=1).float()[:, None, None])
     weights = kernel(distance).mul_((pixel > first) & (pixel < last))
     return weights.div_(weights.sum(dim=2, keepdim=True))
 
 
 def _resample(pixels: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """[B, S, C, L] -> [B, C, size, size] by the weights [B, size, S] and [B, size, L] of both axes."""
+    """Resize [B, S, C, L] -> [B, C, size, size] with the weights [B, size, S] and [B, size, L] of the two axes."""
     batch, short, channels, long = pixels.shape
     size = first.shape[1]
-    # The longer axis first, and channels beside the other one: two matrix products per image, nothing copied.
+    # The longer axis first, with channels next to the other axis: two matrix products per image without a copy.
     lines = pixels.reshape(batch, short * channels, long) @ second.transpose(1, 2)
     out = first @ lines.view(batch, short, channels * size)
     return out.view(batch, size, channels, size).transpose(1, 2)
 
 
 def _upright(pixels: Tensor, turned: Tensor) -> Tensor:
-    """Squares [B, C, n, n], those of images that lie on their side set up again."""
+    """Square images [B, C, n, n], with the `turned` [B] ones transposed back."""
     return torch.where(turned[:, None, None, None], pixels.transpose(2, 3), pixels).contiguous()
 
 
@@ -324,8 +324,8 @@ def _upright(pixels: Tensor, turned: Tensor) -> Tensor:
 
 @cache
 def _moments(transforms: ImageTransforms, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation [1, C, 1, 1], put on the device once: copying them would make it wait."""
-    # Kept for training as well, whoever asks first.
+    """Mean and standard deviation [1, C, 1, 1], copied to the device once, because each copy would make it wait."""
+    # Also used in training, so never inference tensors, even if the first use is an evaluation.
     with torch.inference_mode(False):
         mean, std = (
             torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, 1, 1)
@@ -335,7 +335,7 @@ def _moments(transforms: ImageTransforms, device: torch.device) -> tuple[Tensor,
 
 
 def _normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Scale to the network's range; for a colour network grey images are repeated, for a grey one colours are mixed."""
+    """Normalise pixels; colours become luminance for a grey network, grey is repeated for a colour network."""
     if pixels.shape[1] == 3 and mean.shape[1] == 1:
         red, green, blue = (pixels[:, i : i + 1] * weight for i, weight in enumerate(_LUMINANCE))
         pixels = red + green + blue

@@ -1,4 +1,4 @@
-"""The benchmarks: data sets, their official splits and what a run needs to know of them."""
+"""Benchmarks: data sets with their official splits, default tasks and views."""
 
 from cl_bench.streams.benchmarks import Benchmark, Source, default_tasks, find, has_domains, names
 from cl_bench.streams.config import DataConfig

@@ -1,4 +1,4 @@
-"""The members of zip and tar archives, each looked at before it is unpacked, and how much they may come to."""
+"""Members of zip and tar archives, each checked before it is unpacked, and limits on their total size."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ _CHUNK = 1 << 16
 _DEEPEST = 64
 _LONGEST_READ = 1 << 20
 _TIMES, _ALWAYS = 100, 100 << 20
-"""An archive may become so many times as large as it is, or so many bytes: images are hardly compressed any further."""
+"""Largest growth of an archive, as a factor, and in bytes for small ones: images hardly compress any further."""
 _BYTES_PER_NAME, _NAMES = 32, 100_000
-"""It may hold a file or folder for each so many of its bytes, and so many besides."""
+"""An archive may hold one file or folder per 32 of its bytes, plus 100,000."""
 
 
 class Refused(Exception):
-    """A member that must not be unpacked."""
+    """Raised for a member that must not be unpacked."""
 
     def __init__(self, name: str, reason: str) -> None:
-        # repr: a name may hold what a terminal takes for commands.
+        # repr, because a name may hold control sequences of a terminal.
         super().__init__(f"{name!r} {reason}")
 
 
 @dataclass(frozen=True)
 class Member:
-    """A file, a folder, or a link, of an archive of any kind.
+    """A file, a folder or a link in an archive of any kind.
 
     Attributes:
-        name: as the archive has it.
-        path: its steps from the top of the archive.
-        target: of a link: the steps to what it stands for.
-        open: of a file: its content.
+        name: name as stored in the archive.
+        path: path components from the top of the archive.
+        target: path components of what a link points to.
+        open: opens the content of a file.
     """
 
     name: str
@@ -53,16 +53,16 @@ class Member:
 
 
 def most_bytes(size: int) -> int:
-    """Bytes that a compressed file of images may become, at most, by its own size in bytes."""
+    """Largest allowed size in bytes of the content of a compressed file of images, from the size of the file."""
     return max(_TIMES * size, _ALWAYS)
 
 
 class Limits:
-    """How large an archive may become: bombs are small files that fill a disk.
+    """Limits on what an archive may unpack to, against small files that would fill a disk (zip bombs).
 
     Args:
-        size: bytes of the archive.
-        folder: on whose disk it is unpacked.
+        size: size of the archive in bytes.
+        folder: folder on the disk that the archive is unpacked to.
     """
 
     def __init__(self, size: int, folder: Path) -> None:
@@ -73,23 +73,23 @@ class Limits:
         self._bytes = 0
 
     def add(self, name: str, size: int) -> None:
-        """So many bytes are written for a member.
+        """Count `size` bytes that are written for a member.
 
         Raises:
-            Refused: that makes too many.
-            OSError: more than the disk has room for.
+            Refused: the archive exceeds its limit.
+            OSError: the archive needs more bytes than the disk has left.
         """
         self._bytes += size
         if self._bytes > self._most:
             raise Refused(name, f"makes it larger than {self._most:,} bytes, unlike any archive of images of its size")
         if self._bytes > self._free:
-            raise OSError(errno.ENOSPC, f"{self._free:,} bytes are free, and it needs more", str(self._folder))
+            raise OSError(errno.ENOSPC, f"it needs more than the {self._free:,} bytes that are free", str(self._folder))
 
     def count(self, name: str, names: int) -> None:
-        """So many files and folders are there with this member.
+        """Check the number `names` of files and folders, this member included.
 
         Raises:
-            Refused: these are too many.
+            Refused: the number exceeds the limit.
         """
         if names > self._most_names:
             raise Refused(
@@ -98,12 +98,12 @@ class Limits:
 
 
 def members(raw: IO[bytes], limits: Limits) -> Iterator[Member]:
-    """The members of a zip or tar archive (plain, gz, bz2 or xz, told by its content), in their order.
+    """The members of a zip or tar archive (plain, gz, bz2 or xz, recognised by its content), in stored order.
 
     Raises:
-        Refused: one must not be unpacked, or there is too much of them.
-        OSError: they would fill the disk; or what the decompressors raise. The readers of the standard library raise
-            others about damage.
+        Refused: a member must not be unpacked, or a limit is exceeded.
+        OSError: the members would fill the disk, or a decompressor finds damage. The standard library's readers raise
+            further errors about damage.
     """
     is_zip = raw.read(2) == b"PK"
     raw.seek(0)
@@ -112,7 +112,7 @@ def members(raw: IO[bytes], limits: Limits) -> Iterator[Member]:
 
 def _zip_members(raw: IO[bytes], limits: Limits) -> Iterator[Member]:
     with zipfile.ZipFile(raw) as archive:
-        # All before anything is written; zipfile gives no more bytes of a member than are stated here.
+        # All sizes before anything is written; zipfile never returns more bytes of a member than it states here.
         for info in archive.infolist():
             limits.add(info.orig_filename, info.file_size)
         for info in archive.infolist():
@@ -120,7 +120,7 @@ def _zip_members(raw: IO[bytes], limits: Limits) -> Iterator[Member]:
 
 
 def _zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Member:
-    # `filename` is what zipfile has made of it, cut at a NUL.
+    # Not `filename`, which zipfile has normalised and cut at a NUL.
     name = info.orig_filename
     path = _inside(name, name)
     mode = stat.S_IFMT(info.external_attr >> 16)
@@ -136,7 +136,7 @@ def _zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Member:
 
 
 class _Tape:
-    """A stream that remembers what was read last: tarfile takes a damaged header, or none, for the end as well."""
+    """A stream that remembers the last block read: tarfile takes a damaged or missing header for the end, too."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self.seek, self.tell = stream.seek, stream.tell
@@ -145,7 +145,7 @@ class _Tape:
 
     def read(self, size: int) -> bytes:
         if not 0 <= size <= _LONGEST_READ:
-            # Only a damaged header of a long name asks for this, and memory would be set aside for it.
+            # Only a damaged header of a long name requests this much, and memory would be allocated for it.
             raise tarfile.ReadError("a header has an impossible length")
         self.last = self.stream.read(size)
         return self.last
@@ -157,14 +157,14 @@ def _tar_members(raw: IO[bytes], limits: Limits) -> Iterator[Member]:
     with tarfile.open(fileobj=cast("IO[bytes]", tape), mode="r:", encoding="utf-8") as archive:
         for info in archive:
             if info.size < 0:
-                # Before tarfile goes back by as much, and round and round.
+                # tarfile would seek back by as much and loop for ever.
                 raise tarfile.ReadError("a member has a negative length")
-            # Of a sparse file, with its holes.
+            # Holes of a sparse file included.
             limits.add(info.name, info.size)
             yield _tar_member(archive, info)
         if tape.last != bytes(tarfile.BLOCKSIZE):
             raise tarfile.ReadError("the end is missing")
-    # The checksum of a compressed stream comes last.
+    # Read to the end: the checksum of a compressed stream comes last.
     while rest := stream.read(_CHUNK):
         limits.add("what follows the last one", len(rest))
 
@@ -196,12 +196,15 @@ def _decompressed(raw: IO[bytes]) -> IO[bytes]:
 
 
 def _inside(name: str, path: str, start: tuple[str, ...] | None = None) -> tuple[str, ...]:
-    """The steps of a path from the top of an archive.
+    """The components of a path inside an archive.
 
     Args:
-        name: the member to blame.
-        path: as in the archive.
-        start: of a symbolic link: the folder from which its path leads, where it may go up by `..`.
+        name: the member that is named in a refusal.
+        path: path as stored in the archive.
+        start: folder that the target of a symbolic link is relative to; only such a path may contain `..`.
+
+    Raises:
+        Refused: the path is absolute, leaves the archive, is too deep or has forbidden characters.
     """
     subject = "has" if path == name else f"links to {path!r}, which has"
     if re.search("[\x00-\x1f\x7f-\x9f\ud800-\udfff]", path):

@@ -1,4 +1,4 @@
-"""Archives unpacked so that they can do no harm."""
+"""Safe unpacking of archives from untrusted sources."""
 
 from __future__ import annotations
 
@@ -31,30 +31,29 @@ _DAMAGE = (
     RuntimeError,
     MemoryError,
 )
-"""What the readers of the standard library raise; some of it only for archives that no tool writes."""
+"""Errors of the standard library's readers; some occur only for archives that no tool would write."""
 
 
 def unpack(archive: Path, folder: Path, *, progress: TransferProgress = SILENT) -> None:
-    """Unpack a zip or tar archive (plain, gz, bz2 or xz, told by its content) so that it can do no harm.
+    """Safely unpack a zip or tar archive (plain, gz, bz2 or xz, recognised by its content).
 
-    All goes to a temporary folder first, which becomes `folder` when everything is there. If there is a folder, what
-    it lacks is moved into it, after a look whether anything stands in the way; files in it are never changed.
-    Only plain files and folders come to be: modes, owners and times are not kept, and a link to a file of the same
-    archive becomes a copy.
+    Members are first written to a temporary folder, which is then renamed to `folder`. If `folder` exists, missing
+    files are moved into it after a check for conflicts; existing files are never changed. Only plain files and folders
+    are created: modes, owners and times are dropped, and a link to a file of the same archive becomes a copy.
 
     Args:
-        archive: the file.
-        folder: where the archive's top will be; its parents are made.
-        progress: told the bytes of the archive.
+        archive: the archive file.
+        folder: destination of the archive's top level; its parents are created.
+        progress: receives the number of archive bytes read.
 
     Raises:
         UserError: the archive cannot be read, is truncated, damaged or of another kind; a member has an absolute
             path, `..`, a backslash or control characters in its name, is a device, a link out of the archive, or
-            differs from another only in case or content; it would become 100 times as large as it is (and larger than
-            100 MiB), hold far too many files for its size, or fill the disk; a file there has other content; nothing
-            can be written; or another process is unpacking there now.
+            differs from another only in case or content; the archive would grow to more than 100 times its size (and
+            more than 100 MiB), hold far too many files for its size, or fill the disk; an existing file has other
+            content; nothing can be written; or another process is unpacking there now.
     """
-    # So that a link to a folder on another disk stays one.
+    # Resolved, so that a link to a folder on another disk remains a link.
     folder = Path(os.path.realpath(folder))
     try:
         raw = archive.open("rb")
@@ -75,7 +74,7 @@ def unpack(archive: Path, folder: Path, *, progress: TransferProgress = SILENT) 
         except _DAMAGE as error:
             raise _damaged(archive, error) from error
         except OSError as error:
-            # What the decompressors raise about the data has no number; a damaged offset may lead before the start.
+            # Decompressors report damage without an error number; a damaged offset may point before the start (EINVAL).
             if error.filename is None and error.errno in (None, errno.EINVAL):
                 raise _damaged(archive, error) from error
             raise UserError(
@@ -86,12 +85,12 @@ def unpack(archive: Path, folder: Path, *, progress: TransferProgress = SILENT) 
 
 def _damaged(archive: Path, error: Exception) -> UserError:
     return UserError(
-        f"'{archive}' is truncated, damaged or neither zip nor tar ({reason(error)}); delete it and get it again"
+        f"'{archive}' is truncated, damaged or neither zip nor tar ({reason(error)}); delete it and download it again"
     )
 
 
 def _place(folder: Path) -> Path:
-    """Where the temporary folder goes: beside the folder, or inside where it could not be renamed from there."""
+    """The folder for temporary files: the parent of `folder`, or `folder` itself if renaming from there would fail."""
     parent = folder.parent
     if folder.is_dir() and (folder.stat().st_dev != parent.stat().st_dev or not os.access(parent, os.W_OK)):
         return folder
@@ -100,7 +99,7 @@ def _place(folder: Path) -> Path:
 
 def _unpack(raw: IO[bytes], work: Path, folder: Path, progress: TransferProgress) -> None:
     if work.exists():
-        # Of a process that was killed, as the lock is ours.
+        # Left by a process that was killed: no other process holds the lock.
         shutil.rmtree(work)
     try:
         work.mkdir()
@@ -115,14 +114,14 @@ def _unpack(raw: IO[bytes], work: Path, folder: Path, progress: TransferProgress
 
 
 def _extract(raw: IO[bytes], top: Path, progress: TransferProgress) -> None:
-    """Write all members below `top`, an empty folder."""
+    """Write all members below the empty folder `top`."""
     size, done = os.fstat(raw.fileno()).st_size, 0
     progress.begin(size)
 
     def tick() -> None:
         nonlocal done
         here = raw.tell()
-        # Members of a zip need not lie in the order of its directory.
+        # Members of a zip may be stored in another order than its directory lists them.
         if here > done:
             progress.advance(here - done)
             done = here
@@ -158,13 +157,13 @@ def _extract(raw: IO[bytes], top: Path, progress: TransferProgress) -> None:
 
 
 def _claim(member: Member, names: dict[tuple[str, ...], tuple[tuple[str, ...], str]]) -> None:
-    """Note the names that a member takes; refuse it where another has one of them for something else."""
+    """Record the names that a member uses; refuse it if another member uses one of them differently."""
     if not member.path and member.kind != "folder":
-        raise Refused(member.name, "is no name of a file")
+        raise Refused(member.name, "is not the name of a file")
     for depth in range(1, len(member.path) + 1):
         path = member.path[:depth]
         kind = "folder" if depth < len(member.path) or member.kind == "folder" else "file"
-        # One rule for all disks: on many, names that differ in no more than this are the same file.
+        # The strictest rule for all disks: on many, names that differ only in this way are the same file.
         folded = tuple(unicodedata.normalize("NFC", step).lower() for step in path)
         first, kind_of_first = names.setdefault(folded, (path, kind))
         if first != path:
@@ -174,7 +173,7 @@ def _claim(member: Member, names: dict[tuple[str, ...], tuple[tuple[str, ...], s
 
 
 def _write(member: Member, source: IO[bytes], top: Path, tick: Callable[[], None]) -> None:
-    """Write a file, or make sure that it is the same as the one that is there."""
+    """Write a file; if it exists already, refuse other content."""
     path = top.joinpath(*member.path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
@@ -196,9 +195,9 @@ def _same(one: IO[bytes], other: IO[bytes]) -> bool:
 
 
 def _compare(source: Path, target: Path) -> None:
-    """Raise `UserError` if anything in `target` stands in the way of what is in `source`; both are folders."""
+    """Raise `UserError` if `target` has another file where the folder `source` has one, or is not a folder."""
     if not target.is_dir():
-        raise UserError(f"'{target}' is there and is no folder; move it away or choose another folder")
+        raise UserError(f"'{target}' exists and is not a folder; move it away or choose another folder")
     for entry in source.iterdir():
         other = target / entry.name
         if not os.path.lexists(other):
@@ -211,11 +210,11 @@ def _compare(source: Path, target: Path) -> None:
             with entry.open("rb") as one, other.open("rb") as two:
                 equal = _same(one, two)
         if not equal:
-            raise UserError(f"'{other}' is there with other content; move it away or choose another folder")
+            raise UserError(f"'{other}' exists with other content; move it away or choose another folder")
 
 
 def _merge(source: Path, target: Path) -> None:
-    """Move what `target` lacks; both are folders."""
+    """Move everything that the folder `target` lacks from the folder `source`."""
     for entry in source.iterdir():
         other = target / entry.name
         if not os.path.lexists(other):

@@ -1,4 +1,4 @@
-"""The benchmarks: data sets, their official splits and what a run needs to know of them."""
+"""Benchmarks: data sets with their official splits, default tasks and views."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from cl_bench.data.images import ImageFiles, ImageStore
 from cl_bench.errors import UserError, counted, named, unknown_name
 from cl_bench.experiment import ImagesName, Scenario, Storage, Tasks
 from cl_bench.streams import catalogue, icons
+from cl_bench.streams.class_subsets import SUBSETS
 from cl_bench.streams.config import DataConfig
 from cl_bench.streams.image_files import for_each_image
-from cl_bench.streams.overlaps import shared_classes
 from cl_bench.streams.readers.folders import by_ending
 from cl_bench.streams.split_hash import split_hash
 from cl_bench.streams.types import DataSet, Entry, Listing
@@ -28,7 +28,7 @@ from cl_bench.streams.types import DataSet, Entry, Listing
 
 @dataclass(frozen=True)
 class Source:
-    """The data of a benchmark: both parts and the names of classes and domains, in the data set's own order."""
+    """The data of a benchmark: both parts, and the class and domain names in the data set's own order."""
 
     train: ImageStore
     test: ImageStore
@@ -37,7 +37,7 @@ class Source:
 
     @property
     def split(self) -> str:
-        """The hash of the split that is stored with every run."""
+        """Hash of the split, stored with every run."""
         return split_hash(self.train.names, self.test.names)
 
 
@@ -48,16 +48,17 @@ class Benchmark:
     Attributes:
         name: as in `--benchmark`.
         description: one line for `cl-bench ls benchmarks`.
-        num_classes: size of the label set.
-        tasks: the default ones, in the default `scenario`.
-        crop, crop_scale, resize: of the training crop and the test view (see `ImageTransforms`): part of the protocol,
-            the same for every method.
-        backbone: used when the user names none.
-        load, data: reads the data; the argument, where the files are and how they are read.
-        tuned_on: the stream on which hyper-parameters for it are searched, so that it is not itself.
-        dataset: facts about it, if it is not embedded.
-        scenario: the default one.
-        citations: as `DataSet.citations`, of an embedded benchmark.
+        num_classes: number of classes.
+        tasks: default tasks, in the default `scenario`.
+        crop, crop_scale, resize: settings of the training crop and the test view (see `ImageTransforms`): part of the
+            protocol, the same for every method.
+        backbone: name of the default backbone.
+        load: reads the data as configured.
+        data: location of the data and how to read them.
+        tuned_on: another benchmark, on which hyper-parameters for this one are searched.
+        dataset: description of the data set; None if it is embedded.
+        scenario: default scenario.
+        citations: bibliography keys of an embedded benchmark, as in `DataSet.citations`.
     """
 
     name: str
@@ -79,13 +80,13 @@ class Benchmark:
         """The data, read and checked once per process.
 
         Args:
-            storage: how the images of files are kept (see `Experiment`); the icons, and data sets that come as arrays,
-                are in memory as they are.
-            on_progress: called while images are decoded that are kept and have not been decoded before.
+            storage: how image files are stored once decoded (see `Experiment`); icons and data sets that come as arrays
+                are always in memory, unchanged.
+            on_progress: called while images are decoded into the cache for the first time.
 
         Raises:
-            UserError: the data are not there or damaged; the cache cannot be written; in `memory`, images of files that
-                do not have one size.
+            UserError: the data are missing or damaged; the cache cannot be written; `storage` is `memory` and the image
+                files differ in size.
         """
         source = _source(self.name, self.data)
         if storage == "files" or not isinstance(source.train.images, ImageFiles):
@@ -93,11 +94,11 @@ class Benchmark:
         return _decoded_source(self.name, storage, self.data, on_progress)
 
     def remarks(self) -> list[str]:
-        """What the user should know of the data set, though nothing is wrong: files that are not read, images left out,
-        classes that a domain lacks.
+        """Sentences about the data set that are no faults: files that are not read, images left out, classes that a
+        domain lacks.
 
         Raises:
-            UserError: the data are not there or damaged.
+            UserError: the data are missing or damaged.
         """
         if self.dataset is None:
             return []
@@ -116,16 +117,16 @@ class Benchmark:
         return [*of_domains, *(f"{self.name}: {text}; {names_them}" for text in found)]
 
     def storage(self, images: ImagesName, short: int) -> Storage:
-        """How the images are kept for a run, as `Experiment` has it.
+        """How the images of a run are stored: the value of `Experiment.storage`.
 
         Args:
-            images: the user's choice. `auto`: in memory if they have one size and nothing would be resized, otherwise
-                as `resized`: decoded once, their shorter side made `short` pixels at most. `files`: decoded whenever
-                they are read. What comes as arrays is in memory in either case.
-            short: of the test view, in pixels.
+            images: the user's choice. `auto`: in memory if all images have one size that needs no resizing, otherwise
+                as `resized`: decoded once, with a shorter side of at most `short` pixels. `files`: decoded on every
+                access. Data sets that come as arrays are in memory in either case.
+            short: shorter side of the test view, in pixels.
 
         Raises:
-            UserError: an image that cannot be read.
+            UserError: an image cannot be read.
         """
         source = self.source()
         parts = (source.train, source.test)
@@ -157,7 +158,7 @@ _BENCHMARKS = {
         ),
         Benchmark(
             "icons-designers",
-            "the same objects, another designer's drawings with each task (domain-incremental); embedded",
+            "100 objects, each task drawn by another designer (domain-incremental); 32x32 grey; embedded",
             100,
             10,
             _ICON_CROP,
@@ -169,7 +170,7 @@ _BENCHMARKS = {
         ),
         Benchmark(
             "icons-tune",
-            "40 other classes of the same kind: the only stream for choosing hyper-parameters; embedded",
+            "40 objects that no other icon stream has, only for choosing hyper-parameters; 32x32 grey; embedded",
             40,
             10,
             _ICON_CROP,
@@ -181,70 +182,19 @@ _BENCHMARKS = {
 }
 
 
-@dataclass(frozen=True)
-class _ClassSubset:
-    """Some classes of a data set, as a benchmark of their own.
-
-    Attributes:
-        of: name of the data set, all of whose classes have the same number of images.
-        classes: which of them.
-    """
-
-    of: str
-    title: str
-    num_classes: int
-    tasks: int
-    classes: Callable[[], frozenset[str]]
-
-    def dataset(self) -> DataSet:
-        """A data set of these classes."""
-        whole = catalogue.find(self.of)
-
-        def read(folder: Path, split: Path | None) -> Listing:
-            return self.listing(whole.read(folder, split))
-
-        return replace(
-            whole,
-            read=read,
-            title=self.title,
-            classes=self.num_classes,
-            train=whole.train * self.num_classes // whole.classes,
-            test=whole.test * self.num_classes // whole.classes,
-            tasks=self.tasks,
-            splits=(),
-            split_hashes={},
-            content_hash=None,
-        )
-
-    def listing(self, whole: Listing) -> Listing:
-        """The images of these classes."""
-        kept = self.classes()
-        train, test = (tuple(entry for entry in part if entry.label in kept) for part in (whole.train, whole.test))
-        return replace(whole, train=train, test=test, classes=tuple(name for name in whole.classes if name in kept))
-
-
-_SUBSETS = {
-    "tiny-imagenet-44": _ClassSubset(
-        "tiny-imagenet",
-        "44 classes of Tiny ImageNet that CIFAR-100 has, too: the stream for choosing its hyper-parameters",
-        44,
-        11,
-        shared_classes,
-    )
-}
 _TUNED_ON = {"cifar100": "tiny-imagenet-44"}
 
 _PHOTOGRAPHS = "vit_base_patch16_224.augreg2_in21k_ft_in1k"
-"""The weights of SD-LoRA's logs."""
+"""The weights used in SD-LoRA's released logs."""
 
 
 def names() -> list[str]:
-    """Names of all benchmarks; besides these there is `folder:PATH`."""
-    return sorted(_BENCHMARKS) + sorted([*catalogue.names(), *_SUBSETS])
+    """Names of all benchmarks, without `folder:PATH`."""
+    return sorted(_BENCHMARKS) + sorted([*catalogue.names(), *SUBSETS])
 
 
 def has_domains(name: str) -> bool:
-    """Whether a benchmark can be domain-incremental; not if its data set cannot be used."""
+    """Whether a benchmark can be domain-incremental; False if its data set cannot be used."""
     try:
         benchmark = find(name)
     except UserError:
@@ -256,11 +206,11 @@ def find(name: str, data: DataConfig | None = None, scenario: Scenario | None = 
     """The benchmark with this name: an embedded one, a data set, or `folder:PATH`.
 
     Args:
-        data: where data sets are and how they are read; None: as `DataConfig.of` finds them by itself.
-        scenario: that is wanted, if one is; the folders of `folder:PATH` are domains if it is domain-incremental.
+        data: location of data sets and how to read them; None: the defaults of `DataConfig.of`.
+        scenario: scenario of the run, if chosen; domain-incremental makes the folders of `folder:PATH` domains.
 
     Raises:
-        UserError: there is none; the closest name is suggested. A folder is not there or has another layout.
+        UserError: the name is unknown (the closest one is suggested), or a folder is missing or has another layout.
     """
     data = data or DataConfig.of()
     if name in _BENCHMARKS:
@@ -294,10 +244,10 @@ def find(name: str, data: DataConfig | None = None, scenario: Scenario | None = 
 
 
 def default_tasks(num_classes: int) -> Tasks:
-    """Class-incremental tasks where no number is published: up to ten, of two classes or more.
+    """Class-incremental tasks for a data set without a published number: up to ten, of two classes or more each.
 
-    As many as divide the classes; of a number that none divides (7), tasks of nearly the same size (3, 2, 2). In a task
-    of one class, a loss over the task's own classes would be constant.
+    The largest number that divides the classes; if none does (7 classes), tasks of nearly the same size (3, 2, 2). In
+    a task of one class, a loss over the task's own classes would be constant.
     """
     alike = max((n for n in range(1, 11) if num_classes % n == 0 and num_classes // n > 1), default=1)
     number = min(10, num_classes // 2)
@@ -318,11 +268,11 @@ def _listing(name: str, data: DataConfig) -> Listing:
 
 
 def _dataset(name: str, data: DataConfig) -> DataSet:
-    return _SUBSETS[name].dataset() if name in _SUBSETS else catalogue.find(name, data.domains)
+    return SUBSETS[name].dataset() if name in SUBSETS else catalogue.find(name, data.domains)
 
 
 def _load(name: str, data: DataConfig) -> Source:
-    """A data set below the user's data folder, as image stores."""
+    """A data set in the user's data folder, as image stores."""
     listing = _listing(name, data)
     index = {name: number for number, name in enumerate(listing.classes)}
 
@@ -341,7 +291,7 @@ _decoded_sources: dict[tuple[str, Storage, DataConfig, Path], Source] = {}
 
 
 def _decoded_source(name: str, storage: Storage, data: DataConfig, on_progress: OnProgress) -> Source:
-    """A data set of files with its images decoded, from the cache."""
+    """A data set of image files, decoded by way of the cache."""
     key = (name, storage, data, image_cache.folder())
     if key not in _decoded_sources:
         source, listing = _source(name, data), _listing(name, data)
@@ -376,7 +326,7 @@ def _decoded_part(
     if kind != "memory":
         return replace(store, images=images)
     if (images.sizes != images.sizes[0]).any():
-        raise UserError(f"the images of {name} do not have one size, so they cannot be kept as they are; --images auto")
+        raise UserError(f"the images of {name} differ in size, so they cannot be stored unresized; use --images auto")
     return replace(store, images=images.of_one_size())
 
 
@@ -387,7 +337,7 @@ def _cached(name: str, part: str, storage: Storage, store: ImageStore) -> Path:
 
 @cache
 def _small_and_alike(name: str, data: DataConfig, cache_folder: Path, short: int) -> bool:
-    """Whether all images of files have one size, and one that would be kept."""
+    """Whether all image files have one size that needs no resizing."""
     source = _source(name, data)
     parts = {"train": source.train, "test": source.test}
     paths = [path for store in parts.values() if isinstance(store.images, ImageFiles) for path in store.images.paths]
@@ -395,6 +345,6 @@ def _small_and_alike(name: str, data: DataConfig, cache_folder: Path, short: int
     if min(size) > short:
         return False
     if all(image_cache.is_there(_cached(name, part, "memory", store)) for part, store in parts.items()):
-        # What has been found of these files before.
+        # An earlier run has checked these files.
         return True
     return all(size_of(path) == size for path in paths)

@@ -1,4 +1,4 @@
-"""The data sets by name: those of `streams/datasets/`, those of other packages, and where the user has them."""
+"""Data sets by name, from `streams/datasets/` and from installed packages, and their folders on disk."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ _ANY_DOMAINS = replace(
     title="any tree of domain folders with class folders",
     layouts={
         "domain folders, split by a list or by name": (
-            "PATH/\n  DOMAIN/CLASS/* (any depth)\n  NAME_train.txt, NAME_test.txt (or --split-list FILE), if there are"
+            "PATH/\n  DOMAIN/CLASS/* (any depth)\n  NAME_train.txt, NAME_test.txt (or --split-list FILE), optional"
         ),
         "domain folders with both parts": "PATH/\n  DOMAIN/train/CLASS/*\n  DOMAIN/test/CLASS/* (or val/)",
         "parts with domain folders": "PATH/\n  train/DOMAIN/CLASS/*\n  test/DOMAIN/CLASS/* (or val/)",
@@ -63,10 +63,10 @@ _ANY_DOMAINS = replace(
 
 @cache
 def shipped() -> dict[str, DataSet]:
-    """The data sets of the files of `streams/datasets/`, by name: `imagenet_r.py` holds `imagenet-r`.
+    """The data sets defined in `streams/datasets/`, by name: `imagenet_r.py` defines `imagenet-r`.
 
     Raises:
-        UserError: a file does not hold exactly one data set, or one of another name.
+        UserError: a file does not define exactly one data set, or one of another name.
     """
     package = cl_bench.streams.datasets
     found = {}
@@ -82,21 +82,21 @@ def shipped() -> dict[str, DataSet]:
 
 
 def names() -> list[str]:
-    """Names of the data sets, those of installed packages too, without `folder:PATH`."""
+    """Names of all data sets, including those of installed packages, without `folder:PATH`."""
     return sorted({*shipped(), *_of_packages()})
 
 
 def find(name: str, domains: bool = False) -> DataSet:
-    """The data set with this name, or `folder:PATH`; one of an installed package comes before ours.
+    """The data set with this name, or `folder:PATH`; a data set of an installed package takes precedence over ours.
 
-    Sizes of a folder's data set are 0, which stands for unknown.
+    For `folder:PATH`, the sizes of the data set are 0 (unknown).
 
     Args:
         domains: whether the folders of `folder:PATH` are domains rather than classes.
 
     Raises:
-        UserError: there is none; the closest name is suggested. The entry point of a package does not import or
-            holds no data set of this name.
+        UserError: the name is unknown (the closest one is suggested), or the entry point of a package does not import
+            or defines no data set of this name.
     """
     if name.startswith(FOLDER):
         path = name.removeprefix(FOLDER)
@@ -129,11 +129,11 @@ def _load_entry_point(point: EntryPoint) -> DataSet:
 
 
 def _only_data_set(value: object, name: str, where: str) -> DataSet:
-    """A data set, or the only one of a module.
+    """`value` itself if it is a data set, or the only data set defined in a module.
 
     Args:
-        name: that it must have.
-        where: how a sentence about it begins.
+        name: required name of the data set.
+        where: beginning of an error message, names the file or entry point.
     """
     values = list(vars(value).values()) if isinstance(value, ModuleType) else [value]
     found = [one for one in values if isinstance(one, DataSet)]
@@ -148,17 +148,17 @@ def _only_data_set(value: object, name: str, where: str) -> DataSet:
 
 
 def locate(dataset: DataSet, root: Path | None = None) -> Path:
-    """The folder of a data set: the first of its names that is there.
+    """The folder of a data set: the first of its accepted names that exists below the root.
 
     Raises:
-        UserError: it is not there.
+        UserError: no such folder exists.
     """
     if dataset.name.startswith(FOLDER):
         (folder,) = map(Path, dataset.folders)
         try:
             there = folder.is_dir()
         except (OSError, ValueError):
-            # Too long for a path, or with characters that none has.
+            # The path is too long, or has characters that no path can have.
             there = False
         if not there:
             raise UserError(f"there is no folder '{folder}' ({dataset.name}); name an existing one")
@@ -170,25 +170,27 @@ def locate(dataset: DataSet, root: Path | None = None) -> Path:
     parent = f" (for the folder '{top}' itself, name its parent)" if top.name in dataset.folders else ""
     raise UserError(
         f"{dataset.name} is not there: no folder '{top / dataset.folders[0]}'; 'cl-bench data prepare {dataset.name}' "
-        f"gets it or says how, and --root or {ROOT_VARIABLE} names another data folder{parent}"
+        f"downloads it or says how to get it; --root or {ROOT_VARIABLE} names another data folder{parent}"
     )
 
 
 def read(dataset: DataSet, folder: Path, split_list: Path | None = None) -> Listing:
-    """What is in a folder, whether it is complete or not.
+    """The images in a folder, complete or not.
 
     Raises:
-        UserError: it has no known layout, or there is something wrong with it.
+        UserError: the folder has an unknown layout, or its content is faulty.
     """
     try:
         return dataset.read(folder, split_list)
     except UnknownLayout as error:
         trees = "\nor\n".join(dataset.layouts.values())
-        raise UserError(f"'{folder}' has no layout of {dataset.name} that is known; arrange it as\n{trees}") from error
+        raise UserError(
+            f"'{folder}' has none of the known layouts of {dataset.name}; arrange it as\n{trees}"
+        ) from error
 
 
 def class_faults(dataset: DataSet, listing: Listing) -> list[str]:
-    """What is wrong with the classes, as sentences: their number, none at all, or one without images."""
+    """Faults of the classes, as sentences: a wrong number, none at all, or a class without images."""
     if not listing.classes and not dataset.classes:
         return ["no class folders with images"]
     faults = []
@@ -204,7 +206,7 @@ def class_faults(dataset: DataSet, listing: Listing) -> list[str]:
 
 
 def domain_faults(dataset: DataSet, listing: Listing) -> tuple[list[str], list[str]]:
-    """What is wrong with the domains, and what is worth knowing: one without images; classes that one lacks."""
+    """Faults of the domains (no images), and remarks on them (classes that a domain lacks), as sentences."""
     faults, gaps = [], []
     for part, entries in (("training", listing.train), ("test", listing.test)):
         pairs = {(entry.domain, entry.label) for entry in entries}
@@ -218,17 +220,17 @@ def domain_faults(dataset: DataSet, listing: Listing) -> tuple[list[str], list[s
 
 
 def load(dataset: DataSet, root: Path | None = None, skip_bad: bool = False, split_list: Path | None = None) -> Listing:
-    """The images of a data set, checked for what can be seen without decoding them.
+    """The images of a data set, checked as far as possible without decoding them.
 
     Args:
         root: folder with the data sets, see `config.data_root`.
-        skip_bad: leave out images that cannot be decoded, for which all of them are.
+        skip_bad: leave out images that cannot be decoded; all images are decoded to find these.
         split_list: see `readers.splits.read_split`.
 
     Raises:
-        UserError: the data set is not there or has another layout, a wrong number of classes, a class without images,
-            or (without `skip_bad`) an image that is missing or empty. Images that are damaged inside are for
-            `data.decoding.decode` to find.
+        UserError: the data set is missing or has another layout, a wrong number of classes, a class without images,
+            or (without `skip_bad`) an image that is missing or empty. Images with damaged content are found later, by
+            `data.decoding.decode`.
     """
     folder = locate(dataset, root)
     listing = read(dataset, folder, split_list)
@@ -249,7 +251,7 @@ def load(dataset: DataSet, root: Path | None = None, skip_bad: bool = False, spl
 
 
 def _way_out(listing: Listing, folder: Path) -> str:
-    """What may be done about classes that are wrong, with the images that are there and do not count."""
+    """What to do about faulty classes, with the numbers of files that were not read or left out."""
     others = [f"not read: {by_ending(listing.not_read, folder)}"] if listing.not_read else []
     others += [f"left out: {counted(len(listing.left_out), 'image')}"] if listing.left_out else []
     if not listing.classes:
@@ -262,13 +264,13 @@ def _way_out(listing: Listing, folder: Path) -> str:
 
 
 def without(listing: Listing, bad: set[Path]) -> Listing:
-    """A listing of files without some of them, which it names as left out."""
+    """A listing without the images `bad`, which it names in `left_out`."""
     train, test = (tuple(entry for entry in part if entry.path not in bad) for part in (listing.train, listing.test))
     return replace(listing, train=train, test=test, left_out=tuple(sorted(bad)))
 
 
 def split_of(dataset: DataSet, listing: Listing) -> tuple[str, bool]:
-    """The name of the split, and whether it is a published one; any other is called by its hash."""
+    """Name of the split, and whether it is a published one; another split is named by its hash."""
     names = [[entry.name for entry in part] for part in (listing.train, listing.test)]
     found = tuple(map(names_hash, names))
     for name, known in dataset.split_hashes.items():

@@ -1,4 +1,4 @@
-"""Where a user's data sets are and how they are read."""
+"""Location of the user's data sets, and options for reading them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ DEFAULT_ROOT = Path("data")
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where data sets are and how they are read, in absolute paths: it travels with a run to other processes and hosts.
+    """Location of data sets and how to read them, with absolute paths, as it is sent to other processes and hosts.
 
     Attributes:
         root: folder with the data sets.
         skip_bad: leave out images that cannot be decoded.
-        split_list: which images train and which test; None: as the data set's folder says.
-        domains: of `folder:PATH`, whether its folders are domains rather than classes.
+        split_list: file that assigns images to training and testing; None: the split of the data set's folder.
+        domains: for `folder:PATH`: whether its folders are domains rather than classes.
     """
 
     root: Path
@@ -31,10 +31,10 @@ class DataConfig:
 
     @classmethod
     def of(cls, root: Path | None = None, skip_bad: bool = False, split_list: Path | None = None) -> Self:
-        """What the user asks for; the root is that of `data_root`.
+        """The configuration for these options; without `root`, that of `data_root`.
 
         Raises:
-            UserError: the root that is given is no folder.
+            UserError: `root` is not a folder.
         """
         if root is not None and not root.is_dir():
             raise UserError(f"--root '{root}' is no folder; name the one that holds the data sets")
@@ -42,19 +42,19 @@ class DataConfig:
 
 
 def data_root(root: Path | None = None) -> Path:
-    """The folder with the data sets: as given, else `CL_BENCH_DATA`, else `data/` in the current folder."""
+    """The folder with the data sets: `root` if given, else `CL_BENCH_DATA`, else `data/` in the current folder."""
     variable = os.environ.get(ROOT_VARIABLE)
     return root or (Path(variable).expanduser() if variable else DEFAULT_ROOT)
 
 
 def existing_root(root: Path | None = None) -> Path:
-    """The same, if it is there; the default one need not be.
+    """The folder of `data_root`, which must exist unless it is the default one.
 
     Raises:
-        UserError: one was named and is not there.
+        UserError: the folder was named by `root` or `CL_BENCH_DATA` and does not exist.
     """
     top = data_root(root)
     if not top.is_dir() and top.absolute() != DEFAULT_ROOT.absolute():
         whence = ROOT_VARIABLE if top.absolute() == data_root().absolute() else "--root"
-        raise UserError(f"the data folder '{top}' ({whence}) is not there; make it, or name the right one")
+        raise UserError(f"the data folder '{top}' ({whence}) does not exist; create it, or name the right one")
     return top

@@ -1,4 +1,4 @@
-"""Files over HTTP, whole and checked, taken up where an earlier download has stopped."""
+"""Downloads over HTTP: complete and checked, resumed where an earlier download stopped."""
 
 from __future__ import annotations
 
@@ -39,38 +39,40 @@ def download(
     timeout: float = 30.0,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Get a file over HTTP, whole and checked, or not at all.
+    """Download a file over HTTP, complete and checked, or fail and leave no file.
 
-    The bytes go to `<target>.part`, with `<target>.part.json` saying which version of the file they are of. Whatever
-    ends the process leaves both, and the next call asks for the rest only, unless the server cannot send a part or
-    has another version by now. What is already there and right is not asked for; with neither size nor checksum,
-    any file there is taken for right. One that is wrong is replaced only by one that is right.
+    Bytes are written to `<target>.part`; `<target>.part.json` records the version of the file on the server. Both
+    survive the end of the process, and the next call requests only the rest, unless the server cannot send a range or
+    has another version by now. A correct file at `target` is not requested again; with neither size nor checksum, any
+    file there counts as correct. A wrong file is replaced only by a correct one.
 
     Args:
-        url: where the file is, `http://` or `https://`.
-        target: the file to write; its folder is made.
-        size: how many bytes the file has, if known.
+        url: address of the file, `http://` or `https://`.
+        target: the file to write; its folder is created.
+        size: expected size in bytes, if known.
         checksum: `"sha256:<hex digits>"` or `"md5:<hex digits>"` of the file, if known.
-        page: the official page of the data set, for those whom this download fails.
-        progress: told the bytes.
-        waits: seconds before each further try after a dropped connection; they start over whenever bytes have come.
-        timeout: seconds without a single byte until a connection counts as dropped.
-        sleep: waits for so many seconds between two tries.
+        page: official page of the data set, named in the message if the download fails.
+        progress: receives the number of bytes.
+        waits: seconds before each retry after a dropped connection; the list starts over whenever bytes have arrived.
+        timeout: seconds without a single byte after which a connection counts as dropped.
+        sleep: called with the seconds to wait before a retry.
 
     Raises:
-        UserError: the file cannot be had, is not the expected one, or cannot be written; or another process is
-            getting it now.
-        ValueError: `checksum` is none.
+        UserError: the file cannot be downloaded, is not the expected one, or cannot be written; or another process is
+            downloading it now.
+        ValueError: `checksum` is malformed.
     """
     if checksum is not None:
         checksum = checksum.lower()
         if not re.fullmatch("sha256:[0-9a-f]{64}|md5:[0-9a-f]{32}", checksum):
-            raise ValueError(f"'{checksum}' is no checksum; write 'sha256:' or 'md5:' and all hexadecimal digits")
+            raise ValueError(
+                f"'{checksum}' is no checksum; write 'sha256:' or 'md5:' followed by all hexadecimal digits"
+            )
     if target.is_dir():
-        raise UserError(f"'{target}' is a folder, and a file is to be written there; choose another place")
+        raise UserError(f"'{target}' is a folder, but the download is a file; choose another place")
     job = _Download(url, target, size, checksum, page, progress, waits, timeout, sleep)
     try:
-        # Looked at before the lock, so that complete data in a read-only folder will do.
+        # Checked before locking, so that complete data in a read-only folder is accepted.
         if job.present():
             return
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +86,7 @@ def download(
 
 
 class _Dropped(Exception):
-    """A request failed in a way that another may not; `wait` is how many seconds the server asks to be left alone."""
+    """A request failed, but a retry may succeed; `wait` is the number of seconds for which the server asks to wait."""
 
     def __init__(self, why: str, wait: float = 0.0) -> None:
         super().__init__(why)
@@ -92,7 +94,7 @@ class _Dropped(Exception):
 
 
 class _Version(BaseModel):
-    """What tells one version of a file on a server from another; the content of `.part.json`."""
+    """Identifies one version of a file on a server; the content of `.part.json`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -103,7 +105,7 @@ class _Version(BaseModel):
 
     @property
     def validator(self) -> str | None:
-        """What `If-Range` may carry: a weak ETag promises the same meaning, not the same bytes."""
+        """Value for `If-Range`; never a weak ETag, which promises the same meaning but not the same bytes."""
         return self.modified if self.etag is None or self.etag.startswith("W/") else self.etag
 
 
@@ -121,7 +123,7 @@ class _Download:
     part: Path = field(init=False)
     note: Path = field(init=False)
     pieced: bool = field(init=False, default=False)
-    """Whether the part holds bytes of more than one request."""
+    """Whether the part file holds bytes of more than one request."""
 
     def __post_init__(self) -> None:
         self.part = self.target.with_name(f"{self.target.name}.part")
@@ -139,7 +141,7 @@ class _Download:
         self._transfer()
         fault = self._fault(self.part)
         if fault and self.pieced:
-            # Not every server can tell versions apart, so the pieces may be of two.
+            # Not every server distinguishes versions, so the pieces may come from two.
             self._forget()
             self._transfer()
             fault = self._fault(self.part)
@@ -152,9 +154,9 @@ class _Download:
         self.note.unlink(missing_ok=True)
 
     def _fault(self, path: Path) -> str | None:
-        """What is wrong with a file that should be the whole one."""
+        """Why a file is not the complete, expected one; None if nothing is wrong."""
         if self.size is not None and (length := path.stat().st_size) != self.size:
-            # A transfer ends as soon as it is too long, so that the full length is not known.
+            # A transfer is cut off as soon as it is too long, so its full length is unknown.
             return f"has {length if length < self.size else f'more than {self.size}'} bytes, expected {self.size}"
         if self.checksum is not None:
             algorithm, _, expected = self.checksum.partition(":")
@@ -165,7 +167,7 @@ class _Download:
         return None
 
     def _transfer(self) -> None:
-        """Ask until the part is whole, as far as the server's word goes."""
+        """Send requests until the part has all bytes that the server announced."""
         failures, furthest = 0, 0
         while True:
             try:
@@ -184,13 +186,13 @@ class _Download:
                 failures += 1
 
     def _request(self) -> None:
-        """Ask once: for the rest if there is a part to go on from, else for the whole.
+        """Send one request: for the rest if there is a part to resume, otherwise for the whole file.
 
         Raises:
-            _Dropped: the part is not whole yet.
+            _Dropped: the part is still incomplete.
         """
         known = self._version()
-        # Nothing else would tell that the rest is of the same version as the part.
+        # Only these two reveal a rest that belongs to another version than the part.
         have = self._length() if self.checksum or (known and known.validator) else 0
         total = self.size if self.size is not None else known and known.total
         if have and have == total:
@@ -215,7 +217,7 @@ class _Download:
                 raise _Dropped(_status(status), min(wait, _LONGEST_WAIT))
             if not have or status not in (206, 416):
                 raise UserError(f"'{self.url}' cannot be downloaded ({_status(status)}); {self._by_hand()}")
-        # The server has no rest that fits the part, so the part is of no use.
+        # The server has no rest that fits the part: start over.
         self._forget()
         self._request()
 
@@ -233,13 +235,13 @@ class _Download:
             raise UserError(f"'{self.url}' cannot be downloaded ({reason(error)}); {self._by_hand()}") from error
 
     def _receive(self, response: requests.Response, have: int, total: int | None) -> None:
-        """Add the body to the `have` bytes in the part; the server says that `total` will be all."""
+        """Append the body to the `have` bytes of the part; `total` is the full size that the server announces."""
         if self.size is not None and total is not None and total != self.size:
             raise self._other(f"has {total} bytes, expected {self.size}")
         whole = self.size if total is None else total
         if whole is None and self.checksum is None and "Transfer-Encoding" not in response.headers:
             raise UserError(
-                f"'{self.url}' comes without its length, so that a part could not be told from the whole; "
+                f"'{self.url}' comes without a length, so a truncated download could not be recognised; "
                 f"{self._by_hand()}"
             )
         free = shutil.disk_usage(self.part.parent).free
@@ -249,7 +251,7 @@ class _Download:
                 "make room, or choose another folder"
             )
         if not have:
-            # After all reasons to refuse: an answer of the wrong length must not cost what has come before.
+            # Only after all checks: an answer of the wrong length must not cost the bytes of earlier requests.
             self._begin(response)
         self.progress.begin(whole)
         self.progress.advance(have)
@@ -265,9 +267,9 @@ class _Download:
             raise _Dropped(f"the connection ended after {length} of {whole} bytes")
 
     def _begin(self, response: requests.Response) -> None:
-        """An empty part, and a note of the version that will fill it."""
+        """Start with an empty part, and record the version that will fill it."""
         self.pieced = False
-        # In this order: at no time does the note speak of other bytes than those in the part.
+        # In this order, so that the record never describes other bytes than those in the part.
         self.part.open("wb").close()
         self.note.unlink(missing_ok=True)
         version = _Version(
@@ -282,7 +284,7 @@ class _Download:
         return self.part.stat().st_size if self.part.exists() else 0
 
     def _version(self) -> _Version | None:
-        """What the bytes in the part are of, or None if that is not known."""
+        """The version that the bytes of the part belong to; None if unknown."""
         try:
             version = _Version.model_validate_json(self.note.read_bytes())
         except (FileNotFoundError, ValueError):
@@ -295,19 +297,19 @@ class _Download:
 
     def _other(self, fault: str) -> UserError:
         return UserError(
-            f"what '{self.url}' sends {fault}, so it is another file or was altered on the way, and is not kept; "
+            f"the download of '{self.url}' {fault}, so it is another file or was altered on the way; it is discarded; "
             f"{self._by_hand()}"
         )
 
     def _by_hand(self) -> str:
-        source = f"see {self.page} for it" if self.page else "look for it elsewhere"
+        source = f"get the file by hand, see {self.page}," if self.page else "get the file elsewhere"
         return f"{source} and put it at '{self.target}'"
 
 
 def _chunks(response: requests.Response) -> Iterator[bytes]:
-    """The body as it was sent.
+    """The body as sent.
 
-    Not decoded: checksums are published for the archive, and servers call a `.tgz` an "encoded" file.
+    It is not decoded: checksums refer to the archive, and some servers declare a `.tgz` as an "encoded" file.
     """
     try:
         yield from response.raw.stream(_CHUNK, decode_content=False)
@@ -316,14 +318,14 @@ def _chunks(response: requests.Response) -> Iterator[bytes]:
 
 
 def _rest(response: requests.Response, have: int, known: _Version | None) -> _Version | None:
-    """The version that a 206 answer is of, or None if its body cannot follow the `have` bytes that are there."""
+    """The version of a 206 answer; None if its body cannot follow the `have` bytes of the part."""
     span = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
     if not span or int(span[1]) != have:
         return None
     total = _number(span[2])
     if known is None:
         return _Version(url=response.url, etag=None, modified=None, total=total)
-    # Compared here as well, because there are servers that take `Range` and ignore `If-Range`.
+    # Compared here as well, because some servers honour `Range` and ignore `If-Range`.
     headers = response.headers
     etag, modified = headers.get("ETag", known.etag), headers.get("Last-Modified", known.modified)
     same = (etag, modified) == (known.etag, known.modified) and (known.total is None or total in (None, known.total))

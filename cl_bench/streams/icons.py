@@ -1,4 +1,4 @@
-"""The embedded icons: one packed file, checked by hash; the stream, the tuning stream, the pre-training part."""
+"""The embedded icons: one packed file, checked by hash, with a stream, a tuning stream and a pre-training part."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Part = Literal["stream", "tune", "pretrain"]
 PARTS: tuple[Part, ...] = ("stream", "tune", "pretrain")
 ASSET = "icons.npz.xz"
 DESIGNERS = 10
-"""Domains of the domain-incremental stream."""
+"""Number of domains of the domain-incremental stream."""
 SHA256 = "c5317387a937470af90bd4712b45da81542a9c6e42bc179853b718d5204a4a66"
 
 
@@ -37,10 +37,10 @@ def _arrays() -> dict[str, NDArray[Any]]:
 
 
 def load(part: Part) -> tuple[ImageStore, ImageStore, tuple[str, ...]]:
-    """Training and test images of a part, and its class names in alphabetical order.
+    """Training images, test images, and class names in alphabetical order, of one part.
 
     Raises:
-        UserError: the packed file is not the one that was published (wrong hash).
+        UserError: the packed file has another hash than the published one.
     """
     data = _arrays()
     inside = data["part"] == PARTS.index(part)
@@ -57,10 +57,10 @@ def load(part: Part) -> tuple[ImageStore, ImageStore, tuple[str, ...]]:
 
 
 def load_designers() -> tuple[ImageStore, ImageStore, tuple[str, ...], tuple[str, ...]]:
-    """The stream's images once more, by designer: training and test images, classes, and designers.
+    """Training images, test images, class names and designers: the images of `load("stream")` split by designer.
 
-    These are the ten whose sets have the most images, most first. Of each class that a designer has drawn at least
-    twice, every third image of the set (the last ones of three, but at least one) is a test image.
+    The designers are the ten whose sets have the most images, most first. If a designer has drawn a class at least
+    twice, the last third of these images (rounded down, but at least one) are test images.
 
     Raises:
         UserError: as for `load`.

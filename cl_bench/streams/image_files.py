@@ -1,4 +1,4 @@
-"""The image files of a data set, looked at or decoded, in the order of their entries."""
+"""Checks and decoding of the image files of a data set, in the order of their entries."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _CHUNK = 64
 
 
 def look_at(path: Path) -> BadImage | None:
-    """What is wrong with an image file at first sight: it is missing, empty or no file."""
+    """A fault that shows without decoding: the file is missing, empty or not a regular file; None if there is none."""
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -37,11 +37,11 @@ def for_each_image(entries: Sequence[Entry], use: Callable[[Entry, NDArray[np.ui
     """Decode the files of all entries in threads.
 
     Args:
-        entries: with paths.
-        use: called with each image.
+        entries: entries that have paths.
+        use: called with each entry and its pixels [H, W, 3].
 
     Yields:
-        What `use` returned, or what is wrong with the image, in the order of the entries.
+        For each entry, in order: the result of `use`, or why the image cannot be read.
     """
 
     def work(chunk: Sequence[Entry]) -> list[T | BadImage]:
@@ -56,7 +56,7 @@ def for_each_image(entries: Sequence[Entry], use: Callable[[Entry, NDArray[np.ui
 
     pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
     with warnings.catch_warnings():
-        # Remarks on metadata and palettes.
+        # Pillow warns of odd metadata and palettes.
         warnings.filterwarnings("ignore", module="PIL")
         try:
             chunks = [entries[start : start + _CHUNK] for start in range(0, len(entries), _CHUNK)]

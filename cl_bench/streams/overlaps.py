@@ -1,4 +1,4 @@
-"""Which classes of Tiny ImageNet CIFAR-100 has, too: they are kept out of pre-training, and are a stream to tune on."""
+"""Classes that Tiny ImageNet shares with CIFAR-100: excluded from pre-training, and used as a tuning stream."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 from cl_bench.errors import UserError
 
 OVERLAPS: Traversable = files("cl_bench") / "assets" / "tinyimagenet_cifar100_overlap.tsv"
-"""The list: drawn up for this project by comparing the class names of both data sets one by one."""
+"""List of shared classes, made for this project by comparing the class names of both data sets one by one."""
 
 
 def read_overlaps(path: Traversable | Path = OVERLAPS) -> dict[str, str]:
-    """`strict` (a class of CIFAR-100) or `near` (close to one) by WordNet id.
+    """By WordNet id: `strict` (a class of CIFAR-100) or `near` (close to one).
 
     Raises:
-        UserError: a line that is not id, name and one of the two marks.
+        UserError: a line does not consist of an id, a name and one of these two marks.
     """
     marks = {}
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -30,5 +30,5 @@ def read_overlaps(path: Traversable | Path = OVERLAPS) -> dict[str, str]:
 
 
 def shared_classes() -> frozenset[str]:
-    """The classes of Tiny ImageNet that are classes of CIFAR-100."""
+    """WordNet ids of the Tiny ImageNet classes that are also classes of CIFAR-100."""
     return frozenset(name for name, mark in read_overlaps().items() if mark == "strict")

@@ -1,4 +1,4 @@
-"""From a benchmark to Avalanche streams. Split, class order and label mapping are ours: they are the protocol."""
+"""Avalanche streams of a benchmark; split, class order and labels are set here, as parts of the protocol."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class TaskStream:
     """A stream of tasks.
 
     Attributes:
-        train, test: Avalanche streams with one experience per task. In a class-incremental stream labels are positions
-            in the class order, so that task j owns a run of consecutive labels.
+        train, test: Avalanche streams with one experience per task. In a class-incremental stream, labels are positions
+            in the class order, so that the labels of a task are consecutive.
         joint: a stream with one experience that holds the training images of all tasks.
         classes: class names in label order.
         tasks: labels of each task.
-        domains: of a domain-incremental stream, the domain of each task.
+        domains: the domain of each task, in a domain-incremental stream; otherwise empty.
     """
 
     train: Any
@@ -40,9 +40,9 @@ class TaskStream:
 
 
 def order_classes(class_order: str, num_classes: int) -> NDArray[np.int64]:
-    """Indices of classes (or domains) in the order in which they are learned, from its name in `Experiment`.
+    """Indices of classes (or domains) in learning order, from `Experiment.class_order`.
 
-    Permutations come from numpy's legacy `RandomState`, as in PILOT, SD-LoRA and their kin, so that orders agree.
+    Permutations come from numpy's legacy `RandomState`, as in PILOT, SD-LoRA and related code, so that orders agree.
     """
     if class_order == "natural":
         return np.arange(num_classes)
@@ -52,10 +52,10 @@ def order_classes(class_order: str, num_classes: int) -> NDArray[np.int64]:
 
 
 def held_out(store: ImageStore, share: float) -> NDArray[np.bool_]:
-    """Which images form the validation part, [N]: the same for every run.
+    """Mask [N] of the images held out for validation, the same for every run.
 
-    Whole groups where they are known (validation then asks for what testing asks for: other designers), otherwise the
-    same share of every class; of a class with one image, none.
+    If groups are known, whole groups are held out, so that validation measures what testing does (unseen designers).
+    Otherwise the same share of every class is held out; none of a class with one image.
     """
     if store.groups is not None:
         _, group = np.unique(store.groups, return_inverse=True)
@@ -71,7 +71,7 @@ def held_out(store: ImageStore, share: float) -> NDArray[np.bool_]:
 
 
 def sizes_of(tasks: Tasks, num_classes: int) -> tuple[int, ...]:
-    """How many classes each class-incremental task brings.
+    """Number of classes of each class-incremental task.
 
     Raises:
         ValueError: the number of tasks does not divide the number of classes, or the sizes do not add up to it.
@@ -96,20 +96,20 @@ def build(
     """Cut a data set into tasks: by class, or by domain.
 
     Args:
-        tasks: as in `Experiment`; of a domain-incremental stream the number of domains.
-        class_order: of the classes, or of the domains.
-        limits: cuts, the first images of each class (in each task) being kept; or a validation part in place of the
-            test images.
+        tasks: as in `Experiment`; for a domain-incremental stream, the number of domains.
+        class_order: order of the classes, or of the domains.
+        limits: reduce the number of tasks and of images (the first images of each class in each task are used), or
+            replace the test images by held-out training images.
 
     Raises:
-        UserError: a task has no image to be validated on.
+        UserError: a task has no validation image.
         ValueError: the classes or domains cannot be cut into these tasks.
     """
     num_classes = len(source.classes)
     label_of_class = np.arange(num_classes)
     if scenario == "domain-incremental":
         if tasks != len(source.domains):
-            raise ValueError(f"{len(source.domains)} domains are as many tasks, not {tasks}")
+            raise ValueError(f"{len(source.domains)} domains make {len(source.domains)} tasks, not {tasks}")
         classes = source.classes
         domains = tuple(source.domains[d] for d in order_classes(class_order, len(source.domains)))
     else:
@@ -132,7 +132,7 @@ def build(
         for index in range(length):
             rows = np.flatnonzero(task == index if chosen is None else (task == index) & chosen)
             rows = rows[np.argsort(labels[rows], kind="stable")]
-            # How many images of the same class come before each.
+            # Number of earlier images of the same class.
             rank = np.arange(len(rows)) - np.searchsorted(labels[rows], labels[rows])
             ids.append([int(i) for i in rows[rank < (per_class or len(rows))]])
         return as_classification_dataset(dataset), ids
@@ -148,8 +148,8 @@ def build(
             own = np.unique(np.array(source.train.targets)[train_ids[index]])
             names = ", ".join(f"'{source.classes[label]}'" for label in own[:3]) + (", ..." if len(own) > 3 else "")
             raise UserError(
-                f"no image is left to validate task {index} on, which is of {names}: of a class with one training "
-                "image, none is held out; add images of these classes, or leave them out"
+                f"task {index} ({names}) has no image for validation: no image is held out of a class with only one "
+                "training image; add images of these classes, or leave them out"
             )
     everything = [i for ids in train_ids for i in ids]
     avalanche = with_classes_timeline(

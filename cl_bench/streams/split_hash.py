@@ -1,4 +1,4 @@
-"""The hashes by which splits are told apart."""
+"""Hashes that identify splits."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from cl_bench.errors import UserError, named
 
 
 def split_hash(train: Iterable[str], test: Iterable[str]) -> str:
-    """The hash of a split that is stored with every run: SHA-256 over the sorted `class/file` names of both parts.
+    """SHA-256 over the sorted `class/file` names of both parts; stored with every run.
 
     Raises:
-        UserError: a name is no text.
+        UserError: a name is not valid UTF-8.
     """
     digest = hashlib.sha256()
     for part, names in (("train", train), ("test", test)):
@@ -21,10 +21,10 @@ def split_hash(train: Iterable[str], test: Iterable[str]) -> str:
 
 
 def names_hash(names: Iterable[str]) -> str:
-    """SHA-256 of the sorted names of one part, joined with newlines: how published split lists are told apart.
+    """SHA-256 of the sorted names of one part, joined by newlines; identifies published split lists.
 
     Raises:
-        UserError: a name is no text.
+        UserError: a name is not valid UTF-8.
     """
     return hashlib.sha256(_lines(sorted(names))).hexdigest()
 
@@ -38,10 +38,10 @@ def _lines(names: Sequence[str]) -> bytes:
 
 
 def encoded(text: str) -> bytes:
-    """UTF-8 of a name.
+    """A file name as UTF-8.
 
     Raises:
-        UserError: the file system has a name there that is no text.
+        UserError: the name on the file system is not valid UTF-8.
     """
     if not _is_text(text):
         raise _not_text([text])

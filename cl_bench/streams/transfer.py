@@ -23,7 +23,7 @@ class TransferProgress(Protocol):
 
 
 class _Silent:
-    """Shows nothing."""
+    """Ignores all progress."""
 
     def begin(self, total: int | None) -> None:
         pass

@@ -1,4 +1,4 @@
-"""What a data set is: where it comes from, how large it is, how it lies on disk. Readers are in `readers/`."""
+"""Descriptions of data sets: source, size, layouts on disk, and lists of images. Readers are in `readers/`."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Entry:
 
     Attributes:
         label: class name.
-        name: identity `class/file`, as it enters the split hash.
-        path: of the image file; None where images lie in arrays.
-        domain: of data sets that have domains (photo, sketch, ...).
+        name: identity `class/file`, part of the split hash.
+        path: image file; None for data sets that come as arrays.
+        domain: domain of the image (photo, sketch, ...); None for data sets without domains.
     """
 
     label: str
@@ -32,18 +32,18 @@ class Entry:
 
 @dataclass(frozen=True)
 class Listing:
-    """All images of a data set, as found below a root.
+    """All images of a data set, as found on disk.
 
     Attributes:
-        train, test: the two parts, in the order of their classes, then of their names.
-        classes: class names in the data set's own (alphabetical, as ImageFolder) order: natural class order.
-        layout: which of the layouts was found.
+        train, test: the two parts, sorted by class, then by name.
+        classes: class names in natural class order (alphabetical, as in ImageFolder).
+        layout: name of the layout that was found.
         pixels: uint8 [N, H, W, C] of train and test, for data sets that come as arrays of images of one size.
-        unlisted: paths of images that are there, but in neither part of the split list.
-        not_read: paths of other files that lie among the images, and of images where none are looked for.
+        unlisted: paths of images on disk that are in neither part of the split list.
+        not_read: paths of other files among the images, and of images outside the folders that are read.
         empty: class folders without images.
-        domains: names of the domains where the data set does not say them, in alphabetical order.
-        left_out: paths of images that cannot be read, which the user wants left out.
+        domains: domain names in alphabetical order, if `DataSet.domains` does not give them.
+        left_out: paths of unreadable images that were left out on request (`--skip-bad`).
     """
 
     train: tuple[Entry, ...]
@@ -60,14 +60,14 @@ class Listing:
 
 @dataclass(frozen=True)
 class Archive:
-    """A file to download: where from, as what, and how to know that it is right.
+    """A file to download, with what is needed to check it.
 
     Attributes:
         url: direct address.
-        file: name below the data set's folder.
-        checksum: `sha256:...` or `md5:...`, as published.
-        size: bytes, if published.
-        unpack: whether it is an archive to be unpacked there.
+        file: file name in the data set's folder.
+        checksum: `sha256:...` or `md5:...`; None if not published.
+        size: size in bytes; None if not published.
+        unpack: whether the file is an archive that is unpacked in the data set's folder.
     """
 
     url: str
@@ -83,27 +83,27 @@ class DataSet:
 
     Attributes:
         name: as in `--benchmark`.
-        title: one line for `cl-bench ls benchmarks`.
-        licence: under which it is given, in a few words.
-        page: official source.
-        classes, train, test: how many there are; 0 for a folder of the user's, where nobody knows.
-        layouts: names and descriptions (an indented tree) of the layouts that are read.
-        read: finds the images below a folder, split as the list of a file says (None: as the folder itself does);
-            raises UnknownLayout if there is no known layout there, UserError if there is something wrong with it.
-        tasks: the default number of class-incremental tasks; 0 where nobody has published one.
-        folders: names that its folder below the root may have; the first is the one that `prepare` makes.
-        archives: what `prepare` downloads; empty where the licence or the source forbids it.
-        manual: what a person has to download, or may, and where to put it.
+        title: one-line description for `cl-bench ls benchmarks`.
+        licence: licence of the data, in a few words.
+        page: official source; empty for a folder of the user's.
+        classes, train, test: numbers of classes, training images and test images; 0 (unknown) for a user's folder.
+        layouts: description (an indented tree) of each layout that is read, by name.
+        read: `read(folder, split_list)` lists the images of a folder, split by that file (None: as the folder itself
+            says); raises UnknownLayout if the folder has none of the layouts, UserError if its content is faulty.
+        tasks: default number of class-incremental tasks; 0 if none is published.
+        folders: accepted names of its folder below the data root; `cl-bench data prepare` creates the first.
+        archives: files that `cl-bench data prepare` downloads; empty if the licence or the source forbids it.
+        manual: instructions for what must, or may, be downloaded by hand.
         splits: published task splits, tasks x classes per task.
-        domains: names of its domains, in their published order.
-        scenario: the usual one.
+        domains: domain names, in their published order.
+        scenario: default scenario.
         balanced: whether all classes have the same number of images in each part.
-        split_hashes: SHA-256 of the sorted training and of the sorted test names, newline-joined, by the name of a
-            known split.
-        content_hash: of decoded pixels and labels, if known.
-        checked: whether the reader was checked on the real `files` or on the `layout` only.
-        citations: keys of papers in the bibliography of cl-bench, for `cl-bench cite`.
-        bibtex: BibTeX entries of papers that are not in there; all of them are cited.
+        split_hashes: by name of a published split, SHA-256 of its sorted training names and of its sorted test names,
+            each joined by newlines.
+        content_hash: hash of decoded pixels and labels, if known.
+        checked: `files` if the reader was checked on the real files, `layout` if only on an imitation of the layout.
+        citations: keys of papers in cl-bench's bibliography, for `cl-bench cite`.
+        bibtex: BibTeX entries of papers that are not in the bibliography; all of them are cited.
     """
 
     name: str

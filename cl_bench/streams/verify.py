@@ -1,4 +1,4 @@
-"""Whether a copy of a data set is whole: counts, split, every single image, content."""
+"""Checks of a data set on disk: counts, split, every image decoded, content hash."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _STEP = 1000
 
 @dataclass(frozen=True)
 class Finding:
-    """Something about a copy that is not as it should be, or (no `fault`) worth knowing.
+    """One fault of a copy of a data set, or (`fault` is False) a remark that is worth knowing.
 
     Attributes:
         kind: `count`, `classes`, `domains`, `empty`, a kind of `BadImage`, `content`, `duplicate`, `unlisted`,
             `not read` or `file`.
-        text: names the image or file, or says what is wrong.
+        text: the image or file, or a sentence that describes the problem.
     """
 
     kind: str
@@ -41,16 +41,16 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verification:
-    """What a copy of a data set was found to be.
+    """Result of checking a copy of a data set.
 
     Attributes:
-        folder, layout: where and how it lies.
-        classes, train, test: how many there are.
+        folder, layout: location and layout of the copy.
+        classes, train, test: number of classes, training images and test images.
         split: name of the split, or its hash.
-        published: whether the split is a known one.
-        content: hash of pixels and labels; None if not every image was read.
-        findings: in the order in which they matter.
-        not_read: the files that are not read by the ending of their names; empty if there are none.
+        published: whether the split is a published one.
+        content: hash of pixels and labels; None unless every image was read.
+        findings: the most important first.
+        not_read: numbers of files that are not read, by file ending, as text; empty if there are none.
     """
 
     folder: Path
@@ -66,7 +66,7 @@ class Verification:
 
     @property
     def good(self) -> bool:
-        """Whether nothing is wrong with the copy."""
+        """Whether the copy has no faults."""
         return not any(finding.fault for finding in self.findings)
 
 
@@ -78,16 +78,16 @@ def verify(
     quick: bool = False,
     on_progress: OnProgress = lambda done, total: None,
 ) -> Verification:
-    """Look at everything.
+    """Check a data set on disk.
 
     Args:
         root, split_list: as for `catalogue.load`.
-        skip_bad: images that cannot be read are no fault, as a run with `--skip-bad` leaves them out.
-        quick: do not decode; images that are missing or empty are found nevertheless.
+        skip_bad: do not count unreadable images as faults, because a run with `--skip-bad` leaves them out.
+        quick: do not decode images; missing and empty ones are found nevertheless.
         on_progress: called with the images decoded and the images in all, after every 1,000.
 
     Raises:
-        UserError: the data set is not there or has no known layout.
+        UserError: the data set is missing or has an unknown layout.
     """
     folder = locate(dataset, root)
     listing = read(dataset, folder, split_list)
@@ -107,7 +107,7 @@ def verify(
     findings += [Finding("classes", text) for text in class_faults(dataset, remaining)]
     findings += _domains(dataset, remaining)
     findings += [Finding("empty", str(path), False) for path in listing.empty]
-    # By kind, as they are shown.
+    # Sorted by kind: each kind is printed under one heading.
     bad.sort(key=lambda found: KINDS.index(found.kind))
     findings += [Finding(found.kind, _image(found), not skip_bad) for found in bad]
     if content and dataset.content_hash not in (None, content):
@@ -124,11 +124,11 @@ def verify(
 
 @dataclass(frozen=True)
 class Presence:
-    """Whether a data set is there.
+    """Whether a data set is present.
 
     Attributes:
-        folder: where it is, whole or not.
-        fault: what is wrong with it first, as a sentence; None if nothing is at first sight.
+        folder: its folder, complete or not; None if there is none.
+        fault: the first fault, as a sentence; None if a quick check finds none.
     """
 
     folder: Path | None
@@ -142,7 +142,7 @@ class Presence:
 
 
 def presence(dataset: DataSet, root: Path | None = None) -> Presence:
-    """Whether a data set is there, at first sight: images are not decoded."""
+    """Whether a data set is present, by a quick check that decodes no images."""
     try:
         folder = locate(dataset, root)
     except UserError:
@@ -155,10 +155,10 @@ def presence(dataset: DataSet, root: Path | None = None) -> Presence:
 
 
 def content_hash(images: Iterable[tuple[str, str]]) -> str:
-    """SHA-256 of the sorted lines `DIGEST LABEL`: it depends neither on files, nor on their order, nor on the split.
+    """SHA-256 of the sorted lines `DIGEST LABEL`; independent of file names, their order and the split.
 
     Args:
-        images: class name and digest of the pixels of each image.
+        images: class name and pixel digest of each image.
     """
     return hashlib.sha256("\n".join(sorted(f"{digest} {label}" for label, digest in images)).encode()).hexdigest()
 
@@ -171,7 +171,7 @@ def pixel_digest(pixels: NDArray[Any]) -> str:
 
 
 def _digests(listing: Listing, on_progress: OnProgress) -> Iterator[str | BadImage]:
-    """The digest of each image, training part first, or what is wrong with it."""
+    """The pixel digest of each image, or why it cannot be read; training images first."""
     entries = listing.train + listing.test
     if listing.pixels is None:
         found = for_each_image(entries, lambda entry, pixels: pixel_digest(pixels))
@@ -184,7 +184,7 @@ def _digests(listing: Listing, on_progress: OnProgress) -> Iterator[str | BadIma
 
 
 def _counts(dataset: DataSet, listing: Listing, published: bool) -> Iterator[Finding]:
-    """Numbers of images that differ from the published ones; another split of the same images is no fault."""
+    """Image counts that differ from the published ones; another split of the same images is no fault."""
     sizes = {"training": (len(listing.train), dataset.train), "test": (len(listing.test), dataset.test)}
     total = dataset.train + dataset.test
     if not total or published:
@@ -201,7 +201,7 @@ def _counts(dataset: DataSet, listing: Listing, published: bool) -> Iterator[Fin
 
 
 def _domains(dataset: DataSet, listing: Listing) -> Iterator[Finding]:
-    """Domains without images, a fault where each is a task, and those that lack a class."""
+    """Domains without images (a fault where each domain is a task), and domains that lack a class."""
     wrong, gaps = domain_faults(dataset, listing)
     for text in wrong:
         yield Finding("domains", text, dataset.scenario == "domain-incremental")
@@ -214,7 +214,7 @@ def _image(found: BadImage) -> str:
 
 
 def _duplicates(listing: Listing, looks: Iterable[str | BadImage | None]) -> Iterator[str]:
-    """Groups of images with the same pixels."""
+    """Groups of images with identical pixels, as text `NAME = NAME`."""
     groups: dict[str, list[str]] = {}
     entries = [f"{part}/{entry.name}" for part in ("train", "test") for entry in getattr(listing, part)]
     for name, digest in zip(entries, looks, strict=True):
@@ -224,7 +224,7 @@ def _duplicates(listing: Listing, looks: Iterable[str | BadImage | None]) -> Ite
 
 
 def _other_files(dataset: DataSet, folder: Path) -> Iterator[str]:
-    """Published files, other than archives, that are there with other content."""
+    """Published files, other than archives, whose content on disk differs from the published one."""
     for archive in dataset.archives:
         path = folder / archive.file
         if not archive.unpack and archive.checksum and path.is_file():

@@ -541,7 +541,7 @@ def test_a_file_is_pinned_when_it_is_planned(tmp_path: Path) -> None:
     os.utime(path, (1, 1))
     assert backbones.weights_hash(backbones.build_backbone(pinned).state_dict()) == pinned.weights
     torch.save(trained(1).state_dict(), path)
-    with pytest.raises(UserError, match="not those that the run was planned with.*plan the run anew"):
+    with pytest.raises(UserError, match="not those that the run was planned with.*plan the run again"):
         backbones.build_backbone(pinned)
     path.unlink()
     with pytest.raises(UserError, match="is no file"):

@@ -112,7 +112,7 @@ def test_weights_are_fetched_once_and_then_read_from_the_cache(
     assert backbones.verify(TAG).weights == expected
     size = len(hub.store.content) / 1e6
     url = f"{hub.url}/{REPOSITORY}/resolve/main/model.safetensors"
-    assert capfd.readouterr().err == f"getting the weights of '{TAG}' ({size:,.1f} MB) from {url}\n"
+    assert capfd.readouterr().err == f"downloading the weights of '{TAG}' ({size:,.1f} MB) from {url}\n"
     assert hub.store.requested_ranges == [None] and len(blobs(hub)) == 1
     hub.requests.clear()
     for offline in (False, True):

@@ -114,7 +114,7 @@ def test_duplicates_that_are_published_are_only_counted(data: Callable[..., Outc
     [
         (("verify", "cifar10"), "unknown data set 'cifar10'"),
         (("verify", "cifar100"), "cifar100 is not there"),
-        (("verify", "cifar100", "--root", "none"), "data folder 'none' .--root. is not there"),
+        (("verify", "cifar100", "--root", "none"), "data folder 'none' .--root. does not exist"),
         (("verify", "folder:none"), "there is no folder"),
         (("verify", "imagenet-a"), "neither train/ and test/ nor a split list"),
         (("verify", "imagenet-r", "--split-list", "none.txt"), "there is no split list 'none.txt'"),

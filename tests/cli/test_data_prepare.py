@@ -100,7 +100,7 @@ def test_a_download_that_fails_says_what_to_do(
     archive = server[0] / "imagenet-r.tar"
     archive.unlink() if fault == "gone" else archive.write_bytes(bytes(archive.stat().st_size))
     result = data("prepare", "imagenet-r", "--root", tmp_path / "data")
-    assert result.code == 2 and f"see {imagenet_r.page} for it and put it at" in result.err
+    assert result.code == 2 and f"see {imagenet_r.page}, and put it at" in result.err
     assert ("HTTP 404" if fault == "gone" else "so it is another file") in result.err
 
 

@@ -125,7 +125,7 @@ def test_how_images_are_kept_depends_on_them_and_on_what_is_asked_for(tmp_path: 
 
 
 def test_images_in_memory_must_have_one_size(pets: Path) -> None:
-    with pytest.raises(UserError, match="do not have one size"):
+    with pytest.raises(UserError, match="differ in size"):
         read(pets, "memory")
 
 

@@ -136,7 +136,7 @@ def test_what_is_there_and_different_stays(tmp_path: Path, make: Make, kind: str
     else:
         os.mkfifo(out / "a" / "one.png")
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(UserError, match=f"'{out / 'a'}/(b|one.png)' is there"):
+    with pytest.raises(UserError, match=f"'{out / 'a'}/(b|one.png)' exists"):
         archives.unpack(archive, out)
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -144,7 +144,7 @@ def test_what_is_there_and_different_stays(tmp_path: Path, make: Make, kind: str
 def test_the_folder_is_a_file(tmp_path: Path, make: Make) -> None:
     archive = make("zip", planted(SMALL))
     (tmp_path / "out").write_bytes(b"mine")
-    with pytest.raises(UserError, match="is there and is no folder"):
+    with pytest.raises(UserError, match="exists and is not a folder"):
         archives.unpack(archive, tmp_path / "out")
     assert (tmp_path / "out").read_bytes() == b"mine"
     with pytest.raises(UserError, match=r"cannot be unpacked to .* \((Not a directory|File exists)\)"):

@@ -128,7 +128,7 @@ def test_a_damaged_pickle_is_refused(name: str, tmp_path: Path) -> None:
     wrong = {"fine_label_names": ["one"]} if name == "meta" else {"data": np.zeros((2, 3)), "fine_labels": [0, 1]}
     for content in (whole[: len(whole) // 2], b"", b"garbage", pickle.dumps([1]), pickle.dumps(wrong, protocol=2)):
         path.write_bytes(content)
-        with pytest.raises(UserError, match="is not as in cifar-100-python .*unpack the official archive again"):
+        with pytest.raises(UserError, match="is not a file of cifar-100-python .*unpack the official archive again"):
             catalogue.load(trees.CIFAR100, tmp_path)
 
 
@@ -175,7 +175,7 @@ def test_an_idx_file_does_not_become_any_size(tmp_path: Path) -> None:
     ):
         packed = gzip.compress(struct.pack(">4I", 0x803, *sizes) + content, 1)
         (folder / "train-images-idx3-ubyte.gz").write_bytes(packed)
-        with pytest.raises(UserError, match="train-images-idx3-ubyte.gz' is damaged or no idx3-ubyte file"):
+        with pytest.raises(UserError, match="train-images-idx3-ubyte.gz' is damaged or not an idx3-ubyte file"):
             catalogue.load(trees.FASHION_MNIST, tmp_path)
 
 
@@ -185,7 +185,7 @@ def test_a_pickle_makes_no_array_larger_than_its_file(tmp_path: Path) -> None:
         module, name = call.split()
         shape = "((I1000000000000\nt" if name == "ndarray" else "(cnumpy\nndarray\n(I1000000000000\ntS'b'\nt"
         path.write_bytes(f"c{module}\n{name}\n{shape}R.".encode())
-        with pytest.raises(UserError, match="is not as in cifar-100-python"):
+        with pytest.raises(UserError, match="is not a file of cifar-100-python"):
             catalogue.load(trees.CIFAR100, tmp_path)
 
 

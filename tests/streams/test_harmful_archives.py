@@ -36,7 +36,7 @@ def test_a_name_that_is_none(tmp_path: Path, make: Make, kind: str, name: str) -
         archives.unpack(archive, tmp_path / "out")
         assert tree_in(tmp_path / "out") == {"good": b"1"}
     else:
-        refused(archive, tmp_path / "out", "is no name of a file|more than 64 folders")
+        refused(archive, tmp_path / "out", "is not the name of a file|more than 64 folders")
 
 
 def test_a_name_that_is_no_text(tmp_path: Path, make: Make) -> None:
@@ -194,7 +194,7 @@ def test_what_follows_the_last_member_counts(tmp_path: Path) -> None:
 def test_an_archive_that_the_disk_has_no_room_for(tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
     sentence = refused(make("zip", [Entry("a", bytes(600)), Entry("b", bytes(600))]), tmp_path / "out", "make room")
-    assert "(1,000 bytes are free, and it needs more)" in sentence
+    assert "(it needs more than the 1,000 bytes that are free)" in sentence
 
 
 @pytest.mark.usefixtures("low_limits")

@@ -193,7 +193,7 @@ def test_one_tree_with_a_list(tmp_path: Path) -> None:
             trees.save(tmp_path / "mine" / name / "a" / "x.jpg")
         (tmp_path / "mine").mkdir(exist_ok=True)
         with pytest.raises(
-            UserError, match="has no layout of folder:mine that is known; arrange it as\nPATH/\n  train/"
+            UserError, match="has none of the known layouts of folder:mine; arrange it as\nPATH/\n  train/"
         ):
             catalogue.load(dataset)
     with pytest.raises(UserError, match="there is no folder '.*nowhere'"):
@@ -210,15 +210,15 @@ def test_the_data_folder_is_the_given_one_or_the_environments_or_data(
     monkeypatch.setenv(catalogue.ROOT_VARIABLE, str(tmp_path / "environment"))
     assert where() == tmp_path / "environment" / "imagenet-r"
     assert where(tmp_path / "given") == tmp_path / "given" / "imagenet-r"
-    with pytest.raises(UserError, match=r"data folder 'none' \(--root\) is not there"):
+    with pytest.raises(UserError, match=r"data folder 'none' \(--root\) does not exist"):
         where(Path("none"))
     monkeypatch.setenv(catalogue.ROOT_VARIABLE, "nowhere")
-    with pytest.raises(UserError, match=r"data folder 'nowhere' \(CL_BENCH_DATA\) is not there"):
+    with pytest.raises(UserError, match=r"data folder 'nowhere' \(CL_BENCH_DATA\) does not exist"):
         where()
 
 
 def test_a_data_set_that_is_not_there_is_named_with_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no folder 'data/cifar100'; 'cl-bench data prepare cifar100' gets it"):
+    with pytest.raises(UserError, match="no folder 'data/cifar100'; 'cl-bench data prepare cifar100' downloads it"):
         catalogue.load(trees.CIFAR100)
     trees.pre_split(tmp_path)
     with pytest.raises(UserError, match="for the folder '.*imagenet-r' itself, name its parent"):
@@ -236,5 +236,5 @@ def test_another_layout_is_refused_with_the_expected_trees(dataset: DataSet, con
         trees.save(folder / "train" / "a" / "1.jpg")
     with pytest.raises(UserError) as caught:
         catalogue.load(dataset, tmp_path)
-    assert f"has no layout of {dataset.name} that is known; arrange it as\n" in str(caught.value)
+    assert f"has none of the known layouts of {dataset.name}; arrange it as\n" in str(caught.value)
     assert all(tree in str(caught.value) for tree in dataset.layouts.values())

@@ -126,10 +126,10 @@ def test_verify_names_a_domain_without_images_and_a_class_that_one_lacks(
 @pytest.mark.parametrize(
     ("files", "parts"),
     [
-        (["a/cat/0.png", "a/dog/0.png"], ["one domain folder 'a'", "expected several"]),
+        (["a/cat/0.png", "a/dog/0.png"], ["only one domain folder, 'a'", "expected several"]),
         (["a/cat/0.png", "b/dog/0.png"], ["(a, b, ...) have no class in common", "leave out --scenario"]),
-        (["a/train/cat/0.png", "a/test/cat/1.png", "b/cat/0.png"], ["'a' has train/ and test/", "'b' has not"]),
-        (["a/0.png", "b/0.png"], ["no layout", "DOMAIN/CLASS/*"]),
+        (["a/train/cat/0.png", "a/test/cat/1.png", "b/cat/0.png"], ["'a' has train/ and test/", "'b' has none"]),
+        (["a/0.png", "b/0.png"], ["none of the known layouts", "DOMAIN/CLASS/*"]),
         (["a/cafe\u0301/0.png", "a/caf\u00e9/0.png", "b/dog/0.png"], ["accents", "put their images into one"]),
     ],
 )

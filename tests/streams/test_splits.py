@@ -129,7 +129,7 @@ def test_cub_has_its_official_split_unless_told_otherwise(tmp_path: Path) -> Non
 
 def test_a_spoilt_official_split_of_cub_is_named(tmp_path: Path) -> None:
     chosen = trees.cub(tmp_path) / "CUB_200_2011" / "train_test_split.txt"
-    for text, message in (("1 1\n", "do not fit each other"), ("1\n", "expected a number and a value")):
+    for text, message in (("1 1\n", "do not match"), ("1\n", "expected a number and a value")):
         chosen.write_text(text)
         with pytest.raises(UserError, match=message):
             catalogue.load(trees.CUB200, tmp_path)
@@ -200,9 +200,9 @@ def test_pacs_is_split_by_its_lists_or_by_name(tmp_path: Path) -> None:
     "lines, message",
     [
         (["train/x/a.jpg", "oops"], "line 2 of the split list .* is 'oops', expected 'train/CLASS/FILE'"),
-        (["train/x/a.jpg", "train/x/a.jpg", "test/x/b.jpg"], r"'x/a.jpg' is twice .* \(train\)"),
-        (["train/x/a.jpg", "test/x/a.jpg"], r"'x/a.jpg' is twice .* \(train and test\)"),
-        (["train/a.jpg", "test/x/a.jpg"], "'a.jpg' in the split list .* is not CLASS/FILE"),
+        (["train/x/a.jpg", "train/x/a.jpg", "test/x/b.jpg"], r"'x/a.jpg' comes twice .* \(train\)"),
+        (["train/x/a.jpg", "test/x/a.jpg"], r"'x/a.jpg' comes twice .* \(train and test\)"),
+        (["train/a.jpg", "test/x/a.jpg"], "'a.jpg' in the split list .* is not of the form CLASS/FILE"),
         (["train/x/a.jpg"], "names no image for testing"),
         ([], "names no image for training"),
     ],
@@ -221,7 +221,7 @@ def test_a_wrong_list_is_refused(lines: list[str], message: str, tmp_path: Path)
         ("none.txt", None, "there is no split list '.*none.txt'"),
         ("bytes.txt", b"\xff\xfe\x00", "cannot be read as text"),
         ("broken.yaml", b"train: [", "is no YAML"),
-        ("keys.yaml", b"data: [a/b.jpg]", "has no keys train and test, and there is no file for the other"),
+        ("keys.yaml", b"data: [a/b.jpg]", "has no keys train and test, and there is no second file for the other part"),
         ("kinds.yaml", b"{train: [1, 2], test: [3]}", "holds no list of paths"),
         ("code.yaml", b"!!python/object/apply:os.system ['false']", "is no YAML"),
     ],

@@ -139,7 +139,7 @@ def test_accuracies_become_counts() -> None:
     # [tasks, stages], as CODA-Prompt has them.
     accuracies = np.array([[50.0, 25.0], [0.0, 66.66666666666667]])
     assert coda._counts(accuracies, [4, 3]) == [[2, None], [1, 2]]
-    with pytest.raises(ValueError, match="no shares"):
+    with pytest.raises(ValueError, match="not fractions"):
         coda._counts(accuracies + 10, [4, 3])
 
 

@@ -1,1 +1,1 @@
-"""A small mutation run: one-line mistakes in the maths, each of which tests must notice."""
+"""A small mutation test: one-line mistakes in the maths, each of which must make a test fail."""

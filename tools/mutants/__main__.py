@@ -1,4 +1,4 @@
-"""The command: see `trials`."""
+"""Entry point of `python -m tools.mutants`; see `trials`."""
 
 import sys
 

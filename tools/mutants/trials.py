@@ -1,13 +1,13 @@
-"""Make every mistake of mutants.toml in a copy of the tree, and see whether its tests notice.
+"""Apply every mistake of mutants.toml to a copy of the tree, and check that its tests fail.
 
     python -m tools.mutants [--only TEXT] [--jobs N]
 
-A mutant is a mistake of one line that would falsify published numbers, with the tests of which one must fail. They are
-chosen by hand: of the thousands that a tool makes of these modules most change a message or a speed, and running tests
-for each of them takes days. The same tests must pass without a mistake. The tree itself stays as it is.
+A mutant is a one-line mistake that would falsify published numbers, with tests of which at least one must fail. Mutants
+are chosen by hand: most of the thousands that a tool would generate only change a message or the speed, and testing all
+of them takes days. All these tests must pass without a mistake. The tree itself is not changed.
 
-Exit status: 0 all are killed, 1 some survive, 2 some could not be tried: the text to be replaced is not there exactly
-once, or its tests do not run, or tests fail without a mistake.
+Exit status: 0 if all mutants are killed, 1 if some survive, 2 if some could not be tried: the text to be replaced does
+not occur exactly once, the tests do not run, or tests fail without a mistake.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 LIST = Path("tools") / "mutants" / "mutants.toml"
 LONGEST = 1800
-"""Seconds after which tests are given up: a mistake may have made a loop endless."""
+"""Timeout of a trial in seconds: a mistake may cause an endless loop."""
 LIBRARIES = (
     "pytest", "hypothesis", "xdist.plugin", "torch", "torchvision", "timm", "avalanche.benchmarks",
     "avalanche.training.templates", "pandas", "pydantic", "scipy.stats", "statsmodels.api", "typer", "rich.console",
 )  # fmt: skip
-"""Imported once, by the process that every trial is forked from: it takes longer than most of the tests."""
+"""Imported once by the process from which every trial is forked, because importing takes longer than most tests."""
 
 
 class Inapplicable(Exception):
-    """A mutant that cannot be tried; the message says why."""
+    """Raised for a mutant that cannot be tried; the message says why."""
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """A mistake.
+    """A one-line mistake.
 
     Attributes:
-        name: what it is, in words.
-        file: in which file, from the root.
-        old, new: the text that is replaced, which is there once, and what takes its place.
-        tests: of which one must fail, as pytest takes them.
+        name: short description.
+        file: path of the file, relative to the root.
+        old, new: text that is replaced (it must occur exactly once), and its replacement.
+        tests: pytest identifiers of the tests, of which at least one must fail.
     """
 
     name: str
@@ -62,10 +62,10 @@ class Mutant:
     tests: tuple[str, ...]
 
     def applied(self, text: str) -> str:
-        """The text with the mistake.
+        """The text with the mistake applied.
 
         Raises:
-            Inapplicable: what is to be replaced is not there, or more than once.
+            Inapplicable: the text to be replaced does not occur exactly once.
         """
         if (found := text.count(self.old)) != 1:
             times = f"there {found} times" if found else "no longer there"
@@ -74,13 +74,13 @@ class Mutant:
 
 
 def read(path: Path) -> list[Mutant]:
-    """The mutants of a list."""
+    """Read the mutants of a list file."""
     entries = tomllib.loads(path.read_text(encoding="utf-8"))["mutant"]
     return [Mutant(**entry | {"tests": tuple(entry["tests"])}) for entry in entries]
 
 
 def copy(root: Path, to: Path) -> None:
-    """Copy what git tracks, or would track."""
+    """Copy all files that git tracks, or would track."""
     line = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     for name in subprocess.run(line, cwd=root, check=True, capture_output=True).stdout.decode().split("\0"):
         if (root / name).is_file():
@@ -89,10 +89,10 @@ def copy(root: Path, to: Path) -> None:
 
 
 class Trial:
-    """Tests that run in a tree with a mistake, or without one if there is no mutant.
+    """Tests running in a tree with a mistake, or without one if `mutant` is None.
 
     Raises:
-        Inapplicable: the mistake cannot be made.
+        Inapplicable: the mistake cannot be applied.
     """
 
     def __init__(self, mutant: Mutant | None, tests: Sequence[str], tree: Path) -> None:
@@ -112,19 +112,19 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """What is tried."""
+        """Description of the trial."""
         return self.mutant.name if self.mutant else "all of these tests without a mistake"
 
     @property
     def seconds(self) -> float:
-        """Since it began."""
+        """Seconds since the trial began."""
         return time.monotonic() - self.started
 
     def end(self) -> str:
-        """End it, and put the tree right again; the first test that failed, or an empty text if all passed.
+        """End the trial and restore the tree; return the first failed test, or an empty text if all passed.
 
         Raises:
-            Inapplicable: the tests did not run to their end.
+            Inapplicable: the tests were not completed.
         """
         late = self.process.is_alive()
         if late:
@@ -143,7 +143,7 @@ class Trial:
 
 
 def _test(root: str, tree: str, report: str, tests: list[str]) -> None:
-    """Run tests in a tree, in a fresh process that has imported nothing from the root."""
+    """Run tests in a tree, in a new process that has imported nothing from the root."""
     with open(report, "w") as file:  # noqa: PTH123
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
@@ -152,7 +152,7 @@ def _test(root: str, tree: str, report: str, tests: list[str]) -> None:
     os.environ["PYTHONPATH"] = tree
     import pytest
 
-    # The last of these collects garbage for a second at the end.
+    # The last of these plugins spends a second on garbage collection at the end.
     plugins = [word for name in ("cacheprovider", "anyio", "unraisableexception") for word in ("-p", f"no:{name}")]
     status = pytest.main(["-x", "-q", *plugins, *tests])
     sys.stdout.flush()
@@ -160,7 +160,7 @@ def _test(root: str, tree: str, report: str, tests: list[str]) -> None:
 
 
 def run(mutants: Sequence[Mutant], root: Path, jobs: int) -> int:
-    """Try all of them, print a line for each and a summary; returns the exit status."""
+    """Try all mutants, print a line for each and a summary; return the exit status."""
     everything = tuple(dict.fromkeys(test for mutant in mutants for test in mutant.tests))
     waiting: list[Mutant | None] = [None, *mutants]
     running: list[Trial] = []
@@ -185,8 +185,8 @@ def run(mutants: Sequence[Mutant], root: Path, jobs: int) -> int:
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         free = [Path(folder) / str(number) for number in range(jobs)]
         copy(root, free[0])
-        # Compiled files hold a hash of their source: with its time in whole seconds, one mutant would be taken for the
-        # next.
+        # Compiled files identify their source by hash: with its time in whole seconds, the compiled file of one mutant
+        # could be used for the next.
         checked = py_compile.PycInvalidationMode.CHECKED_HASH
         compileall.compile_dir(free[0], quiet=2, invalidation_mode=checked)
         for tree in free[1:]:
@@ -228,17 +228,22 @@ def run(mutants: Sequence[Mutant], root: Path, jobs: int) -> int:
 
 
 def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
-    """The command."""
+    """Run the command; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tools.mutants", description="Try one-line mistakes in the maths.")
-    parser.add_argument("--only", default="", metavar="TEXT", help="mutants with this text in their name or file")
-    parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="how many are tried side by side")
-    asked = parser.parse_args(arguments)
-    mutants = [mutant for mutant in read(root / LIST) if asked.only in mutant.name or asked.only in mutant.file]
+    parser.add_argument("--only", default="", metavar="TEXT", help="only mutants with this text in their name or file")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=min(2, os.cpu_count() or 1),
+        help="number of concurrent trials (default: %(default)s)",
+    )
+    options = parser.parse_args(arguments)
+    mutants = [mutant for mutant in read(root / LIST) if options.only in mutant.name or options.only in mutant.file]
     if not mutants:
-        parser.error(f"--only: no mutant has '{asked.only}' in its name or file")
-    if asked.jobs < 1:
+        parser.error(f"--only: no mutant has '{options.only}' in its name or file")
+    if options.jobs < 1:
         parser.error("--jobs: expected at least 1")
     # Tiny matrices are faster on one thread; and what is forked must have no threads.
     os.environ["OMP_NUM_THREADS"] = "1"
     get_context("forkserver").set_forkserver_preload(list(LIBRARIES))
-    return run(mutants, root, asked.jobs)
+    return run(mutants, root, options.jobs)

@@ -1,1 +1,1 @@
-"""End-to-end parity: the released programs of three papers on the experiments of cl-bench, and the comparison."""
+"""End-to-end parity: run the released programs of three papers on experiments of cl-bench, and compare results."""

@@ -1,12 +1,12 @@
-"""CIFAR-100 for a machine that only small files can be brought to: back into the layout of its archive.
+"""Restore CIFAR-100 in the layout of its archive on a machine to which only small files can be copied.
 
     python -m tools.parity.carry names cifar100-names.xz
     python tools/pack_tinyimagenet.py join photographs-part0-*.npz --out cifar100.npz
     python -m tools.parity.carry unpack cifar100.npz cifar100-names.xz --root DATA
 
-The shards of `tools/pack_tinyimagenet.py` (part 0) hold pixels and labels in the harness's order, but no file names,
-which the hash of a split is made of: `names` writes them to a small file where the data set is, and `unpack` puts both
-together as `DATA/cifar100/cifar-100-python`, with the split and content hashes of the original.
+The shards of `tools/pack_tinyimagenet.py` (part 0) hold pixels and labels in the harness's order, but not the file
+names, which determine the split hash. `names`, run on a machine with the data set, writes them to a small file;
+`unpack` combines both as `DATA/cifar100/cifar-100-python`, with the split and content hashes of the original.
 """
 
 from __future__ import annotations
@@ -26,21 +26,26 @@ from cl_bench.streams import catalogue
 
 
 def names(root: Path | None) -> bytes:
-    """File names of the training, then of the test images, one a line, compressed."""
+    """File names of the training images, then of the test images, one per line, compressed."""
     listing = catalogue.load(catalogue.find("cifar100"), root)
     return compressed("\n".join(entry.name.partition("/")[2] for entry in (*listing.train, *listing.test)))
 
 
 def compressed(text: str) -> bytes:
-    """A text as `unpack` takes it."""
+    """Compress a text for `unpack`."""
     return lzma.compress(text.encode(), preset=9)
 
 
 def unpack(data: Path, listed: Path, root: Path) -> None:
-    """Write the folder.
+    """Write the folder `cifar-100-python` below `root`.
+
+    Args:
+        data: data file with pixels and labels.
+        listed: file with the file names, as written by `names`.
+        root: folder with the data sets.
 
     Raises:
-        UserError: a file is missing or damaged, or they do not fit each other.
+        UserError: a file is missing or damaged, or the two do not match.
     """
     try:
         files = lzma.decompress(listed.read_bytes()).decode().split("\n")
@@ -49,7 +54,7 @@ def unpack(data: Path, listed: Path, root: Path) -> None:
     except (OSError, ValueError, KeyError, lzma.LZMAError) as error:
         raise UserError(f"'{data}' or '{listed}' is not a file of these tools ({error})") from error
     if len(files) != len(images):
-        raise UserError(f"'{listed}' names {len(files)} images, '{data}' has {len(images)}; write both anew")
+        raise UserError(f"'{listed}' names {len(files)} images, '{data}' has {len(images)}; write both again")
     folder = root / catalogue.find("cifar100").folders[0] / "cifar-100-python"
     folder.mkdir(parents=True, exist_ok=True)
     for number, name in enumerate(("train", "test")):
@@ -65,20 +70,20 @@ def unpack(data: Path, listed: Path, root: Path) -> None:
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description="CIFAR-100 out of shards, in the layout of its archive.")
+    parser = argparse.ArgumentParser(description="Restore CIFAR-100 from shards, in the layout of its archive.")
     commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("names", help="write the file names of the data set that is here")
-    command.add_argument("out", type=Path)
-    command.add_argument("--root", type=Path, help="folder with the data sets; default as for cl-bench data")
+    command = commands.add_parser("names", help="write the file names of the data set on this machine")
+    command.add_argument("out", type=Path, help="file to write (.xz)")
+    command.add_argument("--root", type=Path, help="folder with the data sets (default: as for cl-bench data)")
     command = commands.add_parser("unpack", help="write the data set")
-    command.add_argument("data", type=Path, help="data file that the shards were joined to (.npz)")
-    command.add_argument("names", type=Path)
+    command.add_argument("data", type=Path, help="data file joined from the shards (.npz)")
+    command.add_argument("names", type=Path, help="file written by the command names (.xz)")
     command.add_argument("--root", type=Path, required=True, help="folder with the data sets, for CL_BENCH_DATA")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do what the command line says; return the exit status."""
+    """Run the command; return the exit status."""
     arguments = parse_arguments(argv)
     try:
         if arguments.command == "names":

@@ -1,4 +1,4 @@
-"""One experiment of cl-bench as arrays, weights and transforms that another program can be given."""
+"""One experiment of cl-bench as arrays, weights and transforms that can be passed to another program."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def runs_of(suite: str, checkpoint: Path | None = None, **given: Any) -> list[Pl
     """All runs of a suite, planned as `cl-bench run --suite` does.
 
     Args:
-        checkpoint: of the backbone, if its weights are not embedded.
-        given: options to change in all of them (limits, backbone, ...).
+        checkpoint: weights of the backbone, if they are not embedded.
+        given: options that override those of all runs (limits, backbone, ...).
 
     Raises:
-        UserError: there is no such suite, or it cannot be planned.
+        UserError: the suite does not exist, or cannot be planned.
     """
     wanted = [replace(options.changed(given), checkpoint=checkpoint) for options in suites.find(suite).runs]
     return plan_options(wanted, lambda precision: "fp32")
@@ -38,13 +38,15 @@ def runs_of(suite: str, checkpoint: Path | None = None, **given: Any) -> list[Pl
 
 @dataclass(frozen=True)
 class Cell:
-    """What both sides share.
+    """The inputs of one experiment that cl-bench and the released program share.
 
     Attributes:
+        run: the planned run of cl-bench.
         train, train_labels, test, test_labels: uint8 [n, H, W, 3] and int64 [n]; labels are positions in the class
-            order, so that the natural order of these is the order in which classes are learned.
-        tasks: of the stream that is run; `increment` classes each.
-        state: weights of the timm ViT, without head; `shape` its constructor's sizes.
+            order, so that classes are learned in the order of their labels.
+        tasks: number of tasks of the stream, with `increment` classes each.
+        state: weights of the timm ViT, without head.
+        shape: arguments of the ViT's constructor.
     """
 
     run: PlannedRun
@@ -63,19 +65,19 @@ class Cell:
 
     @property
     def total(self) -> list[int]:
-        """Test images of each task."""
+        """Number of test images of each task."""
         return np.bincount(self.test_labels // self.increment, minlength=self.tasks).tolist()
 
     def vit(self) -> Any:
-        """A fresh timm ViT with the weights, of our environment's timm."""
+        """A new timm ViT with the weights, built by the installed timm."""
         return backbones.build_backbone(self.run.backbone)
 
 
 def load(run: PlannedRun) -> Cell:
-    """The images, labels and weights of a run, exactly those that cl-bench uses.
+    """The images, labels and weights of a run, exactly as cl-bench uses them.
 
     Raises:
-        UserError: tasks of different sizes, or training crops that torchvision does not have.
+        UserError: the tasks differ in size, or torchvision has no such training crops.
     """
     experiment = run.experiment
     if not isinstance(experiment.tasks, int) or experiment.scenario != "class-incremental":
@@ -115,7 +117,7 @@ def _arrays(stream: Any) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 
 def views(transforms: ImageTransforms) -> tuple[list[Any], list[Any]]:
-    """The training and the test view as torchvision's transforms of PIL images: not our code, but our settings."""
+    """The training and the test view as torchvision transforms of PIL images, with the settings of the experiment."""
     end = [tv.ToTensor(), tv.Normalize(transforms.mean, transforms.std)]
     crop = tv.RandomResizedCrop(transforms.size, scale=transforms.crop_scale, ratio=transforms.crop_ratio)
     test = [tv.Resize(transforms.short, tv.InterpolationMode.BICUBIC), tv.CenterCrop(transforms.size)]
@@ -123,10 +125,13 @@ def views(transforms: ImageTransforms) -> tuple[list[Any], list[Any]]:
 
 
 def settings(cell: Cell, fixed: Mapping[str, Any]) -> dict[str, Any]:
-    """Hyper-parameters of the experiment, after a check of those that a program has no setting for.
+    """Hyper-parameters of the experiment, after checking those that the program does not let one set.
+
+    Args:
+        fixed: values of these hyper-parameters in the program.
 
     Raises:
-        UserError: one of them has another value than the program's.
+        UserError: one of them differs from the program's value.
     """
     values = dict(cell.experiment.hyperparameters)
     for name, value in fixed.items():
@@ -139,10 +144,14 @@ def settings(cell: Cell, fixed: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_state(missing: Sequence[str], unexpected: Sequence[str], own: Callable[[str], bool]) -> None:
-    """Check that a program's ViT has taken all weights, and lacks only what is its `own`.
+    """Check that a program's ViT has loaded all weights, and only lacks those of its own modules.
+
+    Args:
+        missing, unexpected: result of `load_state_dict`.
+        own: whether a weight belongs to the program's own modules.
 
     Raises:
-        ValueError: otherwise.
+        ValueError: other weights are missing, or some were not loaded.
     """
     if unexpected or not all(map(own, missing)):
         raise ValueError(f"weights do not fit: missing {[n for n in missing if not own(n)]}, left over {unexpected}")
@@ -150,16 +159,16 @@ def check_state(missing: Sequence[str], unexpected: Sequence[str], own: Callable
 
 @dataclass
 class Outcome:
-    """What a program has predicted.
+    """Results of a program.
 
     Attributes:
-        correct: hits [stages][tasks] over all classes seen; None where a task has not been seen.
-        task_aware: the same among the classes of the image's own task, if the program computes it.
-        task_aware_total: images that this is computed on, if not all.
-        reported: accuracy in percent after each stage, as the program itself prints it.
-        replaced: what was put in place of the program's own, in words.
-        recipe: the settings that it ran with.
-        seconds: wall seconds of each stage, training and evaluation.
+        replaced: descriptions of what was replaced in the program.
+        recipe: settings of the program.
+        correct: hits [stages][tasks] among all classes seen so far; None for tasks not seen yet.
+        task_aware: hits among the classes of the image's own task, if the program computes them.
+        task_aware_total: number of images for `task_aware` per task, if not all.
+        reported: accuracy in percent after each stage, as printed by the program.
+        seconds: wall-clock seconds of each stage, training and evaluation.
     """
 
     replaced: list[str]
@@ -171,10 +180,14 @@ class Outcome:
     seconds: list[float] = field(default_factory=list)
 
     def hits(self, right: NDArray[np.bool_], labels: NDArray[np.int64], cell: Cell) -> list[int | None]:
-        """One row of a matrix from the images that were judged.
+        """One row of `correct`: the number of hits in each task.
+
+        Args:
+            right: whether each evaluated image was classified correctly, [n].
+            labels: labels of these images, [n].
 
         Raises:
-            ValueError: these are not the test images of the tasks seen.
+            ValueError: these are not the test images of the tasks seen so far.
         """
         task = labels // cell.increment
         seen = int(task.max()) + 1

@@ -1,4 +1,4 @@
-"""The released program of CODA-Prompt (GT-RIPL/CODA-Prompt) on an experiment of cl-bench."""
+"""Run the released program of CODA-Prompt (GT-RIPL/CODA-Prompt) on an experiment of cl-bench."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tools.parity.cells import Cell, Outcome, settings, views
 REPOSITORY = "GT-RIPL/CODA-Prompt"
 CONFIG = "configs/cifar-100_prompt.yaml"
 CLASSES = 100
-"""Of its CIFAR-100, for which its head is built."""
+"""Number of classes for which the program builds its head (CIFAR-100)."""
 # Its scheduler sets itself back by one epoch, as InfLoRA's does, which has the same file.
 FIXED = {
     "blocks": 5, "start": "gram-schmidt", "head_start": "torch", "optimizer": "adam", "schedule": "inflora",
@@ -31,7 +31,7 @@ _LOSS = re.compile(r"Epoch:(\d+)/\d+\s+\* Loss ([\d.]+) \|")
 
 
 def losses(text: str) -> list[list[float]]:
-    """Training loss [tasks][epochs] as printed, in three decimals."""
+    """Training losses [tasks][epochs] as printed, with three decimals."""
     rows: list[list[float]] = []
     for epoch, loss in _LOSS.findall(text):
         if epoch == "1":
@@ -41,12 +41,12 @@ def losses(text: str) -> list[list[float]]:
 
 
 def run(cell: Cell, folder: Path, device: torch.device, workers: int) -> Outcome:
-    """Run what its `run.py` does for one repeat on the cell; see `run.py` here."""
+    """Do what the program's `run.py` does for one repeat, on the cell; see `tools.parity.run`."""
     values = settings(cell, FIXED)
     sizes = np.bincount(cell.train_labels // cell.increment)
     if (sizes % values["batch_size"]).any():
         raise UserError(
-            f"the released program leaves out what is left of an epoch after its last whole batch, cl-bench does not: "
+            f"the released program drops the last incomplete batch of an epoch, cl-bench does not: "
             f"set a batch size that divides {sorted(set(sizes.tolist()))}, not {values['batch_size']}"
         )
     replaced = [shims.whole_pickles()]
@@ -115,7 +115,7 @@ def run(cell: Cell, folder: Path, device: torch.device, workers: int) -> Outcome
 
 
 def _give_weights(zoo: Any, cell: Cell) -> None:
-    """Put the experiment's ViT, and its width, where `models.zoo` has its own."""
+    """Replace the ViT of `models.zoo` and its width by those of the experiment."""
     import timm.models
 
     width = cell.shape["embed_dim"]
@@ -123,7 +123,7 @@ def _give_weights(zoo: Any, cell: Cell) -> None:
     head = {"head.weight": torch.zeros(0), "head.bias": torch.zeros(0)}
 
     class Released:
-        """What its loading reads the weights from; it drops the head."""
+        """Stands for the pre-trained model from which the program reads its weights; it drops the head."""
 
         def state_dict(self) -> dict[str, torch.Tensor]:
             return {**cell.state, **head}
@@ -142,7 +142,7 @@ def _give_weights(zoo: Any, cell: Cell) -> None:
 
 
 def _time_stages(trainer: Any, outcome: Outcome) -> None:
-    """Take the time whenever a model is saved, which is when a task has been learned."""
+    """Record the time whenever a model is saved, i.e. after each task."""
     save = trainer.learner.save_model
     started = [time.perf_counter()]
 
@@ -159,12 +159,12 @@ def _counts(accuracies: Any, total: list[int]) -> list[list[int | None]]:
     """Hits [stages][tasks] from accuracies in percent [tasks, stages], which are means over all images.
 
     Raises:
-        ValueError: they are no such means.
+        ValueError: the accuracies are not means over all images.
     """
     rows: list[list[int | None]] = []
     for stage in range(len(total)):
         exact = [accuracies[task, stage] * total[task] / 100 for task in range(stage + 1)]
         if any(abs(hits - round(hits)) > 0.01 for hits in exact):
-            raise ValueError(f"accuracies {accuracies[: stage + 1, stage]} are no shares of {total} images")
+            raise ValueError(f"accuracies {accuracies[: stage + 1, stage]} are not fractions of {total} images")
         rows.append([*map(round, exact), *[None] * (len(total) - stage - 1)])
     return rows

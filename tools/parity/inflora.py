@@ -1,4 +1,4 @@
-"""The released program of InfLoRA (liangyanshuo/InfLoRA) on an experiment of cl-bench."""
+"""Run the released program of InfLoRA (liangyanshuo/InfLoRA) on an experiment of cl-bench."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ losses = pilot.losses
 
 
 def run(cell: Cell, folder: Path, device: torch.device, workers: int) -> Outcome:
-    """Run its `trainer.train` on the cell; see `run.py`."""
+    """Run the program's `trainer.train` on the cell; see `tools.parity.run`."""
     values = settings(cell, FIXED)
     replaced = [shims.whole_pickles(), shims.arrays_from_svd()]
     if device.type == "cpu":

@@ -1,4 +1,4 @@
-"""What the programs that grew out of PILOT share: data manager, config, and where they judge predictions."""
+"""Shared code for programs derived from PILOT: data manager, configuration and evaluation."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from numpy.typing import NDArray
 from tools.parity.cells import Cell, Outcome, views
 
 Judged = tuple[NDArray[Any], NDArray[Any], NDArray[Any] | None]
-"""Labels, predictions among all classes seen, and those among the classes of the image's own task."""
+"""Labels, predictions among all classes seen, and predictions among the classes of the image's own task, if any."""
 
 
 _LOSS = re.compile(r"Task (\d+), Epoch (\d+)/\d+ => Loss ([\d.]+)")
 
 
 def losses(text: str) -> list[list[float]]:
-    """Training loss [tasks][epochs] as printed, in three decimals; a line can come more than once."""
+    """Training losses [tasks][epochs] as printed, with three decimals; lines may be printed more than once."""
     found = {(int(task), int(epoch)): float(loss) for task, epoch, loss in _LOSS.findall(text)}
     return [[found[key] for key in sorted(found) if key[0] == task] for task in sorted({task for task, _ in found})]
 
 
 def give(manager: Any, cell: Cell) -> str:
-    """Let `utils.data_manager` find the cell's images in its class order, and its transforms; say so."""
+    """Make `utils.data_manager` use the cell's images, class order and transforms; return a description."""
     train, test = views(cell.experiment.transforms)
     data = SimpleNamespace(
         download_data=lambda: None,
@@ -46,7 +46,7 @@ def give(manager: Any, cell: Cell) -> str:
 
 
 def config(cell: Cell, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that all of them have under the same names."""
+    """The settings that all these programs have under the same names."""
     return {
         "seed": [cell.experiment.seed],
         "init_cls": cell.increment,
@@ -60,11 +60,11 @@ def config(cell: Cell, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def observe(learner: Any, outcome: Outcome, cell: Cell, judged: Callable[[Any], Judged]) -> None:
-    """Count what `_eval_cnn` predicts in `eval_task`, and keep what that reports.
+    """Record the hits of each `_eval_cnn`, and the accuracy and time of each `eval_task`, in `outcome`.
 
     Args:
-        learner: the class.
-        judged: what `_eval_cnn` returns, in one order.
+        learner: the program's learner class, which is patched.
+        judged: converts the result of `_eval_cnn` to `Judged`.
     """
     predict, evaluate = learner._eval_cnn, learner.eval_task
     started = [time.perf_counter()]

@@ -1,11 +1,12 @@
-"""Compare cl-bench with the released programs: pair records, print the tables of docs/findings/parity.md.
+"""Compare cl-bench with the released programs: pair records and print the tables of docs/findings/parity.md.
 
     python -m tools.parity.report --authors results/authors --results results/parity [--out parity.md]
 
 Two records are a pair if they have the same key: the same weights, images, class order, transforms, hyper-parameters
-and seed. What remains different is the random numbers, so a difference is a draw; it is judged over the class orders of
-a method by its 95 % Student-t interval and by two one-sided tests (TOST) with a margin of one point: with the spread of
-that method alone, and with one spread for all methods, which three orders can tell better.
+and seed. Only the random numbers differ, so each difference is random. The differences over the class orders of a
+method are judged by a 95 % Student-t interval and by two one-sided tests (TOST) with a margin of one point: once
+with the variance of that method alone, and once with a pooled variance of all methods, which has more power with three
+orders.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from cl_bench.store import Store
 from cl_bench.store.record import RunRecord
 
 MARGIN = 1.0
-"""The largest difference that counts as the same, in points."""
+"""Equivalence margin, in percentage points."""
 FIELDS = (
     "method", "repository", "commit", "key", "experiment", "correct", "total", "seconds", "replaced",
     "losses", "peak_gpu_bytes", "peak_process_bytes",
@@ -39,11 +40,13 @@ FIELDS = (
 
 @dataclass(frozen=True)
 class Pair:
-    """The same experiment on both sides; curves in percent, [stages].
+    """One experiment, run by cl-bench (ours) and by the released program (theirs).
 
     Attributes:
+        ours, theirs: accuracy in percent after each stage, [stages].
         loss: training loss of the last epoch, mean over the tasks, ours and theirs, in nats.
-        peak: memory in bytes, of the GPU's allocator, or of the process on a CPU.
+        seconds: duration of the whole run, ours and theirs.
+        peak: peak memory in bytes of the GPU's allocator, or of the process on a CPU, ours and theirs.
     """
 
     method: str
@@ -67,10 +70,10 @@ class Pair:
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """Read the records that `tools.parity.run` has written.
+    """Read the records written by `tools.parity.run`.
 
     Raises:
-        UserError: there is none, or one is damaged.
+        UserError: there are none, or one is damaged.
     """
     records = []
     for path in sorted(folder.glob("*.json")):
@@ -86,10 +89,10 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 
 def pairs(theirs: Iterable[Mapping[str, Any]], ours: Iterable[RunRecord]) -> list[Pair]:
-    """Match records by key; sorted by method and seed.
+    """Match records by key; pairs are sorted by method and seed.
 
     Raises:
-        UserError: one of theirs has no counterpart, or other test images.
+        UserError: a record of a program has no counterpart, or another number of test images.
     """
     known = {record.key: record for record in ours}
     found = []
@@ -104,7 +107,7 @@ def pairs(theirs: Iterable[Mapping[str, Any]], ours: Iterable[RunRecord]) -> lis
         if own.total != record["total"]:
             raise UserError(f"run {record['key']} has test sets of {own.total} and {record['total']} images")
         curves = [100 * metrics.accuracy_curve(one, own.total) for one in (own.correct, record["correct"])]
-        # Rows come epoch by epoch: the last of each stage stays.
+        # Rows are in the order of epochs, so the last epoch of each stage remains.
         last = {row["stage"]: row["loss"] for row in own.traces["loss"]}
         loss = fmean(last.values()), fmean(task[-1] for task in record["losses"])
         seconds = own.seconds, float(record["seconds"])
@@ -114,10 +117,10 @@ def pairs(theirs: Iterable[Mapping[str, Any]], ours: Iterable[RunRecord]) -> lis
 
 
 def table(found: Sequence[Pair]) -> list[str]:
-    """Lines of Markdown: accuracies of every pair, each method over its class orders, losses and cost of every pair.
+    """Markdown tables: accuracies of each pair, verdict on each method, losses and cost of each pair.
 
     Args:
-        found: sorted by method, as `pairs` returns them.
+        found: pairs sorted by method, as returned by `pairs`.
     """
     return [*_accuracies(found), "", *_verdicts(found), "", *_training(found)]
 
@@ -183,7 +186,7 @@ def _within(test: stats.Equivalence | None) -> str:
 
 
 def sources(records: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Lines of Markdown: which commits ran, and what was replaced in them."""
+    """Markdown list of the programs' commits, and of what was replaced in them."""
     lines = []
     for title, replaced in {
         (f"`{one['method']}`: {one['repository']} @ {one['commit'][:7]}", tuple(one["replaced"])): None
@@ -194,14 +197,14 @@ def sources(records: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def text(authors: Path, results: Sequence[Path]) -> str:
-    """All of it as Markdown.
+    """The whole comparison as Markdown.
 
     Args:
         authors: folder with the records of the programs.
         results: folders with our runs.
 
     Raises:
-        UserError: as `read` and `pairs` do.
+        UserError: as in `read` and `pairs`.
     """
     theirs = read(authors)
     ours = [record for folder in results for record in Store(folder).records(lambda line: print(line, file=sys.stderr))]
@@ -211,14 +214,19 @@ def text(authors: Path, results: Sequence[Path]) -> str:
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description="Compare cl-bench with the released programs.")
-    parser.add_argument("--authors", type=Path, default=Path("results/authors"), help="records of the programs")
+    parser.add_argument(
+        "--authors",
+        type=Path,
+        default=Path("results/authors"),
+        help="folder with the records of the programs (default: %(default)s)",
+    )
     parser.add_argument("--results", type=Path, action="append", help="folders with our runs (default: results/parity)")
-    parser.add_argument("--out", type=Path, help="file to write; default: print")
+    parser.add_argument("--out", type=Path, help="file to write (default: print to stdout)")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do what the command line says; return the exit status."""
+    """Run the command; return the exit status."""
     arguments = parse_arguments(argv)
     try:
         found = text(arguments.authors, arguments.results or [Path("results/parity")])

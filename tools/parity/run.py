@@ -4,9 +4,10 @@ r"""Run a released program on one experiment of a suite.
         --out results/authors
 
 FOLDER is a checkout of the program, outside this repository; a file COMMIT in it may name its commit. Its modules are
-imported as they are. Replaced are the loading of weights and images, paths, device, and imports that today's libraries
-do not have; the record lists each. The class order, transforms and hyper-parameters are those of the experiment that
-`cl-bench run --suite` plans, whose key the record carries: the same key on both sides is the same experiment.
+imported unchanged. Only the loading of weights and images, paths, the device, and imports missing from current
+libraries are replaced; the record lists each replacement. Class order, transforms and hyper-parameters are those of the
+experiment that `cl-bench run --suite` plans. The record has the key of that experiment: equal keys on both sides mean
+the same experiment.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def commit_of(folder: Path) -> str:
     """The commit of a checkout.
 
     Raises:
-        UserError: the folder is not there, or does not say.
+        UserError: the folder does not exist, or does not name its commit.
     """
     if (folder / "COMMIT").is_file():
         return (folder / "COMMIT").read_text().strip()
@@ -57,10 +58,10 @@ def environment(device: torch.device) -> dict[str, str]:
 
 
 def chosen(arguments: argparse.Namespace) -> Any:
-    """The planned run that the command line names.
+    """The planned run selected by the command line.
 
     Raises:
-        UserError: the suite has none, or several.
+        UserError: the suite has no such run, or several.
     """
     names = ("backbone", "pretrained", "size", "tasks", "set", "limit_tasks", "limit_train", "limit_test")
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
@@ -124,30 +125,30 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description="Run a released program on one experiment of a suite.")
     parser.add_argument("folder", type=Path, help="checkout of the program")
-    parser.add_argument("program", choices=PROGRAMS)
+    parser.add_argument("program", choices=PROGRAMS, help="which program it is")
     parser.add_argument("--suite", required=True, help="name or YAML file, as for cl-bench run")
-    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--seed", type=int, required=True, help="seed of the run")
     parser.add_argument("--out", type=Path, required=True, help="folder to write the record to")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--workers", type=int, default=2, help="loader processes (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=2, help="number of data loader processes (default: %(default)s)")
     parser.add_argument("--checkpoint", type=Path, help="weights of the backbone, as for cl-bench run")
-    changes = parser.add_argument_group("changes of the suite, as for cl-bench run")
+    changes = parser.add_argument_group("options that override the suite, as for cl-bench run")
     changes.add_argument("--backbone")
     changes.add_argument("--pretrained", choices=["yes", "no"])
     changes.add_argument("--size", type=int)
     changes.add_argument("--tasks")
-    changes.add_argument("--set", action="append", help="replaces the suite's own")
+    changes.add_argument("--set", action="append", help="replaces all --set values of the suite")
     for name in ("--limit-tasks", "--limit-train", "--limit-test"):
         changes.add_argument(name, type=int)
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do what the command line says; return the exit status."""
+    """Run the command; return the exit status."""
     arguments = parse_arguments(argv)
     try:
         if not arguments.folder.is_dir():
-            raise UserError(f"there is no folder '{arguments.folder}'; check the program out there")
+            raise UserError(f"there is no folder '{arguments.folder}'; check out the program there")
         content = record(arguments)
         path = arguments.out / f"{arguments.program}-s{arguments.seed}-{content['key']}.json"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The released program of SD-LoRA (WuYichen-97/SD-Lora-CL) on an experiment of cl-bench."""
+"""Run the released program of SD-LoRA (WuYichen-97/SD-Lora-CL) on an experiment of cl-bench."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ losses = pilot.losses
 
 
 def run(cell: Cell, folder: Path, device: torch.device, workers: int) -> Outcome:
-    """Run its `trainer.train` on the cell; see `run.py`."""
+    """Run the program's `trainer.train` on the cell; see `tools.parity.run`."""
     values = settings(cell, FIXED)
     replaced = [shims.whole_pickles()]
     if device.type == "cpu":
@@ -36,7 +36,7 @@ def run(cell: Cell, folder: Path, device: torch.device, workers: int) -> Outcome
     )
 
     class Sized(lora.LoRA_ViT_timm):  # type: ignore[name-defined, misc]
-        """Its `out_dim` is the width of the given ViT, not 768."""
+        """The program's ViT, except that `out_dim` is the width of the given ViT instead of 768."""
 
         @property
         def out_dim(self) -> int:

@@ -1,4 +1,4 @@
-"""What the released programs need in order to start at all on today's libraries, and on a machine without a GPU."""
+"""Patches that let the released programs run with current libraries, and on a machine without a GPU."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 
 class _Anything(ModuleType):
-    """A module that has every name, for imports of what is never called."""
+    """A module that has every attribute, for imports that are never used."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -27,7 +27,7 @@ class _Anything(ModuleType):
 
 
 def absent(names: Sequence[str]) -> list[str]:
-    """Put empty modules in place of those that are not installed; return which."""
+    """Replace modules that are not installed by stubs; return their names."""
     stubbed = []
     for name in names:
         try:
@@ -40,7 +40,7 @@ def absent(names: Sequence[str]) -> list[str]:
 
 @contextmanager
 def inside(folder: Path, work: Path) -> Iterator[None]:
-    """Import from a program's folder first, and let it write its logs into `work`."""
+    """Import from a program's folder first, with `work` as the current folder for its logs."""
     before = Path.cwd()
     sys.path.insert(0, str(folder.absolute()))
     os.chdir(work)
@@ -52,7 +52,7 @@ def inside(folder: Path, work: Path) -> Iterator[None]:
 
 
 class _Copying(io.StringIO):
-    """Keeps what passes through it."""
+    """Writes to a target and records everything written."""
 
     def __init__(self, target: TextIO) -> None:
         super().__init__()
@@ -68,14 +68,14 @@ class _Copying(io.StringIO):
 
 @contextmanager
 def printed() -> Iterator[Sequence[io.StringIO]]:
-    """Copies of what is printed to stdout and stderr meanwhile."""
+    """Copies of everything printed to stdout and stderr inside the context."""
     copies = _Copying(sys.stdout), _Copying(sys.stderr)
     with redirect_stdout(copies[0]), redirect_stderr(copies[1]):
         yield copies
 
 
 def whole_pickles() -> str:
-    """Let `torch.load` read the modules that a program has saved itself, as it did before torch 2.6."""
+    """Make `torch.load` read modules that the program saved itself, as before torch 2.6; return a description."""
     load = torch.load
 
     def trusting(*args: Any, **options: Any) -> Any:
@@ -86,7 +86,7 @@ def whole_pickles() -> str:
 
 
 def arrays_from_svd() -> str:
-    """Let `np.linalg.svd` of a tensor return arrays, as it did before numpy 2."""
+    """Make `np.linalg.svd` of a tensor return arrays, as before numpy 2; return a description."""
     svd = np.linalg.svd
     linalg: Any = np.linalg
     linalg.svd = lambda a, *args, **options: svd(np.asarray(a), *args, **options)
@@ -94,10 +94,10 @@ def arrays_from_svd() -> str:
 
 
 def without_cuda() -> str:
-    """Make `.cuda()` a copy on the CPU."""
+    """Make `.cuda()` a copy on the CPU; return a description."""
     module: Any = nn.Module
     tensor: Any = Tensor
     module.cuda = lambda self, *_, **__: self
-    # A copy, as from the CPU to a GPU: the programs add in place to what they have just moved.
+    # A copy, like a transfer to a GPU, because the programs modify the result in place.
     tensor.cuda = lambda self, *_, **__: self.clone()
     return "device: `.cuda()` stays on the CPU"

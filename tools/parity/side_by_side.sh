@@ -1,18 +1,19 @@
 #!/usr/bin/env bash
-# The released programs and cl-bench on all runs of the parity suite, all at once, spread over this machine's GPUs.
+# Run the released programs and cl-bench on all runs of the parity suite in parallel on this machine's GPUs.
 #
 #   bash tools/parity/side_by_side.sh AUTHORS OUT [SECONDS]
 #
-# AUTHORS has the checkouts sdlora, inflora and coda; CL_BENCH_DATA says where CIFAR-100 is. Records go to OUT/authors
-# and OUT/runs, logs to OUT/logs. After SECONDS (530) what still runs is stopped; called again, only that is run anew.
-# PYTHON, SUITE and SEEDS override the interpreter, the suite and the seeds; OPTIONS goes to both sides (limits, say).
+# AUTHORS holds the checkouts sdlora, inflora and coda; CL_BENCH_DATA is the folder with CIFAR-100. Records are written
+# to OUT/authors and OUT/runs, logs to OUT/logs. Runs are stopped after SECONDS (default: 530); a second call only repeats
+# unfinished runs. PYTHON, SUITE and SEEDS override the interpreter, the suite and the seeds; OPTIONS (such as limits) is
+# passed to both sides.
 set -u
 authors=$1 out=$2 limit=${3:-530}
 python=${PYTHON:-python} suite=${SUITE:-tools/parity/cifar100.yaml} seeds=${SEEDS:-0 1 2 3 4} options=${OPTIONS:-}
 gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l)
 device=cuda
 [ "$gpus" -gt 0 ] || { gpus=1 device=cpu; }
-# With a core or two for each process, more threads would only wait for each other.
+# One thread each: with one or two cores per process, more threads would only wait for each other.
 export OMP_NUM_THREADS=1 PYTHONPATH=.${PYTHONPATH:+:$PYTHONPATH}
 mkdir -p "$out/authors" "$out/runs" "$out/logs"
 number=0

@@ -34,6 +34,6 @@ DATASET = DataSet(
     manual=(
         "The archive has no split, and no list of one is published. For the 5,981/1,519 images of PILOT and SD-LoRA "
         f"download {_DRIVE}/19l52ua_vvTtttgVRziCZJjal0TPE9f2p and unpack it so that there are imagenet-a/train and "
-        "imagenet-a/test; or put a split list of your own beside the archive's folder."
+        "imagenet-a/test; or put your own split list next to the archive's folder."
     ),
 )

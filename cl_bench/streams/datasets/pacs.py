@@ -17,7 +17,7 @@ DATASET = DataSet(
         "domain folders": (
             "pacs/\n"
             "  DOMAIN/CLASS/*.jpg or .png for photo, art_painting, cartoon, sketch\n"
-            "  DOMAIN_train_kfold.txt, DOMAIN_crossval_kfold.txt for each (here, in splits/ or in txt/), if there are"
+            "  DOMAIN_train_kfold.txt, DOMAIN_crossval_kfold.txt for each (here, in splits/ or in txt/), optional"
         )
     },
     read=first_of(
@@ -31,11 +31,11 @@ DATASET = DataSet(
     tasks=0,
     folders=("pacs", "PACS"),
     manual=(
-        "PACS lies on a drive that cannot be downloaded from by a program. Open "
+        "PACS is on a drive from which programs cannot download. Open "
         "https://drive.google.com/drive/folders/0B6x7gtvErXgfUU1WcGY5SzdwZVk?resourcekey=0-2fvpQY_QSyJf2uIECzqPuQ "
         "(linked from the official page), download the raw images and the split files, and put them so that there are "
         "pacs/photo, pacs/art_painting, pacs/cartoon, pacs/sketch and pacs/photo_train_kfold.txt, ... Without the "
-        "split files, a fixed fifth of each class in each domain is the test part."
+        "split files, a fixed fifth of each class in each domain is used for testing."
     ),
     domains=_DOMAINS,
     scenario="domain-incremental",

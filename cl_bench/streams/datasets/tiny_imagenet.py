@@ -5,7 +5,7 @@ from cl_bench.streams.types import Archive, DataSet
 
 DATASET = DataSet(
     name="tiny-imagenet",
-    title="Tiny ImageNet: 64x64 photographs of 200 ImageNet classes; its validation part is the test part",
+    title="Tiny ImageNet: 64x64 photographs of 200 ImageNet classes; tested on its validation part",
     licence="non-commercial research",
     page="http://cs231n.stanford.edu/",
     citations=("le2015tinyimagenet", "russakovsky2015imagenet"),

@@ -1,4 +1,4 @@
-"""Readers: from the folders, archives and lists in which data sets are given out to lists of their images."""
+"""Readers: list the images of a data set from the folders, archives and lists in which it is distributed."""
 
 from cl_bench.streams.readers.arrays import cifar_pickles, idx_files
 from cl_bench.streams.readers.class_trees import TINY_FILES, class_folders, class_trees, cub_lists, tiny_imagenet

@@ -22,17 +22,17 @@ from cl_bench.streams.types import Entry, Listing
 
 
 def _empty_array(kind: object, shape: object, code: object) -> NDArray[Any]:
-    """In the place of numpy's `_reconstruct`, which would make an array of any size before its content is there."""
+    """Replaces numpy's `_reconstruct`, which would allocate an array of any size before reading its content."""
     return np.empty(0, dtype=np.uint8)
 
 
 class _Unpickler(pickle.Unpickler):
-    """Makes arrays as large as what is in the file, and nothing that could run code."""
+    """Reads arrays no larger than the file's content, and refuses everything that could run code."""
 
     _ALLOWED: dict[tuple[str, str], Any] = {
         ("numpy.core.multiarray", "_reconstruct"): _empty_array,
         ("numpy._core.multiarray", "_reconstruct"): _empty_array,
-        # An argument of `_reconstruct`, never called.
+        # Only an argument of `_reconstruct`; never called.
         ("numpy", "ndarray"): "ndarray",
         ("numpy", "dtype"): np.dtype,
         ("_codecs", "encode"): codecs.encode,
@@ -57,7 +57,7 @@ def _unpickle(path: Path) -> dict[str, Any]:
 
 
 def _no_cifar(path: Path, why: str) -> UserError:
-    return UserError(f"'{path}' is not as in cifar-100-python ({why}); unpack the official archive again")
+    return UserError(f"'{path}' is not a file of cifar-100-python ({why}); unpack the official archive again")
 
 
 def cifar_pickles(folder: Path, split: SplitList | None) -> Listing | None:
@@ -73,7 +73,7 @@ def cifar_pickles(folder: Path, split: SplitList | None) -> Listing | None:
 def _class_names(path: Path) -> tuple[str, ...]:
     names = _unpickle(path).get("fine_label_names")
     if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-        raise _no_cifar(path, "no list of class names")
+        raise _no_cifar(path, "it has no list of class names")
     return tuple(names)
 
 
@@ -83,18 +83,18 @@ def _cifar_part(path: Path, classes: tuple[str, ...]) -> tuple[tuple[Entry, ...]
     if not (
         isinstance(data, np.ndarray) and data.dtype == np.uint8 and data.ndim == 2 and data.shape[1] == 3 * 32 * 32
     ):
-        raise _no_cifar(path, "no uint8 data of 3072 values per image")
+        raise _no_cifar(path, "it has no uint8 data of 3072 values per image")
     if not (isinstance(labels, list) and isinstance(files, list) and len(labels) == len(files) == len(data)):
-        raise _no_cifar(path, "not one label and one file name per image")
+        raise _no_cifar(path, "it does not have one label and one file name per image")
     if not all(isinstance(label, int) and 0 <= label < len(classes) for label in labels):
-        raise _no_cifar(path, f"labels that are not in the {len(classes)} class names of 'meta'")
+        raise _no_cifar(path, f"it has labels beyond the {len(classes)} class names of 'meta'")
     order = sorted(range(len(data)), key=lambda i: (labels[i], str(files[i])))
     entries = tuple(Entry(classes[labels[i]], f"{classes[labels[i]]}/{files[i]}") for i in order)
     return entries, np.ascontiguousarray(data.reshape(-1, 3, 32, 32)[order].transpose(0, 2, 3, 1))
 
 
 def idx_files(classes: Sequence[str]) -> Layout:
-    """`train-images-idx3-ubyte` and its three companions, plain or as `.gz`."""
+    """Reads `train-images-idx3-ubyte` and its three companion files, plain or as `.gz`."""
 
     def read(folder: Path, split: SplitList | None) -> Listing | None:
         for top in tree_tops(folder, ("FashionMNIST/raw", "raw")):
@@ -109,9 +109,11 @@ def idx_files(classes: Sequence[str]) -> Layout:
             for part, prefix in (("train", "train"), ("t10k", "test")):
                 images, labels = _idx(paths[part, "images-idx3"], 3), _idx(paths[part, "labels-idx1"], 1)
                 if len(images) != len(labels) or labels.max(initial=0) >= len(classes):
-                    raise UserError(f"'{paths[part, 'labels-idx1']}' does not fit its images; get both files again")
+                    raise UserError(
+                        f"'{paths[part, 'labels-idx1']}' does not fit its images; download both files again"
+                    )
                 order = np.argsort(labels, kind="stable")
-                # A class of Fashion-MNIST has a slash in its name.
+                # One class of Fashion-MNIST has a slash in its name.
                 folders = [name.replace("/", "-") for name in classes]
                 entries = tuple(
                     Entry(classes[labels[i]], f"{folders[labels[i]]}/{prefix}-{i:05d}") for i in order.tolist()
@@ -124,8 +126,8 @@ def idx_files(classes: Sequence[str]) -> Layout:
 
 
 def _idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
-    """An array in the format of MNIST: magic number, sizes (big-endian), bytes."""
-    damaged = UserError(f"'{path}' is damaged or no idx{dimensions}-ubyte file; get it again")
+    """Read an array in MNIST's format: magic number, sizes (big-endian), bytes."""
+    damaged = UserError(f"'{path}' is damaged or not an idx{dimensions}-ubyte file; download it again")
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             start = file.read(4 + 4 * dimensions)
@@ -133,12 +135,12 @@ def _idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
             count = math.prod(sizes)
             if magic != 0x800 + dimensions or count > most_bytes(path.stat().st_size):
                 raise damaged
-            # With a byte more there is no other end, and the checksum has been read.
+            # Reading one byte more reaches the end, so that gzip checks its checksum.
             content = file.read(count + 1)
     except FileNotFoundError as error:
         raise UserError(f"'{path}' is missing; all four idx files are needed") from error
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"'{path}' is damaged ({reason(error)}); get it again") from error
+        raise UserError(f"'{path}' is damaged ({reason(error)}); download it again") from error
     if len(content) != count:
         raise damaged
     return np.frombuffer(content, np.uint8).reshape(sizes)

@@ -1,4 +1,4 @@
-"""Trees of class folders, split by folders or by a list."""
+"""Readers of trees of class folders, split by folders or by a list."""
 
 from __future__ import annotations
 
@@ -20,9 +20,13 @@ def class_folders(
     through: str | None = None,
     known: tuple[str, ...] = (),
 ) -> Layout:
-    """`train/CLASS/` and `test/CLASS/`, with nothing to choose.
+    """Reads `train/CLASS/` and `test/CLASS/`; no split list is used.
 
     Args:
+        layout: name of the layout.
+        test: name of the test folder.
+        inner: names of folders that may contain the tree.
+        through: name of a folder below a class folder that is not part of image names.
         known: see `not_read`.
     """
 
@@ -43,16 +47,16 @@ def class_trees(
     own: Callable[[Path], SplitList | None] | None = None,
     hint: str = "",
 ) -> Layout:
-    """One tree of class folders, split by a list, or `train/` and `test/`.
+    """Reads a tree of class folders that is split by a list or by `train/` and `test/` folders.
 
-    A list of the user's comes first, then one in the folder, then `train/` and `test/`, then the data set's own.
-    A list deals out all images that are there, those in `train/` and `test/` as well.
+    The first of these decides: the user's list, a list in the folder, `train/` and `test/`, the list in the data set's
+    archive. A list assigns all images on disk, including those in `train/` and `test/`.
 
     Args:
-        inner: folders in which the tree may lie.
-        tests: what the test folder may be called.
-        own: finds the list that an archive brings along.
-        hint: what the folders may be otherwise, for the sentence that refuses them.
+        inner: names of folders that may contain the tree.
+        tests: accepted names of the test folder.
+        own: finds the split list that comes with the data set's archive.
+        hint: end of the error message for folders without a split: another way to read them.
     """
 
     def read(folder: Path, split: SplitList | None) -> Listing | None:
@@ -96,7 +100,7 @@ def _empty(top: Path, trees: dict[str, Files]) -> list[Path]:
 
 
 def _deal(layout: str, top: Path, trees: Sequence[Files], split: SplitList, left: Sequence[Path]) -> Listing:
-    """The images of trees, as a list splits them.
+    """The images of all trees, split by a list.
 
     Args:
         left: see `Listing.not_read`.
@@ -108,7 +112,7 @@ def _deal(layout: str, top: Path, trees: Sequence[Files], split: SplitList, left
                 if pool.setdefault(f"{label}/{name}", path) != path:
                     raise UserError(
                         f"'{path}' and '{pool[f'{label}/{name}']}' have the same name, so that {split.path.name} "
-                        "could mean either; rename or remove one"
+                        "could mean either of them; rename or remove one"
                     )
     dealt, unlisted = split.deal(pool, top, 2)
     parts: list[Files] = [{}, {}]
@@ -120,11 +124,11 @@ def _deal(layout: str, top: Path, trees: Sequence[Files], split: SplitList, left
 
 
 TINY_FILES = ("_boxes.txt", "val_annotations.txt")
-"""Files among the images of the original archive."""
+"""Name endings of the other files among the images of the original archive."""
 
 
 def tiny_imagenet(inner: Sequence[str]) -> Layout:
-    """The original tree: `train/CLASS/images/`, and `val/images/` with `val/val_annotations.txt` as test part."""
+    """Reads the original tree: `train/CLASS/images/`, and `val/images/` with `val/val_annotations.txt` for testing."""
 
     def read(folder: Path, split: SplitList | None) -> Listing | None:
         for top in tree_tops(folder, inner):
@@ -152,13 +156,13 @@ def tiny_imagenet(inner: Sequence[str]) -> Layout:
 
 
 def cub_lists(folder: Path) -> SplitList | None:
-    """The official split that lies in the archive of CUB-200-2011: `images.txt` and `train_test_split.txt`."""
+    """The official split in the archive of CUB-200-2011: `images.txt` and `train_test_split.txt`."""
     for top in tree_tops(folder, ("CUB_200_2011",)):
         images, chosen = top / "images.txt", top / "train_test_split.txt"
         if images.is_file() and chosen.is_file():
             paths, in_train = _numbered(images), _numbered(chosen)
             if paths.keys() != in_train.keys() or not {*in_train.values()} <= {"0", "1"}:
-                raise UserError(f"'{images}' and '{chosen}' do not fit each other; restore both from the archive")
+                raise UserError(f"'{images}' and '{chosen}' do not match; restore both from the archive")
             train, test = ([Listed(paths[i]) for i in paths if in_train[i] == flag] for flag in ("1", "0"))
             return SplitList(chosen, train, test)
     return None

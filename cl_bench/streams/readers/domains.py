@@ -1,4 +1,4 @@
-"""Trees of domain folders, each with class folders."""
+"""Readers of trees of domain folders that contain class folders."""
 
 from __future__ import annotations
 
@@ -26,13 +26,15 @@ def domain_folders(
     by_label: bool = False,
     test_share: float | None = None,
 ) -> Layout:
-    """`DOMAIN/CLASS/` with a pair of lists for each domain; images are called `CLASS/DOMAIN/FILE`.
+    """Reads `DOMAIN/CLASS/` with a pair of lists for each domain; images are named `CLASS/DOMAIN/FILE`.
 
     Args:
-        lists: names of the lists of a domain, with `{}` for it.
-        by_label: classes in the order of the lists' labels, rather than in alphabetical order.
-        test_share: if there are no lists, this share of each class in each domain is the test part: the first ones in
-            the order of the SHA-256 of `DOMAIN/CLASS/FILE`.
+        domains: names of the domain folders.
+        lists: names of the training and the test list of a domain, with `{}` for the domain.
+        inner: names of folders that may contain the tree.
+        by_label: order classes by the labels in the lists, rather than alphabetically.
+        test_share: without lists, the share of each class in each domain that is used for testing: the first images in
+            the order of the SHA-256 of `DOMAIN/CLASS/FILE`. None: lists are required.
     """
 
     def read(folder: Path, split: SplitList | None) -> Listing | None:
@@ -51,7 +53,7 @@ def domain_folders(
                 if lacking:
                     raise UserError(
                         f"'{top}' has no folder {', '.join(lacking)}; all domains are needed: {', '.join(domains)} "
-                        "(or a split list that names only the others: --split-list)"
+                        "(or a split list that names only the domains that are there: --split-list)"
                     )
                 split = _domain_lists(domains, lists, [top, *(top / name for name in ("splits", "txt")), folder])
             left = not_read(top, there, {*pool.values()}, beside=False)
@@ -62,7 +64,9 @@ def domain_folders(
                 return replace(listing, not_read=left)
             if test_share is None:
                 names = [name.format(there[0]) for name in lists]
-                raise UserError(f"'{top}' has no split lists; put {' and '.join(names)} there, and so for each domain")
+                raise UserError(
+                    f"'{top}' has no split lists; put {' and '.join(names)} there, and likewise for each domain"
+                )
             return replace(_with_domains("domain folders, split by name", _by_name(pool, test_share)), not_read=left)
         return None
 
@@ -70,14 +74,15 @@ def domain_folders(
 
 
 def own_domain_folders(tests: Sequence[str] = ("test",), test_share: float = 0.2) -> Layout:
-    """`DOMAIN/CLASS/`, `DOMAIN/{train,test}/CLASS/` or `{train,test}/DOMAIN/CLASS/`, whatever the domains are called.
+    """Reads `DOMAIN/CLASS/`, `DOMAIN/{train,test}/CLASS/` or `{train,test}/DOMAIN/CLASS/` with any domain names.
 
-    Their order is the alphabetical one. A list of the user's comes first, then those in the folder (a pair for each
-    domain, or one for all), then `train/` and `test/`. Without any of these, a share of each class in each domain is
-    the test part, as in `domain_folders`; an only image is for training.
+    Domains are in alphabetical order. The first of these decides the split: the user's list, lists in the folder (a
+    pair for each domain, or one for all), `train/` and `test/` folders. Without any of these, a share of each class in
+    each domain is used for testing, as in `domain_folders`; the only image of a class is used for training.
 
     Args:
-        tests: what the test folder may be called.
+        tests: accepted names of the test folder.
+        test_share: share of each class in each domain that is used for testing if nothing else decides.
     """
 
     def read(top: Path, split: SplitList | None) -> Listing | None:
@@ -115,10 +120,13 @@ def own_domain_folders(tests: Sequence[str] = ("test",), test_share: float = 0.2
 
 
 class _DomainTree(NamedTuple):
-    """A folder of class folders.
+    """The class folders of one domain, or of one part of it.
 
     Attributes:
-        part: `train`, `test`, or empty where the folders do not say it.
+        part: `train` or `test`; empty if the folders do not define the split.
+        domain: name of the domain.
+        folder: folder that contains the class folders.
+        files: images by class.
     """
 
     part: str
@@ -128,7 +136,7 @@ class _DomainTree(NamedTuple):
 
 
 def _domain_trees(top: Path, tests: Sequence[str]) -> tuple[list[_DomainTree], list[Path]]:
-    """The trees of all domains, and the folders without images."""
+    """The class folders of all domains, and the folders without images."""
     found: list[tuple[str, str, Path]] = []
     empty: list[Path] = []
     test = next((test for test in tests if (top / test).is_dir()), None)
@@ -148,55 +156,55 @@ def _domain_trees(top: Path, tests: Sequence[str]) -> tuple[list[_DomainTree], l
         split, whole = ([domain for part, domain, _ in found if bool(part) == cut] for cut in (True, False))
         if split and whole:
             raise UserError(
-                f"in '{top}', domain '{printable(split[0])}' has train/ and test/ folders and domain "
-                f"'{printable(whole[0])}' has not; arrange all domains alike"
+                f"in '{top}', domain '{printable(split[0])}' has train/ and test/ folders, but domain "
+                f"'{printable(whole[0])}' has none; arrange all domains alike"
             )
     trees: list[_DomainTree] = []
     spelling: dict[str, str] = {}
     for part, domain, folder in found:
         files = scan_classes(folder)
         empty += empty_folders(folder, files)
-        # Accents are written in two ways: one domain or class has one name.
+        # Accents have two Unicode forms: use one spelling for each domain and class.
         domain, *labels = (spelling.setdefault(unicodedata.normalize("NFC", name), name) for name in (domain, *files))
         if len({*labels}) < len(labels) or (part, domain) in {(tree.part, tree.domain) for tree in trees}:
             raise UserError(
                 f"names of folders in '{printable(str(folder if len({*labels}) < len(labels) else folder.parent))}' "
-                "differ only in how accents are written; put their images into one"
+                "differ only in how accents are written; put their images into one folder"
             )
         trees.append(_DomainTree(part, domain, folder, dict(zip(labels, files.values(), strict=True))))
     return trees, empty
 
 
 def _check_domains(top: Path, domains: Sequence[str], keys: Iterable[str]) -> None:
-    """Raise `UserError` if these folders can be no domains."""
+    """Raise `UserError` if these folders cannot be domains."""
     if len(domains) < 2:
         raise UserError(
-            f"'{top}' has the one domain folder '{printable(domains[0])}', expected several: DOMAIN/CLASS/FILE; "
-            "name the folder that they lie in"
+            f"'{top}' has only one domain folder, '{printable(domains[0])}', expected several: DOMAIN/CLASS/FILE; "
+            "name the folder that contains all domains"
         )
     labels = Counter(label for _, label in {tuple(key.split("/")[:2]) for key in keys})
     if max(labels.values()) < 2:
         raise UserError(
-            f"the folders of '{top}' ({printable(', '.join(domains[:3]))}, ...) have no class in common, so they are "
-            "no domains; arrange them as DOMAIN/CLASS/FILE, or leave out --scenario if they are classes"
+            f"the folders of '{top}' ({printable(', '.join(domains[:3]))}, ...) have no class in common, so they "
+            "cannot be domains; arrange them as DOMAIN/CLASS/FILE, or leave out --scenario if they are classes"
         )
 
 
 def _together(pools: dict[str, dict[str, str]], top: Path, split: SplitList) -> dict[str, str]:
-    """The images of both parts."""
+    """The images of all parts in one pool."""
     pool: dict[str, str] = {}
     for one in pools.values():
         if twice := pool.keys() & one.keys():
             raise UserError(
-                f"'{printable(min(twice))}' is in both parts of '{top}', so that {split.path.name} could mean either; "
-                "rename or remove one"
+                f"'{printable(min(twice))}' is in both parts of '{top}', so {split.path.name} could mean either of "
+                "them; rename or remove one"
             )
         pool |= one
     return pool
 
 
 def _domain_lists(domains: Sequence[str], names: tuple[str, str], folders: Sequence[Path]) -> SplitList | None:
-    """The lists of all domains as one; None if there is not a single one."""
+    """The lists of all domains as one split list; None if no domain has a list."""
     for folder in folders:
         paths = [[folder / name.format(domain) for domain in domains] for name in names]
         lacking = [path for part in paths for path in part if not path.is_file()]
@@ -210,6 +218,7 @@ def _domain_lists(domains: Sequence[str], names: tuple[str, str], folders: Seque
 
 
 def _by_name(pool: dict[str, str], share: float) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Training and test images of each class in each domain, chosen by the SHA-256 of their names."""
     groups: dict[str, list[str]] = {}
     for key in pool:
         groups.setdefault(key.rpartition("/")[0], []).append(key)
@@ -228,6 +237,7 @@ def _with_domains(
     classes: tuple[str, ...] | None = None,
     unlisted: Sequence[Path] = (),
 ) -> Listing:
+    """A listing of images with the keys `DOMAIN/CLASS/FILE`."""
     names = classes or tuple(sorted({key.split("/")[1] for part in parts for key, _ in part}))
     position = {name: i for i, name in enumerate(names)}
 

@@ -1,4 +1,4 @@
-"""What a layout is, and how listings are made of what lies in folders."""
+"""Layouts, and the construction of listings from the images in folders."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from cl_bench.streams.types import Entry, Listing
 
 Reader = Callable[[Path, Path | None], Listing]
 Layout = Callable[[Path, SplitList | None], Listing | None]
-"""Reads one layout; None if the folder has another one."""
+"""Reads one layout; returns None if the folder has another layout."""
 Files = dict[str, list[tuple[str, str]]]
-"""By class: the names of its images below the class folder, and their paths."""
+"""By class: names (relative to the class folder) and paths of its images."""
 
 SPLIT_FOLDERS = """\
 {0}/
@@ -27,18 +27,18 @@ LISTED_FOLDERS = """\
 {0}/
   {1}/CLASS/*.jpg
   NAME_train.yaml, NAME_test.yaml (or .txt, or --split-list FILE)"""
-"""How layouts that several data sets have are shown to the user; `{0}` is the data set's folder."""
+"""Descriptions of layouts that several data sets share; `{0}` is the data set's folder, `{1}` that of its archive."""
 
 
 class UnknownLayout(Exception):
-    """The folder has none of the layouts that are read."""
+    """Raised if a folder has none of the known layouts."""
 
 
 def first_of(*layouts: Layout, lists: bool = True) -> Reader:
-    """A reader that tries layouts in turn.
+    """A reader that tries layouts in turn and uses the first that fits.
 
     Args:
-        lists: whether the data set may be split by a list of the user's; its own split is fixed otherwise.
+        lists: whether the user may split the data set by a list; otherwise its own split is fixed.
     """
 
     def read(folder: Path, split: Path | None = None) -> Listing:
@@ -60,7 +60,7 @@ def first_of(*layouts: Layout, lists: bool = True) -> Reader:
 
 
 def scan_classes(folder: Path, through: str | None = None) -> Files:
-    """The images of every class folder, in the order of ImageFolder."""
+    """The images of every class folder, in ImageFolder's order."""
     classes = (name for name in subfolders(folder) if name != through)
     return {name: sorted(image_files(str(folder / name), through)) for name in classes}
 
@@ -77,10 +77,10 @@ def listing_of(
     not_read: Sequence[Path] = (),
     empty: Sequence[Path] = (),
 ) -> Listing:
-    """Entries of both parts, with the classes in alphabetical order.
+    """A listing of both parts, with the classes in alphabetical order.
 
     Raises:
-        UserError: the names of two classes of one part differ only in how accents are written.
+        UserError: two class names of one part differ only in how accents are written.
     """
     parts = _with_one_spelling(parts)
     names = tuple(sorted({*parts[0], *parts[1]}))
@@ -92,7 +92,7 @@ def listing_of(
 
 
 def _with_one_spelling(parts: Sequence[Files]) -> list[Files]:
-    """The parts, with a class called as in the first one where another Unicode form of its name stands in the second.
+    """The parts, with one spelling of each class name where the two parts use different Unicode forms of it.
 
     Disks and tools differ in how they write accents: as one character (NFC) or as a letter with a mark (NFD).
     """
@@ -104,7 +104,7 @@ def _with_one_spelling(parts: Sequence[Files]) -> list[Files]:
                 both = sorted(name for name in part if unicodedata.normalize("NFC", name) == form)
                 raise UserError(
                     f"there are {count} folders of the class '{printable(form)}', whose names differ in how accents "
-                    f"are written: {', '.join(ascii(name) for name in both)}; put their images into one"
+                    f"are written: {', '.join(ascii(name) for name in both)}; put their images into one folder"
                 )
         for name in part:
             spelling.setdefault(unicodedata.normalize("NFC", name), name)
@@ -112,7 +112,7 @@ def _with_one_spelling(parts: Sequence[Files]) -> list[Files]:
 
 
 def tree_tops(folder: Path, inner: Sequence[str]) -> Iterator[Path]:
-    """Folders in which a tree may lie, the innermost first: an archive's own top folder is no class."""
+    """Folders that may contain the tree, innermost first, because an archive's own top folder is not a class."""
     yield from (folder / name for name in inner if (folder / name).is_dir())
     if folder.is_dir():
         yield folder

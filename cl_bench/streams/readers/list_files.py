@@ -1,4 +1,4 @@
-"""The files in which lists of images come: text, CSV, JSON, YAML."""
+"""Readers of files that list images: text, CSV, JSON, YAML."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from cl_bench.files import LIST_BYTES, parse_json, parse_yaml, read_text
 
 PARTS = ("train", "test", "val")
 TEXTS = (".txt", ".yaml", ".yml")
-"""Endings of lists that are looked for in every folder of a data set."""
+"""File endings of lists that are searched for in every folder of a data set."""
 TABLES = (".json", ".csv", ".tsv")
-"""Endings of lists that may well be something else, like annotations."""
+"""File endings of lists, but also of other files, such as annotations."""
 
 _PART_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -29,17 +29,17 @@ _COLUMNS = {
     "class": ("class", "classname", "category", "labelname"),
     "part": ("split", "part", "set", "subset", "phase", "partition"),
 }
-"""What columns of a CSV file are called, in small letters without `_`, `-` and blanks."""
+"""Accepted column names of a CSV file, in lower case without `_`, `-` and spaces."""
 _LABEL = r"(?:\s*[\s,;]\s*([0-9]{1,9}))"
 _PART_LINE = re.compile(r"(?:\./)?(train|test|val)[\s/]+(\S.*)")
 _QUOTED = re.compile(rf"""(["'])(.+)\1{_LABEL}?""")
 _LABELLED = re.compile(rf"(.*[^\s,;]){_LABEL}")
 _COMMENT = re.compile(rf"\s#(?!.*\.\w{{2,5}}{_LABEL}?$).*")
-"""A `#` behind a path, not one inside of it."""
+"""A comment after a path; a `#` inside the path is part of it."""
 
 
 class Listed(NamedTuple):
-    """An image in a list: its path, with slashes and without empty steps, and its label if the list has labels."""
+    """An image in a list: its path (with slashes, without empty components), and its label if the list has labels."""
 
     path: str
     label: int | None = None
@@ -49,7 +49,7 @@ def read_part(path: Path) -> list[Listed]:
     """The images of a file that lists one part.
 
     Raises:
-        UserError: it cannot be read, or is no list.
+        UserError: the file cannot be read, or is not a list.
     """
     what = f"'{path}'"
     if _is_table(path):
@@ -63,7 +63,7 @@ def read_parts(path: Path) -> dict[str, list[Listed]]:
     """The images of a file that lists all parts, by `train`, `test` and `val`.
 
     Raises:
-        UserError: it cannot be read, is no list, or does not say which part an image is in.
+        UserError: the file cannot be read, is not a list, or does not assign each image to a part.
     """
     what = f"the split list '{path}'"
     parts: dict[str, list[Listed]] = {}
@@ -71,13 +71,16 @@ def read_parts(path: Path) -> dict[str, list[Listed]]:
         for part, image in _rows(path, what):
             if part is None:
                 raise UserError(
-                    f"{what} has no column with train and test, and there is no file for the other; "
+                    f"{what} has no column that says train or test, and there is no second file for the other part; "
                     "add a column 'split', or name the files NAME_train and NAME_test"
                 )
             parts.setdefault(part, []).append(image)
     elif (document := _document(path, what)) is not None:
         if not isinstance(document, dict) or "train" not in document or not {"test", "val"} & document.keys():
-            raise UserError(f"{what} has no keys train and test, and there is no file for the other")
+            raise UserError(
+                f"{what} has no keys train and test, and there is no second file for the other part; "
+                "add the keys, or name the files NAME_train and NAME_test"
+            )
         parts = {part: _images(document[part], what, part) for part in PARTS if part in document}
     else:
         for number, line in _without_comments(read_text(path, what, LIST_BYTES)):
@@ -91,16 +94,16 @@ def read_parts(path: Path) -> dict[str, list[Listed]]:
 
 
 def text_lines(path: Path) -> list[str]:
-    """Lines without spaces around them, and without empty ones.
+    """The lines of a text file without surrounding spaces, and without empty lines.
 
     Raises:
-        UserError: it is no text.
+        UserError: the file is not text.
     """
     return [line for _, line in _numbered(read_text(path, f"'{path}'", LIST_BYTES))]
 
 
 def _numbered(text: str) -> Iterator[tuple[int, str]]:
-    # Not `splitlines`: a name may have a line separator of Unicode in it.
+    # Not `splitlines`: a name may contain a Unicode line separator.
     for number, line in enumerate(text.split("\n"), start=1):
         if line := line.strip():
             yield number, line
@@ -111,7 +114,7 @@ def _without_comments(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _of_line(line: str) -> Listed:
-    """A line of a text: a path, perhaps in quotes, a label behind it, and a comment."""
+    """An image from a line of text: a path, optionally in quotes, then optionally a label and a comment."""
     line = _COMMENT.sub("", line).strip().rstrip(",;")
     if match := _QUOTED.fullmatch(line):
         return _listed(match[2], match[3])
@@ -120,7 +123,7 @@ def _of_line(line: str) -> Listed:
 
 
 def _listed(path: str, label: str | int | None = None, name: str | None = None) -> Listed:
-    """A path as it is compared, below the folder of its class where that is known only by a name beside it."""
+    """An image with a normalised path; a bare file name is put below the folder `name` of its class."""
     steps = [step for step in path.strip().replace("\\", "/").split("/") if step not in ("", ".")]
     if name and len(steps) == 1:
         steps.insert(0, name.strip())
@@ -131,7 +134,7 @@ def _listed(path: str, label: str | int | None = None, name: str | None = None) 
 
 
 def _document(path: Path, what: str) -> Any:
-    """What a JSON or YAML file holds; None: it is neither."""
+    """The content of a JSON or YAML file; None for files of other kinds."""
     parse = {".json": parse_json, ".yaml": parse_yaml, ".yml": parse_yaml}.get(path.suffix.lower())
     if parse is None:
         return None
@@ -140,7 +143,7 @@ def _document(path: Path, what: str) -> Any:
 
 
 def _images(found: Any, what: str, key: str = "") -> list[Listed]:
-    """Images of a list of paths, of `[path, label]` or `[path, label, class]`, or of `data` and `targets`."""
+    """Images from a list of paths, `[path, label]` or `[path, label, class]`, or from lists `data` and `targets`."""
     place = f"'{key}' of {what}" if key else what
     labels = None
     if isinstance(found, dict):
@@ -148,7 +151,7 @@ def _images(found: Any, what: str, key: str = "") -> list[Listed]:
     if not isinstance(found, list):
         raise UserError(f"{place} holds no list of paths; write one, plain or under the key 'data'")
     if labels is not None and not (isinstance(labels, list) and len(labels) == len(found)):
-        raise UserError(f"{place} has {len(found)} paths under 'data' and not as many 'targets'; mend it")
+        raise UserError(f"{place} has {len(found)} paths under 'data' and another number of 'targets'; correct it")
     rows = found if labels is None else [[path, label] for path, label in zip(found, labels, strict=True)]
     images = []
     for number, row in enumerate(rows, start=1):
@@ -174,7 +177,7 @@ def _is_table(path: Path) -> bool:
 
 
 def _rows(path: Path, what: str) -> Iterator[tuple[str | None, Listed]]:
-    """Part, if it says so, and image of every row of a CSV file, with or without a header."""
+    """Part (None without such a column) and image of every row of a CSV file, with or without a header."""
     rows = _cells(read_text(path, what, LIST_BYTES), what)
     columns = _header(rows[0][1]) if rows else {}
     if columns:
@@ -195,7 +198,7 @@ def _rows(path: Path, what: str) -> Iterator[tuple[str | None, Listed]]:
 
 
 def _cells(text: str, what: str) -> list[tuple[int, list[str]]]:
-    """Rows with their line numbers, all of the same width, at the delimiter that most rows have most often."""
+    """Rows with line numbers, all of the same width, split at the delimiter that is most frequent in most rows."""
     lines = list(_without_comments(text))
     widths = {}
     for delimiter in (",", ";", "\t"):
@@ -203,23 +206,23 @@ def _cells(text: str, what: str) -> list[tuple[int, list[str]]]:
         widths[delimiter] = counts.most_common(1)[0][0] if counts else 0
     delimiter, width = max(widths.items(), key=lambda item: item[1])
     if width == 0:
-        # What looks like a delimiter in some rows is part of a name.
+        # A delimiter that occurs only in some rows is part of a name.
         return [(number, [line.strip('"')]) for number, line in lines]
     rows = []
     for number, line in lines:
         try:
             (row,) = csv.reader([line], delimiter=delimiter, skipinitialspace=True, strict=True)
         except csv.Error as error:
-            raise UserError(f"line {number} of {what} is no CSV ({error}); mend it") from error
+            raise UserError(f"line {number} of {what} is no CSV ({error}); correct it") from error
         rows.append((number, row))
         if len(row) != len(rows[0][1]):
             expected = f"line {rows[0][0]} has {len(rows[0][1])}"
-            raise UserError(f"line {number} of {what} has {counted(len(row), 'column')}, {expected}; mend it")
+            raise UserError(f"line {number} of {what} has {counted(len(row), 'column')}, {expected}; correct it")
     return rows
 
 
 def _header(row: Sequence[str]) -> dict[str, int]:
-    """Which column is what, if this is a line with their names; otherwise none."""
+    """Column numbers by kind, if the row is a header; otherwise empty."""
     names = [re.sub(r"[\s_-]", "", cell).lower() for cell in row]
     if not {*names} & {*_COLUMNS["path"]}:
         return {}
@@ -231,7 +234,7 @@ def _header(row: Sequence[str]) -> dict[str, int]:
 
 
 def _guessed(rows: Sequence[Sequence[str]]) -> dict[str, int]:
-    """Which column is what, from what they hold: the first has the paths."""
+    """Column numbers by kind, guessed from the cells; the first column holds the paths."""
     found = {"path": 0}
     for column in range(1, len(rows[0])):
         cells = [row[column].strip() for row in rows]

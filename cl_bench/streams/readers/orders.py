@@ -1,4 +1,4 @@
-"""Orders of classes or domains in files of the user's."""
+"""Orders of classes or domains in the user's files."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from cl_bench.errors import UserError, clipped
 from cl_bench.files import parse_yaml, read_text
 
 _LIST = re.compile(r"(?:\s*#.*\n)*\s*(?:[\w ]+[:=]\s*)?\[")
-"""The beginning of a list, alone or behind a name: `class_order = [`."""
+"""The beginning of a list, alone or after a name: `class_order = [`."""
 
 
 class FileOrder(NamedTuple):
     """The order in a file.
 
     Attributes:
-        order: as `Experiment.class_order` has it.
-        remark: which reading of its numbers was taken, where there are two that differ; otherwise empty.
+        order: the order as a value of `Experiment.class_order`.
+        remark: how ambiguous numbers were read (as names or as positions); empty if they are not ambiguous.
     """
 
     order: str
@@ -27,16 +27,17 @@ class FileOrder(NamedTuple):
 
 
 def read_order(path: Path, classes: Sequence[str], what: Literal["class", "domain"] = "class") -> FileOrder:
-    """The order in a file: names, or positions in the data set's own order, which begins with 0.
+    """The order in a file: names, or positions in the data set's own order, counted from 0.
 
-    They stand on lines, or with commas or blanks between them, or in a list as JSON, YAML or Python write it. Numbers
-    are names if there is a class for each of them that is called so, otherwise positions.
+    Entries are on lines, separated by commas or spaces, or in a list of JSON, YAML or Python. Numbers are read as names
+    if each of them is the name of a class, otherwise as positions.
 
     Args:
-        what: a class or a domain, for messages.
+        classes: names in the data set's own order.
+        what: whether these are classes or domains, for messages.
 
     Raises:
-        UserError: unreadable, or not every class once.
+        UserError: the file is unreadable, or does not name every class exactly once.
     """
     where = f"--order file '{path}'"
     plural = {"class": "classes", "domain": "domains"}[what]
@@ -74,7 +75,7 @@ def _text(order: Sequence[int]) -> str:
 def _entries(
     text: str, where: str, names: dict[str, int], positions: dict[str, int]
 ) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """What the entries mean, and the entries with their places: the first of the ways to write them that fits."""
+    """The index of the entries (names or positions), and the entries with their places, in the notation that fits."""
     ways = [list(way) for way in (_lines(text, names), _separated(text, ","), _separated(text, None))]
     likely = ways[1] if "," in text else ways[0]
     if _LIST.match(text):
@@ -88,7 +89,7 @@ def _entries(
 
 
 def _lines(text: str, names: dict[str, int]) -> Iterator[tuple[str, str]]:
-    """One entry on each line; `#` begins a comment, but for a class that is called so."""
+    """One entry per line; `#` begins a comment, unless the line is the name of a class."""
     for number, line in enumerate(text.split("\n"), start=1):
         entry = line.strip()
         if entry and (entry in names or not entry.startswith("#")):
@@ -96,7 +97,7 @@ def _lines(text: str, names: dict[str, int]) -> Iterator[tuple[str, str]]:
 
 
 def _separated(text: str, separator: str | None) -> Iterator[tuple[str, str]]:
-    """Entries with commas between them, or (None) with blanks, on any lines."""
+    """Entries separated by commas, or (None) by spaces, on any number of lines."""
     for place, line in _lines(text, {}):
         for part in line.split(separator):
             if entry := _bare(part.strip()):
@@ -108,7 +109,7 @@ def _bare(entry: str) -> str:
 
 
 def _list(text: str, where: str) -> list[tuple[str, str]]:
-    """A list, alone or behind a name (`class_order = [...]`): YAML's flow style is that of JSON and Python."""
+    """A list, alone or after a name (`class_order = [...]`); YAML's flow style covers JSON and Python."""
     found = parse_yaml(_LIST.sub("[", text, count=1), where)
     entries = []
     for number, entry in enumerate(found if isinstance(found, list) else [found], start=1):

@@ -17,9 +17,9 @@ class SplitList:
     """Which images are for training and which for testing.
 
     Attributes:
-        path: of the list, for messages.
-        train, test: paths as the list has them, and labels if it has any.
-        validation: how many images it names for validation, which are in neither part.
+        path: path of the list, for messages.
+        train, test: listed paths, with labels if the list has any.
+        validation: number of images listed for validation, which are in neither part.
     """
 
     path: Path
@@ -29,22 +29,22 @@ class SplitList:
 
     @property
     def name(self) -> str:
-        """The list in the name of a layout."""
+        """Name of the list, for the description of a layout."""
         left = f" (without its {counted(self.validation, 'image')} for validation)" if self.validation else ""
         return f"{self.path.name}{left}"
 
     def deal(
         self, pool: dict[str, str], top: Path, depth: int
     ) -> tuple[tuple[list[tuple[str, str]], list[tuple[str, str]]], list[Path]]:
-        """Both parts as keys and paths, missing files included, and the paths that the list does not name.
+        """Both parts as `(key, path)`, missing files included, and the paths of images that the list does not name.
 
         Args:
-            pool: path of each image by its key, the steps `CLASS/FILE` or `DOMAIN/CLASS/FILE`.
+            pool: path of each image by its key, `CLASS/FILE` or `DOMAIN/CLASS/FILE`.
             top: folder in which a missing file should be.
-            depth: the least number of steps in a key.
+            depth: smallest number of components in a key.
 
         Raises:
-            UserError: the list names an image twice, or less of a path than is needed.
+            UserError: the list names an image twice, or names a path with too few components.
         """
         taken: dict[str, str] = {}
         parts: list[list[tuple[str, str]]] = []
@@ -56,11 +56,13 @@ class SplitList:
                 if key is None:
                     wanted = "CLASS/FILE" if depth == 2 else "DOMAIN/CLASS/FILE"
                     shown = clipped(text, 200)
-                    raise UserError(f"'{shown}' in the split list '{self.path}' is not {wanted}; write it like that")
+                    raise UserError(
+                        f"'{shown}' in the split list '{self.path}' is not of the form {wanted}; correct it"
+                    )
                 if key in taken:
                     both = part if taken[key] == part else "train and test"
                     shown = clipped(key, 200)
-                    raise UserError(f"'{shown}' is twice in the split list '{self.path}' ({both}); remove one")
+                    raise UserError(f"'{shown}' comes twice in the split list '{self.path}' ({both}); remove one")
                 taken[key] = part
                 entries.append((key, pool.get(key) or str(top / key)))
             if not entries:
@@ -70,7 +72,7 @@ class SplitList:
         return (parts[0], parts[1]), left
 
     def order(self) -> tuple[str, ...] | None:
-        """Classes in the order of the labels; None if the list has no labels.
+        """Class names in the order of their labels; None if the list has no labels.
 
         Raises:
             UserError: a class has two labels or a label two classes.
@@ -79,20 +81,22 @@ class SplitList:
         for text, label in (*self.train, *self.test):
             name = text.split("/")[-2]
             if labels.setdefault(name, label) != label:
-                raise UserError(f"class '{name}' has the labels {labels[name]} and {label} in '{self.path}'; mend it")
+                raise UserError(
+                    f"class '{name}' has the labels {labels[name]} and {label} in '{self.path}'; correct it"
+                )
         numbers = {name: label for name, label in labels.items() if label is not None}
         if not numbers:
             return None
         if len({*numbers.values()}) < len(labels):
-            raise UserError(f"two classes share a label, or have none, in '{self.path}'; mend it")
+            raise UserError(f"two classes share a label, or have none, in '{self.path}'; correct it")
         return tuple(sorted(labels, key=lambda name: numbers[name]))
 
 
 def _key(text: str, pool: dict[str, str], composed: dict[str, str], depth: int) -> str | None:
-    """The longest end of a path that names an image of the pool, else its last `depth` steps.
+    """The longest trailing part of a path that is a key of the pool, else its last `depth` components.
 
     Args:
-        composed: keys of the pool by their composed Unicode form: file systems and editors differ in it.
+        composed: keys of the pool by their composed Unicode form (NFC), because file systems and editors differ in it.
     """
     steps = text.split("/")
     ends = ["/".join(steps[start:]) for start in range(len(steps) - depth + 1)]
@@ -105,15 +109,15 @@ def _key(text: str, pool: dict[str, str], composed: dict[str, str], depth: int) 
 
 
 def read_split(path: Path) -> SplitList:
-    """A split list: one file with both parts, or one of a pair whose names differ in `train` and `test` (or `val`).
+    """Read a split list: a file with both parts, or one of two, named with `train` and `test` (or `val`).
 
-    A part is a text file with a path on each line, which a label may follow; a CSV file with such columns; a JSON or
-    YAML list of paths or of `[path, label]`, plain or under `data` as CODA-Prompt has it. Both parts in one file are
-    lines that begin with `train` or `test`, a column of a CSV file that says so, or the keys `train` and `test`. With
-    no `test`, `val` is the test part.
+    A file of one part is a text file with a path, and optionally a label, on each line; a CSV file with such columns;
+    or a JSON or YAML list of paths or of `[path, label]`, plain or under `data` as in CODA-Prompt. A file of both parts
+    has lines that begin with `train` or `test`, a CSV column with these words, or the keys `train` and `test`. Without
+    `test`, `val` is the test part.
 
     Raises:
-        UserError: there is no such file, or it is none of these.
+        UserError: the file does not exist, or has none of these forms.
     """
     if not os.path.lexists(path):
         raise UserError(f"there is no split list '{path}'; name a text, CSV, JSON or YAML file")
@@ -125,7 +129,7 @@ def read_split(path: Path) -> SplitList:
 
 
 def _pair(path: Path, tests: Sequence[str] = ("test", "val")) -> tuple[Path, Path] | None:
-    """The files of the training and of the test part, of which this is one."""
+    """The files of the training and the test part, if `path` is one of such a pair; otherwise None."""
     for mine in ("train", *tests):
         head, found, tail = path.name.rpartition(mine)
         for other in tests if mine == "train" else ("train",):
@@ -136,11 +140,14 @@ def _pair(path: Path, tests: Sequence[str] = ("test", "val")) -> tuple[Path, Pat
 
 
 def find_split(folders: Iterable[Path], needed: bool = False) -> SplitList | None:
-    """The one split list in these folders, or None.
+    """The only split list in these folders, or None.
 
     Args:
-        needed: whether there is no split without one. Then CSV and JSON files and `NAME_val` count, too, which may be
-            anything beside a tree that is split already.
+        needed: whether there is no other split. If so, CSV and JSON files and `NAME_val` count as split lists, too;
+            next to a tree that is already split, they may be anything.
+
+    Raises:
+        UserError: there are several split lists.
     """
     found = set()
     for folder in folders:
