@@ -55,8 +55,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Let links be resolved from this page."""
+    """Let links be resolved from this page, and hide the left column of a page that is a section of its own."""
     _links.page = page.file.src_uri
+    if page.parent is None:
+        page.meta.setdefault("hide", []).append("navigation")
     return markdown
 
 
