@@ -11,15 +11,17 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
 from markdown_it import MarkdownIt
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 import cl_bench
 from cl_bench import backbones, streams
@@ -27,7 +29,7 @@ from cl_bench.contract import registry
 from cl_bench.options import ExecutionOptions, RunOptions, options_of
 from cl_bench.store.record import RunRecord
 from tests.helpers import ROOT
-from tests.helpers.browsers import CHROMIUM, QUIET
+from tests.helpers.browsers import CHROMIUM, launch
 
 FAULTY = """# Faults
 
@@ -222,81 +224,79 @@ LOOKED_AT = (
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
-        yield started
-        started.close()
+    yield from launch()
 
 
 @dataclass
 class Visit:
-    """A page of the site opened from the disk, with all that it asked for and complained of."""
+    """A page of the site opened from the disk, with the addresses that it requested and its error messages."""
 
     page: Page
-    asked: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.on("pageerror", lambda error: self.faults.append(str(error)))
         self.page.on("console", lambda said: self.faults.append(said.text) if said.type == "error" else None)
 
     def check(self) -> None:
-        assert [url for url in self.asked if not url.startswith(("file:", "data:", "blob:"))] == []
+        assert [url for url in self.requests if not url.startswith(("file:", "data:", "blob:"))] == []
         assert self.faults == []
+
+
+@contextmanager
+def visiting(browser: Browser, **options: Any) -> Iterator[Visit]:
+    """A page in a browser context of its own, checked at the end."""
+    context = browser.new_context(**options)
+    context.set_default_timeout(0)
+    visit = Visit(context.new_page())
+    yield visit
+    visit.check()
+    context.close()
 
 
 @needs_chromium
 @pytest.mark.parametrize("options", [{}, {"color_scheme": "dark"}, PHONE, PHONE | {"color_scheme": "dark"}], ids=str)
 def test_pages_ask_no_host_and_fit_the_screen(options: dict[str, object], site: Site, browser: Browser) -> None:
-    context = browser.new_context(**options)  # type: ignore[arg-type]
-    context.set_default_timeout(0)
-    visit = Visit(context.new_page())
-    for name in LOOKED_AT:
-        visit.page.goto(f"file://{site.folder}/{name}")
-        wide, screen = visit.page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
-        assert wide <= screen, name
-        scheme = visit.page.locator("body").get_attribute("data-md-color-scheme")
-        assert scheme == ("slate" if "color_scheme" in options else "default")
-        broken = "all => all.filter(one => one.complete && !one.naturalWidth).map(one => one.src)"
-        assert visit.page.locator("img").evaluate_all(broken) == []
-    visit.check()
-    context.close()
+    with visiting(browser, **options) as visit:
+        for name in LOOKED_AT:
+            visit.page.goto(f"file://{site.folder}/{name}")
+            wide, screen = visit.page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+            assert wide <= screen, name
+            scheme = visit.page.locator("body").get_attribute("data-md-color-scheme")
+            assert scheme == ("slate" if "color_scheme" in options else "default")
+            broken = "all => all.filter(one => one.complete && !one.naturalWidth).map(one => one.src)"
+            assert visit.page.locator("img").evaluate_all(broken) == []
 
 
 @needs_chromium
 def test_search_finds_a_glossary_entry_from_the_disk(site: Site, browser: Browser) -> None:
-    context = browser.new_context(viewport={"width": 1440, "height": 900})
-    context.set_default_timeout(0)
-    visit = Visit(context.new_page())
-    visit.page.goto(f"file://{site.folder}/index.html")
-    visit.page.locator("input[name=query]").fill("exemplar-free")
-    found = visit.page.locator(".md-search-result__link[href*='glossary.html']")
-    expect(found).not_to_have_count(0, timeout=0)
-    found.first.click()
-    visit.page.wait_for_url("**/reference/glossary.html**")
-    visit.check()
-    context.close()
+    with visiting(browser, viewport={"width": 1440, "height": 900}) as visit:
+        visit.page.goto(f"file://{site.folder}/index.html")
+        visit.page.locator("input[name=query]").fill("exemplar-free")
+        found = visit.page.locator(".md-search-result__link[href*='glossary.html']")
+        expect(found).not_to_have_count(0, timeout=0)
+        found.first.click()
+        visit.page.wait_for_url("**/reference/glossary.html**")
 
 
 @needs_chromium
 def test_result_tables_are_sorted_by_quantity(site: Site, browser: Browser) -> None:
-    context = browser.new_context(viewport={"width": 1440, "height": 900})
-    context.set_default_timeout(0)
-    visit = Visit(context.new_page())
-    visit.page.goto(f"file://{site.folder}/findings/results.html")
-    table = visit.page.locator("table", has=visit.page.locator("th", has_text="trainable")).first
-    units = {"k": 1e3, "M": 1e6}
+    with visiting(browser, viewport={"width": 1440, "height": 900}) as visit:
+        visit.page.goto(f"file://{site.folder}/findings/results.html")
+        table = visit.page.locator("table", has=visit.page.locator("th", has_text="trainable")).first
+        units = {"k": 1e3, "M": 1e6}
 
-    def column(number: int) -> list[float]:
-        cells = [text.split() for text in table.locator(f"tbody td:nth-child({number})").all_inner_texts()]
-        return [float(cell[0]) * (units.get(cell[1], 1) if len(cell) > 1 else 1) for cell in cells if cell[0] != "–"]
+        def column(number: int) -> list[float]:
+            cells = [text.split() for text in table.locator(f"tbody td:nth-child({number})").all_inner_texts()]
+            return [
+                float(cell[0]) * (units.get(cell[1], 1) if len(cell) > 1 else 1) for cell in cells if cell[0] != "–"
+            ]
 
-    heads = table.locator("thead th").all_inner_texts()
-    for head in ("acc, %", "trainable"):
-        number = heads.index(head) + 1
-        table.locator(f"thead th:nth-child({number})").click()
-        once = column(number)
-        assert once in (sorted(once), sorted(once, reverse=True)) and len(set(once)) > 5
-    visit.check()
-    context.close()
+        heads = table.locator("thead th").all_inner_texts()
+        for head in ("acc, %", "trainable"):
+            number = heads.index(head) + 1
+            table.locator(f"thead th:nth-child({number})").click()
+            once = column(number)
+            assert once in (sorted(once), sorted(once, reverse=True)) and len(set(once)) > 5

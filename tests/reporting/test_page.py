@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from cl_bench import metrics
 from cl_bench.errors import printable
 from cl_bench.experiment import Limits
 from cl_bench.reporting.report import render
 from cl_bench.store import RunRecord
-from tests.helpers.browsers import CHROMIUM, QUIET
+from tests.helpers.browsers import CHROMIUM, launch
 from tests.helpers.factories import record, write
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: install Debian's package 'chromium'")
@@ -25,10 +25,7 @@ HOSTILE = "<script>alert(1)</script>[a='\"&\u2028</script><img src=x onerror=ale
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
-        yield started
-        started.close()
+    yield from launch()
 
 
 DROPS = {"alpha": 0.01, "beta": 0.03, "gamma[rank=4,lr=0.1]": 0.06}
