@@ -168,8 +168,8 @@ def run(
     for name in given:
         if name not in of_runs and name not in of_execution:
             raise unknown_name("option", name, [*of_runs, *of_execution, "progress", "suite"])
-    asked = {name: value for name, value in given.items() if name in of_runs}
-    wanted = wanted_options(asked, None if suite is None else str(suite))
+    requested = {name: value for name, value in given.items() if name in of_runs}
+    wanted = wanted_options(requested, None if suite is None else str(suite))
     how = ExecutionOptions.of({name: value for name, value in given.items() if name in of_execution})
     sweep = Sweep.of(wanted, how)
     for remark in sweep.remarks():

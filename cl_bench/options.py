@@ -332,13 +332,13 @@ class RunOptions(_Options):
         Raises:
             UserError: see `of`.
         """
-        new, kept = self.read(given), self.given()
+        new, previous = self.read(given), self.given()
         dropped = ["recipe", "backbone", "normalise", "scenario"] if "benchmark" in new else []
         if new.get("benchmark") == self.benchmark:
             dropped = []
         if {"set", "epochs"} & new.keys():
             dropped += ["set", "epochs"]
-        return RunOptions(**{name: value for name, value in kept.items() if name not in dropped} | new)
+        return RunOptions(**{name: value for name, value in previous.items() if name not in dropped} | new)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -66,8 +66,8 @@ class Optima(Finetune):
 
     def storage(self, backbone: VisionTransformer, num_classes: int, classes: Sequence[int]) -> dict[str, int]:
         weights = sum(p.numel() for p in backbone.parameters())
-        kept = {"pretrained": weights, "optima": len(classes) * weights}
-        return super().storage(backbone, num_classes, classes) | kept
+        numbers = {"pretrained": weights, "optima": len(classes) * weights}
+        return super().storage(backbone, num_classes, classes) | numbers
 
     def before_task(self, task: Task, images: TaskSamples) -> None:
         task.model.restart()

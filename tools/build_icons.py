@@ -425,7 +425,7 @@ def add_to_pretrain(
 
 
 @dataclass(frozen=True)
-class Row:
+class SelectedIcon:
     """One image of the asset."""
 
     part: int
@@ -434,9 +434,9 @@ class Row:
     icon: Icon
 
 
-def select(classes: dict[str, ClassImages], parts: dict[str, list[str]], limits: dict[str, int]) -> list[Row]:
+def select(classes: dict[str, ClassImages], parts: dict[str, list[str]], limits: dict[str, int]) -> list[SelectedIcon]:
     """Select the images of every class up to the caps of its part, in the order in which they are stored."""
-    rows: list[Row] = []
+    rows: list[SelectedIcon] = []
     for part, part_name in enumerate(PARTS):
         prefix = "pretrain_" if part_name == "pretrain" else ""
         for label, name in enumerate(parts[part_name]):
@@ -447,11 +447,11 @@ def select(classes: dict[str, ClassImages], parts: dict[str, list[str]], limits:
             )
             for split, icons in enumerate(chosen):
                 ordered = sorted(icons, key=lambda i: i.source.ident)
-                rows.extend(Row(part, label, split, icon) for icon in ordered)
+                rows.extend(SelectedIcon(part, label, split, icon) for icon in ordered)
     return rows
 
 
-def pack(rows: list[Row], parts: dict[str, list[str]]) -> bytes:
+def pack(rows: list[SelectedIcon], parts: dict[str, list[str]]) -> bytes:
     """Return the packed asset: an uncompressed .npz with fixed time stamps inside xz."""
     sets = sorted({row.icon.source.prefix for row in rows})
     set_index = {prefix: i for i, prefix in enumerate(sets)}
@@ -478,7 +478,7 @@ def pack(rows: list[Row], parts: dict[str, list[str]]) -> bytes:
     return lzma.compress(buffer.getvalue(), lzma.FORMAT_XZ, lzma.CHECK_CRC64, filters=[options])
 
 
-def classes_toml(rows: list[Row], parts: dict[str, list[str]], test_groups: list[str], sha: str) -> str:
+def classes_toml(rows: list[SelectedIcon], parts: dict[str, list[str]], test_groups: list[str], sha: str) -> str:
     """Return the published class lists, with image counts, as TOML."""
     counts: dict[tuple[int, int, int], int] = defaultdict(int)
     for row in rows:
@@ -505,7 +505,7 @@ def classes_toml(rows: list[Row], parts: dict[str, list[str]], test_groups: list
     return "\n".join(lines) + "\n"
 
 
-def attribution(rows: list[Row], collections: dict[str, Any], curation: dict[str, Any]) -> str:
+def attribution(rows: list[SelectedIcon], collections: dict[str, Any], curation: dict[str, Any]) -> str:
     """Return the attribution page: every set used, its author and licence."""
     used: dict[str, int] = defaultdict(int)
     for row in rows:
@@ -535,7 +535,7 @@ def attribution(rows: list[Row], collections: dict[str, Any], curation: dict[str
     return "\n".join(lines) + "\n"
 
 
-def report(rows: list[Row], parts: dict[str, list[str]], packed: bytes, sha: str) -> None:
+def report(rows: list[SelectedIcon], parts: dict[str, list[str]], packed: bytes, sha: str) -> None:
     """Print counts and the digest of the packed file."""
     for part, part_name in enumerate(PARTS):
         per = [[0, 0] for _ in parts[part_name]]

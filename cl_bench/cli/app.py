@@ -126,8 +126,8 @@ def _sentence(error: Any) -> str:
     ctx = getattr(error, "ctx", None)
     if (name := getattr(error, "option_name", None)) and ctx is not None:
         flags = [flag for parameter in ctx.command.params for flag in parameter.opts if flag.startswith("--")]
-        (asked,) = _field_names([name])
-        return str(unknown_name("option", asked, _field_names(flags)))
+        (requested,) = _field_names([name])
+        return str(unknown_name("option", requested, _field_names(flags)))
     message = str(error.format_message()).strip().rstrip(".")
     link = " See" if message.endswith("?") else "; see"
     return f"{message[:1].lower()}{message[1:]}{link} '{ctx.command_path if ctx else 'cl-bench'} --help'"

@@ -59,8 +59,8 @@ def audit(
     """Check methods for test-time leaks, moved frozen weights and undeclared memory; exit code 1 if one fails."""
     if everything == bool(methods):
         raise UserError("name the methods to audit, e.g. 'cl-bench audit sdlora coda', or give --all, not both")
-    asked = given if whole else {**_TRIAL, **given}
-    options = RunOptions.of({**asked, "methods": methods or "joint", "scenario": "class-incremental"})
+    requested = given if whole else {**_TRIAL, **given}
+    options = RunOptions.of({**requested, "methods": methods or "joint", "scenario": "class-incremental"})
     joint = parse_methods(ceiling, "--ceiling")
     with loading():
         from cl_bench.cli.audit_view import audit_all, check_audit_file, write_audit

@@ -35,8 +35,8 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Time training steps, predictions and data on this machine, and show what bounds them; stores nothing."""
-    asked, execution = split_given(given)
-    options, how = RunOptions.of(asked), ExecutionOptions.of(execution)
+    requested, execution = split_given(given)
+    options, how = RunOptions.of(requested), ExecutionOptions.of(execution)
     with loading():
         from cl_bench.running import plan
         from cl_bench.running.device import pick_device, resolve_precision

@@ -37,8 +37,8 @@ def run(
     ] = None,
 ) -> None:
     """Run methods on a benchmark; runs that are already stored are not repeated."""
-    asked, execution = split_given(given)
-    wanted, how = wanted_options(asked, suite), ExecutionOptions.of(execution)
+    requested, execution = split_given(given)
+    wanted, how = wanted_options(requested, suite), ExecutionOptions.of(execution)
     sweep = Sweep.of(wanted, how, loading)
     if how.dry_run:
         for options in wanted:

@@ -45,8 +45,8 @@ def tune(
     Given hyper-parameters (in brackets or by --set) are not searched, and become part of the recipes. With --backbone,
     the recipes apply to runs on this backbone only.
     """
-    asked, execution = split_given(given)
-    options, how = RunOptions.of(asked), ExecutionOptions.of(execution)
+    requested, execution = split_given(given)
+    options, how = RunOptions.of(requested), ExecutionOptions.of(execution)
     Store(how.results).check_writable()
     with loading():
         from cl_bench import backbones, streams
