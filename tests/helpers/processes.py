@@ -47,6 +47,8 @@ def _work(folder: str, arguments: Sequence[str], largest_file: int | None, envir
     os.environ.update(environment)
     # Children of the fork server ignore Ctrl-C by default.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Tests that `nohup` started ignore SIGHUP, and so would this process.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if largest_file is not None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -15,6 +15,15 @@ from cl_bench.running.memory import is_exhausted
 from cl_bench.running.signals import stop_block_on_signal
 
 
+@pytest.fixture
+def as_at_the_start(number: signal.Signals) -> Iterator[None]:
+    """The handler that a process starts with; under `nohup`, SIGHUP is ignored."""
+    before = signal.signal(number, signal.SIG_DFL)
+    yield
+    signal.signal(number, before)
+
+
+@pytest.mark.usefixtures("as_at_the_start")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_what_ends_a_process_at_once_is_raised_meanwhile(number: signal.Signals, code: int) -> None:
     closed = False
