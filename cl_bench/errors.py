@@ -99,7 +99,14 @@ def unknown_name(kind: str, name: str, known: Iterable[str], hint: str = "") -> 
         hint: last sentence of the message, e.g. the command that lists the names.
     """
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
-    guess = f" Did you mean '{close[0]}'?" if close else ""
     known_names = ", ".join(names) or "none"
-    return UserError(f"unknown {kind} '{name}'; known: {known_names}.{guess}{' ' + hint if hint else ''}")
+    return UserError(
+        f"unknown {kind} '{name}'; known: {known_names}.{suggestion(name, names)}{' ' + hint if hint else ''}"
+    )
+
+
+def suggestion(name: str, known: Sequence[str], at_most: int = 1) -> str:
+    """The existing names closest to one that does not exist, as sentences after a space; empty if none is close."""
+    close = difflib.get_close_matches(name, known, n=at_most, cutoff=0.4)
+    others = f" Other close names: {', '.join(close[1:])}." if close[1:] else ""
+    return f" Did you mean '{close[0]}'?{others}" if close else ""

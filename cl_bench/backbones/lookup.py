@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from cl_bench.backbones.backbone import Backbone
 from cl_bench.backbones.containers import SEPARATOR, check_file, split_choice
 from cl_bench.backbones.embedded import EMBEDDED, names
 from cl_bench.backbones.networks import build_on_meta
-from cl_bench.errors import UserError
+from cl_bench.errors import UserError, suggestion
 
 NORMALISE = ("checkpoint", "none")
 """Input normalisation: that of the weights' training, or none (pixels in [0, 1], as in most published codes)."""
@@ -134,9 +133,7 @@ def _of_timm(name: str, own_file: bool, pretrained: bool, normalise: str) -> Bac
 def _unknown(name: str) -> UserError:
     modules = ("vision_transformer", "deit")
     vits = [vit for module in modules for vit in timm.list_models(module=module, pretrained=True, include_tags=True)]
-    close = difflib.get_close_matches(name, [*names(), *vits], n=3, cutoff=0.4)
-    guess = f" Did you mean '{close[0]}'?" if close else ""
-    guess += f" Other close names: {', '.join(close[1:])}." if close[1:] else ""
+    guess = suggestion(name, [*names(), *vits], at_most=3)
     return UserError(f"unknown backbone '{name}'.{guess} 'cl-bench ls backbones' explains the names.")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,7 +13,7 @@ from cl_bench import backbones, streams
 from cl_bench.backbones.citations import citations_of
 from cl_bench.contract import listing, sources
 from cl_bench.contract.listing import MethodFacts
-from cl_bench.errors import UserError, unknown_name
+from cl_bench.errors import UserError, suggestion, unknown_name
 from cl_bench.experiment import Experiment
 from cl_bench.grammar import parse_methods
 from cl_bench.reporting import bibliography
@@ -76,7 +75,7 @@ class Citations:
         for (name, own, _), values in sorted(methods.items(), key=lambda item: item[0]):
             if name in self._own:
                 self._add_method(self._own[name], values)
-            elif name in sources.names() and not own:
+            elif name in self._installed and not own:
                 self._add_method(listing.of_installed(name), values)
             else:
                 self._note(f"method '{name}' is not installed; name its file with --method-file, or cite it yourself")
@@ -87,9 +86,9 @@ class Citations:
 
     def _add_name(self, text: str) -> None:
         name = text.partition("[")[0].strip()
-        if "[" in text or name in self._own or name in sources.names():
+        if "[" in text or name in self._own or name in self._installed:
             for spec in parse_methods(text, "method"):
-                if spec.name not in self._own and spec.name not in sources.names():
+                if spec.name not in self._own and spec.name not in self._installed:
                     raise self._unknown(spec.name)
                 facts = self._own.get(spec.name) or listing.of_installed(spec.name)
                 for option in spec.options:
@@ -104,10 +103,7 @@ class Citations:
             raise self._unknown(text)
 
     def _unknown(self, text: str) -> UserError:
-        known = [*self._own, *sources.names(), *self._benchmarks, *self._backbones]
-        close = difflib.get_close_matches(text, known, n=3, cutoff=0.4)
-        guess = f" Did you mean '{close[0]}'?" if close else ""
-        guess += f" Close to it, too: {', '.join(close[1:])}." if close[1:] else ""
+        guess = suggestion(text, [*self._own, *self._installed, *self._benchmarks, *self._backbones], at_most=3)
         return UserError(
             f"unknown method, benchmark or backbone '{text}'.{guess} 'cl-bench ls methods', 'ls benchmarks' and "
             "'ls backbones' list the names."
@@ -181,6 +177,10 @@ class Citations:
     @cached_property
     def _own(self) -> dict[str, MethodFacts]:
         return {facts.name: facts for facts in map(listing.of_file, self.method_files)}
+
+    @cached_property
+    def _installed(self) -> list[str]:
+        return sources.names()
 
     @cached_property
     def _benchmarks(self) -> list[str]:
