@@ -38,7 +38,9 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
 METHODS_MAY_IMPORT = frozenset({"contract", "models", "data", "experiment", "errors"})
 """The whole world of a method, and of a user's own method file: errors are its sentences about options."""
 
-BESIDE = frozenset(path.stem for path in (ROOT / "cl_bench").glob("*.py")) - {"__main__", "__init__", "api"}
+BESIDE = frozenset(path.stem for path in (ROOT / "cl_bench").glob("*.py")) - {"__main__", "__init__", "api"} | {
+    "options"
+}
 """Modules beside the rooms: all rooms may import them, and they import no room."""
 
 

@@ -1,0 +1,60 @@
+"""The options that say where and how runs execute."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cl_bench.grammar import number_between, parse_path, parse_text, parse_whole_number, parse_yes_or_no
+from cl_bench.options.option import Options, flag, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutionOptions(Options):
+    """Where and how runs execute; no option here changes the key of a run."""
+
+    results: Path = option(
+        "Where and how", "Folder that stores the results.", parse_path, Path("results/runs"), metavar="FOLDER"
+    )
+    device: str = option("Where and how", "Device: auto, cpu, cuda or cuda:N.", parse_text, "auto")
+    compile: bool | None = option(
+        "Where and how",
+        "Compile the backbone with torch.compile.",
+        parse_yes_or_no,
+        shown="on a GPU",
+        kind="flag",
+        no="--no-compile",
+    )
+    deterministic: bool = flag("Where and how", "Repeat bit for bit on a GPU, which is slower; a CPU always does.")
+    jobs: int | None = option(
+        "Where and how",
+        "Concurrent runs on this host, which share its cores or GPUs.",
+        parse_whole_number,
+        shown="1 on a GPU; on a CPU as many as fit",
+        metavar="N",
+    )
+    checkpoint_every: float = option(
+        "Where and how",
+        "Minutes between checkpoints within a task; every task ends with one.",
+        number_between(),
+        10.0,
+        metavar="MINUTES",
+    )
+    executor: str = option("Where and how", "Executor: here, or ray for all GPUs or a cluster.", parse_text, "here")
+    address: str | None = option(
+        "Where and how", "With ray: running cluster, auto or HOST:PORT.", parse_text, shown="this host alone"
+    )
+    gpus_per_run: float | None = option(
+        "Where and how",
+        "With ray: GPUs of one run; 0.5 lets two runs share a GPU.",
+        number_between(0, 1, "0 to 1: a run uses one GPU or a share of it"),
+        shown="1; on a CPU 0",
+        metavar="X",
+    )
+    cpus_per_run: int | None = option(
+        "Where and how", "With ray: cores and threads of a run.", parse_whole_number, shown="1", metavar="N"
+    )
+    collect: bool = flag("Where and how", "With ray: return results through Ray, for hosts without a shared disk.")
+    force: bool = flag("Where and how", "Repeat runs that are already stored.")
+    fail_fast: bool = flag("Where and how", "Stop at the first failed run.")
+    dry_run: bool = flag("Trial", "Show the runs, which are stored, and how long the others may take.")
