@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -16,6 +19,7 @@ from cl_bench.errors import printable
 from cl_bench.experiment import Limits
 from cl_bench.reporting.report import render
 from cl_bench.store import RunRecord
+from tests.helpers import ROOT
 from tests.helpers.browsers import CHROMIUM, launch
 from tests.helpers.factories import record, write
 
@@ -441,6 +445,15 @@ def test_damaged_files_are_named(browser: Browser, tmp_path: Path) -> None:
     assert paths[1].name in found.page.locator("section.damaged").inner_text()
     found.check()
     context.close()
+
+
+def test_a_page_of_few_rows_has_a_megabyte_with_the_script_that_the_licences_name(site: Path) -> None:
+    page = (site / "index.html").read_text(encoding="utf-8")
+    assert len(page.encode()) < 1_200_000
+    (packed,) = re.findall(r'<script type="text/plain" id="plotly">\s*([\w+/=]+)\s*</script>', page)
+    script = gzip.decompress(base64.b64decode(packed))
+    assert b"Copyright 2012-2026, Plotly, Inc." in script[:300]
+    assert hashlib.sha256(script).hexdigest() in (ROOT / "ASSETS.md").read_text(encoding="utf-8")
 
 
 def test_five_hundred_runs_fit_into_ten_megabytes(browser: Browser, many: Path) -> None:

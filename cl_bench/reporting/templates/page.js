@@ -296,19 +296,30 @@ function themed(chart) {
   return [copy.data, layout];
 }
 
-function loadPlotly() {
-  // plotly.js has several megabytes: it is loaded with the first visible plot, so that the tables appear at once.
-  const source = document.getElementById("plotly");
-  if (source) {
-    const script = el("script");
-    script.textContent = source.textContent;
-    source.remove();
-    document.head.append(script);
-  }
+const UNPACKS = "DecompressionStream" in window;
+let plotly = null;
+
+async function unpacked(packed) {
+  const bytes = Uint8Array.from(atob(packed), (character) => character.charCodeAt(0));
+  return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
 }
 
-function draw(div) {
-  loadPlotly();
+function loadPlotly() {
+  // plotly.js is unpacked and run with the first visible plot, so that the tables appear at once.
+  plotly ??= unpacked(document.getElementById("plotly").textContent.trim()).then((source) => {
+    const script = el("script");
+    script.textContent = source;
+    document.head.append(script);
+  });
+  return plotly;
+}
+
+async function draw(div) {
+  if (!UNPACKS) {
+    div.replaceChildren(el("p", { class: "soft" }, "This browser is too old to draw plots (Chrome 80, Firefox 113, Safari 16.4 or newer can); the numbers are in the file below."));
+    return;
+  }
+  await loadPlotly();
   const [data, layout] = themed(DATA.charts[div.dataset.chart]);
   Plotly.react(div, data, layout, { responsive: true, displaylogo: false, toImageButtonOptions: { format: "svg", filename: div.dataset.chart.replaceAll("/", "-") }, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] });
   drawn.add(div);
