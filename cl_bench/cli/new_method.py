@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from cl_bench.cli.shared import out
+from cl_bench.contract.sources import check_not_shipped
 from cl_bench.errors import UserError
 
 
@@ -24,6 +25,7 @@ def new_method(
             f"'{name}' cannot name a method; expected a letter, then letters, digits and _, all lower-case ASCII, "
             "such as my_method"
         )
+    check_not_shipped(name, "the new method", "choose another name, e.g.")
     path = folder / f"{name}.py"
     template = Template((files("cl_bench") / "assets" / "new_method.py.txt").read_text())
     class_name = "".join(part.capitalize() for part in name.split("_"))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import cl_bench.methods
 from cl_bench._aliases import MOVED
-from cl_bench.contract.sources import ENTRY_POINTS, names
+from cl_bench.contract.sources import ENTRY_POINTS, check_entry_point, check_file_name, names
 from cl_bench.errors import UserError
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def of_file(path: Path) -> MethodFacts:
     """
     # A file may have been changed since it was read for an earlier command of this process.
     _parsed.cache_clear()
+    check_file_name(path)
     facts = _only_method(path, None, path.stem) if path.stem.isidentifier() else None
     if facts is not None:
         return facts
@@ -103,6 +104,7 @@ def _of_shipped(name: str) -> MethodFacts | None:
 
 
 def _of_entry_point(point: EntryPoint) -> MethodFacts | None:
+    check_entry_point(point)
     path = _path(point.module)
     return _facts_of(path, point.module, point.attr, point.name) if path else None
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from cl_bench.contract.hyperparameters import validated, validators
 from cl_bench.contract.method import Method
-from cl_bench.contract.sources import ENTRY_POINTS
+from cl_bench.contract.sources import ENTRY_POINTS, check_entry_point, check_file_name
 from cl_bench.contract.sources import names as names
 from cl_bench.errors import UserError, unknown_name
 from cl_bench.experiment import Value
@@ -76,7 +76,8 @@ def find(name: str) -> MethodEntry:
     """Find an installed method by name.
 
     Raises:
-        UserError: no method has this name (the message suggests the closest one), or its package does not import.
+        UserError: no method has this name (the message suggests the closest one), two have it, or its package does not
+            import.
     """
     # The entry points are read once: that takes longer than anything else here.
     points = entry_points(group=ENTRY_POINTS)
@@ -85,6 +86,7 @@ def find(name: str) -> MethodEntry:
         raise unknown_name("method", name, known, "'cl-bench ls methods' describes them.")
     for point in points:
         if point.name == name:
+            check_entry_point(point)
             try:
                 cls = point.load()
             except Exception as error:
@@ -104,7 +106,7 @@ def find(name: str) -> MethodEntry:
 
 
 def lookup(wanted: Iterable[str], method_files: Iterable[Path] = ()) -> dict[str, MethodEntry]:
-    """Find several methods by name; a method of a user's file wins over an installed one of the same name.
+    """Find several methods by name; a user's file wins over another package's method of the same name.
 
     Raises:
         UserError: see `find` and `load_file`.
@@ -117,7 +119,8 @@ def load_file(path: Path) -> MethodEntry:
     """Import the method of a user's file; its name is the file's name, its revision the hash of the content.
 
     Raises:
-        UserError: the file cannot be read, does not import, or does not define exactly one method.
+        UserError: the file cannot be read, has the name of a shipped method, does not import, or does not define
+            exactly one method.
     """
     try:
         with open_regular(path, TEXT_BYTES) as file:
@@ -126,6 +129,7 @@ def load_file(path: Path) -> MethodEntry:
         raise UserError(f"method file '{path}' cannot be read ({error.strerror})") from error
     if not path.stem.isidentifier():
         raise UserError(f"method file '{path.name}' must be named like a Python module, e.g. my_method.py")
+    check_file_name(path)
     spec = importlib.util.spec_from_file_location(FILE_MODULE + path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -140,17 +140,18 @@ def test_all_stored_runs_are_cited(cl_bench: Cli) -> None:
     write(RUNS, record("ranpac", hyperparameters={"adaptation": "ssf"}))
     write(RUNS, record("coda", seed=1, benchmark="cifar100", hyperparameters={"align": True}))
     write(RUNS, record("coda", seed=2, benchmark="gone", backbone="vit_base_patch16_224.augreg_in21k"))
+    write(RUNS, record("mine", revision="file:0123456789abcdef"))
     write(RUNS, record("sdlora", revision="file:0123456789abcdef"))
     write(RUNS, record("alpha"))
     outcome = cl_bench("cite", "--results", str(RUNS))
     methods = ["smith2023coda", "zhang2023slca", "mcdonnell2023ranpac", "lian2022ssf"]
     data, weights = ["krizhevsky2009cifar", "iconify"], [*VIT, "steiner2022augreg", "deng2009imagenet"]
     assert keys(outcome) == [HARNESS, *methods, *data, *weights]
-    for fragment in ("'alpha' is not installed", "'sdlora' is not installed", "benchmark 'gone' is not installed"):
-        assert outcome.err.count(fragment) == 1, outcome.err
+    for name in ("'alpha'", "'mine'", "'sdlora'", "benchmark 'gone'"):
+        assert outcome.err.count(f"{name} is not installed") == 1, outcome.err
 
-    Path("sdlora.py").write_text(OWN + '    bibtex = "@misc{mine, title = {Mine},\\n}\\n"\n')
-    own = cl_bench("cite", "--results", str(RUNS), "--method-file", "sdlora.py")
+    Path("mine.py").write_text(OWN + '    bibtex = "@misc{mine, title = {Mine},\\n}\\n"\n')
+    own = cl_bench("cite", "--results", str(RUNS), "--method-file", "mine.py")
     assert "mine" in keys(own) and "wu2025sdlora" not in keys(own)
     (RUNS / "damaged-icons-100-s0-0123456789abcdef.json").write_text("{")
     assert "skipped a damaged result" in cl_bench("cite", "--results", str(RUNS)).err

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.command import RUNS, TRIAL, Cli, assert_refused, computed, rows, stored, tree
+from tests.helpers.factories import record, write
 
 pytestmark = pytest.mark.usefixtures("plain_and_single_threaded")
 
@@ -142,6 +143,33 @@ def test_a_method_file_that_is_none_ends_in_one_sentence(cl_bench: Cli, path: st
     Path("folder.py").mkdir()
     assert_refused(cl_bench("run", "--method-file", path, "--methods", Path(path).stem), f"'{path}'", "cannot be read")
     assert_refused(cl_bench("ls", "methods", "--method-file", path), f"'{path}'", "cannot be read")
+
+
+@pytest.mark.parametrize("command", ["new-method", "run", "audit", "tune", "bench", "show", "ls", "cite", "repeat"])
+def test_a_file_does_not_take_the_name_of_a_shipped_method(cl_bench: Cli, source: str, command: str) -> None:
+    Path("sdlora_rr.py").write_text(source)
+    write(RUNS, record("sdlora_rr", revision="file:0123456789abcdef"))
+    arguments = {
+        "new-method": ["sdlora_rr"],
+        "audit": ["simplecil"],
+        "show": ["simplecil"],
+        "ls": ["methods"],
+        "cite": ["simplecil"],
+        "repeat": [stored()[0]["key"]],
+    }.get(command, ["--methods", "sdlora-rr"])
+    file = [] if command == "new-method" else ["--method-file", "sdlora_rr.py"]
+    assert_refused(cl_bench(command, *arguments, *file), "'sdlora-rr', which comes with cl-bench", "my_sdlora_rr")
+    assert len(stored()) == 1
+
+
+def test_an_installed_method_does_not_take_the_name_of_a_shipped_one(
+    cl_bench: Cli, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path / "site", "finetune", source)
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    assert_refused(cl_bench("run", "--methods", "finetune", *TRIAL), "'finetune', which comes with", "finetune_package")
+    listed = cl_bench("ls", "methods")
+    assert "sdlora" in listed.out and "finetune_package" in listed.err
 
 
 def test_a_hyperparameter_without_default_ends_in_one_sentence(cl_bench: Cli, source: str) -> None:
