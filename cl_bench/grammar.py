@@ -22,6 +22,7 @@ Parse = Callable[[str, str], Any]
 MAX_ROWS = 1_000
 """Largest number of rows (methods with their options, streams, backbones) of one command."""
 PICTURES = ("png", "pdf", "svg")
+_NAMES = re.compile(r"(?:[^,\[\]]|\[[^\]]*\]?|\])+")
 _SPEC = re.compile(r"\s*([A-Za-z_][\w-]*)\s*(?:\[([^\[\]]*)\])?\s*(?:,|$)")
 
 
@@ -70,6 +71,11 @@ def parse_methods(text: str, what: str = "--methods") -> list[MethodSpec]:
     if not specs:
         raise UserError(f"{what} is empty; expected e.g. 'sdlora,coda'")
     return specs
+
+
+def split_names(text: str) -> list[str]:
+    """Split a list at its commas, except those in brackets, which belong to the options of a method; no empty parts."""
+    return [part.strip() for part in _NAMES.findall(text) if part.strip()]
 
 
 def check_rows(rows: int, what: str) -> None:

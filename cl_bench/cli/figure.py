@@ -11,7 +11,9 @@ from cl_bench.cli import completion
 from cl_bench.cli.reports import (
     Backbone,
     Benchmark,
+    Highlight,
     Results,
+    Rows,
     check_known,
     from_runs,
     from_sections,
@@ -28,6 +30,8 @@ def figure(
     name: Annotated[str, typer.Argument(help="Figure, see 'cl-bench ls figures'.", autocompletion=completion.FIGURE)],
     benchmark: Benchmark = None,
     backbone: Backbone = None,
+    rows: Rows = None,
+    highlight: Highlight = None,
     results: Results = None,
     form: Annotated[
         str,
@@ -44,12 +48,14 @@ def figure(
     from cl_bench.reporting.paper import figures as paper_figures
     from cl_bench.reporting.paper.layouts import figure_layouts
     from cl_bench.reporting.render import drawing
+    from cl_bench.reporting.selection import Selection
 
     kinds = () if form == "csv" else parse_pictures(form, "--format")
     check_known(name, "figure", [*figure_layouts(), *plots.NAMES, "ranks"])
+    selection = Selection.parse(rows, highlight)
     charts: list[tuple[Chart, str, tuple[str, ...]]] = []
     if name == "ranks":
-        ranks = from_sections(comparison.ranks, results, benchmark, backbone)
+        ranks = from_sections(comparison.ranks, results, benchmark, backbone, selection)
         if ranks is None:
             raise UserError("average ranks need three rows with runs on the same ten streams and seeds; run more seeds")
         charts.append((ranks, ranks.name, ()))
@@ -63,11 +69,12 @@ def figure(
             results,
             benchmark,
             backbone,
+            selection,
         )
         if not charts:
             raise UserError(f"no stored run can fill the figure '{name}'; see 'cl-bench results ls' for what there is")
     else:
-        made = from_runs(lambda runs: paper_figures.build(name, runs, benchmark, backbone), results)
+        made = from_runs(lambda runs: paper_figures.build(name, runs, benchmark, backbone, selection), results)
         for note in made.notes:
             err.print(note)
         if made.command:

@@ -16,6 +16,7 @@ from cl_bench.store import folders_to_read
 
 if TYPE_CHECKING:
     from cl_bench.reporting.runs import Run, Section
+    from cl_bench.reporting.selection import Selection
     from cl_bench.reporting.text_tables import TextTable
 
 # pandas, matplotlib and the like are imported by the commands that need them.
@@ -48,6 +49,23 @@ Form = Annotated[
         autocompletion=completion.one_of("terminal", "md", "csv", "tex", "html"),
     ),
 ]
+Rows = Annotated[
+    str | None,
+    typer.Option(
+        help="Rows to show, in this order: patterns with * and ?, separated by commas; 'sdlora' matches it with any "
+        "options, 'sdlora[]' without.",
+        show_default="all",
+        autocompletion=completion.METHODS,
+    ),
+]
+Highlight = Annotated[
+    str | None,
+    typer.Option(
+        help="Rows that stand out, as patterns: in colour while others are grey, bold in tables.",
+        show_default=False,
+        autocompletion=completion.METHODS,
+    ),
+]
 OutFile = Annotated[Path | None, typer.Option("--out", help="File to write to.", show_default="the screen")]
 
 
@@ -55,12 +73,19 @@ Made = TypeVar("Made")
 
 
 def from_sections(
-    make: Callable[[list[Section]], Made], results: Sequence[Path] | None, benchmark: str | None, backbone: str | None
+    make: Callable[[list[Section]], Made],
+    results: Sequence[Path] | None,
+    benchmark: str | None,
+    backbone: str | None,
+    selection: Selection | None = None,
 ) -> Made:
     """Apply `make` to the stored runs, grouped by protocol; damaged runs are named and skipped.
 
+    Args:
+        selection: the rows to keep; by default all.
+
     Raises:
-        UserError: there are no runs, or none with this benchmark or backbone.
+        UserError: there are no runs, none with this benchmark or backbone, or none of a selected row.
     """
     from cl_bench.reporting import report as reports
     from cl_bench.reporting.runs import sections
@@ -69,7 +94,12 @@ def from_sections(
     runs, damaged = reports.load_runs([(folder, folder.name) for folder in folders_to_read(results or ())])
     for sentence in damaged:
         warn_damaged(sentence)
-    return without_failing_runs(lambda some: make(_chosen(sections(some), benchmark, backbone)), runs, warn_damaged)
+
+    def apply(some: Sequence[Run]) -> Made:
+        found = _chosen(sections(some), benchmark, backbone)
+        return make(found if selection is None else selection.of(found))
+
+    return without_failing_runs(apply, runs, warn_damaged)
 
 
 def _chosen(found: list[Section], benchmark: str | None, backbone: str | None) -> list[Section]:

@@ -129,6 +129,7 @@ class Chart:
         panels: drawn from left to right, then down.
         max_drawn: limit of the curves per panel and of the panels, in pictures and in the page's first view. Curves and
             panels are sorted by what a reader wants to see first. The CSV always has the numbers of all.
+        highlight: labels drawn in colour while all others are grey; empty: the renderer's own rule.
     """
 
     name: str
@@ -136,6 +137,7 @@ class Chart:
     caption: str
     panels: tuple[Panel, ...]
     max_drawn: int = 100
+    highlight: tuple[str, ...] = ()
 
 
 def to_frame(chart: Chart) -> pd.DataFrame:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,14 +14,11 @@ from cl_bench.contract import listing, sources
 from cl_bench.contract.listing import MethodFacts
 from cl_bench.errors import UserError, suggestion, unknown_name
 from cl_bench.experiment import Experiment
-from cl_bench.grammar import parse_methods
+from cl_bench.grammar import parse_methods, split_names
 from cl_bench.reporting import bibliography
 from cl_bench.reporting.bibliography import HARNESS, Reference
 from cl_bench.store import RunRecord
 from cl_bench.streams import catalogue
-
-_PARTS = re.compile(r"(?:[^,\[\]]|\[[^\]]*\]?)+")
-"""The parts of a list with commas; those inside brackets belong to the options of a method."""
 
 
 @dataclass
@@ -59,7 +55,7 @@ class Citations:
             UserError: a name or an option of a method that does not exist.
         """
         for text in texts:
-            parts = [part.strip() for part in _PARTS.findall(text) if part.strip()]
+            parts = split_names(text)
             if not parts:
                 raise UserError(f"'{text}' names nothing; expected methods, benchmarks or backbones, e.g. sdlora,coda")
             for part in parts:

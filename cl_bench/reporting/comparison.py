@@ -331,7 +331,8 @@ def ranks(sections: Sequence[Section], metric: str = "acc") -> Chart | None:
         "seed and class order; rows joined by a bar do not differ significantly (Nemenyi's test at 5 %; Demsar, JMLR "
         "2006)."
     )
-    return Chart("ranks", "Critical differences", caption, (panel,))
+    highlight = tuple(dict.fromkeys(label for section in sections for label in section.highlight))
+    return Chart("ranks", "Critical differences", caption, (panel,), highlight=highlight)
 
 
 def signed(number: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,8 +32,12 @@ RunsByRow = Mapping[str, Sequence[Run]]
 
 
 def standard(section: Section) -> dict[str, Chart]:
-    """All charts that the runs of a protocol allow, by name (see `NAMES`); none if no row learns task by task."""
-    best = sorted(section.rows, key=lambda label: (-_final(section.rows[label]), label))
+    """All charts that the runs of a protocol allow, by name (see `NAMES`); none if no row learns task by task.
+
+    Rows are sorted by final accuracy, best first, unless the user chose them.
+    """
+    by_accuracy = sorted(section.rows, key=lambda label: (-_final(section.rows[label]), label))
+    best = list(section.rows) if section.chosen else by_accuracy
     at_once = section.ceilings
     sequential = {label: section.rows[label] for label in best if label not in at_once}
     ceilings = {label: section.rows[label] for label in best if label in at_once}
@@ -48,7 +53,7 @@ def standard(section: Section) -> dict[str, Chart]:
         _loss(sequential),
         _cost({**sequential, **ceilings}),
     ]
-    return {chart.name: chart for chart in made if chart is not None}
+    return {chart.name: replace(chart, highlight=section.highlight) for chart in made if chart is not None}
 
 
 def _final(runs: Sequence[Run]) -> float:

@@ -95,7 +95,7 @@ class ResultRow:
 
 @dataclass(frozen=True)
 class ResultTable:
-    """Rows of one protocol, best final accuracy first, with caption and notes.
+    """Rows of one protocol, best final accuracy first or in the order of the user, with caption and notes.
 
     Attributes:
         slug: common part of the names of the protocol's files.
@@ -111,9 +111,10 @@ class ResultTable:
 
 
 def build(section: Section) -> ResultTable:
-    """Build the table of one protocol, sorted by final accuracy."""
+    """Build the table of one protocol, sorted by final accuracy unless the user chose the rows."""
     rows = [_row(label, runs) for label, runs in section.rows.items()]
-    rows.sort(key=lambda row: (-row.acc.mean, row.label))
+    if not section.chosen:
+        rows.sort(key=lambda row: (-row.acc.mean, row.label))
     return ResultTable(section.protocol, section.slug, tuple(rows), _caption(section.protocol), tuple(_notes(rows)))
 
 

@@ -71,11 +71,19 @@ def _hardware(environment: Environment) -> str:
 
 @dataclass(frozen=True)
 class Section:
-    """All runs of one protocol, by row label; file names of the protocol begin with `slug`."""
+    """All runs of one protocol, by row label; file names of the protocol begin with `slug`.
+
+    Attributes:
+        chosen: whether the user chose the rows (see `selection`), whose order is then the user's; otherwise tables and
+            figures sort them.
+        highlight: labels of the rows that stand out, in colour or bold; empty: the usual rule of a table or figure.
+    """
 
     protocol: Protocol
     slug: str
     rows: dict[str, list[Run]]
+    chosen: bool = False
+    highlight: tuple[str, ...] = ()
 
     @property
     def runs(self) -> list[Run]:

@@ -29,6 +29,7 @@ from cl_bench.reporting.charts import Chart, Heat, Line, Lines, Panel
 from cl_bench.reporting.paper.layouts import PAPERS, FigureLayout, Kind, PanelLayout, figure_layouts
 from cl_bench.reporting.protocol import Protocol, file_name
 from cl_bench.reporting.runs import Run, choose_backbone
+from cl_bench.reporting.selection import Selection, matching
 from cl_bench.stats import Summary, summarise, summarise_curves
 
 
@@ -49,15 +50,22 @@ class Figure:
     command: str
 
 
-def build(name: str, runs: Sequence[Run], benchmark: str | None = None, backbone: str | None = None) -> Figure:
+def build(
+    name: str,
+    runs: Sequence[Run],
+    benchmark: str | None = None,
+    backbone: str | None = None,
+    selection: Selection | None = None,
+) -> Figure:
     """Build a figure of a paper from stored runs.
 
     Args:
         benchmark, backbone: replace the paper's in every panel; panels that become equal are merged, and published
             values are left out. If only `benchmark` is given, the backbone is the one with most runs on it.
+        selection: the rows to show, of those that the figure has; panels without any are left out. By default all.
 
     Raises:
-        UserError: unknown name of a figure.
+        UserError: unknown name of a figure, or no row of it is selected by some pattern.
     """
     if name not in figure_layouts():
         raise unknown_name("figure", name, figure_layouts())
@@ -68,7 +76,10 @@ def build(name: str, runs: Sequence[Run], benchmark: str | None = None, backbone
     missing = False
     filled = 0
     counts: set[int] = set()
-    for panel in _panels(layout, benchmark, vit):
+    selection = selection or Selection()
+    rows = dict.fromkeys((row for panel in layout.panels for row in panel.rows), "")
+    selection.check(rows)
+    for panel in _with_rows(_panels(layout, benchmark, vit), selection):
         chosen, note = _choose(panel, runs)
         notes += note
         drawn = _BUILDERS[panel.kind](panel, chosen)
@@ -85,7 +96,11 @@ def build(name: str, runs: Sequence[Run], benchmark: str | None = None, backbone
     for option, value in (("--benchmark", benchmark), ("--backbone", vit)):
         command += f" {option} {value}" if value and command else ""
     slug = file_name(name, benchmark, backbone)
-    chart = Chart(slug, layout.title, _caption(panels, counts, layout), tuple(panels)) if panels else None
+    caption = _caption(panels, counts, layout)
+    highlight = tuple(
+        matching(selection.highlight, dict.fromkeys(row for panel in layout.panels for row in panel.rows))
+    )
+    chart = Chart(slug, layout.title, caption, tuple(panels), highlight=highlight) if panels else None
     return Figure(chart, filled, tuple(dict.fromkeys(notes)), command)
 
 
@@ -100,6 +115,12 @@ def _panels(layout: FigureLayout, benchmark: str | None, backbone: str | None) -
         update = {"backbone": backbone or own, "benchmark": benchmark or panel.benchmark}
         changed.append(panel.model_copy(update=update))
     return list(dict.fromkeys(changed))
+
+
+def _with_rows(panels: Iterable[PanelLayout], selection: Selection) -> list[PanelLayout]:
+    """The panels with the selected rows only; those that lose all their rows are left out."""
+    chosen = [panel.model_copy(update={"rows": tuple(selection.shown(panel.rows))}) for panel in panels]
+    return [panel for panel in chosen if panel.rows or not selection.rows]
 
 
 def _choose(panel: PanelLayout, runs: Iterable[Run]) -> tuple[dict[str, list[Run]], list[str]]:
