@@ -56,6 +56,8 @@ NAMED_ORDER = "natural|permutation:[0-9]+"
 MAX_SEED = 2**32 - 1
 """Largest seed of numpy's `RandomState`, which draws the class orders."""
 
+FILE_REVISION = "file:"
+"""Start of the revision of a method in a user's file; the hash of the file follows."""
 LEAKY_OPTION = "as_published_leaky"
 """Hyper-parameter that reproduces a leak of a method's released code: samples of one batch influence each other."""
 
@@ -221,6 +223,11 @@ class Experiment(BaseModel):
     def num_tasks(self) -> int:
         """Number of tasks of the whole stream."""
         return number_of(self.tasks)
+
+    @property
+    def method_file(self) -> str:
+        """Name of the user's file that defines the method, without its folder; empty if the method was installed."""
+        return f"{self.method}.py" if str(self.revision).startswith(FILE_REVISION) else ""
 
     @property
     def leaky(self) -> bool:

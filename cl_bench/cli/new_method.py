@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
 from importlib.resources import files
 from pathlib import Path
 from string import Template
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from cl_bench.cli.shared import out
 from cl_bench.contract.sources import check_not_shipped
@@ -36,4 +38,5 @@ def new_method(
         raise UserError(f"'{path}' exists already; remove it or choose another name") from error
     except OSError as error:
         raise UserError(f"'{path}' cannot be written ({error.strerror})") from error
-    out.print(f"wrote {path}\ntry it: cl-bench run --method-file {path} --methods {name}", highlight=False)
+    command = f"cl-bench run --method-file {shlex.quote(str(path))} --methods {name}"
+    out.print(escape(f"wrote {path}\ntry it: {command}"), highlight=False, soft_wrap=True)

@@ -78,7 +78,7 @@ def show_thing(name: str, benchmark: str, backbone: str | None, method_files: Se
         for paper, values in found.cls.published.items():
             listed = ", ".join(f"{key}={value}" for key, value in values.items())
             out.print(f"[bold]published:{paper}[/]  {escape(listed)}", highlight=False)
-        out.print(f"BibTeX: cl-bench cite {name}", highlight=False)
+        out.print(escape(f"BibTeX: cl-bench cite {found.in_command()}"), highlight=False, soft_wrap=True)
     elif name in streams.names():
         item = streams.find(name)
         out.print(f"[bold]{name}[/]: {item.description}")

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import importlib
 import importlib.util
+import shlex
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from cl_bench.contract.method import Method
 from cl_bench.contract.sources import ENTRY_POINTS, check_entry_point, check_file_name
 from cl_bench.contract.sources import names as names
 from cl_bench.errors import UserError, unknown_name
-from cl_bench.experiment import Value
+from cl_bench.experiment import FILE_REVISION, Value
 from cl_bench.files import TEXT_BYTES, open_regular
 
 FILE_MODULE = "cl_bench_method_file_"
@@ -34,11 +35,18 @@ class MethodEntry:
         name: name of the method on the command line and in records.
         cls: class of the method.
         revision: the class's `revision`; for a user's file, the hash of its content.
+        file: the user's file that defines the method; None: the method is installed.
     """
 
     name: str
     cls: type[Method]
     revision: int | str
+    file: Path | None = None
+
+    def in_command(self, option: str = "") -> str:
+        """The method in a command line, after an option or as an argument: `--methods mine --method-file mine.py`."""
+        named = f"{option} {self.name}".lstrip()
+        return f"{named} --method-file {shlex.quote(str(self.file))}" if self.file else named
 
     def configure(self, settings: Mapping[str, Any]) -> Method:
         """Make the method with these hyper-parameters; the others have their defaults.
@@ -142,12 +150,12 @@ def load_file(path: Path) -> MethodEntry:
     except Exception as error:
         raise UserError(f"method file '{path}' does not import: {type(error).__name__}: {error}") from error
     cls = _only_method(module, str(path))
-    return MethodEntry(path.stem, cls, revision_of(source))
+    return MethodEntry(path.stem, cls, revision_of(source), path)
 
 
 def revision_of(source: bytes) -> str:
     """Revision of a method in a file with this content."""
-    return "file:" + hashlib.sha256(source).hexdigest()[:16]
+    return FILE_REVISION + hashlib.sha256(source).hexdigest()[:16]
 
 
 def _only_method(module: ModuleType, where: str) -> type[Method]:

@@ -13,7 +13,6 @@ from cl_bench.backbones.citations import citations_of
 from cl_bench.contract import listing, sources
 from cl_bench.contract.listing import MethodFacts
 from cl_bench.errors import UserError, suggestion, unknown_name
-from cl_bench.experiment import Experiment
 from cl_bench.grammar import parse_methods, split_names
 from cl_bench.reporting import bibliography
 from cl_bench.reporting.bibliography import HARNESS, Reference
@@ -67,14 +66,15 @@ class Citations:
         What is not installed here any more is noted, not refused.
         """
         experiments = [record.experiment for record in records]
-        methods = {(one.method, _is_own(one), repr(one.hyperparameters)): one.hyperparameters for one in experiments}
-        for (name, own, _), values in sorted(methods.items(), key=lambda item: item[0]):
+        methods = {(run.method, run.method_file, repr(run.hyperparameters)): run.hyperparameters for run in experiments}
+        for (name, file, _), values in sorted(methods.items(), key=lambda item: item[0]):
             if name in self._own:
                 self._add_method(self._own[name], values)
-            elif name in self._installed and not own:
+            elif name in self._installed and not file:
                 self._add_method(listing.of_installed(name), values)
             else:
-                self._note(f"method '{name}' is not installed; name its file with --method-file, or cite it yourself")
+                known = f"--method-file {file}" if file else "--method-file"
+                self._note(f"method '{name}' is not installed; name its file with {known}, or cite it yourself")
         for name in sorted({one.benchmark for one in experiments}):
             self._add_benchmark(name)
         for name in sorted({one.backbone for one in experiments}):
@@ -186,11 +186,6 @@ class Citations:
     def _backbones(self) -> list[str]:
         tags = backbones.timm_tags()
         return [*backbones.names(), *tags, *sorted({tag.partition(".")[0] for tag in tags})]
-
-
-def _is_own(experiment: Experiment) -> bool:
-    """Whether the method of a run came from a file of the user's."""
-    return str(experiment.revision).startswith("file:")
 
 
 def _keys(facts: MethodFacts, options: Mapping[str, object]) -> Iterator[str]:

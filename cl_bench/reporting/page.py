@@ -234,9 +234,16 @@ def _runs(sections: Sequence[Section], places: Mapping[str, str]) -> dict[str, A
                 "experiment": number(_experiment(run)),
                 "environment": number(record.environment),
                 "mixed": run.mixed,
-                "command": f"cl-bench repeat {record.key} --results {_quoted(places.get(run.origin, run.origin))}",
+                "command": _repeat_command(run, places.get(run.origin, run.origin)),
             }
     return {"runs": runs, "shared": texts}
+
+
+def _repeat_command(run: Run, folder: str) -> str:
+    """Command line that repeats a run stored in this folder; a method file is named without its folder."""
+    file = run.record.experiment.method_file
+    command = f"cl-bench repeat {run.record.key} --results {_quoted(folder)}"
+    return f"{command} --method-file {_quoted(file)}" if file else command
 
 
 def _quoted(path: str) -> str:

@@ -202,10 +202,8 @@ def choose(
                 )
                 return Recipe("tuned", best.values, best.trials, best.minutes)
         if kind == "tuned" and entry.defaults:
-            raise UserError(
-                f"there is no tuned recipe for '{entry.name}' on {benchmark.name}; "
-                f"'cl-bench tune --methods {entry.name} --stream {benchmark.tuned_on or benchmark.name}' finds one"
-            )
+            search = f"cl-bench tune {entry.in_command('--methods')} --stream {benchmark.tuned_on or benchmark.name}"
+            raise UserError(f"there is no tuned recipe for '{entry.name}' on {benchmark.name}; '{search}' finds one")
     published = entry.cls.published
     wanted = name or benchmark.name
     if kind == "published" and entry.defaults:

@@ -78,11 +78,17 @@ def planned(
         UserError: the method, data or weights are missing or have changed.
     """
     experiment = record.experiment
+    file, named = experiment.method_file, [path.name for path in method_files]
+    if file and file not in named:
+        raise UserError(f"'{experiment.method}' was a method of the file {file}; name it with --method-file {file}")
     entry = registry.lookup([experiment.method], method_files)[experiment.method]
     if entry.revision != experiment.revision:
+        changed = f"is at revision {entry.revision}, and was at {experiment.revision} when this was run"
+        if file:
+            raise UserError(f"the method file '{entry.file}' {changed}; restore the file as it was")
         raise UserError(
-            f"'{entry.name}' was at revision {experiment.revision} when this was run and is at {entry.revision} now, "
-            "so its results are not comparable; take the version of cl-bench in the record's environment"
+            f"'{entry.name}' {changed}, so its results are not comparable; take the version of cl-bench in the "
+            "record's environment"
         )
     benchmark = streams.find(experiment.benchmark, data, experiment.scenario)
     split = benchmark.source().split

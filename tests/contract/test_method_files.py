@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import subprocess
 from collections.abc import Callable
@@ -61,7 +62,26 @@ def test_the_command_that_new_method_suggests_works(cl_bench: Cli) -> None:
     assert outcome.code == 0 and set(rows(outcome.out)) == {"my_probe"}
     shown = cl_bench("show", "my_probe", "--method-file", "my_probe.py").out
     assert stored()[0]["experiment"]["revision"] in shown and "lr" in shown
+    assert "cl-bench cite my_probe --method-file my_probe.py" in shown
     assert "my_probe" in cl_bench("ls", "methods", "--method-file", "my_probe.py").out
+
+
+def test_the_page_names_the_command_that_repeats_a_run(cl_bench: Cli) -> None:
+    cl_bench("new-method", "my_probe", "--folder", ".")
+    command = ["run", "--method-file", "./my_probe.py", "--methods", "my_probe[epochs=1]", *TRIAL]
+    assert "--method-file my_probe.py" in cl_bench(*command, "--dry-run").out.splitlines()[0]
+    assert cl_bench(*command).code == 0
+    assert cl_bench("report").code == 0
+    page = Path("reports/index.html").read_text()
+    (found,) = set(re.findall(r"cl-bench (repeat [^\"<]*)", page))
+    assert found == f"repeat {stored()[0]['key']} --results results/runs --method-file my_probe.py"
+    repeated = cl_bench(*shlex.split(found))
+    assert repeated.code == 0 and "the same in every count" in repeated.out
+    without, _ = found.split(" --method-file")
+    assert_refused(cl_bench(*shlex.split(without)), "'my_probe'", "--method-file my_probe.py")
+    with Path("my_probe.py").open("a") as file:
+        file.write("# another thought\n")
+    assert_refused(cl_bench(*shlex.split(found)), "'my_probe.py'", "restore")
 
 
 def test_a_changed_file_is_another_run(cl_bench: Cli) -> None:
