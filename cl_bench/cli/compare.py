@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def compare(
-    rows: Annotated[
+    named: Annotated[
         list[str] | None,
         typer.Argument(metavar="ROW", help="Rows, named as in tables; by default all.", show_default=False),
     ] = None,
@@ -53,7 +53,7 @@ def compare(
     from cl_bench import metrics
     from cl_bench.reporting import comparison
 
-    named = rows or []
+    named = named or []
     against = baseline or (named[0] if named else None)
     if against is None:
         raise UserError("say what to compare: rows, e.g. 'cl-bench compare sdlora inflora', or --baseline ROW for all")

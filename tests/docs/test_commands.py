@@ -15,10 +15,11 @@ from cl_bench import backbones, streams
 from cl_bench.cli.app import app
 from cl_bench.contract import registry
 from cl_bench.errors import UserError
-from cl_bench.grammar import parse_methods
+from cl_bench.grammar import parse_methods, split_names
 from cl_bench.options import ExecutionOptions, RunOptions, options_of
 from cl_bench.reporting import plots
 from cl_bench.reporting.paper.layouts import figure_layouts, table_names
+from cl_bench.reporting.selection import matching
 from cl_bench.running import plan, suites
 from tests.helpers import pages
 from tests.helpers.pages import Command
@@ -94,7 +95,9 @@ def check_names(path: str, given: Mapping[str, Any], earlier: Collection[str]) -
     own = {*earlier, *(Path(str(file)).stem for file in listed(values.get("method_file")))}
     for cls in (RunOptions, ExecutionOptions):
         cls.read({name: value for name, value in values.items() if name in options_of(cls)})
-    rows = [*listed(values.get("methods")), *listed(values.get("rows")), *listed(values.get("label"))]
+    for name in ("rows", "highlight"):
+        check_patterns(split_names(str(values.get(name, ""))), [*METHODS, *own])
+    rows = [*listed(values.get("methods")), *listed(values.get("named")), *listed(values.get("label"))]
     rows += listed(values.get("names")) if path == "audit" else listed(values.get("baseline"))
     for row in rows:
         for spec in parse_methods(str(row)):
@@ -119,6 +122,13 @@ def check_names(path: str, given: Mapping[str, Any], earlier: Collection[str]) -
     for name in [*listed(values.get("name")), *listed(values.get("names"))] if known else []:
         if name not in known and not KEY.fullmatch(str(name)) and ":" not in str(name):
             raise UserError(f"unknown name '{name}'")
+
+
+def check_patterns(patterns: Iterable[str], methods: Collection[str]) -> None:
+    """Raise `UserError` for a pattern of rows that matches no method; its options, if any, are not checked."""
+    for pattern in patterns:
+        if not matching([pattern.partition("[")[0]], methods):
+            raise UserError(f"no method matches '{pattern}'")
 
 
 @cache
