@@ -23,6 +23,7 @@ from pathlib import Path
 
 from cl_bench.options import ExecutionOptions, RunOptions, options_of
 from cl_bench.reporting import comparison, report, result_table, text_tables
+from cl_bench.reporting.precision import by_precision
 from cl_bench.reporting.runs import Section, sections
 from cl_bench.running import suites
 from tools.parity import report as parity
@@ -70,10 +71,11 @@ def section(protocols: list[Section], suite: str, tasks: int) -> tuple[Section, 
     named = [str(spec) for cell in cells for spec in cell.methods]
     stored = [
         one
-        for one in protocols
+        for whole in protocols
+        for one in by_precision(whole)
         if (one.protocol.benchmark, one.protocol.num_tasks) == (cells[0].benchmark[0], tasks)
         and cells[0].backbone in ((), (one.protocol.backbone,))
-        and one.protocol.precision == cells[0].precision
+        and {*one.precisions.values()} == {cells[0].precision}
         and not one.protocol.limits_text()
     ]
     if len(stored) != 1:

@@ -13,6 +13,7 @@ import pandas as pd
 
 from cl_bench import metrics, stats
 from cl_bench.errors import counted
+from cl_bench.reporting import precision
 from cl_bench.reporting.charts import Chart, Ranks
 from cl_bench.reporting.result_table import order_text
 from cl_bench.reporting.runs import Run, Section
@@ -69,7 +70,10 @@ def why_undefined(section: Section, row: str, metric: str) -> str:
 def against(
     section: Section, baseline: str, rows: Sequence[str] = (), metric: str = "acc", margin: float | None = None
 ) -> list[Pair]:
-    """Compare rows (by default all) with a baseline, with Holm's correction over these comparisons."""
+    """Compare rows (by default all) with a baseline, with Holm's correction over these comparisons.
+
+    The rows are paired as they are: `precision.by_precision` gives sections with rows of one precision.
+    """
     table = values(section, metric)
     chosen = [row for row in _rows_to_compare(section, baseline, rows) if row in table]
     return _compared(table, [(row, baseline) for row in chosen], metric, margin)
@@ -81,9 +85,10 @@ def _rows_to_compare(section: Section, baseline: str, rows: Sequence[str]) -> li
 
 
 def pairwise(section: Section, metric: str = "acc") -> list[Pair]:
-    """Compare all pairs of rows, with Holm's correction over all of them."""
-    table = values(section, metric)
-    return _compared(table, list(combinations(table.columns, 2)), metric, None)
+    """Compare all pairs of rows of the same precision, with Holm's correction over all of them."""
+    table, precisions = values(section, metric), section.precisions
+    pairs = [(a, b) for a, b in combinations(table.columns, 2) if precisions[a] == precisions[b]]
+    return _compared(table, pairs, metric, None)
 
 
 def _compared(table: pd.DataFrame, pairs: Sequence[tuple[str, str]], metric: str, margin: float | None) -> list[Pair]:
@@ -114,6 +119,7 @@ def text_table(
     metric: str = "acc",
     margin: float | None = None,
     folders: Sequence[Path] = (),
+    left_out: Sequence[str] = (),
 ) -> TextTable | None:
     """Build the table of comparisons with a baseline; None if no row has a block in common with it.
 
@@ -121,6 +127,7 @@ def text_table(
         margin: in percentage points: also test equivalence within this margin.
         folders: results folders with the stored predictions: also compare on the same images, seed by seed. Without
             folders there is no such column.
+        left_out: sentences on rows that the section lacks, for the notes.
     """
     pairs = sorted(against(section, baseline, rows, metric, margin), key=lambda pair: -pair.result.difference.mean)
     if not pairs:
@@ -158,7 +165,7 @@ def text_table(
     return TextTable(
         f"{section.slug}-{metric}-against-{baseline}",
         f"{section.protocol.benchmark}, {section.protocol.shape}: {kind.title.removesuffix(', %')} minus that of "
-        f"{baseline}, in percentage points (protocol {section.protocol.digest})."
+        f"{baseline}, in percentage points (protocol {section.protocol.digest}, {precision.text(section)})."
         + (f" A cut-down trial: {limits}." if limits else ""),
         tuple(columns),
         tuple(lines),
@@ -166,6 +173,8 @@ def text_table(
             *_notes(pairs, metric, margin),
             *(_about_samples(unseen, sum(len(pair.blocks) for pair in pairs)) if folders else ()),
             *_left_out(section, baseline, rows, pairs),
+            *precision.across_note(section, [baseline, *(pair.row for pair in pairs)]),
+            *left_out,
         ),
         data=pd.DataFrame(data),
     )
@@ -300,15 +309,17 @@ def _arrays(run: Run, folders: Sequence[Path]) -> Arrays | None:
 def ranks(sections: Sequence[Section], metric: str = "acc") -> Chart | None:
     """Critical-difference diagram: average ranks over the blocks of all protocols that are not cut-down trials.
 
+    Rows are ranked among those of the same protocol and precision.
+
     Rows that learn all tasks at once (joint training) are left out. None unless at least three rows have runs on the
     same ten blocks.
     """
     tables = {}
-    for section in sections:
+    for section in (part for whole in sections for part in precision.by_precision(whole)):
         at_once = section.ceilings
         sequential = [label for label in section.rows if label not in at_once]
         if sequential and not section.protocol.limits_text():
-            tables[section.protocol.digest] = values(section, metric)[sequential]
+            tables[section.protocol.digest, precision.text(section)] = values(section, metric)[sequential]
     table = pd.concat(tables) if tables else pd.DataFrame()
     best: pd.DataFrame | None = None
     # A row with few runs must not remove blocks from the others: add rows, those with most runs first, as long as

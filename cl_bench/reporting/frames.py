@@ -129,7 +129,7 @@ def _facts(run: Run) -> dict[str, Any]:
         "transforms": protocol.transforms.model_dump_json(),
         "backbone": protocol.backbone,
         "weights": protocol.weights,
-        "precision": protocol.precision,
+        "precision": run.precision,
         "limits": protocol.limits.model_dump_json(exclude_none=True),
         "label": run.label,
         "method": experiment.method,

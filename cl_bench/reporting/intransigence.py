@@ -10,8 +10,8 @@ from cl_bench import metrics
 from cl_bench.reporting.protocol import Protocol
 from cl_bench.reporting.runs import Run, Section
 
-StreamKey = tuple[Protocol, int, str]
-"""A protocol without its cut to the first tasks, a seed and a class order."""
+StreamKey = tuple[Protocol, str, int, str]
+"""A protocol without its cut to the first tasks, a precision, a seed and a class order."""
 
 
 def references(runs: Iterable[Run]) -> dict[StreamKey, dict[str, dict[int, float]]]:
@@ -53,7 +53,8 @@ def intransigence(run: Run, known: Mapping[StreamKey, Mapping[str, Mapping[int, 
 def _stream(run: Run, tasks: int | None) -> StreamKey:
     """The stream of a run, cut to its first `tasks` tasks (None: whole)."""
     limits = run.protocol.limits.model_copy(update={"tasks": tasks})
-    return replace(run.protocol, limits=limits), run.record.experiment.seed, run.record.experiment.class_order
+    experiment = run.record.experiment
+    return replace(run.protocol, limits=limits), run.precision, experiment.seed, experiment.class_order
 
 
 def is_reference(section: Section, joint: Collection[str]) -> bool:

@@ -21,7 +21,7 @@ from markupsafe import Markup, escape
 from cl_bench import __version__, metrics
 from cl_bench.experiment import Value, value_text
 from cl_bench.reporting import charts as chart_data
-from cl_bench.reporting import comparison, result_table, text_tables
+from cl_bench.reporting import comparison, precision, result_table, text_tables
 from cl_bench.reporting.charts import Chart
 from cl_bench.reporting.frames import EXTRA_METRICS, run_frame
 from cl_bench.reporting.protocol import Protocol
@@ -258,6 +258,7 @@ def _experiment(run: Run) -> dict[str, Value]:
         "method": experiment.method,
         "revision": experiment.revision,
         "recipe": run.record.recipe,
+        "precision": experiment.precision,
         "storage of images": experiment.storage,
         "probe": experiment.probe,
         **_conditions(run.protocol),
@@ -271,7 +272,6 @@ def _conditions(protocol: Protocol) -> dict[str, str]:
         "split": protocol.split,
         "backbone": protocol.backbone,
         "weights": protocol.weights,
-        "precision": protocol.precision,
         "limits": protocol.limits_text() or "none",
         **{name: value_text(value) for name, value in protocol.transforms.model_dump(mode="json").items()},
     }
@@ -284,7 +284,7 @@ def _details(section: Section) -> dict[str, str]:
         for name, value in run.record.environment.items():
             found.setdefault(name, set()).add(value_text(value))
     values = {name: ", ".join(sorted(values)) for name, values in sorted(found.items())}
-    return _conditions(section.protocol) | values
+    return {**_conditions(section.protocol), "precision": precision.text(section), **values}
 
 
 def _breakable(label: str) -> Markup:

@@ -13,17 +13,18 @@ from cl_bench.errors import counted
 from cl_bench.experiment import ImageTransforms, Limits, Tasks, number_of
 from cl_bench.store import RunRecord
 
-PROTOCOL_FIELDS = (
-    "benchmark", "scenario", "tasks", "split", "transforms", "backbone", "weights", "precision", "limits",
-)  # fmt: skip
-"""The fields of an experiment that belong to its protocol."""
+PROTOCOL_FIELDS = ("benchmark", "scenario", "tasks", "split", "transforms", "backbone", "weights", "limits")
+"""The fields of an experiment that belong to its protocol: what was asked, not how it was computed."""
 _MOST_SIZES = 12
 """Limit of the task sizes that `shape` lists."""
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """The conditions that must agree for two runs to be compared.
+    """The conditions that must agree for two runs to share a table.
+
+    Precision is none of them: it tells how a run was computed, marks its row (see `reporting.precision`) and keeps the
+    row's seeds apart from those of another precision.
 
     `classes`, the number of classes in the whole stream, follows from the other fields and is not compared.
     """
@@ -35,7 +36,6 @@ class Protocol:
     transforms: ImageTransforms
     backbone: str
     weights: str
-    precision: str
     limits: Limits
     classes: int = field(compare=False)
 

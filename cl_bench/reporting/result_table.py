@@ -13,6 +13,7 @@ import pandas as pd
 from cl_bench import metrics
 from cl_bench.errors import counted
 from cl_bench.experiment import Value
+from cl_bench.reporting import precision
 from cl_bench.reporting.protocol import Protocol
 from cl_bench.reporting.runs import Run, Section
 from cl_bench.reporting.text_tables import DAGGER, DASH, DOUBLE_DAGGER, TIMES, Column, TextTable, by_row
@@ -50,6 +51,7 @@ class ResultRow:
         sequential: whether the tasks were learned one after the other.
         leaky: whether predictions depend on other samples of the batch, as in released code with a known fault.
         mixed: one text per run that was resumed in another environment: what changed between its sessions.
+        precision: resolved precision of the backbone, the same in all runs.
     """
 
     label: str
@@ -69,6 +71,7 @@ class ResultRow:
     sequential: bool
     leaky: bool
     mixed: tuple[str, ...]
+    precision: str
 
     @property
     def acc(self) -> Summary:
@@ -115,7 +118,8 @@ def build(section: Section) -> ResultTable:
     rows = [_row(label, runs) for label, runs in section.rows.items()]
     if not section.chosen:
         rows.sort(key=lambda row: (-row.acc.mean, row.label))
-    return ResultTable(section.protocol, section.slug, tuple(rows), _caption(section.protocol), tuple(_notes(rows)))
+    notes = [*_notes(rows), *filter(None, [precision.note(section)])]
+    return ResultTable(section.protocol, section.slug, tuple(rows), _caption(section), tuple(notes))
 
 
 def text_table(table: ResultTable) -> TextTable:
@@ -134,8 +138,8 @@ def frame(tables: Sequence[ResultTable]) -> pd.DataFrame:
             points (e.g. `acc ±`); both NaN where the metric is undefined, the half-width also for a single run.
         `COST_COLUMNS`: number of seeds, minutes per run, parameters trained, minutes of the hyper-parameter search (NaN
             without one).
-        `benchmark`, `scenario`, `tasks`, `backbone`, `precision`, `protocol`: the protocol and its digest, which
-            identifies the table.
+        `benchmark`, `scenario`, `tasks`, `backbone`, `precision`, `protocol`: the conditions of the row, and the digest
+            of the protocol, which identifies the table.
     """
     rows = [
         {
@@ -149,7 +153,7 @@ def frame(tables: Sequence[ResultTable]) -> pd.DataFrame:
             "scenario": table.protocol.scenario,
             "tasks": table.protocol.num_tasks,
             "backbone": table.protocol.backbone,
-            "precision": table.protocol.precision,
+            "precision": row.precision,
             "protocol": table.protocol.digest,
         }
         for table in tables
@@ -229,6 +233,7 @@ def _row(label: str, runs: Sequence[Run]) -> ResultRow:
         sequential=runs[0].sequential,
         leaky=first.leaky,
         mixed=tuple(dict.fromkeys(f"seed {run.record.experiment.seed}: {run.mixed}" for run in runs if run.mixed)),
+        precision=runs[0].precision,
     )
 
 
@@ -257,7 +262,7 @@ def _csv_data(table: ResultTable) -> pd.DataFrame:
             "backbone": protocol.backbone,
             "weights": protocol.weights,
             "split": protocol.split,
-            "precision": protocol.precision,
+            "precision": row.precision,
             "transforms": protocol.transforms.model_dump_json(),
             "limits": protocol.limits.model_dump_json(exclude_none=True),
         }
@@ -267,13 +272,14 @@ def _csv_data(table: ResultTable) -> pd.DataFrame:
     return frame.astype(dict.fromkeys(counts, "Int64"))
 
 
-def _caption(protocol: Protocol) -> str:
+def _caption(section: Section) -> str:
+    protocol = section.protocol
     size = protocol.transforms.size
     limits = protocol.limits_text()
     return (
         f"{protocol.benchmark}, {protocol.scenario}, {protocol.shape}; "
         f"backbone {protocol.backbone} at {size} {TIMES} {size} (weights {protocol.weights[:8]}), "
-        f"split {protocol.split[:8]}, {protocol.precision} (protocol {protocol.digest})."
+        f"split {protocol.split[:8]}, {precision.text(section)} (protocol {protocol.digest})."
         + (f" A cut-down trial: {limits}." if limits else "")
     )
 

@@ -1,7 +1,7 @@
 """Grouping of runs into rows and tables.
 
-Runs with the same `Protocol` share a table. A *row* of the table is a method with its hyper-parameters and revision;
-the runs of a row differ only in seed and class order.
+Runs with the same `Protocol` share a table. A *row* of the table is a method with its hyper-parameters and revision, in
+one precision and one form of image storage; the runs of a row differ only in seed and class order.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import gc
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,8 @@ from cl_bench.store import RunRecord, Store
 
 _REPEAT_FIELDS = ("seed", "class_order")
 _Identity = frozenset[tuple[str, str]]
+_Conditions = tuple[Protocol, str]
+"""A protocol and a precision: rows of the same label are one row only if these agree."""
 _LONGEST_LABEL = 300
 """Characters; longer labels are cut."""
 
@@ -35,7 +37,9 @@ class Run:
     """One stored run with its place in the report.
 
     Attributes:
-        label: name of the row, unique within the protocol.
+        label: name of the row, unique within the protocol: `unmarked`, with the precision in its brackets if most rows
+            of the protocol have another, e.g. `sdlora[bf16]`.
+        unmarked: name of the row without that mark, unique among the rows of the same protocol and precision.
         origin: name of the results folder that the run was read from.
     """
 
@@ -43,6 +47,12 @@ class Run:
     origin: str
     protocol: Protocol
     label: str
+    unmarked: str
+
+    @property
+    def precision(self) -> str:
+        """Resolved precision of the backbone, `fp32` or `bf16`."""
+        return self.record.experiment.precision
 
     @property
     def sequential(self) -> bool:
@@ -91,6 +101,11 @@ class Section:
         return [run for runs in self.rows.values() for run in runs]
 
     @property
+    def precisions(self) -> dict[str, str]:
+        """Precision of each row, by label."""
+        return {label: runs[0].precision for label, runs in self.rows.items()}
+
+    @property
     def ceilings(self) -> tuple[str, ...]:
         """Labels of the rows trained on all tasks at once (joint training); anytime metrics are undefined for them."""
         return tuple(label for label, runs in self.rows.items() if not runs[0].sequential)
@@ -127,31 +142,35 @@ def label_runs(records: Iterable[tuple[RunRecord, str]]) -> list[Run]:
     known: defaultdict[tuple[str, int | str], dict[str, Value]] = defaultdict(dict)
     for record, _ in found:
         known[record.experiment.method, record.experiment.revision].update(record.experiment.defaults)
-    unique: dict[tuple[Protocol, _Identity, int, str], tuple[RunRecord, str]] = {}
+    unique: dict[tuple[_Conditions, _Identity, int, str], tuple[RunRecord, str]] = {}
     for record, origin in found:
         identity = _identity(record, known[record.experiment.method, record.experiment.revision])
-        place = (Protocol.of(record), identity, record.experiment.seed, record.experiment.class_order)
+        conditions: _Conditions = Protocol.of(record), record.experiment.precision
+        place = (conditions, identity, record.experiment.seed, record.experiment.class_order)
         unique.setdefault(place, (record, origin))
-    labels: defaultdict[Protocol, dict[_Identity, str]] = defaultdict(dict)
-    for (protocol, identity, _, _), (record, _) in unique.items():
+    labels: defaultdict[_Conditions, dict[_Identity, str]] = defaultdict(dict)
+    for (conditions, identity, _, _), (record, _) in unique.items():
         # The same row can have several labels, e.g. with a default spelled out: the shortest one is used.
-        candidates = [record.label, labels[protocol].get(identity, record.label)]
-        labels[protocol][identity] = min(candidates, key=lambda label: (len(label), label))
-    distinct = {protocol: _distinct(rows) for protocol, rows in labels.items()}
+        candidates = [record.label, labels[conditions].get(identity, record.label)]
+        labels[conditions][identity] = min(candidates, key=lambda label: (len(label), label))
+    distinct = {conditions: _distinct(rows) for conditions, rows in labels.items()}
+    marked = _marked(distinct)
     return [
-        _with_printable_texts(record, origin, protocol, distinct[protocol][identity])
-        for (protocol, identity, _, _), (record, origin) in unique.items()
+        _with_printable_texts(
+            record, origin, conditions[0], marked[conditions][identity], distinct[conditions][identity]
+        )
+        for (conditions, identity, _, _), (record, origin) in unique.items()
     ]
 
 
-def _with_printable_texts(record: RunRecord, origin: str, protocol: Protocol, label: str) -> Run:
+def _with_printable_texts(record: RunRecord, origin: str, protocol: Protocol, label: str, unmarked: str) -> Run:
     """The run with control characters replaced in all texts that reports show (see `printable`)."""
     texts = {name: getattr(record, name) for name in _TEXTS}
     safe = _printable(texts)
     if safe != texts:
         record = record.model_copy(update=safe)
         protocol = Protocol.of(record)
-    return Run(record, printable(origin), protocol, label)
+    return Run(record, printable(origin), protocol, label, unmarked)
 
 
 _TEXTS = ("label", "recipe", "experiment", "environment", "earlier_sessions")
@@ -215,19 +234,21 @@ def sections(runs: Iterable[Run]) -> list[Section]:
 
 
 def _identity(record: RunRecord, defaults: dict[str, Value]) -> _Identity:
-    """Identity of a row, as (name, JSON value) pairs: the experiment without protocol, seed and class order.
+    """Identity of a row among those of its conditions, as (name, JSON value) pairs.
+
+    They are the fields of the experiment that are no part of protocol, precision, seed and class order.
 
     Hyper-parameters are compared with defaults filled in, so that a changed default cannot merge two different runs. A
     hyper-parameter that is missing in an older record counts as its default, as in the content key.
     """
-    excluded = {*PROTOCOL_FIELDS, *_REPEAT_FIELDS, "defaults", "hyperparameters"}
+    excluded = {*PROTOCOL_FIELDS, "precision", *_REPEAT_FIELDS, "defaults", "hyperparameters"}
     fields = record.experiment.model_dump(mode="json", exclude=excluded)
     resolved = defaults | record.experiment.hyperparameters
     return frozenset((name, json.dumps(value)) for name, value in [*fields.items(), *resolved.items()])
 
 
 def _distinct(labels: dict[_Identity, str]) -> dict[_Identity, str]:
-    """Unique labels for the rows of a protocol: rows with the same label get the options in which they differ."""
+    """Unique labels for rows of the same conditions: rows with the same label get the options in which they differ."""
     result = dict(labels)
     for _ in range(2):  # twice, because a new label may equal the original label of another row
         by_label: defaultdict[str, list[_Identity]] = defaultdict(list)
@@ -241,21 +262,58 @@ def _distinct(labels: dict[_Identity, str]) -> dict[_Identity, str]:
     taken: set[str] = set()
     for identity in sorted(result, key=sorted):
         whole = printable(result[identity])
-        label = short = whole if len(whole) <= _LONGEST_LABEL else f"{whole[:_LONGEST_LABEL]} ..."
-        number = 1
-        while label in taken:
-            number += 1
-            label = f"{short} ({number})"
-        taken.add(label)
-        result[identity] = label
+        short = whole if len(whole) <= _LONGEST_LABEL else f"{whole[:_LONGEST_LABEL]} ..."
+        result[identity] = _untaken(short, taken)
     return result
 
 
-def _with_options(label: str, options: list[tuple[str, str]]) -> str:
-    """Add options to the brackets of a label: `sdlora` and epochs 5 give `sdlora[epochs=5]`."""
-    if not options:
+def _untaken(label: str, taken: set[str]) -> str:
+    """The label, with a number if it is taken; it then counts as taken."""
+    unique, number = label, 1
+    while unique in taken:
+        number += 1
+        unique = f"{label} ({number})"
+    taken.add(unique)
+    return unique
+
+
+def usual_precision(rows: Mapping[str, int]) -> str:
+    """The precision with most rows, fp32 of equals: its rows carry no mark.
+
+    Args:
+        rows: number of rows by precision.
+    """
+    return max(rows, key=lambda precision: (rows[precision], precision == "fp32", precision))
+
+
+def _marked(labels: Mapping[_Conditions, Mapping[_Identity, str]]) -> dict[_Conditions, dict[_Identity, str]]:
+    """Labels that are unique in their protocol: rows of another precision than the usual one are marked with it."""
+    rows: defaultdict[Protocol, Counter[str]] = defaultdict(Counter)
+    for (protocol, precision), found in labels.items():
+        rows[protocol][precision] += len(found)
+    usual = {protocol: usual_precision(counts) for protocol, counts in rows.items()}
+    taken: defaultdict[Protocol, set[str]] = defaultdict(set)
+    result = {}
+    # Labels without a mark come first, so that they stay as they are.
+    for conditions in sorted(labels, key=lambda one: (one[1] != usual[one[0]], one[1])):
+        protocol, precision = conditions
+        mark = "" if precision == usual[protocol] else precision
+        result[conditions] = {
+            identity: _untaken(_in_brackets(labels[conditions][identity], mark), taken[protocol])
+            for identity in sorted(labels[conditions], key=sorted)
+        }
+    return result
+
+
+def _in_brackets(label: str, words: str) -> str:
+    """Add words to the brackets of a label: `sdlora` and `epochs=5` give `sdlora[epochs=5]`."""
+    if not words:
         return label
+    return f"{label[:-1]},{words}]" if label.endswith("]") else f"{label}[{words}]"
+
+
+def _with_options(label: str, options: list[tuple[str, str]]) -> str:
+    """Add options to the brackets of a label."""
     # The revision of a method file is a long hash, of which 8 digits are enough.
     texts = [re.sub(r"^([0-9a-f]{8})[0-9a-f]{8,}$", r"\1", value.strip('"')) for _, value in options]
-    words = ",".join(f"{name}={text}" for (name, _), text in zip(options, texts, strict=True))
-    return f"{label[:-1]},{words}]" if label.endswith("]") else f"{label}[{words}]"
+    return _in_brackets(label, ",".join(f"{name}={text}" for (name, _), text in zip(options, texts, strict=True)))

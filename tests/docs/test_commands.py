@@ -27,6 +27,8 @@ from tests.helpers.pages import Command
 PLACEHOLDER = re.compile(r"[A-Z][A-Z_]*\d?|.*\.\.\.")
 """What a reader replaces: NAME, KEY, FILE, `sdlora[directions=...]`."""
 KEY = re.compile(r"[0-9a-f]{4,16}")
+MARK = re.compile(r",(?:fp32|bf16)(?=\])|\[(?:fp32|bf16)\]")
+"""A mark of precision in the label of a row, which no option of a method is."""
 FIGURES = [*figure_layouts(), *plots.NAMES, "ranks"]
 METHODS, STREAMS = registry.names(), streams.names()
 ICONS = streams.find("icons-100")
@@ -100,7 +102,7 @@ def check_names(path: str, given: Mapping[str, Any], earlier: Collection[str]) -
     rows = [*listed(values.get("methods")), *listed(values.get("named")), *listed(values.get("label"))]
     rows += listed(values.get("names")) if path == "audit" else listed(values.get("baseline"))
     for row in rows:
-        for spec in parse_methods(str(row)):
+        for spec in parse_methods(MARK.sub("", str(row))):
             if spec.name not in own:
                 check_row(str(spec))
     for benchmark in listed(values.get("benchmark")):

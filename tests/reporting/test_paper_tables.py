@@ -263,7 +263,7 @@ def test_tasks_of_other_sizes_are_another_protocol(tmp_path: Path) -> None:
     uneven = as_paper("sdlora", 1)
     sizes = uneven.experiment.model_copy(update={"tasks": (60, 50, 40, 30, 20)})
     uneven = uneven.model_copy(update={"experiment": sizes, "key": sizes.key})
-    runs = [Run(run, "mine", Protocol.of(run), "sdlora") for run in (*even, uneven)]
+    runs = [Run(run, "mine", Protocol.of(run), "sdlora", "sdlora") for run in (*even, uneven)]
     table = paper_tables.build("sdlora-table2", runs)
     assert len(lines(table, "SD-LoRA")) == 2
     assert any("60 + 50 + 40 + 30 + 20 classes" in note for note in table.text_table.notes if note.startswith("["))

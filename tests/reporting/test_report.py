@@ -133,7 +133,6 @@ def test_notes_list_seeds_and_class_orders(runs: Path) -> None:
         {"weights": "11" * 32},
         {"backbone": "vit_base_patch16_224.augreg_in21k"},
         {"limits": Limits(tasks=None, train_per_class=None, test_per_class=5)},
-        {"precision": "bf16"},
     ],
     ids=lambda changes: next(iter(changes)),
 )

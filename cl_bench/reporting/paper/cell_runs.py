@@ -37,7 +37,7 @@ class StreamColumn:
 
 @dataclass(frozen=True)
 class RunGroup:
-    """Runs of one row on one stream, of one protocol and configuration; `marks` describe their differences."""
+    """Runs of one row on one stream, of one protocol, configuration and precision; `marks` describe differences."""
 
     runs: tuple[Run, ...]
     marks: tuple[str, ...]
@@ -49,11 +49,13 @@ class StreamRuns:
 
     Attributes:
         main: the protocol with most runs; None without runs.
-        rows: groups of runs by label; groups of the main protocol come first, larger groups before smaller ones.
+        precision: the precision of most of those runs; empty without runs.
+        rows: groups of runs by label; those of the main protocol and precision come first, larger before smaller ones.
         trials: number of runs that were left out because they used only a part of the data.
     """
 
     main: Protocol | None = None
+    precision: str = ""
     rows: Mapping[str, Sequence[RunGroup]] = field(default_factory=dict)
     trials: int = 0
 
@@ -67,7 +69,7 @@ def choose_runs(stream: StreamColumn, labels: Sequence[str], runs: Sequence[Run]
         paper: protocol to compare with; None: marks only describe differences between runs.
     """
     fitting: defaultdict[str, defaultdict[tuple[Protocol, str], list[Run]]] = defaultdict(lambda: defaultdict(list))
-    sizes: defaultdict[Protocol, int] = defaultdict(int)
+    sizes: defaultdict[tuple[Protocol, str], int] = defaultdict(int)
     trials = 0
     for run in sorted(runs, key=lambda run: (run.record.experiment.seed, run.record.experiment.class_order, run.label)):
         if run.record.label not in labels or not stream.fits(run.protocol):
@@ -76,19 +78,23 @@ def choose_runs(stream: StreamColumn, labels: Sequence[str], runs: Sequence[Run]
             trials += 1
             continue
         fitting[run.record.label][run.protocol, run.label].append(run)
-        sizes[run.protocol] += 1
+        sizes[run.protocol, run.precision] += 1
     if not sizes:
         return StreamRuns(trials=trials)
-    main = max(sizes, key=lambda protocol: (sizes[protocol], protocol.digest))
+    usual = max(sizes, key=lambda one: (sizes[one], one[0].digest, one[1]))
+    main, precision = usual
     rows = {}
     for label in (label for label in labels if label in fitting):
-        kinds = sorted(fitting[label].items(), key=lambda item: (item[0][0] != main, -len(item[1]), item[0][1]))
+        kinds = sorted(
+            fitting[label].items(),
+            key=lambda item: ((item[0][0], item[1][0].precision) != usual, -len(item[1]), item[0][1]),
+        )
         first = kinds[0][1][0]
         rows[label] = [
-            RunGroup(tuple(found), (*_against_paper(found[0], paper), *_against_column(found[0], main, first)))
+            RunGroup(tuple(found), (*_against_paper(found[0], paper), *_against_column(found[0], usual, first)))
             for _, found in kinds
         ]
-    return StreamRuns(main, rows, trials)
+    return StreamRuns(main, precision, rows, trials)
 
 
 def _against_paper(run: Run, paper: Paper | None) -> Iterator[str]:
@@ -115,9 +121,9 @@ def _against_paper(run: Run, paper: Paper | None) -> Iterator[str]:
         yield f"{'1 epoch' if epochs == 1 else f'{epochs} epochs'} (paper: {' or '.join(map(str, known_epochs))})"
 
 
-def _against_column(run: Run, main: Protocol, first: Run) -> Iterator[str]:
-    """Differences from the column's protocol, and from the configuration of the row's first line, in words."""
-    protocols = _protocol_facts(run.protocol), _protocol_facts(main)
+def _against_column(run: Run, usual: tuple[Protocol, str], first: Run) -> Iterator[str]:
+    """Differences from the column's protocol and precision, and from the configuration of the row's first line."""
+    protocols = _conditions(run.protocol, run.precision), _conditions(*usual)
     record, other = run.record.experiment, first.record.experiment
     # A hyper-parameter that one revision lacks counts as the default of the other, as in `runs.label_runs`.
     defaults = other.defaults | record.defaults
@@ -135,11 +141,11 @@ def _against_column(run: Run, main: Protocol, first: Run) -> Iterator[str]:
             yield ", ".join(changes)
 
 
-def _protocol_facts(protocol: Protocol) -> dict[str, object]:
-    """All fields of a protocol by name, except limits, which no run here has."""
-    names = ("benchmark", "scenario", "backbone", "precision", "weights", "split")
+def _conditions(protocol: Protocol, precision: str) -> dict[str, object]:
+    """The precision, and all fields of a protocol by name, except limits, which no run here has."""
+    names = ("benchmark", "scenario", "backbone", "weights", "split")
     facts: dict[str, object] = {name: getattr(protocol, name) for name in names}
-    return facts | {"tasks": protocol.shape} | protocol.transforms.model_dump()
+    return facts | {"precision": precision, "tasks": protocol.shape} | protocol.transforms.model_dump()
 
 
 def _equal(one: Any, other: Any) -> bool:

@@ -124,8 +124,8 @@ def _with_rows(panels: Iterable[PanelLayout], selection: Selection) -> list[Pane
 
 
 def _choose(panel: PanelLayout, runs: Iterable[Run]) -> tuple[dict[str, list[Run]], list[str]]:
-    """The runs of a panel by row, all of the protocol with the most runs; and a note on runs of other protocols."""
-    fitting: defaultdict[Protocol, list[Run]] = defaultdict(list)
+    """The runs of a panel by row, of the protocol and precision with the most runs; and a note on the other runs."""
+    fitting: defaultdict[tuple[Protocol, str], list[Run]] = defaultdict(list)
     for run in runs:
         protocol = run.protocol
         limits = protocol.limits.model_dump(exclude_none=True)
@@ -137,16 +137,24 @@ def _choose(panel: PanelLayout, runs: Iterable[Run]) -> tuple[dict[str, list[Run
             and run.record.label in panel.rows
             and _has(panel.kind, run)
         ):
-            fitting[protocol].append(run)
+            fitting[protocol, run.precision].append(run)
     if not fitting:
         return {}, []
-    main = max(fitting, key=lambda protocol: (len(fitting[protocol]), protocol.digest))
+    main = max(fitting, key=lambda one: (len(fitting[one]), one[0].digest, one[1]))
     by_row: defaultdict[str, list[Run]] = defaultdict(list)
     for run in fitting[main]:
         by_row[run.record.label].append(run)
-    others = sum(len(found) for protocol, found in fitting.items() if protocol != main)
-    note = f"Left out: {counted(others, 'run')} on {_stream(panel)} with a protocol other than {main.digest}."
-    return dict(by_row), [note] if others else []
+    protocol, precision = main
+    elsewhere = sum(len(found) for (other, _), found in fitting.items() if other != protocol)
+    computed = sum(len(found) for one, found in fitting.items() if one[0] == protocol and one != main)
+    notes = []
+    if elsewhere:
+        where = f"{counted(elsewhere, 'run')} on {_stream(panel)}"
+        notes.append(f"Left out: {where} with a protocol other than {protocol.digest}.")
+    if computed:
+        where = f"{counted(computed, 'run')} on {_stream(panel)}"
+        notes.append(f"Left out: {where} with a precision other than {precision}, that of most runs.")
+    return dict(by_row), notes
 
 
 def _has(kind: Kind, run: Run) -> bool:

@@ -262,8 +262,8 @@ def _notes(
         yield by_row("Runs", [(place, _seeds(len(group.runs))) for place, group in places])
         recipes = [(place, ", ".join(sorted({run.record.recipe for run in group.runs}))) for place, group in places]
         yield by_row("Hyper-parameters", recipes)
-        protocols = [(stream, one.main) for stream, one in by_stream.items() if one.main]
-        yield by_row("Protocol of ours", [(str(stream), _protocol(protocol)) for stream, protocol in protocols])
+        protocols = [(str(stream), _protocol(one.main, one.precision)) for stream, one in by_stream.items() if one.main]
+        yield by_row("Protocol of ours", protocols)
     if own and spread:
         yield (
             "Paper: mean (standard error) over five runs. z: difference in units of the combined standard error; "
@@ -293,5 +293,5 @@ def _seeds(count: int) -> str:
     return f"{count} per cell" if count > 1 else "1 per cell, so no standard error"
 
 
-def _protocol(protocol: Protocol) -> str:
-    return f"{protocol.digest} (weights {protocol.weights[:8]}, split {protocol.split[:8]}, {protocol.precision})"
+def _protocol(protocol: Protocol, precision: str) -> str:
+    return f"{protocol.digest} (weights {protocol.weights[:8]}, split {protocol.split[:8]}, {precision})"
