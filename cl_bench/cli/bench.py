@@ -13,7 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from cl_bench.cli.shared import err, loading, out, split_given, takes
+from cl_bench.cli.shared import err, loading, out, split_given, takes, warn
 from cl_bench.errors import UserError, counted
 from cl_bench.options import ExecutionOptions, RunOptions
 
@@ -44,6 +44,8 @@ def bench(
 
     where = pick_device(how.device)
     planned = plan.plan_options([options], partial(resolve_precision, device=where))
+    for remark in dict.fromkeys(remark for run in planned for remark in run.remarks):
+        warn(remark)
     bench_all(planned, where, Settings(compiled=how.compile), task - 1, steps, as_json)
 
 

@@ -25,8 +25,8 @@ TRIALS = "results/tuning"
 
 
 @takes(
-    "methods", "method_file", "seeds", "root", "backbone", "precision", "set", "results", "device", "jobs",
-    seeds="100-101", results=TRIALS, jobs="1",
+    "methods", "method_file", "seeds", "root", "backbone", "precision", "set", "epochs", "results", "device",
+    "jobs", seeds="100-101", results=TRIALS, jobs="1",
 )  # fmt: skip
 def tune(
     given: Mapping[str, Any],
@@ -51,10 +51,11 @@ def tune(
     with loading():
         from cl_bench import backbones, streams
         from cl_bench.contract import registry
-        from cl_bench.running import plan, recipes
+        from cl_bench.running import recipes
         from cl_bench.running.device import pick_device, resolve_precision
+        from cl_bench.running.settings import settings_for
         from cl_bench.streams import DataConfig
-        from cl_bench.studies.tune import Search, TuningTarget
+        from cl_bench.studies.tune import Search, TuningTarget, searchable
 
     data = DataConfig.of(options.root)
     backbone = options.backbone[0] if options.backbone else None
@@ -63,8 +64,11 @@ def tune(
     if output.exists():
         recipes.read(output)
     known = registry.lookup([spec.name for spec in options.methods], options.method_file)
-    fixed = plan.settings_for(known, options.settings)
-    rows = [TuningTarget.of(known[spec.name], spec.options, fixed[spec.name]) for spec in options.methods]
+    fixed = settings_for(known, options.settings)
+    targets = [TuningTarget.of(known[spec.name], spec.options, fixed.options[spec.name]) for spec in options.methods]
+    rows, left_out = searchable(targets)
+    for remark in (*fixed.remarks, *([left_out] if left_out else [])):
+        warn(remark)
     search = Search(
         stream=stream,
         data=data,
@@ -85,7 +89,7 @@ def tune_all(rows: Sequence[TuningTarget], how: Search, output: Path) -> None:
     """Run a search, print every trial, and write the recipes.
 
     Raises:
-        UserError: a row has no hyper-parameter to search, or all its trials failed.
+        UserError: all trials of a row failed.
     """
     from cl_bench.running import recipes
     from cl_bench.studies import tune

@@ -117,7 +117,11 @@ class RunOptions(Options):
     )
     recipes: Path | None = option("Hyper-parameters", "Your own tuned recipes.", parse_path, metavar="FILE")
     set: tuple[str, ...] = option(
-        "Hyper-parameters", "A value: lr=0.1 for all methods, sdlora.rank=8 for one.", parse_setting, (), kind="list"
+        "Hyper-parameters",
+        "A value: lr=0.1 for all methods that have it, sdlora.rank=8 for one.",
+        parse_setting,
+        (),
+        kind="list",
     )
     epochs: int | None = option("Hyper-parameters", "Short for --set epochs=N.", parse_whole_number, metavar="N")
     limit_tasks: int | None = option("Trial", "Only the first N tasks.", parse_whole_number, metavar="N")

@@ -14,7 +14,7 @@ from cl_bench.backbones import Backbone
 from cl_bench.contract import registry
 from cl_bench.contract.method import Method, build_model
 from cl_bench.contract.registry import MethodEntry
-from cl_bench.errors import UserError, counted, unknown_name
+from cl_bench.errors import UserError, counted
 from cl_bench.experiment import (
     Experiment,
     ImagesName,
@@ -29,11 +29,12 @@ from cl_bench.experiment import (
     number_of,
     value_text,
 )
-from cl_bench.grammar import is_order_file, parse_order, parse_settings
+from cl_bench.grammar import is_order_file, parse_order
 from cl_bench.options import RunOptions
 from cl_bench.running import recipes
 from cl_bench.running.preflight import check_extent, constant_loss
 from cl_bench.running.recipes import Recipe, Tuned
+from cl_bench.running.settings import settings_for
 from cl_bench.streams import Benchmark, DataConfig, Source
 from cl_bench.streams.readers.orders import read_order
 from cl_bench.streams.scenarios import sizes_of
@@ -54,6 +55,7 @@ class RunSpec:
         backbone: None: the benchmark's own.
         checkpoint, pretrained, normalise, size: weights and input of the backbone (see `backbones.find`).
         recipe: source of the hyper-parameters that the user does not set (see `recipes.choose`).
+        remarks: sentences that say how the user's options were understood.
     """
 
     method: MethodEntry
@@ -74,6 +76,7 @@ class RunSpec:
     recipe: str = "auto"
     limits: Limits = Limits()
     probe: ProbeName = "none"
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -161,7 +164,7 @@ def plan(specs: Iterable[RunSpec], tuned: Sequence[Tuned] = ()) -> list[PlannedR
             )
         except ValidationError as error:
             raise UserError(f"{label}: {first_fault(error)}") from error
-        remarks = (*setup.remarks, *of_method)
+        remarks = (*setup.remarks, *spec.remarks, *of_method)
         run = PlannedRun(experiment, method, label, recipe, setup.backbone, setup.benchmark.data, remarks)
         runs.setdefault(experiment.key, run)
     return list(runs.values())
@@ -236,19 +239,19 @@ def specs_of(
     """All runs of these options, in the order of benchmarks, backbones, tasks, methods, seeds.
 
     Args:
-        methods: entries by name, at least of all methods in the options.
+        methods: entries by name: those of all methods in the options, and of others in the same command.
         precision_of: resolves the precision option, which depends on the device.
 
     Raises:
-        UserError: the data folder does not exist, or a hyper-parameter is set for all methods and one lacks it.
+        UserError: the data folder does not exist, or a hyper-parameter is set that no method has.
     """
     data = DataConfig.of(options.root, options.skip_bad, options.split_list)
     listed = {spec.name: methods[spec.name] for spec in options.methods}
-    settings = settings_for(listed, options.settings)
+    settings = settings_for(listed, options.settings, methods)
     return [
         RunSpec(
             method=methods[method.name],
-            options={**settings[method.name], **method.options},
+            options={**settings.options[method.name], **method.options},
             seed=seed,
             benchmark=cell.benchmark[0],
             data=data,
@@ -265,6 +268,7 @@ def specs_of(
             recipe=cell.recipe,
             limits=cell.limits,
             probe=cell.probe,
+            remarks=settings.remarks,
         )
         for cell in options.cells()
         for method in cell.methods
@@ -348,27 +352,6 @@ def _check_length(length: int, limits: Limits) -> None:
         raise UserError(
             f"--limit-tasks {limits.tasks} is more than the {counted(length, 'task')} of the stream; leave it out"
         )
-
-
-def settings_for(methods: Mapping[str, MethodEntry], texts: Sequence[str]) -> dict[str, dict[str, str]]:
-    """The hyper-parameters that `--set` values set, by method (see `parse_settings`).
-
-    Raises:
-        UserError: a value cannot be parsed, or one of the methods lacks an unqualified key.
-    """
-    entries = methods.values()
-    keys = [text.split("=")[0].strip() for text in texts]
-    for key in [key for key in keys if "." not in key]:
-        for entry in entries:
-            if key in entry.defaults:
-                continue
-            if any(key in other.defaults for other in entries):
-                raise UserError(
-                    f"--set {key}=... is for every listed method, but '{entry.name}' has no '{key}'; "
-                    "write METHOD." + key + "=... for the ones that have it"
-                )
-            raise unknown_name(f"hyper-parameter of '{entry.name}'", key, entry.defaults)
-    return parse_settings(texts, list(methods))
 
 
 def _label_text(value: Value) -> str:

@@ -140,6 +140,20 @@ class _Outcome:
     failure: str = ""
 
 
+def searchable(targets: Sequence[TuningTarget]) -> tuple[list[TuningTarget], str]:
+    """The targets with hyper-parameters to search, and a sentence about the others; empty if there are none.
+
+    Raises:
+        UserError: no target has a hyper-parameter to search.
+    """
+    fit = [target for target in targets if target.space]
+    rest = ", ".join(f"'{target.label}'" for target in targets if not target.space)
+    reason = f"{rest} has nothing to tune (its search space is empty, or all of it is set)"
+    if not fit:
+        raise UserError(f"{reason}; name a method that declares a 'space'")
+    return fit, f"{reason}, so it is left out" if rest else ""
+
+
 def search(
     targets: Sequence[TuningTarget],
     how: Search,
@@ -149,6 +163,7 @@ def search(
     """Carry out the search.
 
     Args:
+        targets: see `searchable`.
         on_run: called after every run.
         on_warning: called from another thread with a sentence about each worker process that has died.
 
@@ -156,16 +171,13 @@ def search(
         The trials of each target, in order.
 
     Raises:
-        UserError: a target has no hyper-parameters left to search, or a task of the stream has no validation images.
+        UserError: a task of the stream has no validation images.
     """
     import optuna
 
     from cl_bench.running.runner import stream_of
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    for target in targets:
-        if not target.space:
-            raise UserError(f"'{target.label}' has nothing to tune; leave it out (its search space: none)")
     studies = [_study(target) for target in targets]
     for seed in how.seeds:
         # Ends the search before any training if the stream has too few images to validate on.

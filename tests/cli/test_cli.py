@@ -80,6 +80,29 @@ def test_run_computes_nothing_twice_unless_forced(cl_bench: Cli) -> None:
     assert all(path.stat().st_mtime_ns > files[path][1] for path in RUNS.glob("*.json"))
 
 
+def test_a_value_for_all_methods_applies_to_those_that_have_it(cl_bench: Cli) -> None:
+    """The others run as they do without it, under the same keys, and one line names them."""
+    options = ["--epochs", "1", "--set", "rank=2"]
+    outcome = cl_bench("run", "--methods", "simplecil,linear,sdlora", *options, "--dry-run", *TRIAL)
+    assert outcome.code == 0
+    planned = [line.split()[0] for line in outcome.out.splitlines() if " icons-100 " in line]
+    assert planned == ["simplecil", "linear[epochs=1]", "sdlora[epochs=1,rank=2]"]
+    assert outcome.err.splitlines() == [
+        "warning: rank=2 does not apply to simplecil, linear, which have no 'rank'",
+        "warning: epochs=1 does not apply to simplecil, which has no 'epochs'",
+    ]
+    assert computed(cl_bench("run", "--methods", "simplecil", *TRIAL)) == (1, 0)
+    assert computed(cl_bench("run", "--methods", "simplecil,linear", "--epochs", "1", *TRIAL)) == (1, 1)
+
+
+def test_a_suite_takes_a_value_that_one_of_its_grids_has(cl_bench: Cli) -> None:
+    Path("two.yaml").write_text("title: two grids\nruns: [{methods: simplecil}, {methods: linear}]\n")
+    outcome = cl_bench("run", "--suite", "two.yaml", "--epochs", "1", "--dry-run", *TRIAL)
+    assert outcome.code == 0 and "linear[epochs=1]" in outcome.out
+    assert outcome.err.splitlines() == ["warning: epochs=1 does not apply to simplecil, which has no 'epochs'"]
+    assert_refused(cl_bench("run", "--suite", "two.yaml", "--set", "epoch=1", *TRIAL), "Did you mean 'epochs'?")
+
+
 def test_seeds_give_an_interval(cl_bench: Cli) -> None:
     outcome = cl_bench("run", "--methods", "simplecil", "--seeds", "0-1,3", *TRIAL)
     values = np.array([recomputed(run) for run in stored()])
@@ -161,10 +184,19 @@ BAD = {
     "not key=value nor a key": ([*SDLORA, "--set", "fast"], ["'fast'", "key=value"]),
     "no value": ([*SDLORA, "--set", "sdlora.rank="], ["'sdlora.rank='", "key=value"]),
     "--set for another method": ([*SDLORA, "--set", "coda.lr=1"], ["'coda'", "--methods"]),
-    "--set that one method lacks": (
-        ["run", "--methods", "sdlora,coda", "--set", "rank=2"],
-        ["--set rank=...", "'coda' has no 'rank'", "METHOD.rank"],
+    "--set that no method has": (
+        ["run", "--methods", "sdlora,coda,simplecil", "--set", "rnak=2"],
+        ["hyper-parameter of these methods 'rnak'", "Did you mean 'rank'?"],
     ),
+    "--set for a method that lacks it": (
+        ["run", "--methods", "simplecil,sdlora", "--set", "simplecil.epochs=1"],
+        ["hyper-parameter of 'simplecil' 'epochs'"],
+    ),
+    "both kinds of --set, for a method that lacks it": (
+        ["run", "--methods", "simplecil,sdlora", "--set", "epochs=1", "--set", "simplecil.epochs=1"],
+        ["hyper-parameter of 'simplecil' 'epochs'"],
+    ),
+    "--epochs for methods without": (["run", "--methods", "simplecil", "--epochs", "1"], ["'simplecil' 'epochs'"]),
     "bracket left open": (["run", "--methods", "sdlora[rank=2"], ["'sdlora[rank=2'", "NAME[key=value"]),
     "bracket never opened": (["run", "--methods", "sdlora]"], ["'sdlora]'", "NAME[key=value"]),
     "nested brackets": (["run", "--methods", "sdlora[rank=[2]]"], ["'sdlora[rank=[2]]'", "NAME[key=value"]),

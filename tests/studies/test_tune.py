@@ -140,8 +140,9 @@ def test_what_is_set_goes_into_the_recipe_and_is_no_condition_of_it(cl_bench: CL
     """The batch size in the method's own options wins over --set; hyper-parameters that are set are not searched."""
     rows = "linear[batch_size=16],finetune"
     settings = ["--set", "epochs=1", "--set", "batch_size=8", "--set", "linear.schedule=cosine"]
-    cuts = ["--methods", rows, *settings, "--precision", "fp32", "--stream", f"folder:{small}"]
-    assert cl_bench("tune", *cuts, "--backbone", SMALL_BACKBONE, *TUNE[3:], "--budget", "1").code == 0
+    cuts = ["--methods", f"simplecil,{rows}", *settings, "--precision", "fp32", "--stream", f"folder:{small}"]
+    done = cl_bench("tune", *cuts, "--backbone", SMALL_BACKBONE, *TUNE[3:], "--budget", "1")
+    assert done.code == 0 and "'simplecil' has nothing to tune" in done.err and "left out" in done.err
     finetune, linear = entries(tmp_path / "found.toml")
     assert "when" not in finetune and finetune["values"]["batch_size"] == 8 and finetune["values"]["epochs"] == 1
     assert linear["when"] == {"batch_size": 16} and linear["values"].keys() == {"epochs", "lr", "schedule"}
@@ -157,6 +158,10 @@ def test_what_is_set_goes_into_the_recipe_and_is_no_condition_of_it(cl_bench: CL
         (["--methods", "linear", "--set", "coda.lr=3"], "method in --set 'coda'"),
         (["--methods", "linear", "--precision", "fp8"], "fp8"),
         (["--methods", "simplecil"], "'simplecil' has nothing to tune"),
+        (
+            ["--methods", "simplecil,linear[lr=0.1,schedule=cosine]"],
+            "'simplecil', 'linear[lr=0.1,schedule=cosine]' has",
+        ),
         (["--methods", "linear[lr=0.1,schedule=cosine]"], "has nothing to tune"),
         (["--methods", "linear", "--stream", "icons-tun"], "unknown benchmark 'icons-tun'"),
         (["--methods", "linear", "--backbone", "vit_tiny_patch8_32.icon"], "'vit_tiny_patch8_32.icon'"),
