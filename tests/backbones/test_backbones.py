@@ -526,7 +526,7 @@ def test_position_embeddings_are_resampled_as_timm_does_if_asked_for(tmp_path: P
         created = backbones.build_backbone(small(path, size=48)).state_dict()
         hashes.add(backbones.weights_hash(created))
     torch.save(vit.state_dict(), tmp_path / "own.pth")
-    # Without custom_load=False, older versions of timm take the file for an npz, the form of that network's own weights.
+    # Without custom_load=False, older timm versions take the file for an npz, the form of that network's own weights.
     overlay = {"file": str(tmp_path / "own.pth"), "num_classes": 5, "custom_load": False}
     timms = timm.create_model(
         TINY, pretrained=True, pretrained_cfg_overlay=overlay, **{**SMALL, "img_size": 48, "num_classes": 5}
