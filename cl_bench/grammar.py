@@ -253,6 +253,31 @@ def one_of(what: str, *names: str) -> OneOf:
     return OneOf(what, names)
 
 
+@dataclass(frozen=True)
+class SomeOf:
+    """Parser of one or several names, separated by commas; repeated ones count once.
+
+    Attributes:
+        what: the kind of thing that has the name, for messages.
+        names: accepted names.
+    """
+
+    what: str
+    names: tuple[str, ...]
+
+    def __call__(self, text: str, flag: str) -> tuple[str, ...]:
+        found = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+        for name in found:
+            if name not in self.names:
+                raise unknown_name(self.what, name, self.names)
+        return found
+
+
+def some_of(what: str, *names: str) -> SomeOf:
+    """Parser of some of these names."""
+    return SomeOf(what, names)
+
+
 def parse_yes_or_no(text: str, flag: str) -> bool:
     """Parse `yes` or `no` (or `true`, `false`)."""
     known = {"yes": True, "no": False, "true": True, "false": False}
@@ -290,8 +315,4 @@ def parse_pictures(text: str, flag: str = "--pictures") -> tuple[str, ...]:
     Raises:
         UserError: a format is unknown.
     """
-    kinds = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
-    for kind in kinds:
-        if kind not in PICTURES:
-            raise unknown_name(flag, kind, PICTURES)
-    return kinds
+    return SomeOf(flag, PICTURES)(text, flag)

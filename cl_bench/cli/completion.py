@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from cl_bench.errors import UserError
-from cl_bench.grammar import OneOf, parse_yes_or_no
+from cl_bench.grammar import OneOf, SomeOf, parse_yes_or_no
 from cl_bench.options import Option
 
 # What offers names is imported only when Tab is pressed.
@@ -140,6 +140,9 @@ def of_option(name: str, option: Option) -> Completer | None:
     """What completes the values of an option of the list; None: nothing, or files, which the shell completes itself."""
     if isinstance(option.parse, OneOf):
         return one_of(*option.parse.names)
+    if isinstance(option.parse, SomeOf):
+        names = option.parse.names
+        return completer(lambda: names, ",")
     if option.parse is parse_yes_or_no and option.kind != "flag":
         return one_of("yes", "no")
     return _BY_OPTION.get(name)

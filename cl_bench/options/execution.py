@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
-from cl_bench.grammar import number_between, parse_path, parse_text, parse_whole_number, parse_yes_or_no
+from cl_bench.grammar import number_between, parse_path, parse_text, parse_whole_number, parse_yes_or_no, some_of
 from cl_bench.options.option import Options, flag, option
+
+TrackerName = Literal["csv"]
+"""Trackers that runs can log to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +43,16 @@ class ExecutionOptions(Options):
         number_between(),
         10.0,
         metavar="MINUTES",
+    )
+    log: tuple[TrackerName, ...] = option(
+        "Where and how",
+        "Log losses, accuracy per task, learning rate, seconds and memory to csv.",
+        some_of("tracker", *get_args(TrackerName)),
+        (),
+        metavar="NAMES",
+    )
+    log_dir: Path | None = option(
+        "Where and how", "Folder for logs.", parse_path, shown="logs in the results folder", metavar="FOLDER"
     )
     executor: str = option("Where and how", "Executor: here, or ray for all GPUs or a cluster.", parse_text, "here")
     address: str | None = option(

@@ -172,6 +172,8 @@ def _texts_of(name: str, value: Any, option: Option) -> list[str]:
         return [grammar.format_seeds(value)]
     if name == "tasks":
         return [grammar.format_tasks(tasks) for tasks in value]
+    if option.kind == "text" and isinstance(value, tuple):
+        return [",".join(value)]
     several = value if option.kind in ("list", "alternatives") else [value]
     return [_text(one, option) if isinstance(one, bool) else f"{one}" for one in several]
 

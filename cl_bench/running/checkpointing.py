@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from cl_bench import backbones
 from cl_bench.errors import counted
 from cl_bench.experiment import Environment, Session
+from cl_bench.running.device import peak_memory
 from cl_bench.running.plan import PlannedRun
 from cl_bench.running.progress import RunProgress
+from cl_bench.running.tracking import Tracking
 from cl_bench.store import Arrays, predictions
 from cl_bench.streams.scenarios import TaskStream
 from cl_bench.training.checkpoint import Checkpoint, Facts, Stage, random_state, write
@@ -133,13 +135,21 @@ def _with_writer(facts: Facts) -> list[Session]:
     return [*earlier, writer]
 
 
+_STEPS = "steps"
+"""Name of the number of steps in a checkpoint."""
+
+
 class Checkpointer(SupervisedPlugin):  # type: ignore[misc]
     """Writes checkpoints during a run, and measures the time and the training images of the current stage.
 
     Args:
         environment: environment of this process.
         path: where the checkpoint is written; None: write none.
+        tracking: logs what is measured.
         every: minutes between checkpoints inside a task.
+
+    Attributes:
+        steps: training steps and evaluations of the run so far, in all processes.
     """
 
     def __init__(
@@ -148,11 +158,13 @@ class Checkpointer(SupervisedPlugin):  # type: ignore[misc]
         device: torch.device,
         environment: Environment,
         progress: RunProgress,
+        tracking: Tracking,
         path: Path | None,
         every: float,
     ) -> None:
         super().__init__()
-        self.planned, self.progress, self.path, self.every = planned, progress, path, every
+        self.planned, self.device, self.progress, self.tracking = planned, device, progress, tracking
+        self.path, self.every, self.steps = path, every, 0
         # Comparing on the device is ten times faster than on the host. The weights stay on the host, in pinned memory,
         # to leave the device's memory to the run.
         self._pre_trained = {
@@ -180,11 +192,17 @@ class Checkpointer(SupervisedPlugin):  # type: ignore[misc]
             stored=strategy.stored_numbers(),
         )
         self.log.add(counts, stage)
+        self.steps += 1
+        self.tracking.stage(self.log.stages, self.log.total, self.steps, peak_memory(self.device))
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         if strategy.phase.batches is None:
             self._samples += len(strategy.mb_y)
             self.progress.advance(len(strategy.mb_y))
+        self.steps += 1
+        finished = sum(stage.train_seconds + stage.eval_seconds for stage in self.log.stages)
+        # Before the checkpoint: what this step measures is not measured again by a run that resumes from it.
+        self.tracking.step(strategy, self.steps, finished + time.perf_counter() - self._start)
         if strategy.position is not None and time.monotonic() - self._written >= 60 * self.every:
             self.write(strategy)
 
@@ -209,6 +227,7 @@ class Checkpointer(SupervisedPlugin):  # type: ignore[misc]
         tensors |= {name: torch.from_numpy(array) for name, array in self.log.arrays().items()}
         tensors |= {f"probe.{name}": tensor for name, tensor in self.log.probe.tensors().items()}
         tensors |= {f"random.{name}": state for name, state in random_state().items()}
+        tensors[_STEPS] = torch.tensor(self.steps)
         try:
             write(self.path, Checkpoint(content.facts, tensors))
         except OSError as error:
@@ -216,6 +235,17 @@ class Checkpointer(SupervisedPlugin):  # type: ignore[misc]
                 self.progress.warn(f"no checkpoint of {self.planned.label} can be written ({error.strerror})")
             self._warned = True
         self._written = time.monotonic()
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Take over the results and the number of steps of an earlier process from its checkpoint.
+
+        Raises:
+            KeyError, RuntimeError, ValueError: the parts of the checkpoint contradict each other.
+        """
+        self.log.restore(checkpoint)
+        steps = checkpoint.tensors.get(_STEPS)
+        # Checkpoints of version 0.1.0 do not have it.
+        self.steps = 0 if steps is None else int(steps)
 
     def _is_pre_trained(self, name: str, tensor: torch.Tensor) -> bool:
         """Whether a tensor is an unchanged pre-trained weight of the backbone, which a checkpoint can leave out."""

@@ -17,10 +17,12 @@ from cl_bench.errors import UserError
 from cl_bench.experiment import differences, value_text
 from cl_bench.models.vit import Execution
 from cl_bench.randomness import seeded
-from cl_bench.running.checkpointing import Checkpointer
+from cl_bench.running.checkpointing import Checkpointer, StageLog
 from cl_bench.running.device import environment_of, peak_memory, set_up, synchronize
 from cl_bench.running.plan import PlannedRun
 from cl_bench.running.progress import RunProgress
+from cl_bench.running.trackers import LogConfig
+from cl_bench.running.tracking import Tracking
 from cl_bench.store import Arrays, RunRecord, Store
 from cl_bench.streams.scenarios import TaskStream, build
 from cl_bench.training.checkpoint import Position, UnusableCheckpoint, read, restore, restore_random_state
@@ -38,6 +40,7 @@ class Settings:
         compiled: compile the backbone; None: only on a GPU, where this saves time.
         deterministic: use slower kernels that repeat their results bit by bit on one device.
         replace: replace a stored result.
+        log: what the run logs to; None: nothing.
     """
 
     checkpoint_every: float = 10.0
@@ -45,6 +48,7 @@ class Settings:
     compiled: bool | None = None
     deterministic: bool = False
     replace: bool = False
+    log: LogConfig | None = None
 
 
 def run(
@@ -98,10 +102,11 @@ def execute(
     test_images = sum(len(experience.dataset) for experience in stream.test)
     train_images = sum(len(experience.dataset) for experience in experiences)
     epochs = int(getattr(method, "epochs", 0))
+    tracking = Tracking(settings.log, planned, progress)
 
     def begin() -> tuple[ContinualStrategy, Checkpointer]:
         every = settings.checkpoint_every
-        checkpointer = Checkpointer(planned, device, environment, progress, checkpoint, every)
+        checkpointer = Checkpointer(planned, device, environment, progress, tracking, checkpoint, every)
         return strategy_of(planned, stream, device, execution, checkpointer), checkpointer
 
     strategy, checkpointer, position = _begin(planned, stream, stages, experiences, begin, progress, checkpoint)
@@ -115,31 +120,44 @@ def execute(
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     began = time.perf_counter()
-    for index, experience in enumerate(experiences[done:], start=done):
-        checkpointer.begin_stage(position.seconds if position else 0.0, position.samples if position else 0)
-        position = None
-        strategy.train(experience, eval_streams=[])
-        synchronize(device)
-        trained = time.perf_counter()
-        counts = strategy.count_matrix(stream.test, learned=stages[index][-1] + 1)
-        checkpointer.end_stage(counts, strategy, trained)
-        log.probe.after_stage(index, strategy, stream.test)
-        progress.advance(test_images)
-        progress.stage(index, len(stages), _accuracy(counts), time.perf_counter() - began)
-        if index + 1 < len(stages):
-            checkpointer.write(strategy)
-            if index == done:
-                check_restores(planned, strategy)
+    with tracking.logging(environment, checkpointer.steps):
+        for index, experience in enumerate(experiences[done:], start=done):
+            checkpointer.begin_stage(position.seconds if position else 0.0, position.samples if position else 0)
+            position = None
+            strategy.train(experience, eval_streams=[])
+            synchronize(device)
+            trained = time.perf_counter()
+            counts = strategy.count_matrix(stream.test, learned=stages[index][-1] + 1)
+            checkpointer.end_stage(counts, strategy, trained)
+            log.probe.after_stage(index, strategy, stream.test)
+            progress.advance(test_images)
+            progress.stage(index, len(stages), _accuracy(counts), time.perf_counter() - began)
+            if index + 1 < len(stages):
+                checkpointer.write(strategy)
+                if index == done:
+                    check_restores(planned, strategy)
+        return _record(planned, stream, stages, strategy, log, device), log.arrays()
 
+
+def _record(
+    planned: PlannedRun,
+    stream: TaskStream,
+    stages: Sequence[Sequence[int]],
+    strategy: ContinualStrategy,
+    log: StageLog,
+    device: torch.device,
+) -> RunRecord:
+    """The record of a run whose stages are all finished."""
     finished = log.stages
-    record = RunRecord(
-        key=experiment.key,
+    test_images = sum(len(experience.dataset) for experience in stream.test)
+    return RunRecord(
+        key=planned.experiment.key,
         label=planned.label,
         recipe=planned.recipe.name,
         tuning_trials=planned.recipe.trials,
         tuning_minutes=planned.recipe.minutes,
-        experiment=experiment,
-        stages=stages,
+        experiment=planned.experiment,
+        stages=[list(tasks) for tasks in stages],
         sessions=log.sessions,
         correct=[stage.correct for stage in finished],
         correct_task_aware=[stage.correct_task_aware for stage in finished],
@@ -153,13 +171,12 @@ def execute(
         trainable=[stage.trainable for stage in finished],
         stored=[stage.stored for stage in finished],
         flops_per_image=flops_of(strategy, stream),
-        forward_passes=method.passes(strategy.tasks_learned),
+        forward_passes=planned.method.passes(strategy.tasks_learned),
         peak_memory_bytes=peak_memory(device),
-        environment=environment,
+        environment=log.environment,
         earlier_sessions=log.earlier_sessions,
         traces=strategy.traces,
     )
-    return record, log.arrays()
 
 
 def _begin(
@@ -189,7 +206,7 @@ def _begin(
         if content is None:
             return strategy, checkpointer, None
         try:
-            log.restore(content)
+            checkpointer.restore(content)
             log.check(content.facts, stream, stages)
             strategy.resume(content, experiences[len(log.stages)])
             if content.facts.position is None and strategy.stored_numbers() != log.stages[-1].stored:

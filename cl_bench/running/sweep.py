@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cl_bench.running.plan import PlannedRun
     from cl_bench.running.progress import RunProgress
     from cl_bench.running.ray_executor import RayExecutor
+    from cl_bench.running.trackers import LogConfig
 
 # Functions import torch and avalanche only when they need them, so that bad input is refused at once.
 
@@ -56,6 +57,7 @@ class Sweep:
         device: device of the runs; with Ray, the one on which they will probably execute.
         how: options of execution.
         ray_executor: None: runs execute on this host without Ray.
+        log: what runs log to; None: nothing.
     """
 
     planned: Sequence[PlannedRun]
@@ -63,6 +65,7 @@ class Sweep:
     device: torch.device
     how: ExecutionOptions
     ray_executor: RayExecutor | None
+    log: LogConfig | None = None
 
     @classmethod
     def of(
@@ -81,15 +84,17 @@ class Sweep:
         """
         ray_executor = _ray_executor(how)
         store = Store(how.results)
+        log = None
         if not how.dry_run:
             store.check_writable()
+            log = _log_config(how)
         with loading():
             from cl_bench.running.device import pick_device, resolve_precision
             from cl_bench.running.plan import plan_options
         device = ray_executor.likely_device() if ray_executor else pick_device(how.device)
         with _preserve_random_state():
             planned = plan_options(wanted, partial(resolve_precision, device=device))
-        return cls(planned, store, device, how, ray_executor)
+        return cls(planned, store, device, how, ray_executor, log)
 
     def missing(self, on_damaged: Callable[[str], None]) -> list[PlannedRun]:
         """The runs to carry out: those that are not stored, or all with `force`.
@@ -133,7 +138,9 @@ class Sweep:
         from cl_bench.running.runner import Settings
 
         how = self.how
-        settings = Settings(how.checkpoint_every, how.force, how.compile, how.deterministic, replace=how.force)
+        settings = Settings(
+            how.checkpoint_every, how.force, how.compile, how.deterministic, replace=how.force, log=self.log
+        )
         executor = self.ray_executor or local_executor(self.planned, self.device, how.jobs)
         outcomes = []
         with (
@@ -175,6 +182,23 @@ def _preserve_random_state() -> Iterator[None]:
         finally:
             np.random.set_state(of_numpy)
             random.setstate(of_python)
+
+
+def _log_config(how: ExecutionOptions) -> LogConfig | None:
+    """What runs log to, if the options ask for it; else None.
+
+    Raises:
+        UserError: a tracker cannot log (see `trackers.prepare`), or options contradict each other.
+    """
+    if not how.log:
+        if how.log_dir is not None:
+            raise UserError("--log-dir is for --log; name a tracker, e.g. --log csv")
+        return None
+    if how.collect and how.log_dir is None:
+        raise UserError("--log with --collect needs --log-dir, a folder on the disk of each host")
+    from cl_bench.running import trackers
+
+    return trackers.prepare(how.log, how.log_dir or how.results / "logs")
 
 
 def _ray_executor(how: ExecutionOptions) -> RayExecutor | None:

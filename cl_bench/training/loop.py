@@ -66,6 +66,16 @@ class PhaseLoop(SupervisedTemplate):  # type: ignore[misc]
         """The current phase, if any."""
         return None if self._run is None else self._run.phase
 
+    @property
+    def phase_run(self) -> PhaseRun | None:
+        """The execution of the current phase, if any."""
+        return self._run
+
+    @property
+    def mean_loss(self) -> float:
+        """Mean loss over the samples of the current epoch so far; NaN before the first."""
+        return float(self._loss) / self._counted if self._counted else math.nan
+
     def _run_phase(
         self,
         phase: Phase,

@@ -97,6 +97,14 @@ class PhaseRun:
                 group["lr"] = rate * optimization.schedule(epoch, self.phase.epochs)
         self.steps, self.done = steps, epoch * steps + done
 
+    def rates(self) -> dict[str, float]:
+        """Current learning rates: of the main optimiser by "", of named ones by "/NAME", of further groups "/INDEX"."""
+        return {
+            (f"/{label}" if label else "") + (f"/{index}" if index else ""): float(group["lr"])
+            for label, (_, optimizer) in self.optimizers.items()
+            for index, group in enumerate(optimizer.param_groups)
+        }
+
     def outputs(self, inputs: Tensor) -> tuple[Tensor, ...]:
         """Outputs of the training pass: logits [B, num_classes], then anything else that the loss needs."""
         outputs = (self.phase.forward or self.model)(inputs)

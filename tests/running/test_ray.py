@@ -18,6 +18,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -26,7 +27,7 @@ from cl_bench.data import cache, decoding
 from cl_bench.running.runner import Settings
 from cl_bench.running.transport import PackedRun
 from cl_bench.streams import catalogue
-from tests.helpers import ROOT, gate, processes, trees
+from tests.helpers import ROOT, gate, logs, processes, trees
 from tests.helpers.command import RUNS, TRIAL, Outcome, Result, results
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'cl-bench[ray]'")
@@ -181,7 +182,8 @@ def test_every_run_ends_once_though_a_node_is_killed(
     log = away / "log"
     gate.lay(away, 1)
     gate.lay(tmp_path)
-    driver = cluster.processes.drive(away, *SWEEP, "--executor", "ray", "--address", cluster.address)
+    ray = ("--executor", "ray", "--address", cluster.address, "--log", "csv", "--log-dir", "logs")
+    driver = cluster.processes.drive(away, *SWEEP, *ray)
     checkpoints = away / "results" / "runs" / ".checkpoints"
     # Each node has room for one run, so two checkpoints mean that both nodes wait in the middle of a run.
     gate.wait(lambda: len(list(checkpoints.glob("*.safetensors"))) == 2, driver.is_alive, log)
@@ -198,7 +200,7 @@ def test_every_run_ends_once_though_a_node_is_killed(
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    outcome = cl_bench(*SWEEP)
+    outcome = cl_bench(*SWEEP, "--log", "csv", "--log-dir", "logs")
     torch.set_num_threads(threads)
     assert outcome.code == 0, outcome.err
     here, there = records(tmp_path), records(away)
@@ -209,6 +211,8 @@ def test_every_run_ends_once_though_a_node_is_killed(
         assert other["environment"]["threads"] == 1
         for name, values in arrays.items():
             np.testing.assert_array_equal(values, other_arrays[name], err_msg=name)
+        logged = [logs.repeatable(logs.read(folder / "logs")[key]) for folder in (tmp_path, away)]
+        pd.testing.assert_frame_equal(*logged)
     assert sorted(record["sessions"] for record, _ in there.values()) == [1, 1, 1, 1, 1, 2]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -18,6 +19,7 @@ from cl_bench.running.progress import RunProgress
 from cl_bench.running.runner import Settings
 from cl_bench.store import Store
 from cl_bench.studies import bench
+from tests.helpers import logs
 from tests.helpers.command import TRIAL, Cli
 
 CPU = torch.device("cpu")
@@ -88,7 +90,7 @@ def test_runs_side_by_side_give_the_same_and_failures_are_told_of(cl_bench: Cli,
         for jobs in ("1", "2"):
             command = ["run", "--method-file", broken, "--methods", "broken,sdlora,simplecil"]
             settings = ["--set", "sdlora.epochs=1", "--set", "sdlora.batch_size=8"]
-            outcome = cl_bench(*command, *settings, *TRIAL, "--jobs", jobs, "--results", f"r{jobs}")
+            outcome = cl_bench(*command, *settings, *TRIAL, "--jobs", jobs, "--results", f"r{jobs}", "--log", "csv")
             assert outcome.code == 1 and "broken seed 0 failed: RuntimeError: no luck today" in outcome.err
             assert "task 2/2" in outcome.err and "2 run(s) computed" in outcome.err
     finally:
@@ -100,6 +102,9 @@ def test_runs_side_by_side_give_the_same_and_failures_are_told_of(cl_bench: Cli,
         stored = [Store(Path(f"r{jobs}")).arrays(each) for jobs, each in (("1", record), ("2", two[label]))]
         for name, array in stored[0].items():
             np.testing.assert_array_equal(array, stored[1][name])
+        logged = [logs.repeatable(logs.read(Path(f"r{jobs}/logs"))[record.key]) for jobs in "12"]
+        assert len(logged[0]) > 1
+        pd.testing.assert_frame_equal(*logged)
 
 
 def test_the_same_command_takes_the_same_threads(monkeypatch: pytest.MonkeyPatch) -> None:
