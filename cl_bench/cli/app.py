@@ -17,6 +17,7 @@ from cl_bench.cli.audit import audit
 from cl_bench.cli.bench import bench
 from cl_bench.cli.cite import cite
 from cl_bench.cli.compare import compare
+from cl_bench.cli.errors import errors
 from cl_bench.cli.figure import figure
 from cl_bench.cli.new_method import new_method
 from cl_bench.cli.repeat import repeat
@@ -57,6 +58,7 @@ app.command(epilog="Example: cl-bench report --results results/reference --pictu
 app.command(epilog="Example: cl-bench table sdlora-table2 --benchmark icons-100 --format tex")(table)
 app.command(epilog="Example: cl-bench figure sdlora-fig2 --benchmark icons-100 --format pdf")(figure)
 app.command(epilog=r"Example: cl-bench compare sdlora inflora 'coda\[align=true]' --margin 1")(compare)
+app.command(epilog="Example: cl-bench errors sdlora --protocol icons-100-10x10 --out reports/errors")(errors)
 app.command(epilog=r"Example: cl-bench run --methods 'sdlora\[rank=4|8],coda' --seeds 0-4")(run)
 app.command(epilog="Example: cl-bench bench --methods sdlora,coda --device cpu")(bench)
 app.command(epilog=r"Example: cl-bench tune --methods 'sdlora,finetune\[loss=masked]' --budget 16")(tune)

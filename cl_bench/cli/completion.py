@@ -83,9 +83,10 @@ def _tables() -> Iterable[str]:
 
 def _figures() -> Iterable[str]:
     from cl_bench.reporting import plots
+    from cl_bench.reporting.confusions import views
     from cl_bench.reporting.paper.layouts import figure_layouts
 
-    return [*figure_layouts(), *plots.NAMES, "ranks"]
+    return [*figure_layouts(), *plots.NAMES, *views.NAMES, "ranks"]
 
 
 def _metrics() -> Iterable[str]:

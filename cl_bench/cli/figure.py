@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,12 +20,14 @@ from cl_bench.cli.reports import (
     from_runs,
     from_sections,
 )
-from cl_bench.cli.shared import err, out
+from cl_bench.cli.shared import err, out, warn
 from cl_bench.errors import UserError
 from cl_bench.grammar import PICTURES, parse_pictures
+from cl_bench.store import folders_to_read
 
 if TYPE_CHECKING:
     from cl_bench.reporting.charts import Chart
+    from cl_bench.reporting.runs import Section
 
 
 def figure(
@@ -45,13 +49,14 @@ def figure(
 ) -> None:
     """Draw a figure of the paper or of every protocol, and write its numbers as CSV."""
     from cl_bench.reporting import comparison, plots
+    from cl_bench.reporting.confusions import views
     from cl_bench.reporting.paper import figures as paper_figures
     from cl_bench.reporting.paper.layouts import figure_layouts
     from cl_bench.reporting.render import drawing
     from cl_bench.reporting.selection import Selection
 
     kinds = () if form == "csv" else parse_pictures(form, "--format")
-    check_known(name, "figure", [*figure_layouts(), *plots.NAMES, "ranks"])
+    check_known(name, "figure", [*figure_layouts(), *plots.NAMES, *views.NAMES, "ranks"])
     selection = Selection.parse(rows, highlight)
     charts: list[tuple[Chart, str, tuple[str, ...]]] = []
     if name == "ranks":
@@ -59,12 +64,15 @@ def figure(
         if ranks is None:
             raise UserError("average ranks need three rows with runs on the same ten streams and seeds; run more seeds")
         charts.append((ranks, ranks.name, ()))
-    elif name in plots.NAMES:
+    elif name in plots.NAMES or name in views.NAMES:
+        standard = (
+            plots.standard if name in plots.NAMES else partial(_of_predictions, name, folders_to_read(results or ()))
+        )
         charts = from_sections(
             lambda found: [
                 (made[name], f"{section.slug}-{name}", section.ceilings)
                 for section in found
-                if name in (made := plots.standard(section))
+                if name in (made := standard(section))
             ],
             results,
             benchmark,
@@ -89,3 +97,13 @@ def figure(
                 out.print(str(path), soft_wrap=True, highlight=False)
     except OSError as error:
         raise UserError(f"folder '{output}' cannot be written ({error.strerror}); name another one") from error
+
+
+def _of_predictions(name: str, folders: Sequence[Path], section: Section) -> dict[str, Chart]:
+    """The chart of stored predictions with this name, if the runs of a protocol allow it; warns of runs without any."""
+    from cl_bench.reporting.confusions import rows_of, views
+
+    rows, left = rows_of(section.rows, folders)
+    if left:
+        warn(f"{len(left)} of {len(section.runs)} runs of {section.slug} are left out: {left[0]}")
+    return views.charts(section, rows, [name])

@@ -104,12 +104,17 @@ def ls_tables() -> None:
 def ls_figures() -> None:
     """List figures of the paper and of every protocol for 'cl-bench figure NAME'."""
     from cl_bench.reporting import plots
+    from cl_bench.reporting.confusions import views
     from cl_bench.reporting.paper.layouts import figure_layouts
 
     listed = Table("figure", "what it is", box=None, header_style="bold")
     for name, layout in figure_layouts().items():
         listed.add_row(name, layout.title)
-    for name, title in [*plots.NAMES.items(), ("ranks", "critical-difference diagram over all streams and seeds")]:
+    for name, title in [
+        *plots.NAMES.items(),
+        *views.NAMES.items(),
+        ("ranks", "critical-difference diagram over all streams and seeds"),
+    ]:
         listed.add_row(name, title)
     out.print(listed)
 

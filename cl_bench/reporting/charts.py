@@ -130,6 +130,7 @@ class Chart:
         max_drawn: limit of the curves per panel and of the panels, in pictures and in the page's first view. Curves and
             panels are sorted by what a reader wants to see first. The CSV always has the numbers of all.
         highlight: labels drawn in colour while all others are grey; empty: the renderer's own rule.
+        same_scale: whether panels of curves share the range of their axes, because they are compared with each other.
     """
 
     name: str
@@ -138,6 +139,7 @@ class Chart:
     panels: tuple[Panel, ...]
     max_drawn: int = 100
     highlight: tuple[str, ...] = ()
+    same_scale: bool = False
 
 
 def to_frame(chart: Chart) -> pd.DataFrame:

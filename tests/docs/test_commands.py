@@ -18,6 +18,7 @@ from cl_bench.errors import UserError
 from cl_bench.grammar import parse_methods, split_names
 from cl_bench.options import ExecutionOptions, RunOptions, options_of
 from cl_bench.reporting import plots
+from cl_bench.reporting.confusions import views
 from cl_bench.reporting.paper.layouts import figure_layouts, table_names
 from cl_bench.reporting.selection import matching
 from cl_bench.running import plan, suites
@@ -29,7 +30,7 @@ PLACEHOLDER = re.compile(r"[A-Z][A-Z_]*\d?|.*\.\.\.")
 KEY = re.compile(r"[0-9a-f]{4,16}")
 MARK = re.compile(r",(?:fp32|bf16)(?=\])|\[(?:fp32|bf16)\]")
 """A mark of precision in the label of a row, which no option of a method is."""
-FIGURES = [*figure_layouts(), *plots.NAMES, "ranks"]
+FIGURES = [*figure_layouts(), *plots.NAMES, *views.NAMES, "ranks"]
 METHODS, STREAMS = registry.names(), streams.names()
 ICONS = streams.find("icons-100")
 ROOT_COMMAND: Any = typer.main.get_command(app)

@@ -106,7 +106,7 @@ def draw(chart: Chart, ceilings: Iterable[str] = ()) -> Figure:
                 scatter.list_far_points(axes, panel, width / columns)
             if getattr(panel, "title", ""):
                 axes.set_title(wrapped(panel.title, 0.85 * width / columns, 8), pad=4)
-        for group in [drawn] if shared else [[one] for one in drawn]:
+        for group in [drawn] if shared or chart.same_scale else [[one] for one in drawn]:
             place_lines([(axes, panel) for axes, panel in group if isinstance(panel, Lines)])
         if shared:
             _share_axes(figure, drawn, columns)
@@ -169,6 +169,8 @@ def _columns(count: int) -> int:
 
 def _is_wide(panel: charts.Panel) -> bool:
     """Whether a single panel needs the width of the text."""
+    if isinstance(panel, Heat):
+        return len(panel.columns) > 40
     return isinstance(panel, Ranks) or (isinstance(panel, Scatter) and len(scatter.drawn(panel)) > scatter.NAMED)
 
 

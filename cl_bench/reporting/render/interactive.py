@@ -54,9 +54,9 @@ def figure(chart: Chart, ceilings: Iterable[str] = ()) -> dict[str, Any]:
             # Small multiples have the titles of axes only at the left and lower edges.
             x["title"] = {"text": panel.x if line == lines - 1 and not isinstance(panel, Ranks) else ""}
             y["title"] = {"text": panel.y if column == 0 and not isinstance(panel, Ranks) else ""}
-            if number and isinstance(panel, Lines):
-                # All panels share the range of the first one, as on paper.
-                x["matches"], y["matches"] = "x", "y"
+        if (small or chart.same_scale) and number and isinstance(panel, Lines):
+            # All panels share the range of the first one, as on paper.
+            x["matches"], y["matches"] = "x", "y"
         layout[f"xaxis{ref}"], layout[f"yaxis{ref}"] = x, y
         for trace in _traces(panel, look, chart.max_drawn, x, y, named, small):
             data.append(trace | {"xaxis": f"x{ref}", "yaxis": f"y{ref}"})

@@ -119,10 +119,15 @@ def _draw_heat(axes: Axes, panel: Heat, look: Mapping[str, Style]) -> None:
                     column + 0.5, row + 0.5, f"{value:.{panel.decimals}f}", ha="center", va="center",
                     fontsize=size - 0.7 * (panel.decimals > 0), color="white" if dark[row, column] else "black",
                 )  # fmt: skip
+    # Names are read one by one, unlike numbers, and stand upright below the columns: as many as there is room for.
+    named = max(map(len, panel.columns)) > 3
+    room = axes.get_window_extent().width / axes.figure.dpi * 72 / (1.15 * size)
     for ticks, names, axis in ((values.shape[1], panel.columns, axes.xaxis), (values.shape[0], panel.rows, axes.yaxis)):
-        step = 1 if ticks <= 12 else math.ceil(ticks / 10)
+        most = max(int(room), 2) if named else 10
+        step = 1 if ticks <= 12 else math.ceil(ticks / most)
         axis.set_ticks(np.arange(0, ticks, step) + 0.5, names[::step])
     axes.tick_params(length=0, pad=1, labelsize=size)
+    axes.tick_params(axis="x", rotation=90 if named else 0)
     axes.set(xlabel=panel.x, ylabel=panel.y)
     for spine in axes.spines.values():
         spine.set_visible(False)

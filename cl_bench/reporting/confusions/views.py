@@ -1,0 +1,249 @@
+"""Charts of stored predictions, as data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
+from scipy.spatial.distance import squareform
+
+from cl_bench.errors import counted
+from cl_bench.reporting.charts import Chart, Heat, Line, Lines, Panel
+from cl_bench.reporting.confusions.measures import RowErrors, Shares
+from cl_bench.reporting.confusions.predicted import KINDS, Integers
+from cl_bench.reporting.runs import Section
+from cl_bench.stats import Summary, summarise, summarise_curves
+
+NAMES = {
+    "errors": "where errors go along the stream: inside the task, to older or to newer tasks",
+    "errors-by-task": "where the errors on each task go after the last one",
+    "confusion": "confusion matrix of tasks",
+    "confusion-classes": "confusion matrix of classes",
+    "classes": "accuracy on the classes that were forgotten most, over time",
+}
+"""The charts of stored predictions, with a title for lists of figures."""
+MAX_LINES, MAX_PANELS = 6, 6
+_MAX_CLASSES = 100
+"""Limit of the classes in a confusion matrix of classes; those with most errors are shown."""
+_CLASS_PANELS = 3
+"""Limit of the rows in charts of classes."""
+_FORGOTTEN = 12
+"""Number of classes in a chart of forgotten classes: a heat map prints the numbers of up to 12 rows."""
+_ON_MEANS = "Means over runs; bands and bars are 95 % Student-t intervals of the mean."
+_KINDS = (
+    "An error inside the task names another class of the image's own task; older and newer are tasks learned before "
+    "and after it."
+)
+
+
+def charts(section: Section, rows: Mapping[str, RowErrors], names: Collection[str] = tuple(NAMES)) -> dict[str, Chart]:
+    """The charts with these names that the rows of one protocol allow.
+
+    Rows are sorted by final accuracy, best first, unless the user chose them.
+
+    A domain-incremental stream has only the confusion matrix of classes: its tasks share all classes, so that a
+    predicted class names no task.
+
+    Args:
+        rows: rows of the section with predictions, see `rows_of`.
+    """
+    best = list(rows) if section.chosen else sorted(rows, key=lambda label: (-_accuracy(rows[label]), label))
+    ordered, ceilings = {label: rows[label] for label in best}, section.ceilings
+    learners = {label: row for label, row in ordered.items() if label not in ceilings}
+    by_task = {label: row for label, row in learners.items() if not row.by_domain}
+    made: dict[str, Chart | None] = {}
+    for name in names:
+        if name == "errors" and by_task:
+            made[name] = _errors(by_task, {label: ordered[label] for label in best if label in ceilings})
+        elif name == "errors-by-task" and by_task:
+            made[name] = _errors_by_task(by_task)
+        elif name == "confusion":
+            made[name] = _confusion({label: row for label, row in ordered.items() if not row.by_domain})
+        elif name == "confusion-classes":
+            made[name] = _confusion_of_classes(learners or ordered)
+        elif name == "classes":
+            made[name] = _classes(by_task)
+    return {name: replace(chart, highlight=section.highlight) for name, chart in made.items() if chart is not None}
+
+
+def _accuracy(row: RowErrors) -> float:
+    """Share of the images that are right after the last stage, mean over runs."""
+    return float(np.mean([np.mean(run.final[run.final >= 0] == run.label[run.final >= 0]) for run in row.runs]))
+
+
+def _left_out(rows: Mapping[str, object], limit: int) -> str:
+    left = len(rows) - limit
+    best = f"the {limit} rows" if limit > 1 else "the row"
+    return (
+        f" Only {best} with the best final accuracy {'are' if limit > 1 else 'is'} drawn; {left} not."
+        if left > 0
+        else ""
+    )
+
+
+def _errors(rows: Mapping[str, RowErrors], ceilings: Mapping[str, RowErrors]) -> Chart | None:
+    """The share of each kind of error after each stage; None if all tasks are learned in one stage."""
+    panels: list[Panel] = []
+    for kind, title in enumerate(KINDS[1:], start=1):
+        lines = tuple(_line(label, row.shares()[:, :, kind]) for label, row in rows.items())
+        levels = tuple((label, summarise(row.shares()[:, -1, kind])) for label, row in ceilings.items())
+        panels.append(Lines(title, "tasks learned", "% of the images so far", lines, levels))
+    level = (
+        " Dashed lines: training on all tasks at once, for which older and newer are only places in the order, so that "
+        "both are equally likely."
+        if ceilings
+        else ""
+    )
+    caption = (
+        f"Wrong predictions as a share of the test images of all tasks so far. {_KINDS} With tasks of equal size, a "
+        f"method without preference would err equally often to both sides.{level} {_ON_MEANS}"
+        f"{_left_out(rows, MAX_LINES)}"
+    )
+    return Chart("errors", "Where errors go", caption, tuple(panels), MAX_LINES, same_scale=True)
+
+
+def _errors_by_task(rows: Mapping[str, RowErrors]) -> Chart:
+    panels: list[Panel] = []
+    for kind, title in enumerate(KINDS[1:], start=1):
+        lines = tuple(_line(label, row.shares_by_task()[:, :, kind]) for label, row in rows.items())
+        panels.append(Lines(title, "true task", "% of the task's images", lines))
+    caption = (
+        f"Wrong predictions after the last task, as a share of the test images of each task. {_KINDS} The first task "
+        f"has no older one, the last no newer one. {_ON_MEANS}{_left_out(rows, MAX_LINES)}"
+    )
+    title = "Where the errors on each task go"
+    return Chart("errors-by-task", title, caption, tuple(panels), MAX_LINES, same_scale=True)
+
+
+def _line(label: str, values: Shares) -> Line:
+    """A curve over the stages or tasks where all runs have a value; values [runs, places]."""
+    known = np.flatnonzero(np.isfinite(values).all(axis=0))
+    points: Sequence[Summary] = summarise_curves(values[:, known])
+    return Line(label, tuple(float(place + 1) for place in known), tuple(points))
+
+
+def _confusion(rows: Mapping[str, RowErrors]) -> Chart | None:
+    """Confusion of tasks, a panel per row; None without rows of several tasks."""
+    drawn = {label: row.by_task for label, row in rows.items() if len(row.by_task) > 1}
+    if not drawn:
+        return None
+    shares = {label: _row_shares(counts) for label, counts in drawn.items()}
+    high = _end_of_scale(list(shares.values())[:MAX_PANELS])
+    panels = []
+    for label, values in shares.items():
+        # Only a trial on the first tasks, made outside cl-bench, can predict a class of a task that was not tested.
+        width = values.shape[1] if np.nansum(values[:, len(values) :]) else len(values)
+        columns, names = (tuple(str(task + 1) for task in range(size)) for size in (width, len(values)))
+        panels.append(_heat(label, "task of the predicted class", "true task", columns, names, values[:, :width], high))
+    caption = (
+        "Predictions after the last task: rows are the tasks of the images, columns the tasks of the predicted "
+        "classes, in percent of the images of a task, summed over runs. The diagonal holds right predictions and "
+        f"errors inside the task; the colours end at {high:g} %, so that errors are told apart."
+        f"{_left_out(drawn, MAX_PANELS)}"
+    )
+    return Chart("confusion", "Confusion of tasks", caption, tuple(panels), MAX_PANELS)
+
+
+def _confusion_of_classes(rows: Mapping[str, RowErrors]) -> Chart | None:
+    if not rows:
+        return None
+    limit = _CLASS_PANELS if len(rows) <= _CLASS_PANELS else 1
+    chosen = dict(list(rows.items())[:limit])
+    total = np.sum([_row_shares(row.by_class, 0.0) for row in chosen.values()], axis=0)
+    order = _neighbours(total)
+    names = tuple(next(iter(chosen.values())).classes[i] for i in order)
+    shares = {label: _row_shares(row.by_class)[np.ix_(order, order)] for label, row in chosen.items()}
+    high = _end_of_scale(list(shares.values()))
+    panels = [
+        _heat(label, "predicted class", "true class", names, names, values, high) for label, values in shares.items()
+    ]
+    shown = len(next(iter(chosen.values())).classes)
+    some = f" The {len(order)} of {shown} classes with most errors are shown." if shown > len(order) else ""
+    tasks = (
+        " Tasks share all classes of this stream, so that there is no confusion of tasks."
+        if next(iter(chosen.values())).by_domain
+        else ""
+    )
+    caption = (
+        "Predictions after the last task in percent of the images of a class (rows), summed over runs. Classes that "
+        f"are confused with each other are neighbours; the colours end at {high:g} %.{some}{tasks}"
+        f"{_left_out(rows, limit)}"
+    )
+    return Chart("confusion-classes", "Confusion of classes", caption, tuple(panels), _CLASS_PANELS)
+
+
+def _classes(rows: Mapping[str, RowErrors]) -> Chart | None:
+    """Accuracy on the most forgotten classes by tasks learned since; None if nothing was forgotten."""
+    panels = []
+    for label, row in list(rows.items())[:_CLASS_PANELS]:
+        forgotten = [item.name for item in row.forgotten_classes(_FORGOTTEN)]
+        if forgotten and len(row.runs[0].class_right) > 1:
+            values = row.curves()[[row.classes.index(name) for name in forgotten]]
+            ages = tuple(map(str, range(values.shape[1])))
+            panels.append(
+                Heat(
+                    label,
+                    "tasks learned since",
+                    "",
+                    ages,
+                    tuple(forgotten),
+                    _cells(values),
+                    "% of its images right",
+                    0,
+                    100,
+                )
+            )
+    if not panels:
+        return None
+    caption = (
+        f"Accuracy on the {counted(_FORGOTTEN, 'class')} that lost most since they were learned, most first, by the "
+        "number of tasks learned since. Runs learn a class at different times, so that fewer runs reach a higher age; "
+        f"all that do are pooled.{_left_out(rows, _CLASS_PANELS)}"
+    )
+    return Chart("classes", "The classes forgotten most", caption, tuple(panels), _CLASS_PANELS)
+
+
+def _row_shares(counts: Integers, undefined: float = math.nan) -> Shares:
+    """Percent of each row of counts; `undefined` in a row without images."""
+    whole = counts.sum(axis=1, keepdims=True)
+    return np.where(whole > 0, 100 * counts / np.maximum(whole, 1), undefined)
+
+
+def _end_of_scale(matrices: Sequence[Shares]) -> float:
+    """The largest share of errors in matrices of confusion, rounded up to whole fives: at least 5."""
+    largest = 0.0
+    for values in matrices:
+        wrong = np.nan_to_num(values)
+        np.fill_diagonal(wrong, 0)
+        largest = max(largest, float(wrong.max(initial=0)))
+    return max(5.0, 5.0 * math.ceil(largest / 5))
+
+
+def _neighbours(shares: Shares) -> NDArray[np.intp]:
+    """Classes in an order in which those that are confused with each other stand together.
+
+    The leaves of average linkage with optimal order (Bar-Joseph et al. 2001), where two classes are the nearer the more
+    often one is taken for the other; at most `_MAX_CLASSES`, those with most errors.
+    """
+    confused = shares + shares.T
+    np.fill_diagonal(confused, 0)
+    chosen = np.sort(np.argsort(-confused.sum(axis=0), kind="stable")[:_MAX_CLASSES])
+    if len(chosen) < 3:
+        return chosen
+    near = confused[np.ix_(chosen, chosen)]
+    distance = squareform(1 / (1 + near), checks=False)
+    return np.asarray(chosen[leaves_list(optimal_leaf_ordering(linkage(distance, "average"), distance))])
+
+
+def _heat(
+    title: str, x: str, y: str, columns: tuple[str, ...], rows: tuple[str, ...], values: Shares, high: float
+) -> Heat:
+    return Heat(title, x, y, columns, rows, _cells(values), f"% of the images, {high:g} or more", 0.0, high)
+
+
+def _cells(values: Shares) -> tuple[tuple[float | None, ...], ...]:
+    return tuple(tuple(None if math.isnan(value) else float(value) for value in row) for row in values)
