@@ -26,8 +26,16 @@ def report(
     from cl_bench.reporting import result_table, text_tables
 
     kinds = () if pictures == "none" else parse_pictures(pictures)
+    folders = folders_to_read(results or ())
     with err.status("rendering ..."):
-        rendered = reports.report_folders(folders_to_read(results or ()), output, kinds)
+        try:
+            rendered = reports.report_folders(folders, output, kinds)
+        except reports.NoResults as error:
+            # A folder that the user names is expected to hold runs; without one, the page says how to get some.
+            if results:
+                raise
+            rendered = reports.render_without_runs(folders, output)
+            err.print(str(error), soft_wrap=True, highlight=False, markup=False)
     for damaged in rendered.damaged:
         warn_damaged(damaged)
     for built in rendered.tables:

@@ -26,6 +26,10 @@ _MAX_CHARTS_IN_ONE_PROCESS = 8
 """Up to this number of pictures, starting other processes, each with its own imports, takes longer than drawing."""
 
 
+class NoResults(UserError):
+    """None of the folders holds a run, damaged ones included."""
+
+
 @dataclass(frozen=True)
 class RenderedReport:
     """Output of `render`.
@@ -57,7 +61,8 @@ def load_runs(folders: Iterable[tuple[Path, str]]) -> tuple[list[Run], list[str]
         sentence per damaged file.
 
     Raises:
-        UserError: none of the folders holds a valid run.
+        NoResults: none of the folders holds a run.
+        UserError: all runs are damaged.
     """
     folders = list(folders)
     damaged: list[str] = []
@@ -65,7 +70,8 @@ def load_runs(folders: Iterable[tuple[Path, str]]) -> tuple[list[Run], list[str]
     if not runs:
         looked = ", ".join(f"'{path}'" for path, _ in folders) or "no folder at all"
         skipped = f" ({len(damaged)} damaged: {'; '.join(damaged)})" if damaged else ""
-        raise UserError(f"no results in {looked}{skipped}; make some with `cl-bench run --methods NAME,NAME`")
+        kind = UserError if damaged else NoResults
+        raise kind(f"no results in {looked}{skipped}; make some with `cl-bench run --methods NAME,NAME`")
     return runs, damaged
 
 
@@ -74,6 +80,16 @@ def report_folders(folders: Sequence[Path], out: Path, pictures: Sequence[str] =
     command = " ".join(["cl-bench report", *(f"--results {folder}" for folder in folders), f"--out {out}"])
     command += f" --pictures {','.join(pictures)}" if pictures else ""
     return render([(folder, folder.name) for folder in folders], out, command, pictures)
+
+
+def render_without_runs(folders: Sequence[Path], out: Path) -> RenderedReport:
+    """Write a page that says what to type to get runs.
+
+    Raises:
+        UserError: `out` cannot be written.
+    """
+    command = "cl-bench report" if out == Path("reports") else f"cl-bench report --out {out}"
+    return render_sections([], [], {str(folder): str(folder) for folder in folders}, out, command)
 
 
 def render(

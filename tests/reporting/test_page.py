@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
@@ -21,6 +22,7 @@ from cl_bench.reporting.report import render
 from cl_bench.store import RunRecord
 from tests.helpers import ROOT
 from tests.helpers.browsers import CHROMIUM, launch
+from tests.helpers.command import Cli
 from tests.helpers.factories import record, write
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: install Debian's package 'chromium'")
@@ -206,6 +208,64 @@ def test_the_address_brings_the_same_view_back(visit: Visit, browser: Browser, s
     again.check()
 
 
+def test_filters_that_fit_nothing_say_so_and_are_undone(visit: Visit) -> None:
+    page = visit.page
+    page.fill("#filter", "no such method")
+    assert page.locator("#none").is_visible() and page.locator("section.protocol:visible").count() == 0
+    page.get_by_role("button", name="Show all rows").click()
+    assert page.locator("#none").is_hidden() and page.input_value("#filter") == ""
+    assert page.locator("section.protocol:visible").count() == 4
+    assert page.evaluate("document.activeElement.id") == "filter"
+
+
+def test_the_contents_lead_to_every_part_and_keep_the_view(visit: Visit, site: Path) -> None:
+    page = visit.page
+    slugs = page.locator("section.protocol").evaluate_all("all => all.map(one => one.id)")
+    links = page.locator("#contents a").evaluate_all("all => all.map(one => decodeURIComponent(one.hash.slice(1)))")
+    assert [link for link in links if link in slugs] == slugs
+    assert all(page.locator(f"[id='{link}']").count() == 1 for link in links)
+    page.select_option("#metric", "bwt")
+    page.locator("#contents a").filter(has_text="photos").first.click()
+    (photos,) = [slug for slug in slugs if slug.startswith("photos")]
+    address = page.evaluate("location.hash")
+    assert address == f"#metric=bwt&at={photos}"
+    assert page.evaluate("document.activeElement.closest('section').id") == photos
+    again = Visit(page.context, site, address)
+    assert again.page.input_value("#metric") == "bwt"
+    top = "one => one.getBoundingClientRect().top - document.getElementById('tools').getBoundingClientRect().bottom"
+    expect(again.page.locator(f"[id='{photos}']")).to_be_in_viewport()
+    assert 0 <= again.page.locator(f"[id='{photos}'] h2").evaluate(top) < 60, "below the tools, not under them"
+    # A part inside something closed is opened; rows that filters hide are shown.
+    again.page.fill("#filter", "gamma")
+    again.page.evaluate(f"location.hash = '{photos}-figures'")
+    expect(again.page.locator(f"[id='{photos}-figures'][open]")).to_be_visible()
+    assert again.page.input_value("#filter") == ""
+    again.check()
+
+
+def test_protocols_with_runs_of_ones_own_come_first(tmp_path: Path) -> None:
+    write(tmp_path / "reference", *(record(f"row-{number}") for number in range(3)))
+    write(tmp_path / "runs", record("mine", tasks=5, limits=Limits(test_per_class=5)), record("mine", tasks=5))
+    render([(tmp_path / name, name) for name in ("runs", "reference")], tmp_path / "out", "cl-bench report")
+    page = (tmp_path / "out" / "index.html").read_text()
+    slugs = re.findall(r'<section class="protocol" id="([^"]+)"', page)
+    assert [slug.split("-vit")[0] for slug in slugs] == ["icons-100-5x10", "icons-100-5x10", "icons-100-10x10"]
+    assert "test_per_class5" in slugs[1]
+    assert page.index("Your runs</h3>") < page.index("Reference runs</h3>") < page.index('<form id="tools"')
+
+
+def test_without_runs_the_page_says_what_to_type(cl_bench: Cli, browser: Browser) -> None:
+    done = cl_bench("report", "--out", "pages")
+    assert done.code == 0 and "no results in 'results/runs'; make some with `cl-bench run" in done.err
+    context = browser.new_context()
+    found = Visit(context, Path("pages").absolute())
+    lines = found.page.locator("section.empty pre").inner_text().splitlines()
+    assert lines == ["cl-bench run --methods sdlora,coda", "cl-bench report --out pages"]
+    assert found.page.locator("#contents, #tools").count() == 0
+    found.check()
+    context.close()
+
+
 def test_trials_come_last_and_are_labelled(visit: Visit) -> None:
     titles = visit.page.locator("section.protocol h2").all_inner_texts()
     assert "a trial: at most 5 test images per class" in titles[-1]
@@ -311,6 +371,36 @@ def test_plots_are_drawn_when_they_come_into_view(visit: Visit) -> None:
     assert set(ends) == {"alpha", "beta", "gamma[rank=4,lr=0.1]", "joint"}
 
 
+def test_the_legend_hides_and_shows_curves_by_keyboard(visit: Visit) -> None:
+    page = visit.page
+    plot = page.locator('.plot[data-chart$="/accuracy"]').first
+    plot.scroll_into_view_if_needed()
+    plot.locator("svg.main-svg").first.wait_for()
+    button = page.locator(".legend").first.get_by_role("button", name="beta")
+    shown = "div => div.data.filter((one) => one.legendgroup === 'beta').map((one) => one.visible !== false)"
+    for pressed in ("false", "true"):
+        button.focus()
+        page.keyboard.press("Enter")
+        expect(button).to_have_attribute("aria-pressed", pressed)
+        page.wait_for_function(f"({shown})(document.querySelector('.plot')).every((one) => one === {pressed})")
+    axis = page.locator('.plot[data-chart$="/forgetting"]').first
+    axis.scroll_into_view_if_needed()
+    axis.locator("svg.main-svg").first.wait_for()
+    assert axis.evaluate("div => div._fullLayout.yaxis.range[0]") >= 0, "although an interval reaches below 0"
+
+
+def test_a_plot_says_what_is_seen_on_it(visit: Visit) -> None:
+    plot = visit.page.locator('.plot[data-chart$="/accuracy"]').first
+    seen = visit.page.locator(f"[id='{plot.get_attribute('aria-describedby')}']").inner_text()
+    first, last = (
+        np.mean([100 * metrics.accuracy_curve(run.correct, run.total)[place] for run in runs])
+        for place in (0, -1)
+        for runs in [[made("alpha", seed) for seed in range(3)]]
+    )
+    assert seen.startswith(f"Highest at the end: alpha, which falls from {first:.1f} to {last:.1f}, then beta at ")
+    assert "; lowest: gamma[rank=4,lr=0.1], which falls from" in seen and "; joint at " in seen
+
+
 def test_hovering_shows_the_values(visit: Visit) -> None:
     page = visit.page
     plot = page.locator('.plot[data-chart$="/accuracy"]').first
@@ -362,6 +452,22 @@ def test_too_many_pairs_are_left_out_with_a_word(browser: Browser, tmp_path: Pat
 # --- readers -----------------------------------------------------------------------------------------------------
 
 
+TARGETS = """() => [...document.querySelectorAll("a, button, input, select, summary, .modebar-btn")]
+    .filter((one) => one.checkVisibility() && !one.matches(".skip"))
+    .map((one) => [one.outerHTML.slice(0, 90), one.getBoundingClientRect()])
+    .filter(([, box]) => Math.min(box.width, box.height) < 23.99)
+    .map(([text, box]) => `${text} ${box.width} x ${box.height}`)"""
+"""Things to press that are smaller than 24 pixels (WCAG 2.2, criterion 2.5.8)."""
+CUT = """() => [...document.querySelectorAll("#tools select, #tools input")].filter((one) => {
+    const area = document.createElement("canvas").getContext("2d");
+    const style = getComputedStyle(one);
+    area.font = style.font;
+    const text = one.placeholder || one.selectedOptions[0].textContent;
+    return area.measureText(text).width > one.clientWidth - 2 * parseFloat(style.paddingLeft) - (one.options ? 16 : 0);
+}).map((one) => one.id)"""
+"""Fields whose text has no room; a selector has an arrow of at most 16 pixels."""
+
+
 @pytest.mark.parametrize("visit", [PHONE, PHONE | DARK, DARK], ids=["phone", "dark phone", "dark"], indirect=True)
 def test_nothing_sticks_out_and_everything_can_be_read(visit: Visit) -> None:
     page = visit.page
@@ -373,24 +479,41 @@ def test_nothing_sticks_out_and_everything_can_be_read(visit: Visit) -> None:
         boxes = page.locator("#tools input, #tools select, button.row:visible").all()[:9]
         sizes = [box.bounding_box() for box in boxes]
         assert all(size is not None and size["height"] >= 40 for size in sizes)
+    for metric in metrics.METRICS:
+        page.select_option("#metric", metric)
+        assert page.evaluate(CUT) == [], metric
+    page.select_option("#metric", "acc")
     page.get_by_role("button", name="alpha").first.click()
     about = page.locator("tr.detail p").first.bounding_box()
     assert about is not None and about["x"] >= 0 and about["x"] + about["width"] <= width
     page.locator("tr.detail tbody button").first.click()
     for selector in ("#run-body td", "#run-body dd", "#run-body .soft"):
         assert page.evaluate(CONTRAST, [selector, "#run"]) >= 4.5, selector
+    assert page.evaluate(TARGETS) == []
     page.keyboard.press("Escape")
     plot = page.locator('.plot[data-chart$="/accuracy"]').first
     plot.scroll_into_view_if_needed()
     plot.locator("svg.main-svg").first.wait_for()
     assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+    assert page.evaluate(TARGETS) == []
+
+
+@pytest.mark.parametrize("visit", [{"reduced_motion": "reduce"}, {}], ids=["still", "moving"], indirect=True)
+def test_the_page_scrolls_smoothly_unless_less_motion_is_asked_for(visit: Visit) -> None:
+    still = visit.page.evaluate("matchMedia('(prefers-reduced-motion: reduce)').matches")
+    behaviour = visit.page.evaluate("getComputedStyle(document.documentElement).scrollBehavior")
+    assert behaviour == ("auto" if still else "smooth")
 
 
 def test_the_keyboard_is_enough(visit: Visit) -> None:
     page = visit.page
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Skip to the results"
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.closest('nav').id") == "contents"
     page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.tagName") == "H2"
     for _ in range(60):
         page.keyboard.press("Tab")
         if page.evaluate("document.activeElement.dataset.row") == "alpha":

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from cl_bench.reporting.charts import Chart, Heat, Lines, Panel, Ranks, Scatter
+from cl_bench.reporting.charts import Chart, Heat, Line, Lines, Panel, Ranks, Scatter
 from cl_bench.reporting.render import styles
 from cl_bench.reporting.render.styles import Style
 from cl_bench.stats import Summary
@@ -28,7 +28,9 @@ _COLOURS = [[0, "#ffffd9"], [0.25, "#c7e9b4"], [0.5, "#41b6c4"], [0.75, "#225ea8
 def figure(chart: Chart, ceilings: Iterable[str] = ()) -> dict[str, Any]:
     """`data` and `layout` for plotly.js, the `height` in pixels, and `wide` for several columns of panels.
 
-    Curves beyond `chart.max_drawn` are included, but switched off in the legend.
+    Curves beyond the first `chart.max_drawn`, or all but those of `chart.highlight` if there are any, are thin and have
+    the colour "muted", which the page replaces by a grey; they have no place in the legend, and their names show when
+    pointed at.
 
     Args:
         ceilings: labels of rows trained on all tasks at once.
@@ -58,7 +60,7 @@ def figure(chart: Chart, ceilings: Iterable[str] = ()) -> dict[str, Any]:
             # All panels share the range of the first one, as on paper.
             x["matches"], y["matches"] = "x", "y"
         layout[f"xaxis{ref}"], layout[f"yaxis{ref}"] = x, y
-        for trace in _traces(panel, look, chart.max_drawn, x, y, named, small):
+        for trace in _traces(panel, look, _coloured(chart, panel), x, y, named, small):
             data.append(trace | {"xaxis": f"x{ref}", "yaxis": f"y{ref}"})
         if title := getattr(panel, "title", ""):
             layout["annotations"].append(
@@ -70,9 +72,17 @@ def figure(chart: Chart, ceilings: Iterable[str] = ()) -> dict[str, Any]:
         height = 110 + 26 * _rows(panels[0])
     if isinstance(panels[0], Heat) and columns > 1:
         height = 330
-    legend = any(trace.get("showlegend", True) for trace in data)
-    layout["showlegend"] = legend
-    return {"data": data, "layout": layout, "height": lines * height + (110 if legend else 40), "wide": columns > 1}
+    return {"data": data, "layout": layout, "height": lines * height + 40, "wide": columns > 1}
+
+
+def _coloured(chart: Chart, panel: Panel) -> frozenset[str]:
+    """Labels of the curves of a panel that have their own colour; all others are grey."""
+    if not isinstance(panel, Lines):
+        return frozenset()
+    labels = [line.label for line in panel.lines]
+    chosen = [label for label in labels if label in chart.highlight] if chart.highlight else labels[: chart.max_drawn]
+    # Curves in a sequence, as the tasks of one row, are no rows that could be chosen.
+    return frozenset(line.label for line in panel.lines if line.order is not None or line.label in chosen)
 
 
 def _rows(panel: Panel) -> int:
@@ -97,7 +107,7 @@ def _levels(panel: Panel) -> list[str]:
 def _traces(
     panel: Panel,
     look: Mapping[str, Style],
-    max_drawn: int,
+    coloured: frozenset[str],
     x: dict[str, Any],
     y: dict[str, Any],
     named: set[str],
@@ -105,7 +115,7 @@ def _traces(
 ) -> list[dict[str, Any]]:
     """The plotly traces of a panel; also completes the axes `x` and `y`, and adds labels in the legend to `named`."""
     if isinstance(panel, Lines):
-        return _lines(panel, look, max_drawn, x, named, small)
+        return _lines(panel, look, coloured, x, y, named, small)
     if isinstance(panel, Heat):
         x |= {"constrain": "domain", "showgrid": False, "ticks": "", "type": "category"}
         y |= {"autorange": "reversed", "scaleanchor": x["anchor"].replace("y", "x"), "constrain": "domain",
@@ -130,7 +140,7 @@ def _traces(
         ]  # fmt: skip
     if isinstance(panel, Scatter):
         if panel.log:
-            x["type"] = "log"
+            x |= _log_axis([end for point in panel.points for end in (point.x.low, point.x.mean, point.x.high)])
         return _scatter(panel, look, named)
     return _ranks(panel, x, y)
 
@@ -141,19 +151,57 @@ def _legible(value: float | None, panel: Heat) -> str:
     return "#fff" if share > _DARK else "#000"
 
 
+def _log_axis(values: Sequence[float | None]) -> dict[str, Any]:
+    """A logarithmic axis with ticks at powers of ten, and at 2 and 5 times these where powers alone are too few.
+
+    Values that differ by less than a factor of three get a linear axis, which always has enough ticks.
+    """
+    positive = [value for value in values if value is not None and 0 < value < math.inf]
+    low, high = min(positive), max(positive)
+    if high < 3 * low:
+        return {"nticks": 5}
+    decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
+    inside: list[float] = []
+    for steps in ((1,), (1, 3), (1, 2, 5)):
+        ticks = [step * 10.0**decade for decade in decades for step in steps]
+        inside = [tick for tick in ticks if low / 1.3 <= tick <= high * 1.3]
+        if len(inside) >= 3:
+            break
+    return {"type": "log", "tickvals": _numbers(inside), "ticktext": [_short(tick) for tick in inside]}
+
+
+def _short(value: float) -> str:
+    """A tick in few characters: `0.02`, `500`, `20k`, `1M`."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:g}{unit}"
+    return f"{value:g}"
+
+
 def _lines(
-    panel: Lines, look: Mapping[str, Style], max_drawn: int, x: dict[str, Any], named: set[str], small: bool
+    panel: Lines,
+    look: Mapping[str, Style],
+    coloured: frozenset[str],
+    x: dict[str, Any],
+    y: dict[str, Any],
+    named: set[str],
+    small: bool,
 ) -> list[dict[str, Any]]:
     traces: list[dict[str, Any]] = []
+    if all(value.mean >= 0 for line in panel.lines for value in line.y):
+        # Intervals of a loss or an accuracy may reach below 0, the axis must not.
+        y["rangemode"] = "nonnegative"
     steps = panel.lines[0].x if panel.lines else ()
     if panel.whole and len(steps) <= 12 and all(step % 1 == 0 for step in steps):
         x["dtick"] = 1 if len(steps) <= 10 else 2
-    for number, line in enumerate(panel.lines):
+    # Grey curves first, so that those with a colour are drawn above them.
+    for line in sorted(panel.lines, key=lambda line: line.label in coloured):
         style = look[line.label] if line.order is None else styles.sequential(line.order)
         group = {"legendgroup": line.label, "name": _escaped(line.label)}
         named_here = line.label != panel.title and not (small and line.order is not None)
-        if number >= max_drawn:
-            group["visible"] = "legendonly"
+        if line.label not in coloured:
+            traces.append(group | _muted(line))
+            continue
         if len(panel.lines) <= _BANDS and all(value.half_width is not None for value in line.y):
             low, high = [_number(v.low) for v in line.y], [_number(v.high) for v in line.y]
             traces.append(
@@ -187,6 +235,15 @@ def _lines(
             }
         )  # fmt: skip
     return traces
+
+
+def _muted(line: Line) -> dict[str, Any]:
+    """A thin grey curve without a place in the legend."""
+    return {
+        "type": "scatter", "mode": "lines", "x": _numbers(line.x), "y": [_number(value.mean) for value in line.y],
+        "line": {"color": "muted", "width": 1.2}, "customdata": [_interval(value) for value in line.y],
+        "hovertemplate": "%{x}: %{y:.2f}%{customdata}<extra>%{fullData.name}</extra>", "showlegend": False,
+    }  # fmt: skip
 
 
 def _scatter(panel: Scatter, look: Mapping[str, Style], named: set[str]) -> list[dict[str, Any]]:

@@ -1,11 +1,12 @@
 "use strict";
-// Makes the tables sortable and filterable, shows details of rows and runs, and draws plots when they become visible.
+// Makes the tables sortable and filterable and shows details of rows and runs; plots.js draws the plots.
 // Texts from result files enter the page as text nodes, never as HTML.
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const COSTS = Object.keys(DATA.costs);
 const FRESH = { metric: "acc", filter: "", benchmark: "", backbone: "", protocol: "", origin: "", sort: "", down: true };
 const state = { ...FRESH };
+let place = ""; // id of the part of the page that the address names
 const open = new Set();
 
 function el(name, attributes = {}, ...children) {
@@ -30,7 +31,12 @@ function breakable(text) {
 // --- state of the view, kept in the address so that a link opens the same view -------------------------------------------------------
 
 function readState() {
-  const given = new URLSearchParams(location.hash.slice(1));
+  // An address ends in the id of a part of the page, in a view, or in both: #sort=bwt&at=papers.
+  let text = location.hash.slice(1);
+  try { text = decodeURIComponent(text); } catch { /* no valid escape: not an id */ }
+  const named = document.getElementById(text);
+  const given = new URLSearchParams(named ? "" : location.hash.slice(1));
+  place = named ? text : given.get("at") || "";
   Object.assign(state, FRESH);
   for (const key of Object.keys(state)) {
     if (given.has(key)) state[key] = key === "down" ? given.get(key) === "1" : given.get(key);
@@ -43,7 +49,25 @@ function writeState() {
   for (const [key, value] of Object.entries(state)) {
     if (key === "down" ? state.sort && !value : value && !(key === "metric" && value === "acc")) shown.set(key, key === "down" ? "0" : value);
   }
-  history.replaceState(null, "", shown.toString() ? "#" + shown : location.pathname + location.search);
+  const view = shown.toString();
+  if (view && place) shown.set("at", place);
+  history.replaceState(null, "", view ? "#" + shown : place ? "#" + encodeURIComponent(place) : location.pathname + location.search);
+}
+
+function go(id, focused) {
+  const target = document.getElementById(id);
+  if (!target) return;
+  if (target.closest("section.protocol[hidden]")) {
+    Object.assign(state, FRESH, { metric: state.metric });
+    show();
+  }
+  for (let around = target.closest("details"); around; around = around.parentElement.closest("details")) around.open = true;
+  target.scrollIntoView({ behavior: focused ? "auto" : "instant" });
+  if (focused) {
+    const head = target.querySelector("h2, summary, h3") || target;
+    if (!head.matches("summary, [tabindex]")) head.setAttribute("tabindex", "-1");
+    head.focus({ preventScroll: true });
+  }
 }
 
 // --- leaderboards ---------------------------------------------------------------------------------------------------
@@ -122,7 +146,7 @@ function detail(row, width) {
   const list = el("table", {},
     el("thead", {}, el("tr", {}, ...["run", "seed", "class order", "acc, %", "minutes", "finished"].map((name) => el("th", { scope: "col" }, name)))),
     el("tbody", {}, ...runs.map(([key, run]) => el("tr", {},
-      el("th", { scope: "row" }, el("button", { class: "row", type: "button", onclick: () => showRun(key) }, el("code", {}, key))),
+      el("th", { scope: "row" }, el("button", { class: "row run", type: "button", title: "Accuracy matrix, settings and the command that repeats this run", onclick: () => showRun(key) }, el("code", {}, key))),
       el("td", {}, String(run.seed)), el("td", {}, run.order), el("td", {}, fixed(run.acc)), el("td", {}, String(run.minutes.toPrecision(3))), el("td", {}, run.finished)))));
   return el("tr", { class: "detail" }, el("td", { colspan: String(width) }, el("div", {},
     el("p", { class: "soft" }, row.about, row.ceiling ? "; trained on all tasks at once" : ""),
@@ -242,98 +266,6 @@ function showRun(key) {
   dialog.showModal();
 }
 
-// --- plots ----------------------------------------------------------------------------------------------------------
-
-const dark = matchMedia("(prefers-color-scheme: dark)");
-const narrow = matchMedia("(max-width: 40rem)");
-const drawn = new Set();
-
-function ink(name) {
-  return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-}
-
-function lighter(colour) {
-  // Colours chosen for a light background are too dark for the dark theme.
-  const found = /^#([0-9a-f]{6})$/i.exec(colour);
-  if (!found) return colour;
-  const parts = [0, 2, 4].map((i) => parseInt(found[1].slice(i, i + 2), 16));
-  const light = (0.299 * parts[0] + 0.587 * parts[1] + 0.114 * parts[2]) / 255;
-  const mix = light < 0.55 ? 0.42 : 0.1;
-  return `rgb(${parts.map((part) => Math.round(part + (255 - part) * mix)).join(",")})`;
-}
-
-function height(chart) {
-  // plotly takes the room for a legend below from the plot itself: add the height of the legend instead.
-  const labels = chart.layout.showlegend ? new Set(chart.data.map((trace) => trace.legendgroup)).size : 0;
-  return chart.height + (chart.wide ? 5 * labels : 0) + (narrow.matches ? 14 * labels : 0);
-}
-
-function reserve() {
-  // Reserve the height of every plot, so that the content below does not move (and clicks miss) when it is drawn.
-  for (const div of document.querySelectorAll("div.plot")) div.style.minHeight = `${height(DATA.charts[div.dataset.chart])}px`;
-}
-
-function themed(chart) {
-  const copy = structuredClone(chart);
-  for (const trace of copy.data) {
-    for (const part of ["line", "marker"]) {
-      if (trace[part] && trace[part].color && dark.matches) trace[part].color = lighter(trace[part].color);
-    }
-    if (trace.name === "Pareto front") trace.line.color = ink("--soft");
-    if (trace.marker && trace.type === "scatter") trace.marker.line = { width: 1, color: ink("--paper") };
-    for (const axis of ["error_x", "error_y"]) if (trace[axis]) trace[axis].color = trace.marker.color;
-  }
-  const axis = { gridcolor: ink("--grid"), linecolor: ink("--soft"), zeroline: false, automargin: true, ticks: "outside", tickcolor: ink("--line") };
-  const layout = { ...copy.layout, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-    font: { family: "system-ui, sans-serif", size: 12, color: ink("--ink") }, colorway: [ink("--accent")],
-    // Leave room for plotly's buttons above the titles of panels.
-    margin: { l: 60, r: 20, t: copy.layout.annotations.length ? 52 : 30, b: 55 }, height: height(copy),
-    modebar: { bgcolor: "rgba(0,0,0,0)", color: ink("--soft"), activecolor: ink("--accent") },
-    hoverlabel: { bgcolor: ink("--card"), bordercolor: ink("--line"), font: { color: ink("--ink") } },
-    legend: narrow.matches || copy.wide ? { orientation: "h", y: -70 / (copy.height - 200), yanchor: "top" } : { itemsizing: "constant" } };
-  for (const name of Object.keys(layout)) if (/^[xy]axis/.test(name)) layout[name] = { ...axis, ...layout[name] };
-  if (copy.wide) layout.width = narrow.matches ? 900 : undefined;
-  return [copy.data, layout];
-}
-
-const UNPACKS = "DecompressionStream" in window;
-let plotly = null;
-
-async function unpacked(packed) {
-  const bytes = Uint8Array.from(atob(packed), (character) => character.charCodeAt(0));
-  return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
-}
-
-function loadPlotly() {
-  // plotly.js is unpacked and run with the first visible plot, so that the tables appear at once.
-  plotly ??= unpacked(document.getElementById("plotly").textContent.trim()).then((source) => {
-    const script = el("script");
-    script.textContent = source;
-    document.head.append(script);
-  });
-  return plotly;
-}
-
-async function draw(div) {
-  if (!UNPACKS) {
-    div.replaceChildren(el("p", { class: "soft" }, "This browser is too old to draw plots (Chrome 80, Firefox 113, Safari 16.4 or newer can); the numbers are in the file below."));
-    return;
-  }
-  await loadPlotly();
-  const [data, layout] = themed(DATA.charts[div.dataset.chart]);
-  Plotly.react(div, data, layout, { responsive: true, displaylogo: false, toImageButtonOptions: { format: "svg", filename: div.dataset.chart.replaceAll("/", "-") }, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] });
-  drawn.add(div);
-}
-
-const watcher = new IntersectionObserver((entries) => {
-  for (const entry of entries) {
-    if (entry.isIntersecting && !drawn.has(entry.target)) draw(entry.target);
-  }
-}, { rootMargin: "300px" });
-
-dark.addEventListener("change", () => drawn.forEach(draw));
-narrow.addEventListener("change", () => { reserve(); drawn.forEach(draw); });
-
 // --- filters and initial view ---------------------------------------------------------------------------------------------------
 
 function update() {
@@ -347,6 +279,7 @@ function update() {
     count += rows;
     tables += rows > 0;
   }
+  document.getElementById("none").hidden = count > 0;
   document.getElementById("found").textContent = `${count} row${count === 1 ? "" : "s"} in ${tables} table${tables === 1 ? "" : "s"}`;
   const { description, higher } = DATA.metrics[state.metric];
   document.getElementById("meaning").textContent = `${state.metric}: ${description}; ${higher ? "more" : "less"} is better.`;
@@ -359,25 +292,58 @@ function fill(id, values) {
   select.addEventListener("change", () => { state[id] = select.value; update(); });
 }
 
-function restore() {
-  readState();
+function show() {
   for (const name of ["filter", "metric", "benchmark", "backbone", "protocol", "origin"]) document.getElementById(name).value = state[name];
   update();
 }
 
+function restore() {
+  readState();
+  show();
+  if (place) go(place, false);
+}
+
 const bySlug = new Map(DATA.protocols.map((protocol) => [protocol.slug, protocol]));
-fill("benchmark", DATA.protocols.map((protocol) => protocol.benchmark));
-fill("backbone", DATA.protocols.map((protocol) => protocol.backbone));
-fill("protocol", DATA.protocols.map((protocol) => protocol.digest));
-fill("origin", DATA.protocols.flatMap((protocol) => protocol.rows.flatMap((row) => row.origins)));
-const metric = document.getElementById("metric");
-metric.addEventListener("change", () => { state.metric = metric.value; state.sort = ""; update(); });
-const filter = document.getElementById("filter");
-filter.addEventListener("input", () => { state.filter = filter.value; update(); });
 const tools = document.getElementById("tools");
-tools.addEventListener("submit", (event) => event.preventDefault());
-tools.hidden = false;
-for (const details of document.querySelectorAll("details.pairs")) pairs(details, bySlug.get(details.dataset.slug));
+
+function start() {
+  fill("benchmark", DATA.protocols.map((protocol) => protocol.benchmark));
+  fill("backbone", DATA.protocols.map((protocol) => protocol.backbone));
+  fill("protocol", DATA.protocols.map((protocol) => protocol.digest));
+  fill("origin", DATA.protocols.flatMap((protocol) => protocol.rows.flatMap((row) => row.origins)));
+  const metric = document.getElementById("metric");
+  metric.addEventListener("change", () => { state.metric = metric.value; state.sort = ""; update(); });
+  const filter = document.getElementById("filter");
+  filter.addEventListener("input", () => { state.filter = filter.value; update(); });
+  tools.addEventListener("submit", (event) => event.preventDefault());
+  tools.hidden = false;
+  document.getElementById("clear").addEventListener("click", () => {
+    Object.assign(state, FRESH, { metric: state.metric });
+    show();
+    filter.focus();
+  });
+  for (const hint of document.querySelectorAll(".hint")) hint.hidden = false;
+  for (const details of document.querySelectorAll("details.pairs")) pairs(details, bySlug.get(details.dataset.slug));
+  // Anchors come to rest below the tools, which stay at the upper edge of a wide screen.
+  const leaveRoom = () => {
+    const stays = getComputedStyle(tools).position === "sticky";
+    document.documentElement.style.setProperty("--top", `${stays ? tools.offsetHeight : 0}px`);
+  };
+  new ResizeObserver(leaveRoom).observe(tools);
+  for (const link of document.querySelectorAll('a[href^="#"]:not(.skip)')) {
+    link.addEventListener("click", (event) => {
+      // The view of the tables stays: the address of a link alone would reset it.
+      event.preventDefault();
+      place = decodeURIComponent(link.hash.slice(1));
+      writeState();
+      go(place, true);
+    });
+  }
+  addEventListener("hashchange", restore);
+  leaveRoom();
+  restore();
+}
+
 for (const link of document.querySelectorAll("a[data-file]")) {
   link.addEventListener("click", (event) => {
     event.preventDefault();
@@ -386,7 +352,5 @@ for (const link of document.querySelectorAll("a[data-file]")) {
     setTimeout(() => URL.revokeObjectURL(url), 10000);
   });
 }
-reserve();
-for (const div of document.querySelectorAll("div.plot")) watcher.observe(div);
-addEventListener("hashchange", restore);
-restore();
+// Plots have their heights by then, so that an address leads to the right place.
+if (tools) addEventListener("DOMContentLoaded", start);

@@ -1,0 +1,234 @@
+"""The data of a page for its script, as plain values for JSON: rows, runs, pairs of rows, charts and files."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from cl_bench import metrics
+from cl_bench.experiment import Value, value_text
+from cl_bench.reporting import charts as chart_data
+from cl_bench.reporting import comparison, precision, text_tables
+from cl_bench.reporting.charts import Chart
+from cl_bench.reporting.frames import EXTRA_METRICS, run_frame
+from cl_bench.reporting.protocol import Protocol
+from cl_bench.reporting.render import interactive
+from cl_bench.reporting.result_table import COST_COLUMNS, TABLE_METRICS, ResultRow, ResultTable, cells
+from cl_bench.reporting.runs import Run, Section
+from cl_bench.reporting.text_tables import TextTable
+from cl_bench.stats import summarise
+
+METRICS = {name: (m.title, m.description, m.higher) for name, m in metrics.METRICS.items()} | dict(EXTRA_METRICS)
+"""All metrics of the page: title, description, whether more is better."""
+MAX_ROWS_IN_PAIRS = 45
+"""Largest number of rows for which the page shows all pairs."""
+
+
+def build(
+    sections: Sequence[Section],
+    tables: Sequence[ResultTable],
+    charts: Mapping[str, Mapping[str, Chart]],
+    figures: Sequence[Chart],
+    places: Mapping[str, str],
+    runs: Sequence[Run],
+) -> dict[str, Any]:
+    """The data of a page.
+
+    Args:
+        sections, tables: per protocol, in the same order, which is that of the page.
+        charts: by slug of the protocol and name of the chart.
+        figures: charts of no single protocol.
+        places: path of the results folder by origin, for the command that repeats a run.
+        runs: all runs, including those that only serve as references (see `intransigence.references`).
+    """
+    numbers = run_frame(runs).set_index("key") if runs else pd.DataFrame()
+    return {
+        "metrics": {
+            name: {"title": title, "description": description, "higher": higher}
+            for name, (title, description, higher) in METRICS.items()
+        },
+        "columns": TABLE_METRICS,
+        "costs": COST_COLUMNS,
+        "protocols": [_protocol(section, table, numbers) for section, table in zip(sections, tables, strict=True)],
+        **_runs(sections, places),
+        "charts": {
+            f"{section.slug}/{name}": interactive.figure(chart, section.ceilings)
+            for section in sections
+            for name, chart in charts[section.slug].items()
+        }
+        | {f"paper/{chart.name}": interactive.figure(chart) for chart in figures},
+    }
+
+
+def files(
+    sections: Sequence[Section],
+    tables: Sequence[TextTable],
+    charts: Mapping[str, Mapping[str, Chart]],
+    figures: Sequence[Chart],
+) -> dict[str, str]:
+    """Texts of the files beside a page, by path, so that a page that was moved alone still offers them."""
+    return (
+        {f"tables/{table.name}.{form}": text_tables.write(table, form) for table in tables for form in FORMS}
+        | {
+            f"figures/{section.slug}-{name}.csv": chart_data.to_csv(chart)
+            for section in sections
+            for name, chart in charts[section.slug].items()
+        }
+        | {f"figures/{chart.name}.csv": chart_data.to_csv(chart) for chart in figures}
+    )
+
+
+FORMS = ("csv", "md", "tex")
+"""Formats of the tables that a page offers."""
+
+
+def _protocol(section: Section, table: ResultTable, numbers: pd.DataFrame) -> dict[str, Any]:
+    """The data of a protocol for the script."""
+    protocol = section.protocol
+    return {
+        "slug": section.slug,
+        "benchmark": protocol.benchmark,
+        "backbone": protocol.backbone,
+        "digest": protocol.digest,
+        "rows": [_row(row, section.rows[row.label], numbers) for row in table.rows],
+        "pairs": _pairs(section, [row.label for row in table.rows]),
+    }
+
+
+def _row(row: ResultRow, runs: Sequence[Run], numbers: pd.DataFrame) -> dict[str, Any]:
+    mine = numbers.loc[[run.record.key for run in runs], list(METRICS)].to_numpy(dtype=np.float64)
+    found: dict[str, list[float | int | None]] = {}
+    for name, column in zip(METRICS, mine.T, strict=True):
+        values = column[np.isfinite(column)]
+        if len(values):
+            summary = summarise(100 * values)
+            found[name] = [_rounded(summary.mean), _rounded(summary.half_width), summary.n]
+    return {
+        "label": row.label,
+        "name": row.name,
+        "method": row.method,
+        "settings": settings(row),
+        "origins": list(row.origins),
+        "about": f"method {row.method}, revision {row.revision}; recipe {', '.join(row.recipes)}; "
+        f"{row.seeds_and_orders}",
+        "ceiling": not row.sequential,
+        "mixed": " | ".join(row.mixed),
+        "metrics": found,
+        "cells": list(cells(row)[-len(COST_COLUMNS) :]),
+        "sort": [len(set(row.seeds)), _rounded(row.minutes.mean), row.trainable, _rounded(row.tuning_minutes)],
+        "runs": [run.record.key for run in runs],
+    }
+
+
+def _pairs(section: Section, labels: Sequence[str]) -> list[list[float | int | str | None]] | None:
+    """All pairs of rows: indices of both, difference in final accuracy, half-width, p, p (Holm), wins, ties, losses.
+
+    None if there are more than `MAX_ROWS_IN_PAIRS` rows; the page then says so.
+    """
+    if len(labels) > MAX_ROWS_IN_PAIRS:
+        return None
+    place = {label: number for number, label in enumerate(labels)}
+    return [
+        [place[pair.row], place[pair.other], _rounded(pair.result.difference.mean),
+         _rounded(pair.result.difference.half_width), _rounded(pair.result.p), _rounded(pair.holm), pair.result.wins,
+         pair.result.ties, pair.result.losses]
+        for pair in comparison.pairwise(section)
+    ]  # fmt: skip
+
+
+def _runs(sections: Sequence[Section], places: Mapping[str, str]) -> dict[str, Any]:
+    """All runs by key; settings common to many runs (experiment, hyper-parameters, environment) are stored once."""
+    shared: dict[str, int] = {}
+    texts: list[dict[str, str]] = []
+
+    def number(fields: Mapping[str, Value]) -> int:
+        shown = {name: value_text(value) for name, value in sorted(fields.items())}
+        key = json.dumps(shown)
+        if key not in shared:
+            shared[key] = len(texts)
+            texts.append(shown)
+        return shared[key]
+
+    runs = {}
+    for section in sections:
+        for run in section.runs:
+            record, experiment = run.record, run.record.experiment
+            runs[record.key] = {
+                "label": run.label,
+                "seed": experiment.seed,
+                "order": experiment.class_order if len(experiment.class_order) < 60 else "explicit list",
+                "acc": _rounded(100 * metrics.acc(record.correct, record.total)),
+                "minutes": _rounded(record.seconds / 60),
+                "finished": f"{record.finished:%Y-%m-%d %H:%M} UTC" if record.finished else "",
+                "correct": record.correct,
+                "total": record.total,
+                "settings": number(experiment.hyperparameters),
+                "experiment": number(_experiment(run)),
+                "environment": number(record.environment),
+                "mixed": run.mixed,
+                "command": _repeat_command(run, places.get(run.origin, run.origin)),
+            }
+    return {"runs": runs, "shared": texts}
+
+
+def _repeat_command(run: Run, folder: str) -> str:
+    """Command line that repeats a run stored in this folder; a method file is named without its folder."""
+    file = run.record.experiment.method_file
+    command = f"cl-bench repeat {run.record.key} --results {_quoted(folder)}"
+    return f"{command} --method-file {_quoted(file)}" if file else command
+
+
+def _quoted(path: str) -> str:
+    """Quote a path for a shell."""
+    return path if re.fullmatch(r"[\w./~+-]+", path) else "'" + path.replace("'", "'\\''") + "'"
+
+
+def _experiment(run: Run) -> dict[str, Value]:
+    """The experiment of a run without seed, class order and hyper-parameters."""
+    experiment = run.record.experiment
+    return {
+        "method": experiment.method,
+        "revision": experiment.revision,
+        "recipe": run.record.recipe,
+        "precision": experiment.precision,
+        "storage of images": experiment.storage,
+        "probe": experiment.probe,
+        **conditions(run.protocol),
+    }
+
+
+def conditions(protocol: Protocol) -> dict[str, str]:
+    """All fields of a protocol, in words."""
+    return {
+        "benchmark": f"{protocol.benchmark}, {protocol.scenario}, {protocol.shape}",
+        "split": protocol.split,
+        "backbone": protocol.backbone,
+        "weights": protocol.weights,
+        "limits": protocol.limits_text() or "none",
+        **{name: value_text(value) for name, value in protocol.transforms.model_dump(mode="json").items()},
+    }
+
+
+def details(section: Section) -> dict[str, str]:
+    """All fields of the protocol, and versions and hardware of its runs; all values where runs differ."""
+    found: dict[str, set[str]] = {}
+    for run in section.runs:
+        for name, value in run.record.environment.items():
+            found.setdefault(name, set()).add(value_text(value))
+    values = {name: ", ".join(sorted(values)) for name, values in sorted(found.items())}
+    return {**conditions(section.protocol), "precision": precision.text(section), **values}
+
+
+def settings(row: ResultRow) -> str:
+    """Hyper-parameters in one line: `epochs=5, rank=4`."""
+    return ", ".join(f"{name}={value_text(value)}" for name, value in sorted(row.hyperparameters.items()))
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(f"{value:.6g}")
