@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from cl_bench.grammar import number_between, parse_path, parse_text, parse_whole_number, parse_yes_or_no, some_of
-from cl_bench.options.option import Options, flag, option
+from cl_bench.options.option import Options, flag, option, parse_minutes, parse_setting
 
 TrackerName = Literal["csv"]
 """Trackers that runs can log to."""
@@ -54,21 +54,42 @@ class ExecutionOptions(Options):
     log_dir: Path | None = option(
         "Where and how", "Folder for logs.", parse_path, shown="logs in the results folder", metavar="FOLDER"
     )
-    executor: str = option("Where and how", "Executor: here, or ray for all GPUs or a cluster.", parse_text, "here")
+    executor: str = option(
+        "Where and how", "Executor: here, ray (all GPUs, or a cluster) or slurm.", parse_text, "here"
+    )
     address: str | None = option(
         "Where and how", "With ray: running cluster, auto or HOST:PORT.", parse_text, shown="this host alone"
     )
     gpus_per_run: float | None = option(
         "Where and how",
-        "With ray: GPUs of one run; 0.5 lets two runs share a GPU.",
+        "With ray or slurm: GPUs of one run; with ray, 0.5 lets two runs share a GPU.",
         number_between(0, 1, "0 to 1: a run uses one GPU or a share of it"),
         shown="1; on a CPU 0",
         metavar="X",
     )
     cpus_per_run: int | None = option(
-        "Where and how", "With ray: cores and threads of a run.", parse_whole_number, shown="1", metavar="N"
+        "Where and how", "With ray or slurm: cores and threads of a run.", parse_whole_number, shown="1", metavar="N"
     )
     collect: bool = flag("Where and how", "With ray: return results through Ray, for hosts without a shared disk.")
+    partition: str | None = option(
+        "Where and how", "With slurm: partition of the jobs.", parse_text, shown="Slurm's default"
+    )
+    time: int = option(
+        "Where and how",
+        "With slurm: time limit of a job, as minutes or D-HH:MM:SS.",
+        parse_minutes,
+        1440,
+        shown="1 day",
+        metavar="TIME",
+    )
+    slurm: tuple[str, ...] = option(
+        "Where and how",
+        "With slurm: another option of sbatch, e.g. account=vision or mem=32G.",
+        parse_setting,
+        (),
+        kind="list",
+        metavar="NAME=VALUE",
+    )
     force: bool = flag("Where and how", "Repeat runs that are already stored.")
     fail_fast: bool = flag("Where and how", "Stop at the first failed run.")
     dry_run: bool = flag("Trial", "Show the runs, which are stored, and how long the others may take.")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+import re
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
@@ -84,6 +86,25 @@ def parse_setting(text: str, flag: str) -> str:
     """The text itself, once it is known to be a pair `NAME=VALUE`."""
     grammar.parse_pair(text, f"{flag} '{text}'")
     return text
+
+
+def parse_minutes(text: str, flag: str) -> int:
+    """Minutes of a time in one of Slurm's forms: M, M:SS, H:MM:SS, D-H, D-H:MM or D-H:MM:SS; seconds are rounded up.
+
+    Raises:
+        UserError: the text has another form, or the time is 0.
+    """
+    read = re.fullmatch(r"(?:(\d{1,3})-)?(\d{1,6})(?::(\d{1,2}))?(?::(\d{1,2}))?", text)
+    total = 0
+    if read:
+        parts = [int(part) for part in read.groups()[1:] if part is not None]
+        if read[1] is None and len(parts) < 3:
+            parts = [0, *parts]
+        hours, minutes, seconds = [*parts, 0, 0][:3]
+        total = math.ceil(60 * (24 * int(read[1] or 0) + hours) + minutes + seconds / 60)
+    if total == 0:
+        raise UserError(f"{flag} '{clipped(text)}' is no time; expected minutes or D-HH:MM:SS, e.g. 90 or 1-12:00:00")
+    return total
 
 
 class Options:

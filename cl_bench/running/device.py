@@ -41,10 +41,12 @@ def resolve_precision(requested: str, device: torch.device) -> Precision:
     """The precision for `auto`, `fp32` or `bf16`; `auto` is bf16 on devices that multiply it faster than fp32.
 
     Raises:
-        UserError: another name.
+        UserError: another name, or `auto` depends on a GPU that this host does not have.
     """
     if requested == "auto":
         if device.type == "cuda":
+            if not torch.cuda.is_available():
+                raise UserError("--precision auto depends on the GPU, which this host lacks; expected bf16 or fp32")
             return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
         return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
     if requested not in get_args(Precision):

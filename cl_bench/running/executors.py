@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import queue
 import sys
+import time
 import traceback
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future
@@ -55,6 +56,13 @@ class Executor(Protocol):
     def __call__(
         self, runs: Sequence[PlannedRun], store: Store, settings: Settings, progress: RunProgress
     ) -> Generator[Outcome, None, None]: ...
+
+
+class RemoteExecutor(Executor, Protocol):
+    """Executor on other hosts."""
+
+    def likely_device(self) -> torch.device:
+        """The device on which runs will probably execute, which decides their precision."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +152,35 @@ class ProgressSender(RunProgress):
 
     def stage(self, index: int, stages: int, accuracy: float, seconds: float) -> None:
         self.send("stage", index, stages, accuracy, seconds)
+
+
+class ThrottledSender(ProgressSender):
+    """Sends image counts at most once a second, for messages that cost more than a pipe's."""
+
+    def __init__(self) -> None:
+        self._images = 0
+        self._flushed = time.monotonic()
+
+    def deliver(self, event: str, *values: Any) -> None:
+        """Send an event now."""
+        raise NotImplementedError
+
+    def send(self, event: str, *values: Any) -> None:
+        self._flush()
+        self.deliver(event, *values)
+
+    def advance(self, images: int) -> None:
+        self._images += images
+        if time.monotonic() - self._flushed > 1:
+            self._flush()
+
+    def close(self) -> None:
+        self._flush()
+
+    def _flush(self) -> None:
+        if self._images:
+            self.deliver("advance", self._images)
+        self._images, self._flushed = 0, time.monotonic()
 
 
 class _ReportSender(ProgressSender):

@@ -5,19 +5,16 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import math
-import os
 import time
-import uuid
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cl_bench import __version__
 from cl_bench.errors import UserError
 from cl_bench.running.pool import MAX_RETRIES
 from cl_bench.running.ray_cluster import connect, has_resources, parse_address
-from cl_bench.running.ray_worker import Attempt, Mailbox, SweepConfig, run_task
+from cl_bench.running.ray_worker import Attempt, Mailbox, run_task
+from cl_bench.running.remote import SweepConfig, marker_file
 from cl_bench.running.transport import PackedRun, ProgressReplay
 
 if TYPE_CHECKING:
@@ -81,24 +78,14 @@ class RayExecutor:
         Raises:
             UserError: the cluster cannot be reached, or none of its hosts has room for a run.
         """
-        from cl_bench.data import cache, decoding
-
         if not runs:
             return
         packed = [PackedRun.pack(run) for run in runs]
-        with connect(self.address) as ray, _marker_file(store, self.collect) as marker:
+        shared = contextlib.nullcontext("") if self.collect else marker_file(store)
+        with connect(self.address) as ray, shared as marker:
             gpus = self._gpus_per_task(ray)
-            config = SweepConfig(
-                version=__version__,
-                folder=str(Path.cwd()),
-                cache=str(cache.folder().absolute()) if os.environ.get(cache.VARIABLE) else None,
-                store=None if self.collect else str(store.root.absolute()),
-                marker=marker,
-                device="cuda" if gpus else "cpu",
-                threads=self.cpus,
-                settings=settings,
-                max_pixels=os.environ.get(decoding.LIMIT_VARIABLE),
-            )
+            device = "cuda" if gpus else "cpu"
+            config = SweepConfig.of(store, marker, device, self.cpus, settings, collect=self.collect)
             yield from _Sweep(ray, config, self.cpus, gpus, store, progress).outcomes(runs, packed)
 
     def likely_device(self) -> torch.device:
@@ -126,21 +113,6 @@ class RayExecutor:
                 "Lower --cpus-per-run or --gpus-per-run, or try --device cpu"
             )
         return gpus
-
-
-@contextlib.contextmanager
-def _marker_file(store: Store, collect: bool) -> Iterator[str]:
-    """Name of a temporary file in the store, by which workers recognise the shared folder; empty with `collect`."""
-    if collect:
-        yield ""
-        return
-    store.check_writable()
-    path = store.root / f".shared-{uuid.uuid4().hex}"
-    path.touch()
-    try:
-        yield path.name
-    finally:
-        path.unlink(missing_ok=True)
 
 
 class _Sweep:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from cl_bench import grammar
 from cl_bench.errors import UserError
 from cl_bench.options import ExecutionOptions, RunOptions, options_of
 from cl_bench.running.imports import quiet_imports
@@ -18,10 +19,9 @@ from cl_bench.store import DamagedRecord, RunRecord, Store
 if TYPE_CHECKING:
     import torch
 
-    from cl_bench.running.executors import Outcome
+    from cl_bench.running.executors import Outcome, RemoteExecutor
     from cl_bench.running.plan import PlannedRun
     from cl_bench.running.progress import RunProgress
-    from cl_bench.running.ray_executor import RayExecutor
     from cl_bench.running.trackers import LogConfig
 
 # Functions import torch and avalanche only when they need them, so that bad input is refused at once.
@@ -54,9 +54,9 @@ class Sweep:
 
     Attributes:
         planned: all runs, stored or not.
-        device: device of the runs; with Ray, the one on which they will probably execute.
+        device: device of the runs; on other hosts, the one on which they will probably execute.
         how: options of execution.
-        ray_executor: None: runs execute on this host without Ray.
+        remote: executor on other hosts; None: runs execute in processes of this host.
         log: what runs log to; None: nothing.
     """
 
@@ -64,7 +64,7 @@ class Sweep:
     store: Store
     device: torch.device
     how: ExecutionOptions
-    ray_executor: RayExecutor | None
+    remote: RemoteExecutor | None
     log: LogConfig | None = None
 
     @classmethod
@@ -82,7 +82,7 @@ class Sweep:
         Raises:
             UserError: an option is unknown, ill-typed or impossible, or the results folder cannot be written.
         """
-        ray_executor = _ray_executor(how)
+        remote = _remote_executor(how)
         store = Store(how.results)
         log = None
         if not how.dry_run:
@@ -91,10 +91,10 @@ class Sweep:
         with loading():
             from cl_bench.running.device import pick_device, resolve_precision
             from cl_bench.running.plan import plan_options
-        device = ray_executor.likely_device() if ray_executor else pick_device(how.device)
+        device = remote.likely_device() if remote else pick_device(how.device)
         with _preserve_random_state():
             planned = plan_options(wanted, partial(resolve_precision, device=device))
-        return cls(planned, store, device, how, ray_executor, log)
+        return cls(planned, store, device, how, remote, log)
 
     def missing(self, on_damaged: Callable[[str], None]) -> list[PlannedRun]:
         """The runs to carry out: those that are not stored, or all with `force`.
@@ -117,14 +117,14 @@ class Sweep:
     def decode(self, runs: Sequence[PlannedRun], on_progress: Callable[[int, int], None]) -> None:
         """Decode the images that these runs read in decoded form, unless they are decoded already.
 
-        With Ray, the hosts do this themselves.
+        Other hosts do this themselves.
 
         Args:
             on_progress: called with the numbers of decoded images and of all images.
         """
         from cl_bench import streams
 
-        if self.ray_executor is None:
+        if self.remote is None:
             needed = dict.fromkeys((run.experiment.benchmark, run.experiment.storage, run.data) for run in runs)
             for name, storage, data in needed:
                 streams.find(name, data).source(storage, on_progress)
@@ -141,7 +141,7 @@ class Sweep:
         settings = Settings(
             how.checkpoint_every, how.force, how.compile, how.deterministic, replace=how.force, log=self.log
         )
-        executor = self.ray_executor or local_executor(self.planned, self.device, how.jobs)
+        executor = self.remote or local_executor(self.planned, self.device, how.jobs)
         outcomes = []
         with (
             stop_block_on_signal(),
@@ -201,21 +201,45 @@ def _log_config(how: ExecutionOptions) -> LogConfig | None:
     return trackers.prepare(how.log, how.log_dir or how.results / "logs")
 
 
-def _ray_executor(how: ExecutionOptions) -> RayExecutor | None:
-    """The Ray executor, if the options ask for it; else None.
+_EXECUTORS_OF = {
+    "address": ("ray",),
+    "gpus_per_run": ("ray", "slurm"),
+    "cpus_per_run": ("ray", "slurm"),
+    "collect": ("ray",),
+    "partition": ("slurm",),
+    "time": ("slurm",),
+    "slurm": ("slurm",),
+}
+"""The executors to which an option of execution applies; all others apply everywhere."""
+
+
+def _remote_executor(how: ExecutionOptions) -> RemoteExecutor | None:
+    """The executor on other hosts, if the options ask for one; else None.
 
     Raises:
         UserError: the executor is unknown, or options are given that do not apply to it.
     """
+    if how.executor not in ("here", "ray", "slurm"):
+        raise UserError(f"--executor '{how.executor}' is unknown; expected here, ray or slurm")
+    for name, executors in _EXECUTORS_OF.items():
+        if name in how.given() and how.executor not in executors:
+            raise UserError(f"{options_of(ExecutionOptions)[name].flag} is for --executor {' or '.join(executors)}")
     if how.executor == "ray":
         from cl_bench.running.ray_executor import RayExecutor
 
         if how.jobs:
             raise UserError("--jobs is for this host alone; with --executor ray, see --cpus-per-run and --gpus-per-run")
         return RayExecutor(how.device, how.address, how.gpus_per_run, how.cpus_per_run or 1, how.collect)
-    if how.executor != "here":
-        raise UserError(f"--executor '{how.executor}' is unknown; expected here or ray")
-    for name in ("address", "gpus_per_run", "cpus_per_run", "collect"):
-        if name in how.given():
-            raise UserError(f"{options_of(ExecutionOptions)[name].flag} is for --executor ray")
+    if how.executor == "slurm":
+        from cl_bench.running.slurm_executor import SlurmExecutor
+
+        return SlurmExecutor(
+            device=how.device,
+            partition=how.partition,
+            minutes=how.time,
+            gpus=how.gpus_per_run,
+            cpus=how.cpus_per_run or 1,
+            at_once=how.jobs,
+            options=dict(grammar.parse_pair(pair, "--slurm") for pair in how.slurm),
+        )
     return None

@@ -273,9 +273,7 @@ def test_predictions_that_contradict_the_counts_are_refused(tmp_path: Path) -> N
 def test_absent_and_damaged_predictions_are_named(tmp_path: Path) -> None:
     (path,) = factories.write(tmp_path / "runs", factories.record())
     (run,) = collect([(tmp_path / "runs", "runs")], pytest.fail)
-    with pytest.raises(
-        NoPredictions, match=r"\(alpha, seed 0\) has no stored predictions in .*elsewhere.*, only"
-    ):
+    with pytest.raises(NoPredictions, match=r"\(alpha, seed 0\) has no stored predictions in .*elsewhere.*, only"):
         read(run, [tmp_path / "elsewhere"])
     content = factories.npz(path).read_bytes()
     factories.npz(path).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))

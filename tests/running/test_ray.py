@@ -32,7 +32,7 @@ from tests.helpers.command import RUNS, TRIAL, Outcome, Result, results
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'cl-bench[ray]'")
 
-from cl_bench.running import ray_worker  # noqa: E402
+from cl_bench.running import ray_worker, remote  # noqa: E402
 
 RUN = ["run", "--benchmark", "icons-tune", "--device", "cpu"]
 SWEEP = [
@@ -271,7 +271,7 @@ def test_ended_on_this_host_alone_nothing_goes_on(how: signal.Signals, short: Pa
     assert ("interrupted; finished results are stored" in log) == (how == signal.SIGTERM)
 
 
-CONFIG = ray_worker.SweepConfig(
+CONFIG = remote.SweepConfig(
     version=__version__,
     folder="",
     cache=None,
@@ -284,7 +284,7 @@ CONFIG = ray_worker.SweepConfig(
 
 
 def test_a_host_that_does_not_see_the_store_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_worker, "SHARED_FILE_TIMEOUT", 0)
+    monkeypatch.setattr(remote, "SHARED_FILE_TIMEOUT", 0)
     config = replace(CONFIG, folder=str(tmp_path), store=str(tmp_path))
     result = ray_worker.run_task(config, PackedRun(b"", None), ray_worker.Attempt(0, 0), None)
     assert result.code == 2 and "add --collect" in result.failure
