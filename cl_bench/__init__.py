@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from cl_bench.contract.phase import Optimization as Optimization
     from cl_bench.contract.phase import Phase as Phase
     from cl_bench.contract.phase import StepBatch as StepBatch
+    from cl_bench.contract.rehearsal import Rehearsing as Rehearsing
     from cl_bench.contract.search import Choice as Choice
     from cl_bench.contract.search import Depending as Depending
     from cl_bench.contract.search import LogUniform as LogUniform
@@ -58,6 +59,7 @@ _PUBLIC = {
     "cl_bench.contract.losses": ("masked_cross_entropy",),
     "cl_bench.contract.method": ("Method",),
     "cl_bench.contract.phase": ("Optimization", "Phase", "StepBatch"),
+    "cl_bench.contract.rehearsal": ("Rehearsing",),
     "cl_bench.contract.search": ("Choice", "Depending", "LogUniform", "Uniform"),
     "cl_bench.contract.task": ("Task",),
     "cl_bench.data.samples": ("TaskSamples",),

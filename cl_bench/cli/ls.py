@@ -31,7 +31,7 @@ def ls_methods(given: Mapping[str, Any]) -> None:
         warn(error)
     for item in (*own, *found):
         needs = "yes" if item.needs_num_tasks else "no"
-        table.add_row(item.name, item.paper, str(item.forward_passes), item.stores, needs)
+        table.add_row(item.name, item.paper, str(item.forward_passes), item.stored, needs)
     out.print(table)
 
 

@@ -160,4 +160,4 @@ class Alignable(Method):
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        return (self.alignment,) if self.align else ()
+        return (*super().parts, self.alignment) if self.align else super().parts

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cl_bench.contract import schedules
 from cl_bench.contract.alignment import Alignable
-from cl_bench.contract.losses import masked_cross_entropy
+from cl_bench.contract.losses import asymmetric_cross_entropy, masked_cross_entropy
 from cl_bench.contract.method import Method
 from cl_bench.contract.phase import Loss, Optimization, ParameterGroup, Phase
 from cl_bench.contract.schedules import Schedule
@@ -69,7 +69,12 @@ class Descent(Method):
             )
 
     def cross_entropy(self, task: Task) -> Loss:
-        """Per-sample cross-entropy over the classes that the hyper-parameter `loss` selects."""
+        """Per-sample cross-entropy over the classes that the hyper-parameter `loss` selects.
+
+        In a method with exemplars, `masked` lets all classes seen compete for these.
+        """
+        if self.loss == "masked" and self.exemplars:
+            return asymmetric_cross_entropy(task.classes, task.seen, task.num_classes)
         return masked_cross_entropy(task.classes if self.loss == "masked" else task.seen, task.num_classes)
 
     def phase(
@@ -79,7 +84,7 @@ class Descent(Method):
         forward: Callable[[Tensor], Any] | None = None,
         **more: Any,
     ) -> Phase:
-        """Make a phase with this method's optimiser, epochs and batch size.
+        """Make a phase with this method's optimiser, epochs and batch size, and as many exemplars if it keeps any.
 
         Args:
             parameters: optimiser groups; the `lr` or `weight_decay` of a group wins over the hyper-parameter.
@@ -88,6 +93,8 @@ class Descent(Method):
             more: further attributes of `Phase`, such as `step` or `epochs`; they win over the hyper-parameters.
         """
         own = vars(self.optimization(parameters)) | {"epochs": self.epochs, "batch_size": self.batch_size}
+        if self.exemplars and "batches" not in more:
+            own["exemplars"] = self.batch_size
         return Phase(**{**own, "loss": loss, "forward": forward, **more})
 
     def optimization(self, parameters: Sequence[ParameterGroup]) -> Optimization:

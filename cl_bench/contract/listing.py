@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import cache
 from importlib.machinery import PathFinder
 from importlib.metadata import EntryPoint, entry_points
@@ -14,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import cl_bench.methods
 from cl_bench._aliases import MOVED
+from cl_bench.contract.facts import FACTS as FACTS
+from cl_bench.contract.facts import MethodFacts as MethodFacts
 from cl_bench.contract.sources import ENTRY_POINTS, check_entry_point, check_file_name, names
 from cl_bench.errors import UserError
 
@@ -23,26 +24,6 @@ if TYPE_CHECKING:
 _BASE = ("cl_bench.contract.method", "Method")
 
 
-@dataclass(frozen=True)
-class MethodFacts:
-    """Facts that `cl-bench ls methods` and `cl-bench cite` show of a method, named as in `contract.method.Method`.
-
-    Attributes:
-        defaults: default value of each hyper-parameter, by name; None for one that the source computes.
-    """
-
-    name: str
-    paper: str
-    forward_passes: int | str
-    stores: str
-    needs_num_tasks: bool
-    citations: tuple[str, ...] | None
-    cited_with: Mapping[str, tuple[str, ...]]
-    bibtex: str
-    defaults: Mapping[str, object] = field(default_factory=dict)
-
-
-FACTS = ("paper", "forward_passes", "stores", "needs_num_tasks", "citations", "cited_with", "bibtex")
 _DEFAULTS = "defaults"
 
 

@@ -31,3 +31,31 @@ def masked_cross_entropy(classes: Iterable[int], num_classes: int) -> Loss:
         return nn.functional.cross_entropy(masked, labels, reduction="none")
 
     return loss
+
+
+def asymmetric_cross_entropy(own: Iterable[int], seen: Iterable[int], num_classes: int) -> Loss:
+    """Make a cross-entropy in which samples of the current task and exemplars have different competitors (ER-ACE).
+
+    Samples of the current task's classes compete among these only, exemplars of older classes among all classes seen,
+    so that a new task does not push down the logits of old classes (Caccia et al., ICLR 2022, arXiv 2104.05025).
+
+    Args:
+        own: labels of the current task.
+        seen: labels of this task and of all tasks before it.
+        num_classes: size of the head.
+
+    Returns:
+        A loss that maps (logits [B, num_classes], labels [B]) to per-sample values [B].
+    """
+    outside = torch.ones(2, num_classes, dtype=torch.bool)
+    outside[0, list(seen)] = False
+    outside[1, list(own)] = False
+    current = ~outside[1]
+
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        nonlocal outside, current
+        outside, current = outside.to(logits.device), current.to(logits.device)
+        masked = logits.masked_fill(outside[current[labels].long()], float("-inf"))
+        return nn.functional.cross_entropy(masked, labels, reduction="none")
+
+    return loss

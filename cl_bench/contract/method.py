@@ -41,6 +41,8 @@ class Method(SupervisedPlugin):  # type: ignore[misc]
         paper: name of the method, venue and arXiv id.
         needs_num_tasks: whether the method must know the length of the stream in advance, which tables mark.
         stores: what the model stores about old tasks in addition to its adapters, in words.
+        exemplars: name of the hyper-parameter that sets the size of the memory of past images in MB, which tables mark;
+            empty: exemplar-free.
         forward_passes: backbone passes per prediction; in words if the number grows with the tasks (see `passes`).
         scenarios: kinds of streams that the method supports.
         trains_on: `task` trains on one experience after the other, `stream` on all of them at once (joint training).
@@ -58,6 +60,7 @@ class Method(SupervisedPlugin):  # type: ignore[misc]
     paper: ClassVar[str] = ""
     needs_num_tasks: ClassVar[bool] = False
     stores: ClassVar[str] = "nothing"
+    exemplars: ClassVar[str] = ""
     forward_passes: ClassVar[int | str] = 1
     scenarios: ClassVar[tuple[Scenario, ...]] = ("class-incremental", "domain-incremental")
     trains_on: ClassVar[Literal["task", "stream"]] = "task"
@@ -137,6 +140,11 @@ class Method(SupervisedPlugin):  # type: ignore[misc]
     def parts(self) -> tuple[Part, ...]:
         """Additions to the method's own maths that any method can take, such as classifier alignment."""
         return ()
+
+    @property
+    def exemplar_mb(self) -> float:
+        """Size of the memory of past images in MB of 10^6 bytes; 0: exemplar-free."""
+        return float(getattr(self, self.exemplars)) if self.exemplars else 0.0
 
     def passes(self, tasks: int) -> int:
         """Number of backbone passes per prediction after `tasks` learned tasks.

@@ -71,10 +71,12 @@ class Phase(Optimization):
         step: replaces `forward` and `loss`: maps a `StepBatch` to the step's mean loss, or to (mean loss, logits) if
             Avalanche metrics need predictions. It calls `StepBatch.update` as often as it needs.
         others: further optimisers by name, for `step`.
+        exemplars: number of exemplars from the model's memory that precede the task's samples in every batch; none
+            while the memory is empty (see `cl_bench.contract.rehearsal`).
 
     Raises:
-        UserError: not exactly one of `loss` and `step` is given, `forward` or `others` do not fit them, or one of the
-            `others` has an empty name.
+        UserError: not exactly one of `loss` and `step` is given, `forward`, `others` or `exemplars` do not fit the
+            rest, or one of the `others` has an empty name.
     """
 
     epochs: int
@@ -85,6 +87,7 @@ class Phase(Optimization):
     after_step: Callable[[int, int], None] | None = None
     step: Callable[[StepBatch], Tensor | tuple[Tensor, Tensor]] | None = None
     others: Mapping[str, Optimization] = field(default_factory=dict)
+    exemplars: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -94,6 +97,8 @@ class Phase(Optimization):
             raise UserError("a phase with a `step` of its own has no `forward`: make the passes in the step")
         if self.others and self.step is None:
             raise UserError(f"a phase uses other optimisers ({', '.join(self.others)}) only in a `step` of its own")
+        if self.exemplars and self.batches is not None:
+            raise UserError("a phase with `batches` of its own gets no `exemplars`: mix them in there")
         if "" in self.others:
             raise UserError("one of the other optimisers of a phase has an empty name, which is its own optimiser's")
 

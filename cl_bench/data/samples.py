@@ -193,6 +193,10 @@ class TrainingBatches:
     def __len__(self) -> int:
         return -(-len(self.samples.labels) // self.batch_size) - self.skipped
 
+    def samples_in(self, steps: int) -> int:
+        """Number of samples in the first steps of the epoch."""
+        return min(steps * self.batch_size, len(self.samples.labels))
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, int]]:
         order = permutation((*self.key, "order"), len(self.samples.labels))[self.skipped * self.batch_size :]
         if not len(order):

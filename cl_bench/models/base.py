@@ -11,6 +11,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from cl_bench.models.exemplars import Exemplars
 from cl_bench.models.growing import Growing
 from cl_bench.models.statistics import ClassStatistics, Covariance
 from cl_bench.models.vit import Execution, ViT
@@ -32,10 +33,12 @@ class FeatureModel(Growing):
         head: the trained head.
         statistics: Gaussians of each class's features; None without classifier alignment.
         aligned: the head that predicts if alignment must not change the trained one; None: `head` predicts.
+        exemplars: images of past tasks; None: the method keeps none.
     """
 
     statistics: ClassStatistics | None
     aligned: nn.Linear | None
+    exemplars: Exemplars | None
 
     def __init__(self, backbone: VisionTransformer, head: nn.Module) -> None:
         super().__init__()
@@ -44,6 +47,7 @@ class FeatureModel(Growing):
         self.head = head
         self.statistics = None
         self.aligned = None
+        self.exemplars = None
 
     def keep_statistics(self, covariance: Covariance, aligned: bool) -> None:
         """Add class statistics for classifier alignment.
@@ -55,6 +59,14 @@ class FeatureModel(Growing):
         assert isinstance(self.head, nn.Linear)
         self.statistics = ClassStatistics(self.head.in_features, covariance)
         self.aligned = copy.deepcopy(self.head) if aligned else None
+
+    def keep_exemplars(self, megabytes: float) -> None:
+        """Add an empty memory of exemplars.
+
+        Args:
+            megabytes: size of the memory, in MB of 10^6 bytes.
+        """
+        self.exemplars = Exemplars(megabytes)
 
     @property
     def _vits(self) -> list[ViT]:

@@ -116,7 +116,7 @@ def _row(row: ResultRow, runs: Sequence[Run], numbers: pd.DataFrame) -> dict[str
         "settings": settings(row),
         "origins": list(row.origins),
         "about": f"method {row.method}, revision {row.revision}; recipe {', '.join(row.recipes)}; "
-        f"{row.seeds_and_orders}",
+        f"{row.seeds_and_orders}" + (f"; keeps exemplars, {row.exemplar_mb:g} MB" if row.exemplar_mb else ""),
         "ceiling": not row.sequential,
         "mixed": " | ".join(row.mixed),
         "metrics": found,

@@ -16,7 +16,16 @@ from cl_bench.experiment import Value
 from cl_bench.reporting import precision
 from cl_bench.reporting.protocol import Protocol
 from cl_bench.reporting.runs import Run, Section
-from cl_bench.reporting.text_tables import DAGGER, DASH, DOUBLE_DAGGER, TIMES, Column, TextTable, by_row
+from cl_bench.reporting.text_tables import (
+    DAGGER,
+    DASH,
+    DOUBLE_DAGGER,
+    SECTION_SIGN,
+    TIMES,
+    Column,
+    TextTable,
+    by_row,
+)
 from cl_bench.stats import Summary, summarise
 
 TABLE_METRICS = ("acc", "aaa", "forgetting")
@@ -33,6 +42,8 @@ LEAKY_MARK = DAGGER
 """Marks rows whose predictions depend on other samples of the batch."""
 MIXED_MARK = DOUBLE_DAGGER
 """Marks rows with a run that was resumed in another environment."""
+EXEMPLAR_MARK = SECTION_SIGN
+"""Marks rows of methods that keep images of past tasks."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +63,7 @@ class ResultRow:
         leaky: whether predictions depend on other samples of the batch, as in released code with a known fault.
         mixed: one text per run that was resumed in another environment: what changed between its sessions.
         precision: resolved precision of the backbone, the same in all runs.
+        exemplar_mb: size of the memory of past images in MB; 0: exemplar-free.
     """
 
     label: str
@@ -72,6 +84,7 @@ class ResultRow:
     leaky: bool
     mixed: tuple[str, ...]
     precision: str
+    exemplar_mb: float = 0.0
 
     @property
     def acc(self) -> Summary:
@@ -82,8 +95,9 @@ class ResultRow:
 
     @property
     def name(self) -> str:
-        """The label, with `LEAKY_MARK` and `MIXED_MARK` where they apply."""
-        return " ".join([self.label, *([LEAKY_MARK] if self.leaky else []), *([MIXED_MARK] if self.mixed else [])])
+        """The label, with `EXEMPLAR_MARK`, `LEAKY_MARK` and `MIXED_MARK` where they apply."""
+        marks = ((EXEMPLAR_MARK, self.exemplar_mb), (LEAKY_MARK, self.leaky), (MIXED_MARK, self.mixed))
+        return " ".join([self.label, *(mark for mark, applies in marks if applies)])
 
     @property
     def seeds_and_orders(self) -> str:
@@ -232,6 +246,7 @@ def _row(label: str, runs: Sequence[Run]) -> ResultRow:
         hyperparameters=first.hyperparameters,
         sequential=runs[0].sequential,
         leaky=first.leaky,
+        exemplar_mb=max(record.exemplar_mb for record in records),
         mixed=tuple(dict.fromkeys(f"seed {run.record.experiment.seed}: {run.mixed}" for run in runs if run.mixed)),
         precision=runs[0].precision,
     )
@@ -303,6 +318,9 @@ def _notes(rows: Sequence[ResultRow]) -> list[str]:
         notes.append(f"{', '.join(joint)}: trained on all tasks at once, so {_and(undefined)} are not defined.")
     if single := [name for name in TABLE_METRICS if any(row.sequential and row.metrics[name] is None for row in rows)]:
         notes.append(f"A single task is learned, so {_and(single)} {'is' if len(single) == 1 else 'are'} not defined.")
+    if any(row.exemplar_mb for row in rows):
+        sizes = ", ".join(f"{row.label} {row.exemplar_mb:g} MB" for row in rows if row.exemplar_mb)
+        notes.append(f"{EXEMPLAR_MARK}: keeps exemplars, images of past tasks, which the other rows do not: {sizes}.")
     if any(row.leaky for row in rows):
         notes.append(
             f"{LEAKY_MARK}: predictions depend on the other samples of the batch, in training or at test, as in "

@@ -24,6 +24,7 @@ DASH = "\N{EN DASH}"
 """Used for an undefined value, and between the ends of a range."""
 DAGGER = "\N{DAGGER}"
 DOUBLE_DAGGER = "\N{DOUBLE DAGGER}"
+SECTION_SIGN = "\N{SECTION SIGN}"
 PAGE = 128
 """Approximate number of characters across a page in LaTeX."""
 
@@ -277,6 +278,7 @@ _LATEX = {
     "−": "$-$",
     DAGGER: r"\textdagger{}",
     DOUBLE_DAGGER: r"\textdaggerdbl{}",
+    SECTION_SIGN: r"\S{}",
     # At the start of a row LaTeX would read brackets as an argument of the \\ before it.
     "[": "{[}",
     "]": "{]}",

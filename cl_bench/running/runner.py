@@ -170,6 +170,7 @@ def _record(
         eval_samples=[test_images] * len(stages),
         trainable=[stage.trainable for stage in finished],
         stored=[stage.stored for stage in finished],
+        exemplar_mb=planned.method.exemplar_mb,
         flops_per_image=flops_of(strategy, stream),
         forward_passes=planned.method.passes(strategy.tasks_learned),
         peak_memory_bytes=peak_memory(device),

@@ -90,6 +90,7 @@ class RunRecord(BaseModel):
         train_samples, eval_samples: images that went through training steps and through evaluation, per stage.
         trainable: parameters trained, per stage.
         stored: numbers stored after each stage in addition to the frozen backbone.
+        exemplar_mb: size of the method's memory of past images in MB of 10^6 bytes; 0: exemplar-free.
         flops_per_image: floating-point operations of one prediction, two per multiply-add.
         forward_passes: backbone passes of one prediction.
         peak_memory_bytes: peak memory of the device (CUDA allocator), or of the process on a CPU.
@@ -125,6 +126,7 @@ class RunRecord(BaseModel):
     eval_samples: Items[Count]
     trainable: Items[Count]
     stored: Items[Count]
+    exemplar_mb: float = Field(default=0.0, ge=0, le=10**9)
     flops_per_image: Count
     forward_passes: Count
     peak_memory_bytes: Count

@@ -13,6 +13,7 @@ from torch import Tensor
 from cl_bench.contract.method import Method, Traces
 from cl_bench.contract.phase import Batch, Phase
 from cl_bench.contract.task import Task
+from cl_bench.data.rehearsal import RehearsalBatches, exemplar_samples
 from cl_bench.data.samples import Samples, TrainingBatches
 from cl_bench.errors import Diverged, UserError, naming
 from cl_bench.experiment import Scalar
@@ -22,6 +23,9 @@ from cl_bench.training.phase_run import SMALLER_STEPS, PhaseRun, Resumed
 
 _STEPS_TRACED = 24
 """Approximate number of optimiser steps per phase after which `Method.step_traces` is called."""
+
+Rehearsed = tuple[Samples, int]
+"""Exemplars to draw from, and the number of them in a batch."""
 
 _INSIDE_A_STEP = (
     "before_forward", "after_forward", "before_backward", "after_backward", "before_update", "after_update",
@@ -106,11 +110,12 @@ class PhaseLoop(SupervisedTemplate):  # type: ignore[misc]
             start, skipped = self.position.epoch, self.position.step
             self._loss, self._counted = self._loss + self.position.loss, self.position.counted
             run.restore(state)
+        rehearsed = self._rehearsed(phase, samples)
         for epoch in range(start, phase.epochs):
             if self.position is not None:
                 self.position.epoch, self.position.step = epoch, skipped
             self._epoch_key = (*key, epoch)
-            self.dataloader = self._batches(phase, samples, epoch, skipped)
+            self.dataloader = self._batches(phase, samples, epoch, skipped, rehearsed)
             run.begin_epoch(epoch, len(self.dataloader) + skipped, skipped)
             skipped = 0
             self._losses.clear()
@@ -124,21 +129,42 @@ class PhaseLoop(SupervisedTemplate):  # type: ignore[misc]
         run.end()
         self._run = None
 
-    def _batches(self, phase: Phase, samples: Samples, epoch: int, skipped: int) -> TrainingBatches | list[Batch]:
+    def _rehearsed(self, phase: Phase, samples: Samples) -> Rehearsed | None:
+        """What a phase draws from the model's memory of exemplars; None while that is empty.
+
+        Raises:
+            UserError: the model has no such memory.
+        """
+        if not phase.exemplars:
+            return None
+        memory = self.model.exemplars
+        if memory is None:
+            raise UserError(
+                f"{type(self.method).__name__} draws exemplars, but its model keeps none: derive it from "
+                "cl_bench.Rehearsing, too, or call keep_exemplars of the model in build"
+            )
+        return (exemplar_samples(memory.images(), memory.labels, samples), phase.exemplars) if len(memory) else None
+
+    def _batches(
+        self, phase: Phase, samples: Samples, epoch: int, skipped: int, rehearsed: Rehearsed | None
+    ) -> TrainingBatches | RehearsalBatches | list[Batch]:
         """The batches of an epoch without the first `skipped` ones."""
-        if phase.batches is None:
-            return TrainingBatches(samples, phase.batch_size, self._epoch_key, self.device, skipped)
-        return list(phase.batches(epoch))[skipped:]
+        if phase.batches is not None:
+            return list(phase.batches(epoch))[skipped:]
+        own = TrainingBatches(samples, phase.batch_size, self._epoch_key, self.device, skipped)
+        return RehearsalBatches(own, *rehearsed) if rehearsed else own
 
     def _check_position(self, phase: Phase, samples: Samples, name: str, resumed: Resumed) -> None:
         """Raise `ValueError` or `KeyError` if the resumed position or optimiser states do not fit the phase."""
         assert self.task is not None
         position = resumed.position
-        steps = len(self._batches(phase, samples, position.epoch, 0)) if position.epoch < phase.epochs else 0
+        rehearsed = self._rehearsed(phase, samples)
+        batches = self._batches(phase, samples, position.epoch, 0, rehearsed) if position.epoch < phase.epochs else []
+        steps = len(batches)
         if not steps or position.step > steps:
             place = f"step {position.step} of epoch {position.epoch}"
             raise ValueError(f"{place} is beyond {name}, which has {phase.epochs} epochs of {steps or 'no'} steps")
-        if phase.batches is None and position.counted != min(position.step * phase.batch_size, len(samples.labels)):
+        if not isinstance(batches, list) and position.counted != batches.samples_in(position.step):
             raise ValueError(f"{position.counted} samples are not those of {position.step} steps of {name}")
         PhaseRun(phase, name, self.model, self.task.scratch).restore(resumed.optimizer)
 

@@ -225,6 +225,7 @@ PINNED: dict[str, tuple[int, dict[str, Any]]] = {
             "head": "linear",
         },
     ),
+    "replay": (1, COMMON | {"loss": "all", "backbone_lr_scale": 1.0, "buffer_mb": 1.0}),
     "sdlora": (2, SDLORA),
     "sdlora-kd": (
         1,
@@ -461,6 +462,9 @@ STORED: dict[str, Callable[[int, dict[str, Any]], int]] = {
     "ranpac[adaptation=ssf]": lambda t, traces: (
         2 * (2 * DIM + DEPTH * 11 * DIM) + CLASSES * DIM + 1 + 48 * (DIM + 48 + 2 * CLASSES) + 1
     ),
+    # Ten images of 32 x 32 pixels and their rows fit into 10,500 bytes.
+    "replay": lambda t, traces: WHOLE + 10 * (32 * 32 + 5),
+    "replay[loss=masked]": lambda t, traces: WHOLE + 10 * (32 * 32 + 5),
     # Besides the direction a magnitude, and norms.
     "sdlora": lambda t, traces: HEAD + t * (direction() + 1 + PLACES),
     "sdlora[directions=first]": lambda t, traces: HEAD + direction() + 1 + PLACES,
@@ -598,7 +602,7 @@ def test_who_competes_in_the_loss(name: str) -> None:
     competing = {"masked": set(own), "all": set(seen)}
     for loss, expected in competing.items():
         assert rows_with_gradient(name, own, seen, loss=loss) == expected
-    assert rows_with_gradient(name, own, seen) == competing["all" if name == "finetune" else "masked"]
+    assert rows_with_gradient(name, own, seen) == competing["all" if name in ("finetune", "replay") else "masked"]
 
 
 def changed_rows(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[int]:

@@ -29,6 +29,7 @@ VARIANTS = [
     "nlora[product=BA]",
     "ranpac[adaptation=frozen,projection=0]",
     "ranpac[adaptation=ssf]",
+    "replay[loss=masked]",
     "sdlora[align=true,align_epochs=1]",
     "sdlora[directions=first]",
     "sdlora[directions=shared]",
@@ -49,6 +50,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "nlora": {"rank": 3},
     "olora": {"rank": 3},
     "ranpac": {"width": 4, "projection": 48},
+    # Fewer images than there are, so that room must be made for those of the next task.
+    "replay": {"buffer_mb": 0.0105},
     "sdlora": {"rank": 3},
     "sdlora-kd": {"rank": 3},
     "sdlora-rr": {"rank": 3, "rank_mu": 2, "rank_nu": 1, "mu": 2, "nu": 3},

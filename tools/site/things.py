@@ -42,7 +42,7 @@ def methods() -> str:
             f"[{code(facts.name)}]({facts.name}.md)",
             plain(facts.paper),
             plain(str(facts.forward_passes)),
-            plain(facts.stores),
+            plain(facts.stored),
             "yes" if facts.needs_num_tasks else "no",
         )
         for facts in listing.installed()[0]
