@@ -130,6 +130,7 @@ class Chart:
         max_drawn: limit of the curves per panel and of the panels, in pictures and in the page's first view. Curves and
             panels are sorted by what a reader wants to see first. The CSV always has the numbers of all.
         highlight: labels drawn in colour while all others are grey; empty: the renderer's own rule.
+        seen: what is seen, in a sentence, for readers who do not see it; empty: computed from the numbers.
         same_scale: whether panels of curves share the range of their axes, because they are compared with each other.
     """
 
@@ -139,6 +140,7 @@ class Chart:
     panels: tuple[Panel, ...]
     max_drawn: int = 100
     highlight: tuple[str, ...] = ()
+    seen: str = ""
     same_scale: bool = False
 
 

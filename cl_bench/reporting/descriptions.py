@@ -12,6 +12,8 @@ MINUS = "\N{MINUS SIGN}"
 
 def describe(chart: Chart) -> str:
     """Say which rows are at the top and at the bottom, their values, and how they change from left to right."""
+    if chart.seen:
+        return chart.seen
     panels = chart.panels
     if len(panels) == 1 or isinstance(panels[0], Scatter):
         return " ".join(text for panel in panels if (text := _panel(panel)))

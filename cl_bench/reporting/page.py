@@ -20,6 +20,7 @@ from markupsafe import Markup, escape
 from cl_bench import __version__
 from cl_bench.reporting import page_data, result_table, text_tables
 from cl_bench.reporting.charts import Chart
+from cl_bench.reporting.confusions.on_page import ErrorsOnPage
 from cl_bench.reporting.descriptions import describe
 from cl_bench.reporting.result_table import HEADER, ResultTable, cells
 from cl_bench.reporting.runs import Run, Section
@@ -34,6 +35,7 @@ def render(
     sections: Sequence[Section],
     built: Sequence[ResultTable],
     charts: Mapping[str, Mapping[str, Chart]],
+    errors: Mapping[str, ErrorsOnPage],
     papers: Sequence[TextTable],
     figures: Sequence[Chart],
     damaged: Sequence[str],
@@ -47,6 +49,7 @@ def render(
         sections, built: per protocol, in the same order. On the page, protocols with runs of the user's own come
             before those with reference runs alone, and cut-down trials come last among either.
         charts: by slug of the protocol and name of the chart.
+        errors: what stored predictions show, by slug of the protocols that have any.
         papers: tables of papers.
         figures: figures of papers, and figures over all protocols.
         damaged: one sentence per result file that was skipped.
@@ -57,14 +60,15 @@ def render(
     order = sorted(range(len(sections)), key=lambda number: (_place(sections[number]), number))
     sections, built = [sections[i] for i in order], [built[i] for i in order]
     tables = [*map(result_table.text_table, built), *papers]
-    data = page_data.build(sections, built, charts, figures, places, runs)
-    data["files"] = page_data.files(sections, tables, charts, figures)
+    drawn = {slug: {**some, **(errors[slug].charts if slug in errors else {})} for slug, some in charts.items()}
+    data = page_data.build(sections, built, drawn, figures, places, runs)
+    data["files"] = page_data.files(sections, tables, drawn, figures)
     return (
         environment()
         .get_template("index.html.j2")
         .render(
             protocols=[
-                protocol_parts(section, table, charts[section.slug])
+                protocol_parts(section, table, charts[section.slug], errors.get(section.slug))
                 for section, table in zip(sections, built, strict=True)
             ],
             papers=papers,
@@ -92,13 +96,16 @@ def _place(section: Section) -> tuple[bool, bool, int]:
     return not is_own(section), bool(section.protocol.limits_text()), -len(section.rows)
 
 
-def protocol_parts(section: Section, table: ResultTable, charts: Mapping[str, Chart]) -> dict[str, Any]:
+def protocol_parts(
+    section: Section, table: ResultTable, charts: Mapping[str, Chart], errors: ErrorsOnPage | None = None
+) -> dict[str, Any]:
     """What the template `protocol.html.j2` shows of one protocol."""
     return {
         "table": table,
         "protocol": table.protocol,
         "own": is_own(section),
         "charts": charts,
+        "errors": errors,
         "details": page_data.details(section),
     }
 

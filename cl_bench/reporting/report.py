@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from cl_bench.errors import UserError, printable
 from cl_bench.reporting import charts, comparison, page, plots, result_table, text_tables
 from cl_bench.reporting.charts import Chart
+from cl_bench.reporting.confusions.on_page import on_page
 from cl_bench.reporting.intransigence import is_reference
 from cl_bench.reporting.paper import figures as paper_figures
 from cl_bench.reporting.paper import tables as paper_tables
@@ -97,7 +98,8 @@ def render(
 ) -> RenderedReport:
     """Write the page, `index.html`, and its tables and the numbers of its figures as files.
 
-    - Per protocol: `tables/SLUG.{md,csv,tex,html}`, and `figures/SLUG-NAME.csv` for each chart of `plots.standard`.
+    - Per protocol: `tables/SLUG.{md,csv,tex,html}`, and `figures/SLUG-NAME.csv` for each chart of `plots.standard` and
+      of `confusions.on_page`.
     - Per benchmark with suitable runs: the papers' tables and figures, e.g. `tables/sdlora-table2-BENCHMARK.md` and
       `figures/sdlora-fig2-BENCHMARK.csv`.
     - `figures/ranks.csv` if there are at least ten blocks (see `comparison.ranks`).
@@ -152,10 +154,15 @@ def render_sections(
     ranks = comparison.ranks(found)
     figures = [*([ranks] if ranks else []), *figures]
     shown = {section.slug: plots.standard(section) for section in found}
+    stores = [Path(path) for path in places.values()]
+    errors = {section.slug: part for section in found if (part := on_page(section, stores)) is not None}
     jobs = [
         (chart, out / "figures" / f"{section.slug}-{name}", pictures, section.ceilings)
         for section in found
-        for name, chart in shown[section.slug].items()
+        for name, chart in [
+            *shown[section.slug].items(),
+            *(errors[section.slug].charts.items() if section.slug in errors else ()),
+        ]
     ]
     jobs += [(chart, out / "figures" / chart.name, pictures, ()) for chart in figures]
     try:
@@ -169,7 +176,7 @@ def render_sections(
         ]
         written += [path for paths in _save(jobs) for path in paths]
         folders = {printable(origin): printable(path) for origin, path in places.items()}
-        text = page.render(found, built, shown, papers, figures, damaged, printable(command), folders, runs)
+        text = page.render(found, built, shown, errors, papers, figures, damaged, printable(command), folders, runs)
         index.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(

@@ -20,6 +20,7 @@ from cl_bench import metrics
 from cl_bench.errors import UserError
 from cl_bench.experiment import Limits
 from cl_bench.reporting import plots, result_table, text_tables
+from cl_bench.reporting.confusions import on_page
 from cl_bench.reporting.frames import run_frame
 from cl_bench.reporting.render import drawing
 from cl_bench.reporting.report import RenderedReport, load_runs, render
@@ -338,7 +339,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RenderedRepor
 
 
 def test_figures_exist_and_show_something(drawn: tuple[Path, RenderedReport]) -> None:
-    names = set(plots.NAMES) - {"loss"}
+    names = {*plots.NAMES, *on_page.NAMES} - {"loss"}
     folder = drawn[0].parent / "one" / "figures"
     assert {path.stem for path in folder.glob("*.csv")} == {f"{SLUG}-{name}" for name in names}
     for name in names:

@@ -51,10 +51,10 @@ def charts(section: Section, rows: Mapping[str, RowErrors], names: Collection[st
     Args:
         rows: rows of the section with predictions, see `rows_of`.
     """
-    best = list(rows) if section.chosen else sorted(rows, key=lambda label: (-_accuracy(rows[label]), label))
-    ordered, ceilings = {label: rows[label] for label in best}, section.ceilings
+    best, ceilings = best_first(section, rows), section.ceilings
+    ordered = {label: rows[label] for label in best}
     learners = {label: row for label, row in ordered.items() if label not in ceilings}
-    by_task = {label: row for label, row in learners.items() if not row.by_domain}
+    by_task = {label: row for label, row in learners.items() if not row.by_domain and len(row.runs[0].learned) > 1}
     made: dict[str, Chart | None] = {}
     for name in names:
         if name == "errors" and by_task:
@@ -68,6 +68,11 @@ def charts(section: Section, rows: Mapping[str, RowErrors], names: Collection[st
         elif name == "classes":
             made[name] = _classes(by_task)
     return {name: replace(chart, highlight=section.highlight) for name, chart in made.items() if chart is not None}
+
+
+def best_first(section: Section, rows: Mapping[str, RowErrors]) -> list[str]:
+    """Labels of rows by final accuracy, best first; in the user's order if the user chose them."""
+    return list(rows) if section.chosen else sorted(rows, key=lambda label: (-_accuracy(rows[label]), label))
 
 
 def _accuracy(row: RowErrors) -> float:
@@ -85,8 +90,8 @@ def _left_out(rows: Mapping[str, object], limit: int) -> str:
     )
 
 
-def _errors(rows: Mapping[str, RowErrors], ceilings: Mapping[str, RowErrors]) -> Chart | None:
-    """The share of each kind of error after each stage; None if all tasks are learned in one stage."""
+def _errors(rows: Mapping[str, RowErrors], ceilings: Mapping[str, RowErrors]) -> Chart:
+    """The share of each kind of error after each stage."""
     panels: list[Panel] = []
     for kind, title in enumerate(KINDS[1:], start=1):
         lines = tuple(_line(label, row.shares()[:, :, kind]) for label, row in rows.items())
@@ -103,7 +108,18 @@ def _errors(rows: Mapping[str, RowErrors], ceilings: Mapping[str, RowErrors]) ->
         f"method without preference would err equally often to both sides.{level} {_ON_MEANS}"
         f"{_left_out(rows, MAX_LINES)}"
     )
-    return Chart("errors", "Where errors go", caption, tuple(panels), MAX_LINES, same_scale=True)
+    shares = {label: row.shares()[:, -1].mean(axis=0) for label, row in rows.items()}
+    best = next(iter(rows))
+    _, inside, older, newer = shares[best]
+    seen = (
+        f"After the last task, {best} errs inside the task on {inside:.1f} % of the images, to older tasks on "
+        f"{older:.1f} % and to newer ones on {newer:.1f} %."
+    )
+    sides = {label: share[3] - share[2] for label, share in shares.items()}
+    if len(rows) > 1:
+        one = max(sides, key=lambda label: abs(sides[label]))
+        seen += f" Most one-sided is {one}: {shares[one][2]:.1f} % to older and {shares[one][3]:.1f} % to newer tasks."
+    return Chart("errors", "Where errors go", caption, tuple(panels), MAX_LINES, seen=seen, same_scale=True)
 
 
 def _errors_by_task(rows: Mapping[str, RowErrors]) -> Chart:
@@ -115,8 +131,14 @@ def _errors_by_task(rows: Mapping[str, RowErrors]) -> Chart:
         f"Wrong predictions after the last task, as a share of the test images of each task. {_KINDS} The first task "
         f"has no older one, the last no newer one. {_ON_MEANS}{_left_out(rows, MAX_LINES)}"
     )
+    best, row = next(iter(rows.items()))
+    shares = row.shares_by_task().mean(axis=0)
+    seen = (
+        f"After the last task, {best} takes {shares[0, 3]:.1f} % of the images of the first task for classes of newer "
+        f"tasks, and {shares[-1, 2]:.1f} % of the images of the last for classes of older ones."
+    )
     title = "Where the errors on each task go"
-    return Chart("errors-by-task", title, caption, tuple(panels), MAX_LINES, same_scale=True)
+    return Chart("errors-by-task", title, caption, tuple(panels), MAX_LINES, seen=seen, same_scale=True)
 
 
 def _line(label: str, values: Shares) -> Line:
@@ -132,7 +154,7 @@ def _confusion(rows: Mapping[str, RowErrors]) -> Chart | None:
     if not drawn:
         return None
     shares = {label: _row_shares(counts) for label, counts in drawn.items()}
-    high = _end_of_scale(list(shares.values())[:MAX_PANELS])
+    high = _end_of_scale(dict(list(shares.items())[:MAX_PANELS]))
     panels = []
     for label, values in shares.items():
         # Only a trial on the first tasks, made outside cl-bench, can predict a class of a task that was not tested.
@@ -145,7 +167,9 @@ def _confusion(rows: Mapping[str, RowErrors]) -> Chart | None:
         f"errors inside the task; the colours end at {high:g} %, so that errors are told apart."
         f"{_left_out(drawn, MAX_PANELS)}"
     )
-    return Chart("confusion", "Confusion of tasks", caption, tuple(panels), MAX_PANELS)
+    label, i, j, share = _worst(shares)
+    seen = f"Most confused: {label} takes {share:.1f} % of the images of task {i + 1} for classes of task {j + 1}."
+    return Chart("confusion", "Confusion of tasks", caption, tuple(panels), MAX_PANELS, seen=seen)
 
 
 def _confusion_of_classes(rows: Mapping[str, RowErrors]) -> Chart | None:
@@ -157,7 +181,7 @@ def _confusion_of_classes(rows: Mapping[str, RowErrors]) -> Chart | None:
     order = _neighbours(total)
     names = tuple(next(iter(chosen.values())).classes[i] for i in order)
     shares = {label: _row_shares(row.by_class)[np.ix_(order, order)] for label, row in chosen.items()}
-    high = _end_of_scale(list(shares.values()))
+    high = _end_of_scale(shares)
     panels = [
         _heat(label, "predicted class", "true class", names, names, values, high) for label, values in shares.items()
     ]
@@ -173,15 +197,19 @@ def _confusion_of_classes(rows: Mapping[str, RowErrors]) -> Chart | None:
         f"are confused with each other are neighbours; the colours end at {high:g} %.{some}{tasks}"
         f"{_left_out(rows, limit)}"
     )
-    return Chart("confusion-classes", "Confusion of classes", caption, tuple(panels), _CLASS_PANELS)
+    label, i, j, share = _worst(shares)
+    seen = f"Most confused: {label} takes {share:.1f} % of the images of {names[i]} for {names[j]}."
+    return Chart("confusion-classes", "Confusion of classes", caption, tuple(panels), _CLASS_PANELS, seen=seen)
 
 
 def _classes(rows: Mapping[str, RowErrors]) -> Chart | None:
     """Accuracy on the most forgotten classes by tasks learned since; None if nothing was forgotten."""
-    panels = []
+    panels, seen = [], []
     for label, row in list(rows.items())[:_CLASS_PANELS]:
-        forgotten = [item.name for item in row.forgotten_classes(_FORGOTTEN)]
-        if forgotten and len(row.runs[0].class_right) > 1:
+        lost = row.forgotten_classes(_FORGOTTEN)
+        forgotten = [item.name for item in lost]
+        if lost:
+            seen.append(f"{label} forgot {lost[0].name} most, from {lost[0].learned:.1f} to {lost[0].final:.1f} %")
             values = row.curves()[[row.classes.index(name) for name in forgotten]]
             ages = tuple(map(str, range(values.shape[1])))
             panels.append(
@@ -204,7 +232,8 @@ def _classes(rows: Mapping[str, RowErrors]) -> Chart | None:
         "number of tasks learned since. Runs learn a class at different times, so that fewer runs reach a higher age; "
         f"all that do are pooled.{_left_out(rows, _CLASS_PANELS)}"
     )
-    return Chart("classes", "The classes forgotten most", caption, tuple(panels), _CLASS_PANELS)
+    title = "The classes forgotten most"
+    return Chart("classes", title, caption, tuple(panels), _CLASS_PANELS, seen=f"{'; '.join(seen)}.")
 
 
 def _row_shares(counts: Integers, undefined: float = math.nan) -> Shares:
@@ -213,14 +242,20 @@ def _row_shares(counts: Integers, undefined: float = math.nan) -> Shares:
     return np.where(whole > 0, 100 * counts / np.maximum(whole, 1), undefined)
 
 
-def _end_of_scale(matrices: Sequence[Shares]) -> float:
+def _end_of_scale(matrices: Mapping[str, Shares]) -> float:
     """The largest share of errors in matrices of confusion, rounded up to whole fives: at least 5."""
-    largest = 0.0
-    for values in matrices:
+    return max(5.0, 5.0 * math.ceil(_worst(matrices)[-1] / 5))
+
+
+def _worst(matrices: Mapping[str, Shares]) -> tuple[str, int, int, float]:
+    """The label, row, column and value of the largest share of errors."""
+    found = []
+    for label, values in matrices.items():
         wrong = np.nan_to_num(values)
         np.fill_diagonal(wrong, 0)
-        largest = max(largest, float(wrong.max(initial=0)))
-    return max(5.0, 5.0 * math.ceil(largest / 5))
+        row, column = map(int, np.unravel_index(int(wrong.argmax()), wrong.shape))
+        found.append((label, row, column, float(wrong[row, column])))
+    return max(found, key=lambda each: each[-1])
 
 
 def _neighbours(shares: Shares) -> NDArray[np.intp]:
