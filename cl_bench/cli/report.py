@@ -20,8 +20,19 @@ def report(
     pictures: Annotated[
         str, typer.Option(help="Draw every figure as png, pdf, svg, several of them (png,pdf), or none.")
     ] = "none",
+    site: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write a static leaderboard to this folder instead: pages per method, benchmark and backbone, with "
+            "published numbers, ready to be hosted.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Make tables, figures and an HTML page from stored results."""
+    if site is not None:
+        write_site(results, site)
+        return
     from cl_bench.reporting import report as reports
     from cl_bench.reporting import result_table, text_tables
 
@@ -41,3 +52,14 @@ def report(
     for built in rendered.tables:
         text_tables.show(result_table.text_table(built), out)
     out.print(f"report: {output / 'index.html'}", soft_wrap=True, highlight=False)
+
+
+def write_site(results: list[Path] | None, folder: Path) -> None:
+    """Write the static leaderboard and name its index and the skipped files."""
+    from cl_bench.reporting.site import pages
+
+    with err.status("rendering ..."):
+        index, damaged = pages.write(folders_to_read(results or ()), folder, may_be_empty=not results)
+    for sentence in damaged:
+        warn_damaged(sentence)
+    out.print(f"site: {index}", soft_wrap=True, highlight=False)

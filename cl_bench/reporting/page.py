@@ -120,7 +120,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters["breakable"] = _breakable
+    made.filters |= {"breakable": _breakable, "published_cell": _published_cell}
     made.globals |= {
         "cells": cells,
         "describe": describe,
@@ -155,6 +155,14 @@ def to_json(data: object) -> Markup:
         text = text.replace(character, f"\\u{ord(character):04x}")
     # Lone surrogates, which occur in damaged file names, cannot be encoded as UTF-8.
     return Markup(text.encode("utf-8", "backslashreplace").decode())
+
+
+def _published_cell(value: tuple[float, float | None] | None) -> str:
+    """A published mean with its standard error in parentheses."""
+    if value is None:
+        return text_tables.DASH
+    mean, error = value
+    return f"{mean:.2f}" if error is None else f"{mean:.2f} ({error:.2f})"
 
 
 def _breakable(label: str) -> Markup:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -80,7 +81,13 @@ def report_folders(folders: Sequence[Path], out: Path, pictures: Sequence[str] =
     """`render` with the folders' names as origins; the page shows the matching `cl-bench report` command."""
     command = " ".join(["cl-bench report", *(f"--results {folder}" for folder in folders), f"--out {out}"])
     command += f" --pictures {','.join(pictures)}" if pictures else ""
-    return render([(folder, folder.name) for folder in folders], out, command, pictures)
+    return render(origins(folders), out, command, pictures)
+
+
+def origins(folders: Sequence[Path]) -> list[tuple[Path, str]]:
+    """Pairs of folder and origin: its name, or its whole path where another folder has the same name."""
+    names = Counter(folder.name for folder in folders)
+    return [(folder, folder.name if names[folder.name] == 1 else str(folder)) for folder in folders]
 
 
 def render_without_runs(folders: Sequence[Path], out: Path) -> RenderedReport:
@@ -150,7 +157,7 @@ def render_sections(
     joint = {run.label for run in runs if not run.sequential}
     found = [section for section in everything if not is_reference(section, joint)] or everything
     built = [result_table.build(section) for section in found]
-    papers, figures = _papers(runs)
+    papers, figures = paper_parts(runs)
     ranks = comparison.ranks(found)
     figures = [*([ranks] if ranks else []), *figures]
     shown = {section.slug: plots.standard(section) for section in found}
@@ -198,7 +205,7 @@ def write_table(table: TextTable, folder: Path, forms: Iterable[str]) -> list[Pa
     return paths
 
 
-def _papers(runs: Sequence[Run]) -> tuple[list[TextTable], list[Chart]]:
+def paper_parts(runs: Sequence[Run]) -> tuple[list[TextTable], list[Chart]]:
     """The papers' tables and figures with runs: in the paper's own protocol, and once per other benchmark."""
     others = sorted({run.protocol.benchmark for run in runs})
     made_tables, made_figures = [], []

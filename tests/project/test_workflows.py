@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from tests.helpers import ROOT
+from tests.helpers.factories import edit, record, write
 
 WORKFLOWS = {path.stem: path for path in sorted((ROOT / ".github" / "workflows").glob("*.yml"))}
 
@@ -38,6 +42,8 @@ def test_the_workflows_run_the_scripts_of_this_folder() -> None:
     assert {".ci/run", ".ci/lowest"} <= set(commands("test"))
     assert '.ci/release "$GITHUB_REF_NAME"' in commands("release")
     assert "make docs" in commands("docs")
+    assert ".ci/leaderboard leaderboard" in commands("leaderboard")
+    assert commands("docs") == ["make docs", ".ci/leaderboard site/leaderboard"], "after the site, which it adds to"
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS)
@@ -79,6 +85,37 @@ def test_only_the_jobs_that_publish_may_prove_who_they_are() -> None:
 def test_releases_start_from_tags_alone() -> None:
     # YAML 1.1 reads the key `on` as true.
     assert load(WORKFLOWS["release"])[True] == {"push": {"tags": ["v*"]}}
+
+
+def test_results_of_a_pull_request_are_verified_before_they_make_a_leaderboard(tmp_path: Path) -> None:
+    def leaderboard() -> subprocess.CompletedProcess[str]:
+        command, env = (
+            [tmp_path / ".ci" / "leaderboard", "public"],
+            os.environ | {"BIN": str(Path(sys.executable).parent)},
+        )
+        return subprocess.run(command, env=env, capture_output=True, text=True)
+
+    assert load(WORKFLOWS["leaderboard"])[True]["pull_request"]["paths"][0] == "results/**"
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci" / "leaderboard", tmp_path / ".ci")
+    write(tmp_path / "results" / "reference", record("alpha"))
+    (path,) = write(tmp_path / "results" / "ann b", record("alpha"), record("beta"))[1:]
+    (tmp_path / "results" / "notes").mkdir()
+    (tmp_path / "results" / "notes" / "readme.json").write_text("{}")
+    for command in (["init", "-q"], ["add", "-A"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    write(tmp_path / "results" / "untracked", record("gamma"))
+    done = leaderboard()
+    assert done.returncode == 0, done.stderr
+    assert "results/reference: 1 record, nothing wrong\nresults/ann b: 2 records, nothing wrong" in done.stdout
+    methods = tmp_path / "public" / "methods"
+    assert "reference" in (methods / "alpha.html").read_text() and (methods / "beta.html").is_file()
+    assert not (methods / "gamma.html").exists()
+    edit(path, lambda data: data["correct"][9].__setitem__(0, 0), sealed=True)
+    before = (methods / "beta.html").read_text()
+    done = leaderboard()
+    assert done.returncode == 1 and path.stem in done.stdout and "1 fault" in done.stdout
+    assert (methods / "beta.html").read_text() == before, "not written"
 
 
 def requirements() -> list[Requirement]:

@@ -150,7 +150,8 @@ function detail(row, width) {
       el("td", {}, String(run.seed)), el("td", {}, run.order), el("td", {}, fixed(run.acc)), el("td", {}, String(run.minutes.toPrecision(3))), el("td", {}, run.finished)))));
   return el("tr", { class: "detail" }, el("td", { colspan: String(width) }, el("div", {},
     el("p", { class: "soft" }, row.about, row.ceiling ? "; trained on all tasks at once" : ""),
-    el("p", {}, el("code", {}, row.settings || "no hyper-parameters")), list)));
+    el("p", {}, el("code", {}, row.settings || "no hyper-parameters")),
+    DATA.pages ? el("p", {}, el("a", { href: DATA.pages[row.method] }, `All results of ${row.method}`)) : null, list)));
 }
 
 function leaderboard(section, protocol) {
