@@ -15,6 +15,10 @@ class Diverged(UserError):
     """Training produced numbers that are not finite, so its results are meaningless."""
 
 
+class NotHere(UserError):
+    """Data or weights that a run needs are not on this machine."""
+
+
 @contextmanager
 def naming(where: str) -> Iterator[None]:
     """Prefix the message of every `UserError` raised in this context with the place `where`."""

@@ -24,7 +24,7 @@ from cl_bench.backbones.containers import check_file
 from cl_bench.backbones.embedded import EMBEDDED, names
 from cl_bench.backbones.lookup import find
 from cl_bench.backbones.networks import build_on_meta, with_random_weights
-from cl_bench.errors import UserError, printable, reason, root_cause
+from cl_bench.errors import NotHere, UserError, printable, reason, root_cause
 from cl_bench.randomness import seeded
 
 
@@ -176,7 +176,7 @@ def _damaged(backbone: Backbone, file: Path | None, why: str) -> UserError:
     )
 
 
-def _not_here(backbone: Backbone, error: Exception) -> UserError:
+def _not_here(backbone: Backbone, error: Exception) -> NotHere:
     from huggingface_hub import constants
 
     cfg = get_pretrained_cfg(backbone.architecture)
@@ -185,7 +185,7 @@ def _not_here(backbone: Backbone, error: Exception) -> UserError:
     if cfg.hf_hub_id:
         where = f"for '{cfg.hf_hub_id}' in '{constants.HF_HUB_CACHE}'"
         source = f"model.safetensors from https://huggingface.co/{cfg.hf_hub_id}"
-    return UserError(
+    return NotHere(
         f"the weights of '{backbone.name}' are not on this machine and cannot be fetched ({why}): timm looks "
         f"{where}; on another machine get {source}, then name the file with --backbone {backbone.name} "
         f"--checkpoint FILE; or take a backbone that comes with cl-bench and needs no network: {', '.join(names())}"

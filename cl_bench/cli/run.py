@@ -105,6 +105,8 @@ def preview(sweep: Sweep, missing: Sequence[PlannedRun], others: Sequence[Path])
         there = experiment.key not in to_do
         begun = store.checkpoint_path(experiment).exists() and not sweep.how.force
         state = "stored" if there else "begun" if begun else "missing"
+        if run.lacks:
+            state = f"no {run.lacks[0]}"
         estimate = None if there else times.minutes(experiment)
         if not there:
             minutes.append(estimate)
@@ -118,4 +120,8 @@ def preview(sweep: Sweep, missing: Sequence[PlannedRun], others: Sequence[Path])
     about = f", about {sum(known):.1f} min one after the other on {device.type}" if known else ""
     rest = f"; no times are stored for {unknown} of them" if unknown else ""
     stored = len(sweep.planned) - len(minutes)
-    out.print(f"{len(sweep.planned)} run(s): {stored} stored, {len(minutes)} to do{about}{rest}", highlight=False)
+    lacking = any(run.lacks for run in sweep.planned)
+    unseen = "; results are found again only with the data and weights of a run" if lacking else ""
+    out.print(
+        f"{len(sweep.planned)} run(s): {stored} stored, {len(minutes)} to do{about}{rest}{unseen}", highlight=False
+    )

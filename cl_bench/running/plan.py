@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from cl_bench.backbones import Backbone
 from cl_bench.contract import registry
 from cl_bench.contract.method import Method, build_model
 from cl_bench.contract.registry import MethodEntry
-from cl_bench.errors import UserError, counted
+from cl_bench.errors import NotHere, UserError
 from cl_bench.experiment import (
     Experiment,
     ImagesName,
@@ -35,7 +35,8 @@ from cl_bench.running import recipes
 from cl_bench.running.preflight import check_extent, constant_loss
 from cl_bench.running.recipes import Recipe, Tuned
 from cl_bench.running.settings import settings_for
-from cl_bench.streams import Benchmark, DataConfig, Source
+from cl_bench.running.task_sizes import class_incremental, domain_incremental
+from cl_bench.streams import Benchmark, DataConfig
 from cl_bench.streams.readers.orders import read_order
 from cl_bench.streams.scenarios import sizes_of
 from cl_bench.training.probes import PROBES
@@ -90,6 +91,7 @@ class PlannedRun:
         backbone: pinned to the weights that the experiment names.
         data: where the images are and how they are read.
         remarks: sentences that say how ambiguous or questionable input was understood.
+        lacks: what is not on this machine, `data` or `weights`; only in a dry run. The key is then not that of a run.
     """
 
     experiment: Experiment
@@ -99,6 +101,7 @@ class PlannedRun:
     backbone: Backbone
     data: DataConfig
     remarks: tuple[str, ...] = ()
+    lacks: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -119,16 +122,19 @@ class _SharedSetup:
     transforms: ImageTransforms
     storage: str
     remarks: tuple[str, ...]
+    lacks: tuple[str, ...]
 
 
-def plan(specs: Iterable[RunSpec], tuned: Sequence[Tuned] = ()) -> list[PlannedRun]:
+def plan(specs: Iterable[RunSpec], tuned: Sequence[Tuned] = (), *, dry: bool = False) -> list[PlannedRun]:
     """Resolve every run; specs that resolve to the same experiment give one run.
 
     Args:
         tuned: recipes of the user, which take precedence over the shipped ones.
+        dry: plan also runs whose data or weights are not on this machine (see `PlannedRun.lacks`).
 
     Raises:
         UserError: an option is unknown, ill-typed or impossible.
+        NotHere: data or weights are not on this machine, and this is not a dry run.
     """
     setups: dict[tuple[object, ...], _SharedSetup] = {}
     methods: dict[tuple[object, ...], tuple[Method, Recipe, str, list[str]]] = {}
@@ -136,7 +142,7 @@ def plan(specs: Iterable[RunSpec], tuned: Sequence[Tuned] = ()) -> list[PlannedR
     for spec in specs:
         shared = tuple(getattr(spec, name) for name in _SHARED_FIELDS)
         if shared not in setups:
-            setups[shared] = _shared_setup(spec)
+            setups[shared] = _shared_setup(spec, dry)
         setup = setups[shared]
         row = (shared, spec.method.name, repr(sorted(spec.options.items())), spec.recipe, spec.probe)
         if row not in methods:
@@ -165,11 +171,13 @@ def plan(specs: Iterable[RunSpec], tuned: Sequence[Tuned] = ()) -> list[PlannedR
         except ValidationError as error:
             raise UserError(f"{label}: {first_fault(error)}") from error
         remarks = (*setup.remarks, *spec.remarks, *of_method)
-        run = PlannedRun(experiment, method, label, recipe, setup.backbone, setup.benchmark.data, remarks)
+        run = PlannedRun(experiment, method, label, recipe, setup.backbone, setup.benchmark.data, remarks, setup.lacks)
         runs.setdefault(experiment.key, run)
     return list(runs.values())
 
 
+_UNKNOWN = "unknown"
+"""Split or weights of a dry run without data or weights."""
 _SHARED_FIELDS = (
     "benchmark", "data", "scenario", "tasks", "order", "images", "backbone", "checkpoint", "pretrained", "normalise",
     "size", "limits",
@@ -177,7 +185,7 @@ _SHARED_FIELDS = (
 """The fields of a spec that determine its `_SharedSetup`."""
 
 
-def _shared_setup(spec: RunSpec) -> _SharedSetup:
+def _shared_setup(spec: RunSpec, dry: bool) -> _SharedSetup:
     benchmark = streams.find(spec.benchmark, spec.data, spec.scenario)
     backbone = backbones.find(
         spec.backbone or benchmark.backbone,
@@ -187,21 +195,49 @@ def _shared_setup(spec: RunSpec) -> _SharedSetup:
         size=spec.size,
     )
     scenario, tasks, order = spec.scenario or benchmark.scenario, spec.tasks, spec.order
-    remarks: tuple[str, ...] = ()
+    remarks: list[str] = []
+    lacks: list[str] = []
     if scenario == "class-incremental":
         tasks = class_incremental(benchmark, tasks, spec.limits)
     from_file = order is not None and is_order_file(order)
     if order is not None and not from_file:
         parse_order(order)
-    source = benchmark.source()
-    if scenario == "domain-incremental":
-        tasks = domain_incremental(spec.benchmark, source, tasks, spec.limits)
-    if order is not None and from_file:
-        domains = scenario == "domain-incremental"
-        read = read_order(Path(order), source.domains if domains else source.classes, "domain" if domains else "class")
-        order, remarks = read.order, (read.remark,) if read.remark else ()
+    split, storage = _UNKNOWN, "files"
+    try:
+        source = benchmark.source()
+    except NotHere as error:
+        if not dry or from_file:
+            raise
+        lacks.append("data")
+        remarks.append(str(error))
+        tasks = tasks or benchmark.tasks
+    else:
+        split = source.split
+        if scenario == "domain-incremental":
+            tasks = domain_incremental(spec.benchmark, source, tasks, spec.limits)
+        if order is not None and from_file:
+            domains = scenario == "domain-incremental"
+            names = source.domains if domains else source.classes
+            read = read_order(Path(order), names, "domain" if domains else "class")
+            order = read.order
+            remarks += [read.remark] if read.remark else []
     assert tasks is not None
-    backbone = backbones.verify(backbone)
+    try:
+        backbone = backbones.verify(backbone)
+    except NotHere as error:
+        fallback = benchmark.offline_backbone if spec.backbone is None and spec.pretrained else None
+        if fallback is not None:
+            backbone = backbones.verify(backbones.find(fallback, normalise=spec.normalise, size=spec.size))
+            remarks.append(
+                f"the weights of {benchmark.backbone} are not on this machine and cannot be fetched, so "
+                f"{spec.benchmark} runs on {fallback}, which ships with cl-bench; --backbone names another"
+            )
+        elif dry:
+            lacks.append("weights")
+            remarks.append(str(error))
+            backbone = replace(backbone, weights=_UNKNOWN)
+        else:
+            raise
     transforms = ImageTransforms(
         size=backbone.size,
         crop=benchmark.crop,
@@ -210,8 +246,11 @@ def _shared_setup(spec: RunSpec) -> _SharedSetup:
         std=backbone.std,
         resize=benchmark.resize,
     )
-    storage = benchmark.storage(spec.images, transforms.short)
-    return _SharedSetup(benchmark, backbone, scenario, tasks, order, source.split, transforms, storage, remarks)
+    if "data" not in lacks:
+        storage = benchmark.storage(spec.images, transforms.short)
+    return _SharedSetup(
+        benchmark, backbone, scenario, tasks, order, split, transforms, storage, tuple(remarks), tuple(lacks)
+    )
 
 
 def _method(spec: RunSpec, setup: _SharedSetup, tuned: Sequence[Tuned]) -> tuple[Method, Recipe, str, list[str]]:
@@ -276,7 +315,9 @@ def specs_of(
     ]
 
 
-def plan_options(wanted: Sequence[RunOptions], precision_of: Callable[[str], Precision]) -> list[PlannedRun]:
+def plan_options(
+    wanted: Sequence[RunOptions], precision_of: Callable[[str], Precision], *, dry: bool = False
+) -> list[PlannedRun]:
     """All runs of these options, without duplicates (see `specs_of` and `plan`)."""
     check_extent(wanted)
     runs: dict[str, PlannedRun] = {}
@@ -284,7 +325,7 @@ def plan_options(wanted: Sequence[RunOptions], precision_of: Callable[[str], Pre
     methods = registry.lookup([spec.name for options in wanted for spec in options.methods], files)
     for options in wanted:
         tuned = recipes.read(options.recipes) if options.recipes else ()
-        for run in plan(specs_of(options, methods, precision_of), tuned):
+        for run in plan(specs_of(options, methods, precision_of), tuned, dry=dry):
             runs.setdefault(run.experiment.key, run)
     return list(runs.values())
 
@@ -305,53 +346,6 @@ def resolve(
     holding = [name for name in (backbone.name, backbone.tuned_as) if name] if backbone else []
     chosen = recipes.choose(entry, benchmark, {key: user_values[key] for key in options}, recipe, tuned, holding)
     return entry.configure({**chosen.values, **options}), chosen
-
-
-def class_incremental(data: Benchmark, tasks: Tasks | None, limits: Limits) -> Tasks:
-    """The tasks of a class-incremental stream; for `tasks=None` those that the benchmark has by default.
-
-    Raises:
-        UserError: the classes cannot be split like this, or the limits ask for more tasks than there are.
-    """
-    if tasks is None:
-        own = data.scenario == "class-incremental"
-        tasks = data.tasks if own else streams.default_tasks(data.num_classes)
-    try:
-        length = len(sizes_of(tasks, data.num_classes))
-    except ValueError as error:
-        if isinstance(tasks, int):
-            raise UserError(f"--tasks {tasks} does not divide the {data.num_classes} classes of {data.name}") from error
-        raise UserError(f"--tasks: {error}, the classes of {data.name}") from error
-    _check_length(length, limits)
-    return tasks
-
-
-def domain_incremental(name: str, source: Source, tasks: Tasks | None, limits: Limits) -> int:
-    """The number of tasks of a domain-incremental stream: one for each domain.
-
-    Raises:
-        UserError: the data has no domains, `tasks` is not their number, or a domain has no images.
-    """
-    domains = source.domains
-    if not domains:
-        with_domains = ", ".join(other for other in streams.names() if streams.has_domains(other))
-        raise UserError(f"{name} has no domains, so it cannot be domain-incremental; these have: {with_domains}")
-    if tasks not in (None, len(domains)):
-        raise UserError(f"--tasks: {name} has {len(domains)} domains, each of which is a task; leave it out")
-    for part, store in (("training", source.train), ("test", source.test)):
-        assert store.domains is not None
-        for domain in domains:
-            if not (store.domains == domain).any():
-                raise UserError(f"{name}: domain '{domain}' has no {part} images; complete the data or the split list")
-    _check_length(len(domains), limits)
-    return len(domains)
-
-
-def _check_length(length: int, limits: Limits) -> None:
-    if limits.tasks and limits.tasks > length:
-        raise UserError(
-            f"--limit-tasks {limits.tasks} is more than the {counted(length, 'task')} of the stream; leave it out"
-        )
 
 
 def _label_text(value: Value) -> str:

@@ -93,7 +93,7 @@ class Sweep:
             from cl_bench.running.plan import plan_options
         device = remote.likely_device() if remote else pick_device(how.device)
         with _preserve_random_state():
-            planned = plan_options(wanted, partial(resolve_precision, device=device))
+            planned = plan_options(wanted, partial(resolve_precision, device=device), dry=how.dry_run)
         return cls(planned, store, device, how, remote, log)
 
     def missing(self, on_damaged: Callable[[str], None]) -> list[PlannedRun]:
@@ -110,7 +110,8 @@ class Sweep:
         """Remarks on the data of all runs and on how the input was understood, without duplicates."""
         from cl_bench import streams
 
-        needed = dict.fromkeys((run.experiment.benchmark, run.data) for run in self.planned)
+        there = [run for run in self.planned if "data" not in run.lacks]
+        needed = dict.fromkeys((run.experiment.benchmark, run.data) for run in there)
         of_data = [text for name, data in needed for text in streams.find(name, data).remarks()]
         return [*dict.fromkeys(text for run in self.planned for text in run.remarks), *of_data]
 

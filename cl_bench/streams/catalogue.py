@@ -12,7 +12,7 @@ from types import ModuleType
 
 import cl_bench.streams.datasets
 from cl_bench.data.decoding import BadImage
-from cl_bench.errors import UserError, counted, named, printable, unknown_name
+from cl_bench.errors import NotHere, UserError, counted, named, printable, unknown_name
 from cl_bench.streams.config import ROOT_VARIABLE, existing_root
 from cl_bench.streams.image_files import for_each_image, look_at
 from cl_bench.streams.readers import UnknownLayout, class_trees, first_of, own_domain_folders
@@ -168,7 +168,7 @@ def locate(dataset: DataSet, root: Path | None = None) -> Path:
         if (top / name).is_dir():
             return top / name
     parent = f" (for the folder '{top}' itself, name its parent)" if top.name in dataset.folders else ""
-    raise UserError(
+    raise NotHere(
         f"{dataset.name} is not there: no folder '{top / dataset.folders[0]}'; 'cl-bench data prepare {dataset.name}' "
         f"downloads it or says how to get it; --root or {ROOT_VARIABLE} names another data folder{parent}"
     )

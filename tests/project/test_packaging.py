@@ -190,7 +190,7 @@ OF_THE_HOST = {"IPython"}
 
 def test_every_import_is_declared() -> None:
     """A library that only comes with another one goes when that one lets it go."""
-    known, distributions = declared({"ray", "icons"}), packages_distributions()
+    known, distributions = declared({*PROJECT["optional-dependencies"]} - {"test", "docs"}), packages_distributions()
     found = imported("cl_bench", "methods")
     assert {"torch", "yaml", "PIL", "ray"} <= found.keys()
     undeclared = {

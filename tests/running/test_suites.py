@@ -16,7 +16,7 @@ from cl_bench.errors import UserError
 from cl_bench.options import RunOptions, options_of
 from cl_bench.running import recipes, suites
 from cl_bench.running.sweep import wanted_options
-from tests.helpers import SOAK
+from tests.helpers import SOAK, trees
 from tests.helpers.command import RUNS, TRIAL, Cli, assert_refused
 
 SUITE = """\
@@ -85,6 +85,34 @@ def test_a_papers_suite_on_the_embedded_stream(cl_bench: Cli) -> None:
     lines = [line for line in outcome.out.splitlines() if "icons-100" in line]
     assert len(lines) == 8 and all("vit_tiny_patch8_32.icons" in line and "missing" in line for line in lines)
     assert not RUNS.exists()
+
+
+def test_a_dry_run_needs_neither_data_nor_weights(
+    cl_bench: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    outcome = cl_bench("run", "--suite", "sdlora-table4", "--seeds", "0", "--dry-run", "--device", "cpu")
+    assert outcome.code == 0, outcome
+    lines = [line for line in outcome.out.splitlines() if "imagenet-r" in line and "no data" in line]
+    assert len(lines) == 8 and "8 run(s): 0 stored, 8 to do" in outcome.out
+    assert "cl-bench data prepare imagenet-r" in outcome.err and "are not on this machine" in outcome.err
+    refused = cl_bench("run", "--suite", "sdlora-table4", "--seeds", "0", "--device", "cpu")
+    assert_refused(refused, "imagenet-r is not there")
+
+
+def test_a_folder_of_ones_own_needs_no_network(cl_bench: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    for part in ("train", "test"):
+        for label in "abcd":
+            trees.save(tmp_path / "pictures" / part / label / "1.png")
+    command = ("run", "--methods", "simplecil", "--benchmark", "folder:pictures", "--device", "cpu")
+    outcome = cl_bench(*command)
+    assert outcome.code == 0, outcome
+    assert "runs on vit_tiny_patch4_32.tinyimagenet156, which ships with cl-bench; --backbone names" in outcome.err
+    wanted = "vit_base_patch16_224.augreg2_in21k_ft_in1k"
+    assert_refused(cl_bench(*command, "--backbone", wanted), f"the weights of '{wanted}' are not on this machine")
 
 
 def test_a_dry_run_tells_what_is_there_and_how_long_the_rest_takes(cl_bench: Cli) -> None:
