@@ -106,3 +106,9 @@ def test_a_suites_options_give_way_to_the_command_lines() -> None:
 )
 def test_a_flag_that_is_set_off_is_written_as_such(given: dict[str, Any], flags: tuple[str, ...]) -> None:
     assert ExecutionOptions.of(given).flags() == flags
+
+
+@pytest.mark.parametrize("given", ["wandb,csv", ["wandb", "csv"], "wandb, csv,wandb"])
+def test_several_names_are_one_value(given: Any) -> None:
+    options = ExecutionOptions.of({"log": given})
+    assert options.log == ("wandb", "csv") and options.flags() == ("--log", "wandb,csv")

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from cl_bench.grammar import number_between, parse_path, parse_text, parse_whole_number, parse_yes_or_no, some_of
 from cl_bench.options.option import Options, flag, option, parse_minutes, parse_setting
 
-TrackerName = Literal["csv"]
+TrackerName = Literal["csv", "tensorboard", "wandb", "mlflow"]
 """Trackers that runs can log to."""
 
 
@@ -46,7 +46,7 @@ class ExecutionOptions(Options):
     )
     log: tuple[TrackerName, ...] = option(
         "Where and how",
-        "Log losses, accuracy per task, learning rate, seconds and memory to csv.",
+        "Log each run while it trains: csv, tensorboard, wandb, mlflow, or several of them (csv,wandb).",
         some_of("tracker", *get_args(TrackerName)),
         (),
         metavar="NAMES",

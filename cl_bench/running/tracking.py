@@ -134,9 +134,9 @@ def facts_of(planned: PlannedRun, environment: Environment, steps: int) -> RunFa
 
     return RunFacts(
         name=f"{planned.name} {experiment.key[:8]}",
-        file_stem=experiment.file_stem,
         key=experiment.key,
         label=planned.label,
+        seed=experiment.seed,
         settings={name: getattr(experiment, name) for name in _SETTINGS} | {"recipe": planned.recipe.name},
         hyperparameters={name: plain(value) for name, value in experiment.hyperparameters.items()},
         environment=dict(environment),

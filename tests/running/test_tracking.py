@@ -6,20 +6,31 @@ import json
 import math
 import os
 import signal
+import sys
+from importlib.util import find_spec
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from tests.helpers import gate, logs, processes
+from cl_bench.running import trackers
+from tests.helpers import SOAK, gate, logs, processes
 from tests.helpers.command import TRIAL, Cli, assert_refused, stored
 
 LOGS = Path("results/runs/logs")
-RUN = ["run", *TRIAL, "--device", "cpu", "--jobs", "1", "--results", "results/runs", "--log", "csv", *gate.GATED]
+TRACKERS = ["csv", "tensorboard", "wandb", *(["mlflow"] if SOAK and find_spec("mlflow") else [])]
+RUN = ["run", *TRIAL, "--device", "cpu", "--jobs", "1", "--log", ",".join(TRACKERS), *gate.GATED]
 METHOD = "gated[batch_size=8,epochs=2]"
 """Eight steps in each of two tasks."""
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def start(folder: Path) -> BaseProcess:
+    """Start the run; nothing of it leaves the folder."""
+    environment = {name: str(folder / "wandb") for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR")}
+    return processes.start(folder, *RUN, METHOD, environment={**environment, "WANDB_MODE": "offline"})
 
 
 def csv_of(folder: Path) -> pd.DataFrame:
@@ -32,7 +43,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that was not interrupted."""
     folder = tmp_path_factory.mktemp("whole")
     gate.lay(folder)
-    process = processes.start(folder, *RUN, METHOD)
+    process = start(folder)
     process.join()
     assert process.exitcode == 0, (folder / "log").read_text()
     return folder
@@ -69,16 +80,32 @@ def test_the_log_has_the_numbers_of_the_record(whole: Path) -> None:
     assert (stages["memory/peak_bytes"] > 10**6).all() and logged["time/seconds"].is_monotonic_increasing
 
 
+@pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow"])
+def test_every_tracker_has_the_same_rows(whole: Path, resumed: Path, name: str) -> None:
+    """Also after a resumed run: what was logged twice is found when the logs are read."""
+    if name not in TRACKERS:
+        pytest.skip("MLflow takes ten seconds, or is not installed")
+    for folder in (whole, resumed):
+        read = {"tensorboard": logs.tensorboard, "wandb": logs.wandb, "mlflow": logs.mlflow}
+        logged, expected = read[name](folder / LOGS / name), csv_of(folder)
+        # TensorBoard has single precision.
+        pd.testing.assert_frame_equal(
+            logs.repeatable(logged), logs.repeatable(expected), check_dtype=False, check_like=True, check_names=False
+        )
+        # MLflow keeps the rows of the killed process, whose time the resumed one takes again.
+        assert name == "mlflow" or logged["time/seconds"].is_monotonic_increasing
+
+
 def killed_and_resumed(folder: Path) -> None:
     """Kill a run in the middle of its second task, whose first steps it has logged, and let it resume."""
     gate.lay(folder, "1.4")
-    process = processes.start(folder, *RUN, METHOD)
+    process = start(folder)
     gate.wait(lambda: gate.reached(folder, "1.4"), process.is_alive, folder / "log")
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     gate.open_gates(folder)
-    again = processes.start(folder, *RUN, METHOD)
+    again = start(folder)
     again.join()
     assert again.exitcode == 0 and "resumes after task 1/2" in (folder / "log").read_text()
 
@@ -105,21 +132,72 @@ def test_a_repeated_run_starts_a_new_log(cl_bench: Cli) -> None:
     assert len(path.read_text().splitlines()) == rows and not LOGS.exists()
 
 
-def test_a_tracker_that_fails_does_not_end_the_run(cl_bench: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = ["run", "--methods", "simplecil", *TRIAL, "--log", "csv"]
-    assert cl_bench(*run, "--seeds", "0").code == 0
-    (path,) = (LOGS / "csv").glob("*.csv")
-    path.unlink()
-    path.mkdir()
-    outcome = cl_bench(*run, "--seeds", "0", "--force")
+SABOTAGE = """
+from dataclasses import dataclass
+from pathlib import Path
+
+from cl_bench.contract.task import Task
+from cl_bench.data.samples import TaskSamples
+from cl_bench.methods.simplecil import SimpleCIL
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Saboteur(SimpleCIL):
+    \"\"\"The nearest class mean; before the second task, the file of the log becomes a folder.\"\"\"
+
+    def before_task(self, task: Task, images: TaskSamples) -> None:
+        super().before_task(task, images)
+        if task.index == 1:
+            (path,) = Path("logs/csv").glob("*.csv")
+            path.unlink()
+            path.mkdir()
+"""
+
+
+def test_a_tracker_that_fails_does_not_end_the_run(cl_bench: Cli) -> None:
+    Path("saboteur.py").write_text(SABOTAGE)
+    run = ["run", "--method-file", "saboteur.py", "--methods", "saboteur", *TRIAL]
+    outcome = cl_bench(*run, "--log", "csv,tensorboard", "--log-dir", "logs")
     assert outcome.code == 0 and len(stored()) == 1
-    assert outcome.err.count("logging to csv has failed (Is a directory); the run goes on without") == 1
+    warning = "warning: saboteur seed 0: logging to csv has failed (Is a directory); the run goes on without"
+    assert outcome.err.count("logging to") == outcome.err.count(warning) == 1
+    assert len(logs.tensorboard(Path("logs/tensorboard"))["test/acc"].dropna()) == 2
+
+
+@pytest.mark.parametrize("package", ["tensorboard", "wandb", "mlflow"])
+def test_a_missing_package_is_named_before_any_training(
+    cl_bench: Cli, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    refused = cl_bench("run", "--methods", "simplecil", *TRIAL, "--log", f"csv,{package}")
+    assert_refused(refused, f"{package}, which is not installed; pip install 'cl-bench[{package}]'")
+    assert not LOGS.exists()
+
+
+def test_wandb_without_a_login_is_refused_unless_it_is_offline(cl_bench: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("WANDB_CONFIG_DIR", "config")
+    Path("netrc").touch(0o600)
+    monkeypatch.setenv("NETRC", "netrc")
+    wanted = ["run", "--methods", "simplecil", *TRIAL, "--log", "wandb"]
+    assert_refused(cl_bench(*wanted), "--log wandb finds no login for https://", "WANDB_MODE=offline")
+    assert not stored()
+    folder = Path("logs").absolute()
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert trackers.prepare(["wandb"], folder).settings["wandb"]["mode"] == "offline"
+    monkeypatch.delenv("WANDB_MODE")
+    Path("netrc").write_text("machine wandb.example login user password secret")
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example")
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    settings = trackers.prepare(["wandb"], folder).settings["wandb"]
+    assert (settings["mode"], settings["project"], settings["base_url"]) == ("online", "mine", "https://wandb.example")
 
 
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--log", "cvs"], "unknown tracker 'cvs'; known: csv"),
+        (["--log", "cvs"], "unknown tracker 'cvs'; known: csv, mlflow, tensorboard, wandb"),
         (["--log-dir", "x"], "--log-dir is for --log; name a tracker, e.g. --log csv"),
         (["--log", "csv", "--log-dir", "file"], "cannot be written"),
         (

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 from cl_bench.errors import UserError, reason
@@ -17,6 +18,9 @@ from cl_bench.running.trackers.tracker import Tracker
 
 _CLASSES: Mapping[TrackerName, tuple[str, str]] = {
     "csv": ("csv_file", "CsvTracker"),
+    "tensorboard": ("tensorboard", "TensorBoardTracker"),
+    "wandb": ("wandb", "WandbTracker"),
+    "mlflow": ("mlflow", "MlflowTracker"),
 }
 """Module and class of each tracker."""
 
@@ -48,7 +52,10 @@ def prepare(names: Sequence[TrackerName], folder: Path) -> LogConfig:
         UserError: a package or a login is missing, or the folder cannot be written.
     """
     folder = folder.absolute()
-    settings = {name: _class_of(name).prepare(folder / name) for name in names}
+    for name in names:
+        package = _class_of(name).package
+        if package and find_spec(package) is None:
+            raise UserError(f"--log {name} needs {package}, which is not installed; pip install 'cl-bench[{name}]'")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-"):
@@ -57,7 +64,7 @@ def prepare(names: Sequence[TrackerName], folder: Path) -> LogConfig:
         raise UserError(
             f"log folder '{folder}' cannot be written ({reason(error)}); name a writable one with --log-dir"
         ) from error
-    return LogConfig(folder, settings)
+    return LogConfig(folder, {name: _class_of(name).prepare(folder / name) for name in names})
 
 
 def _class_of(name: TrackerName) -> type[Tracker]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 Status = Literal["finished", "failed", "interrupted"]
 """How a run ended; a process that is killed says nothing."""
@@ -17,9 +18,9 @@ class RunFacts:
 
     Attributes:
         name: label, seed and key, for people.
-        file_stem: readable file name without extension, unique to the run.
         key: content key of the experiment.
         label: name of the run's row in tables.
+        seed: training seed.
         settings: benchmark, backbone, seed and other fields of the experiment that have one value.
         hyperparameters: hyper-parameters of the method.
         environment: versions of libraries, device, threads.
@@ -27,9 +28,9 @@ class RunFacts:
     """
 
     name: str
-    file_stem: str
     key: str
     label: str
+    seed: int
     settings: Mapping[str, str | int | float | bool | None]
     hyperparameters: Mapping[str, str | int | float | bool | None]
     environment: Mapping[str, str | int | float | bool | None]
@@ -48,6 +49,9 @@ class Tracker:
         settings: what `prepare` returned.
     """
 
+    package: ClassVar[str] = ""
+    """The package that this tracker needs, as it is imported; empty: none. An extra of cl-bench installs it."""
+
     def __init__(self, folder: Path, settings: Mapping[str, str]) -> None:
         self.folder, self.settings = folder, settings
 
@@ -59,6 +63,14 @@ class Tracker:
             UserError: its package or its login is missing.
         """
         return {}
+
+    def path(self, facts: RunFacts, suffix: str = "") -> Path:
+        """The run's own path in the folder, with its label, seed and key in its name."""
+        # One experiment can have several labels, since a default may be given or not: its first file is continued.
+        for earlier in sorted(self.folder.glob(f"*-{facts.key}{suffix}")):
+            return earlier
+        label = re.sub(r"[^\w.=,+-]+", "_", facts.label).strip("_.")[:100]
+        return self.folder / f"{label}-s{facts.seed}-{facts.key}{suffix}"
 
     def start(self, facts: RunFacts) -> None:
         """A run begins or resumes."""
