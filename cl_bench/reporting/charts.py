@@ -6,12 +6,12 @@ single value has no interval.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from cl_bench.reporting import spreadsheets
+from cl_bench.reporting import emphasis, spreadsheets
 from cl_bench.stats import Summary
 
 
@@ -24,12 +24,14 @@ class Line:
         x: shape [n].
         y: shape [n], a summary per x.
         order: position in a sequence of lines, from 0 to 1, which decides the colour; None: the label decides.
+        breaks: indices of points that are not joined to the point before them.
     """
 
     label: str
     x: tuple[float, ...]
     y: tuple[Summary, ...]
     order: float | None = None
+    breaks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -127,11 +129,12 @@ class Chart:
         title: headline.
         caption: sentences on what is shown, the meaning of bands and bars, and the number of runs.
         panels: drawn from left to right, then down.
-        max_drawn: limit of the curves per panel and of the panels, in pictures and in the page's first view. Curves and
-            panels are sorted by what a reader wants to see first. The CSV always has the numbers of all.
-        highlight: labels drawn in colour while all others are grey; empty: the renderer's own rule.
+        max_drawn: limit of the panels, and of the rows in colour. Rows and panels are sorted by what a reader wants to
+            see first. The CSV always has the numbers of all.
+        highlight: labels of the rows in colour and with names, while all others are grey; empty: the first `max_drawn`.
         seen: what is seen, in a sentence, for readers who do not see it; empty: computed from the numbers.
         same_scale: whether panels of curves share the range of their axes, because they are compared with each other.
+        omitted: labels of rows that pictures leave out, because they would compress the scale for all others.
     """
 
     name: str
@@ -142,6 +145,43 @@ class Chart:
     highlight: tuple[str, ...] = ()
     seen: str = ""
     same_scale: bool = False
+    omitted: tuple[str, ...] = ()
+
+
+def coloured(chart: Chart, panel: Panel) -> frozenset[str]:
+    """Labels of the lines or points of a panel that have colours and names; the others are context, in grey.
+
+    Of rows, these are the ones in `Chart.highlight`, or the first `Chart.max_drawn` if it is empty. Of a sequence of
+    lines, at most six are in colour, at equal steps from the first to the last.
+    """
+    if isinstance(panel, Lines):
+        rows = [line.label for line in panel.lines if line.order is None]
+        steps = [line.label for line in panel.lines if line.order is not None]
+        count = min(len(steps), emphasis.MAX_COLOURED)
+        chosen = {steps[round(i * (len(steps) - 1) / max(1, count - 1))] for i in range(count)}
+        levels = {label for label, _ in panel.levels}
+        return frozenset(chosen | levels | _standing_out(chart, rows))
+    if isinstance(panel, Scatter):
+        return frozenset(_standing_out(chart, [point.label for point in panel.points]))
+    return frozenset()
+
+
+def _standing_out(chart: Chart, rows: Sequence[str]) -> set[str]:
+    return {label for label in rows if label in chart.highlight} if chart.highlight else set(rows[: chart.max_drawn])
+
+
+def drawn_part(chart: Chart) -> Chart:
+    """The chart without the panels and rows that pictures leave out."""
+    return replace(chart, panels=tuple(_drawn(panel, chart) for panel in chart.panels[: chart.max_drawn]))
+
+
+def _drawn(panel: Panel, chart: Chart) -> Panel:
+    if isinstance(panel, Lines):
+        return replace(panel, lines=tuple(line for line in panel.lines if line.label not in chart.omitted))
+    if isinstance(panel, Scatter):
+        points = tuple(point for point in panel.points if point.label not in chart.omitted)
+        return replace(panel, points=points, front=tuple(label for label in panel.front if label not in chart.omitted))
+    return panel
 
 
 def to_frame(chart: Chart) -> pd.DataFrame:

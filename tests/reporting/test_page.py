@@ -431,7 +431,7 @@ def test_panels_have_their_names_above_them(browser: Browser, many: Path, name: 
     plot.scroll_into_view_if_needed()
     plot.locator("svg.main-svg").first.wait_for()
     measured = found.page.evaluate(TITLES.replace("NAME", name))
-    assert len(measured["off"]) == 12 and max(measured["off"]) < 2
+    assert len(measured["off"]) == 6 and max(measured["off"]) < 2
     assert measured["top"] >= measured["bar"], "the buttons cover no name"
     found.check()
     context.close()

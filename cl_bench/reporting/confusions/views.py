@@ -80,11 +80,11 @@ def _accuracy(row: RowErrors) -> float:
     return float(np.mean([np.mean(run.final[run.final >= 0] == run.label[run.final >= 0]) for run in row.runs]))
 
 
-def _left_out(rows: Mapping[str, object], limit: int) -> str:
+def _left_out(rows: Mapping[str, object], limit: int, what: str = "drawn") -> str:
     left = len(rows) - limit
     best = f"the {limit} rows" if limit > 1 else "the row"
     return (
-        f" Only {best} with the best final accuracy {'are' if limit > 1 else 'is'} drawn; {left} not."
+        f" Only {best} with the best final accuracy {'are' if limit > 1 else 'is'} {what}; {left} not."
         if left > 0
         else ""
     )
@@ -106,7 +106,7 @@ def _errors(rows: Mapping[str, RowErrors], ceilings: Mapping[str, RowErrors]) ->
     caption = (
         f"Wrong predictions as a share of the test images of all tasks so far. {_KINDS} With tasks of equal size, a "
         f"method without preference would err equally often to both sides.{level} {_ON_MEANS}"
-        f"{_left_out(rows, MAX_LINES)}"
+        f"{_left_out(rows, MAX_LINES, 'in colour')}"
     )
     shares = {label: row.shares()[:, -1].mean(axis=0) for label, row in rows.items()}
     best = next(iter(rows))
@@ -129,7 +129,7 @@ def _errors_by_task(rows: Mapping[str, RowErrors]) -> Chart:
         panels.append(Lines(title, "true task", "% of the task's images", lines))
     caption = (
         f"Wrong predictions after the last task, as a share of the test images of each task. {_KINDS} The first task "
-        f"has no older one, the last no newer one. {_ON_MEANS}{_left_out(rows, MAX_LINES)}"
+        f"has no older one, the last no newer one. {_ON_MEANS}{_left_out(rows, MAX_LINES, 'in colour')}"
     )
     best, row = next(iter(rows.items()))
     shares = row.shares_by_task().mean(axis=0)

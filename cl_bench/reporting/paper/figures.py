@@ -10,7 +10,7 @@ Kinds of panels:
 - `residuals`, `relative-residuals`: residual of the direction being learned after a least-squares fit by the earlier
   directions, against iteration: its norm, and its norm divided by the norm of the direction;
 - `interpolation`: accuracy on the first two tasks along the straight line between the weights after the first task and
-  the weights after the second.
+  the weights after the second, as the paired change from the former.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import pandas as pd
 
 from cl_bench import metrics
 from cl_bench.errors import counted, unknown_name
+from cl_bench.reporting import emphasis
 from cl_bench.reporting.charts import Chart, Heat, Line, Lines, Panel
 from cl_bench.reporting.paper.layouts import PAPERS, FigureLayout, Kind, PanelLayout, figure_layouts
 from cl_bench.reporting.protocol import Protocol, file_name
@@ -62,7 +63,8 @@ def build(
     Args:
         benchmark, backbone: replace the paper's in every panel; panels that become equal are merged, and published
             values are left out. If only `benchmark` is given, the backbone is the one with most runs on it.
-        selection: the rows to show, of those that the figure has; panels without any are left out. By default all.
+        selection: the rows to show, of those that the figure has; panels without any are left out. By default all, and
+            the best six in colour (`emphasis.choose`).
 
     Raises:
         UserError: unknown name of a figure, or no row of it is selected by some pattern.
@@ -88,19 +90,14 @@ def build(
             missing = True
             notes.append(f"No runs of {', '.join(lacking)} on {_stream(panel)}.")
         if drawn is not None:
-            letter = chr(ord("a") + len(panels))
-            panels.append(replace(drawn, title=f"{letter}  {drawn.title}"))
+            panels.append(drawn)
             counts |= {len(found) for found in chosen.values() if found}
             filled += bool(chosen)
     command = f"cl-bench run --suite {name}" if missing else ""
     for option, value in (("--benchmark", benchmark), ("--backbone", vit)):
         command += f" {option} {value}" if value and command else ""
     slug = file_name(name, benchmark, backbone)
-    caption = _caption(panels, counts, layout)
-    highlight = tuple(
-        matching(selection.highlight, dict.fromkeys(row for panel in layout.panels for row in panel.rows))
-    )
-    chart = Chart(slug, layout.title, caption, tuple(panels), highlight=highlight) if panels else None
+    chart = _chart(slug, layout, panels, counts, selection, matching(selection.highlight, rows)) if panels else None
     return Figure(chart, filled, tuple(dict.fromkeys(notes)), command)
 
 
@@ -170,6 +167,34 @@ def _has(kind: Kind, run: Run) -> bool:
 
 def _stream(panel: PanelLayout) -> str:
     return f"{panel.benchmark} in {counted(panel.tasks, 'task')}"
+
+
+def _chart(
+    slug: str,
+    layout: FigureLayout,
+    panels: Sequence[Panel],
+    counts: set[int],
+    selection: Selection,
+    highlight: Sequence[str],
+) -> Chart:
+    """The chart of a figure: panels have letters if there are several, and at most six rows are in colour."""
+    if len(panels) > 1:
+        panels = [replace(panel, title=f"{chr(ord('a') + i)}  {panel.title}") for i, panel in enumerate(panels)]
+    curves = [panel for panel in panels if isinstance(panel, Lines)]
+    ends: defaultdict[str, list[float]] = defaultdict(list)
+    for panel in curves:
+        for line in panel.lines:
+            if line.order is None:
+                ends[line.label].append(line.y[-1].mean)
+    finals = {label: float(np.mean(values)) for label, values in ends.items()}
+    chosen = emphasis.choose(finals, (), highlight, ordered=bool(selection.rows))
+    said = emphasis.sentence(chosen, ends, {})
+    if any(sum(line.order is not None for line in panel.lines) > emphasis.MAX_COLOURED for panel in curves):
+        said += f" Of more than {emphasis.MAX_COLOURED} lines of a sequence, {emphasis.MAX_COLOURED} are in colour."
+    caption = f"{_caption(panels, counts, layout)}{said}"
+    # Changes are compared between panels; other values of different streams are not.
+    changes = all(panel.y.endswith("points") for panel in curves)
+    return Chart(slug, layout.title, caption, tuple(panels), highlight=chosen.labels, same_scale=changes)
 
 
 def _caption(panels: Sequence[Panel], counts: set[int], layout: FigureLayout) -> str:
@@ -243,7 +268,7 @@ def _residuals(panel: PanelLayout, rows: Mapping[str, Sequence[Run]]) -> Panel |
 
 
 def _relative_residuals(panel: PanelLayout, rows: Mapping[str, Sequence[Run]]) -> Panel | None:
-    return _residual_lines(panel, rows, "relative", "residual / norm of the direction")
+    return _residual_lines(panel, rows, "relative", "relative residual")
 
 
 def _residual_lines(panel: PanelLayout, rows: Mapping[str, Sequence[Run]], column: str, unit: str) -> Panel | None:
@@ -267,15 +292,20 @@ def _interpolation(panel: PanelLayout, rows: Mapping[str, Sequence[Run]]) -> Pan
     ]
     if not traces:
         return None
-    values = pd.concat([trace.assign(acc=100 * trace["correct"] / trace["total"]) for trace in traces])
     lines = []
     for task in (0, 1):
-        found = values[values["task"] == task]
-        x = sorted(set(found["x"]))
-        y = tuple(summarise(found["acc"][found["x"] == place]) for place in x)
+        # Each run is compared with itself: how accurate it is at W1 differs more between runs than along the path.
+        changes = []
+        for trace in traces:
+            found = trace[trace["task"] == task].sort_values("x")
+            accuracy = 100 * found["correct"].to_numpy() / found["total"].to_numpy()
+            changes.append(pd.Series(accuracy - accuracy[0], index=found["x"]))
+        x = sorted(set().union(*(change.index for change in changes)))
+        y = tuple(summarise([change[place] for change in changes if place in change.index]) for place in x)
         lines.append(Line(f"task {task + 1}", tuple(x), y, order=float(task)))
     row = ", ".join(rows)
-    return Lines(f"{row}, {_stream(panel)}", "from W₁ (0) to W₂ (1)", "top-1 accuracy, %", tuple(lines), whole=False)
+    unit = "change from W₁, points"
+    return Lines(f"{row}, {_stream(panel)}", "from W₁ (0) to W₂ (1)", unit, tuple(lines), whole=False)
 
 
 _BUILDERS: Mapping[Kind, Callable[[PanelLayout, Mapping[str, Sequence[Run]]], Panel | None]] = {

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from cl_bench.reporting import charts
 from cl_bench.reporting.charts import Chart, Heat, Line, Lines, Panel, Ranks, Scatter
 from cl_bench.reporting.render import styles
 from cl_bench.reporting.render.styles import Style
@@ -35,7 +36,7 @@ def figure(chart: Chart, ceilings: Iterable[str] = ()) -> dict[str, Any]:
     Args:
         ceilings: labels of rows trained on all tasks at once.
     """
-    panels = chart.panels[: chart.max_drawn]
+    panels = charts.drawn_part(chart).panels
     # Styles are assigned to the rows of all panels, drawn or not, so that a row looks the same in every chart.
     look = styles.by_label(_labels(chart.panels), set(ceilings) | {label for p in panels for label in _levels(p)})
     columns = 1 if len(panels) == 1 else 2 if len(panels) in (2, 4) else 3
@@ -77,12 +78,7 @@ def figure(chart: Chart, ceilings: Iterable[str] = ()) -> dict[str, Any]:
 
 def _coloured(chart: Chart, panel: Panel) -> frozenset[str]:
     """Labels of the curves of a panel that have their own colour; all others are grey."""
-    if not isinstance(panel, Lines):
-        return frozenset()
-    labels = [line.label for line in panel.lines]
-    chosen = [label for label in labels if label in chart.highlight] if chart.highlight else labels[: chart.max_drawn]
-    # Curves in a sequence, as the tasks of one row, are no rows that could be chosen.
-    return frozenset(line.label for line in panel.lines if line.order is not None or line.label in chosen)
+    return charts.coloured(chart, panel) if isinstance(panel, Lines) else frozenset()
 
 
 def _rows(panel: Panel) -> int:
@@ -202,7 +198,7 @@ def _lines(
         if line.label not in coloured:
             traces.append(group | _muted(line))
             continue
-        if len(panel.lines) <= _BANDS and all(value.half_width is not None for value in line.y):
+        if len(panel.lines) <= _BANDS and not line.breaks and all(value.half_width is not None for value in line.y):
             low, high = [_number(v.low) for v in line.y], [_number(v.high) for v in line.y]
             traces.append(
                 group
@@ -213,12 +209,12 @@ def _lines(
         traces.append(
             group
             | {
-                "type": "scatter", "mode": "lines+markers" if len(line.x) <= 30 else "lines", "x": _numbers(line.x),
-                "y": [_number(value.mean) for value in line.y],
+                "type": "scatter", "mode": "lines+markers" if len(line.x) <= 30 else "lines",
+                "x": _strokes(line, _numbers(line.x)), "y": _strokes(line, [_number(value.mean) for value in line.y]),
                 "line": {"color": style.colour, "width": 2, "dash": _dash(style)},
                 "marker": {"color": style.colour, "symbol": _SYMBOLS.get(style.marker, "circle"),
                            "size": 7 if style.marker and not small else 4},
-                "customdata": [_interval(value) for value in line.y],
+                "customdata": _strokes(line, [_interval(value) for value in line.y]),
                 "hovertemplate": "%{x}: %{y:.2f}%{customdata}<extra>%{fullData.name}</extra>",
                 "showlegend": named_here and _first(line.label, named),
             }
@@ -235,6 +231,14 @@ def _lines(
             }
         )  # fmt: skip
     return traces
+
+
+def _strokes(line: Line, values: Sequence[Any]) -> list[Any]:
+    """The values with None where a new stroke of the line begins."""
+    found = list(values)
+    for place in sorted(line.breaks, reverse=True):
+        found.insert(place, None)
+    return found
 
 
 def _muted(line: Line) -> dict[str, Any]:

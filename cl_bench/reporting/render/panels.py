@@ -3,47 +3,54 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from cl_bench.reporting.charts import Heat, Lines, Ranks, Scatter
+from cl_bench.reporting.charts import Heat, Line, Lines, Ranks, Scatter
 from cl_bench.reporting.render import scatter, styles
-from cl_bench.reporting.render.styles import Style
-from cl_bench.reporting.render.text_layout import FAINT, TEXT, text_width
+from cl_bench.reporting.render.look import Look, dash
+from cl_bench.reporting.render.text_layout import FAINT
 from cl_bench.stats import Summary
 
-_BANDS = 4
-"""Limit of the curves with bands; more curves get interval bars at their ends instead."""
+_BANDS = 2
+"""Limit of the curves in colour with bands, which would cover each other; more curves have bars at their ends."""
 
 
-def _draw_lines(axes: Axes, panel: Lines, look: Mapping[str, Style]) -> None:
+def _draw_lines(axes: Axes, panel: Lines, look: Look) -> None:
     for label, level in panel.levels:
-        axes.axhline(level.mean, color=look[label].colour, linestyle=dash(look[label]))
-    for number, line in enumerate(panel.lines):
-        style = look[line.label] if line.order is None else styles.sequential(line.order)
-        if line.label == panel.title:
-            # The only line of its panel needs no marker and no dash.
-            style = Style(style.colour, "", ())
-        means = [value.mean for value in line.y]
+        axes.axhline(level.mean, color=look.rows[label].colour, linestyle=dash(look.rows[label]))
+    chosen = look.coloured(panel)
+    for line in panel.lines:
+        if line.label not in chosen:
+            x, y = _strokes(line, [value.mean for value in line.y])
+            axes.plot(x, y, color=styles.CONTEXT, linewidth=0.6, clip_on=False, zorder=2)
+    shown = [line for line in panel.lines if line.label in chosen]
+    ends = {line.label: number for number, line in enumerate(sorted(shown, key=lambda line: -line.y[-1].mean))}
+    for line in shown:
+        style = look.line(panel, line)
+        x, means = _strokes(line, [value.mean for value in line.y])
         axes.plot(
-            line.x, means, color=style.colour, linestyle=dash(style), clip_on=False, zorder=3,
-            marker=style.marker, markevery=math.ceil(len(line.x) / 30), markeredgecolor="white", markeredgewidth=0.4,
-            markersize=4 if line.order is None else 2.8, linewidth=1.25 if line.order is None else 1.0,
+            x, means, color=style.colour, linestyle=dash(style), clip_on=False, zorder=3,
+            marker="" if line.breaks else style.marker, markevery=math.ceil(len(line.x) / 30),
+            markeredgecolor="white", markeredgewidth=0.4, markersize=4 if line.order is None else 2.8,
+            linewidth=1.25 if line.order is None else 1.0,
         )  # fmt: skip
         low, high = _interval(line.y)
-        if np.isfinite(low).any() and len(panel.lines) <= _BANDS and len(line.x) > 1:
-            axes.fill_between(line.x, low, high, color=style.colour, alpha=0.13, linewidth=0)
+        if np.isfinite(low).any() and len(shown) <= _BANDS and len(line.x) > 1:
+            (x, lows), (_, highs) = _strokes(line, low), _strokes(line, high)
+            axes.fill_between(x, lows, highs, color=style.colour, alpha=0.13, linewidth=0)
         elif np.isfinite(low[-1]) and line.order is None:
-            # Bands of many rows would overlap: draw the last interval as a bar, side by side with the others.
-            place = line.x[-1] + (line.x[-1] - line.x[0] or 1) * (0.02 + 0.007 * number)
-            axes.plot([place, place], [low[-1], high[-1]], color=style.colour, linewidth=1.4, clip_on=False)
+            # Draw the last interval as a bar, side by side with the others and in the order of their names.
+            place = line.x[-1] + (line.x[-1] - line.x[0] or 1) * (0.025 + 0.016 * ends[line.label])
+            axes.plot([place, place], [low[-1], high[-1]], color=style.colour, linewidth=1.2, clip_on=False)
     axes.set(xlabel=panel.x, ylabel=panel.y)
     axes.margins(x=0.04)
     places = {place for line in panel.lines for place in line.x}
@@ -52,9 +59,20 @@ def _draw_lines(axes: Axes, panel: Lines, look: Mapping[str, Style]) -> None:
     axes.ticklabel_format(useOffset=False)
 
 
-def dash(style: Style) -> Any:
-    """The dash as a matplotlib line style."""
-    return (0, style.dash) if style.dash else "-"
+def _strokes(line: Line, values: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Positions and values of a line, with NaN where a new stroke begins."""
+    x, y = np.asarray(line.x, dtype=np.float64), np.asarray(values, dtype=np.float64)
+    return np.insert(x, line.breaks, np.nan), np.insert(y, line.breaks, np.nan)
+
+
+def _at_one_place(panel: Lines) -> bool:
+    """Whether the lines of a sequence end at the same x, so that their names would overlap there."""
+    return len({line.x[-1] for line in panel.lines}) == 1
+
+
+def in_legend(panel: Lines) -> bool:
+    """Whether a sequence is named in the legend: its names would overlap at the ends, or its lines have breaks."""
+    return any(line.breaks for line in panel.lines) or (_numbered(panel) and _at_one_place(panel))
 
 
 def _numbered(panel: Lines) -> bool:
@@ -62,12 +80,7 @@ def _numbered(panel: Lines) -> bool:
     return sum(line.order is not None for line in panel.lines) > 3
 
 
-def in_legend(panel: Lines) -> bool:
-    """Whether the lines are a sequence whose names would overlap at their ends."""
-    return _numbered(panel) and len({line.x[-1] for line in panel.lines}) == 1
-
-
-def place_lines(drawn: Sequence[tuple[Axes, Lines]]) -> None:
+def place_lines(drawn: Sequence[tuple[Axes, Lines]], look: Look) -> None:
     """Give panels of curves a common range and ticks at values, and name the lines of sequences without a legend."""
     if not drawn:
         return
@@ -83,13 +96,16 @@ def place_lines(drawn: Sequence[tuple[Axes, Lines]]) -> None:
             axes.set_xticks([tick for tick in ticks if min(places) <= tick <= max(places)])
         if in_legend(panel):
             continue
+        halo = [withStroke(linewidth=1.5, foreground="white")]
         for line in panel.lines:
-            if line.order is not None and line.x:
+            if line.order is not None and line.label in look.coloured(panel):
+                short = _numbered(panel)
                 axes.annotate(
-                    line.label.rpartition(" ")[2] if _numbered(panel) else line.label,
-                    (line.x[-1], line.y[-1].mean), xytext=(3, 0), textcoords="offset points", va="center",
-                    fontsize=5.5 if _numbered(panel) else 7, color=styles.sequential(line.order).colour,
-                    annotation_clip=False,
+                    line.label.rpartition(" ")[2] if short else line.label, (line.x[-1], line.y[-1].mean),
+                    xytext=(3, 0), textcoords="offset points", va="center",
+                    fontsize=look.page.small - 1 if short else look.page.small,
+                    color=styles.readable(styles.sequential(line.order).colour), annotation_clip=False,
+                    path_effects=halo, zorder=4,
                 )  # fmt: skip
 
 
@@ -99,25 +115,26 @@ def _interval(values: Sequence[Summary]) -> tuple[Any, Any]:
     return low, high
 
 
-def _draw_heat(axes: Axes, panel: Heat, look: Mapping[str, Style]) -> None:
+def _draw_heat(axes: Axes, panel: Heat, look: Look) -> None:
     values = np.array([[np.nan if value is None else value for value in row] for row in panel.values])
     # Lines between many small cells would cover them, and vector shapes for each cell make viewers slow.
     fine = max(values.shape) > 40
+    printed = max(values.shape) <= 12
+    colours = _PALE if printed else _COLOURS
     axes.pcolormesh(
-        values, cmap=_COLOURS, vmin=panel.low, vmax=panel.high, edgecolor="none" if fine else "white", linewidth=0.4,
+        values, cmap=colours, vmin=panel.low, vmax=panel.high, edgecolor="none" if fine else "white", linewidth=0.4,
         rasterized=fine,
     )  # fmt: skip
     axes.invert_yaxis()
     axes.set_aspect("equal")
-    size = 7.0 if len(panel.columns) <= 6 else 5.0
-    if max(values.shape) <= 12:
-        shade = _COLOURS((values - panel.low) / ((panel.high - panel.low) or 1))[..., :3]
-        dark = _luminance(shade) < _MIDDLE
+    size = look.page.small if len(panel.columns) <= 6 else look.page.small - 1.5
+    if printed:
+        # All colours of the paler map are light enough for black numbers; a test measures the contrast.
         for (row, column), value in np.ndenumerate(values):
             if np.isfinite(value):
                 axes.text(
                     column + 0.5, row + 0.5, f"{value:.{panel.decimals}f}", ha="center", va="center",
-                    fontsize=size - 0.7 * (panel.decimals > 0), color="white" if dark[row, column] else "black",
+                    fontsize=size - 0.7 * (panel.decimals > 0), color="black",
                 )  # fmt: skip
     # Names are read one by one, unlike numbers, and stand upright below the columns: as many as there is room for.
     named = max(map(len, panel.columns)) > 3
@@ -133,21 +150,14 @@ def _draw_heat(axes: Axes, panel: Heat, look: Mapping[str, Style]) -> None:
         spine.set_visible(False)
 
 
-_MIDDLE = 0.179
-"""Luminance above which black text has the higher contrast, and below which white text has."""
-
-
-def _luminance(colours: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Relative luminance (WCAG 2) of sRGB colours in [0, 1], shape [..., 3]."""
-    linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
-    return np.asarray(linear @ (0.2126, 0.7152, 0.0722))
-
-
 _COLOURS = sns.color_palette("YlGnBu", as_cmap=True)
+_PALE = ListedColormap(_COLOURS(np.linspace(0, 0.55, 256)))
+"""The lighter part of the colours, for cells with numbers: on medium blue neither black nor white is easy to read."""
 
 
-def _draw_ranks(axes: Axes, panel: Ranks, look: Mapping[str, Style]) -> None:
+def _draw_ranks(axes: Axes, panel: Ranks, look: Look) -> None:
     """Names left and right of a rank axis, each joined to its rank; bars join rows without significant difference."""
+    page, letters = look.page, look.page.small
     ranks = dict(panel.ranks)
     low, high = 1, max(2, math.ceil(max(ranks.values())))
     half = math.ceil(len(ranks) / 2)
@@ -160,14 +170,14 @@ def _draw_ranks(axes: Axes, panel: Ranks, look: Mapping[str, Style]) -> None:
     texts = [
         f"{label}  {ranks[label]:.2f}" if i < half else f"{ranks[label]:.2f}  {label}" for i, label in enumerate(names)
     ]
-    sides = [max(text_width(text, 7) for text in side) / TEXT for side in (texts[:half], texts[half:])]
-    size = 7 * min(1, 0.38 / max(sides))
+    sides = [max(page.width_of(text, letters) for text in side) / page.text for side in (texts[:half], texts[half:])]
+    size = letters * min(1, 0.38 / max(sides))
     left, right = (0.02 + min(side, 0.38) for side in sides)
-    most = (1 - left - right) * TEXT / (1.5 * text_width("00", 7))
+    most = (1 - left - right) * page.text / (1.5 * page.width_of("00", letters))
     step = next(step for step in (1, 2, 5, 10, high) if (high - low) / step <= most)
     for tick in (low, *range(max(step, 2), high + 1, step)):
         axes.plot([tick, tick], [0, 0.22], color="#333333", linewidth=0.8)
-        axes.text(tick, 0.32, str(tick), ha="center", va="bottom", fontsize=7)
+        axes.text(tick, 0.32, str(tick), ha="center", va="bottom", fontsize=letters)
     for number, group in enumerate(panel.groups):
         ends = [ranks[label] for label in group]
         axes.plot(
@@ -185,13 +195,14 @@ def _draw_ranks(axes: Axes, panel: Ranks, look: Mapping[str, Style]) -> None:
     axes.set_axis_off()
     axes.figure.set_layout_engine(None)  # type: ignore[union-attr]
     axes.set_position((left, 0.14, 1 - left - right, 0.84))
+    note = page.wrapped(panel.note, 0.96 * page.text, 0.93 * letters)
     axes.text(
-        (0.5 - left) / (1 - left - right), -0.03, textwrap.fill(panel.note, 100), transform=axes.transAxes, ha="center",
-        va="top", fontsize=6.5, color=FAINT,
+        (0.5 - left) / (1 - left - right), -0.03, note, transform=axes.transAxes, ha="center",
+        va="top", fontsize=0.93 * letters, color=FAINT,
     )  # fmt: skip
 
 
-DRAW: Mapping[type, Callable[[Axes, Any, Mapping[str, Style]], None]] = {
+DRAW: Mapping[type, Callable[[Axes, Any, Look], None]] = {
     Lines: _draw_lines,
     Heat: _draw_heat,
     Scatter: scatter.draw,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,23 +12,32 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from cl_bench.reporting.charts import Point, Scatter
-from cl_bench.reporting.render.styles import Style
-from cl_bench.reporting.render.text_layout import COLUMN, FAINT, text_width, wrapped
+from cl_bench.reporting.render import styles
+from cl_bench.reporting.render.look import Look
+from cl_bench.reporting.render.text_layout import FAINT
 
-NAMED = 14
+_MOST_NAMES = 14
 """Limit of the points with names next to them, in a panel as wide as a column."""
+_NARROWEST = 2.6
+"""Width in inches of a panel below which points are named in the legend."""
 
 
-def draw(axes: Axes, panel: Scatter, look: Mapping[str, Style]) -> None:
+def draw(axes: Axes, panel: Scatter, look: Look) -> None:
     """Draw points with intervals, and the Pareto front; names are added once the axes have their final position."""
-    shown = drawn(panel)
-    for point in shown:
-        style = look[point.label]
-        axes.errorbar(
-            point.x.mean, point.y.mean, xerr=point.x.half_width, yerr=point.y.half_width, color=style.colour,
-            ecolor=to_rgba(style.colour, 0.5), marker=style.marker or "*", markersize=5, markeredgecolor="white",
-            markeredgewidth=0.5, elinewidth=0.6, zorder=3,
-        )  # fmt: skip
+    chosen = look.coloured(panel)
+    for point in panel.points:
+        style = look.rows[point.label]
+        if point.label in chosen:
+            axes.errorbar(
+                point.x.mean, point.y.mean, xerr=point.x.half_width, yerr=point.y.half_width, color=style.colour,
+                ecolor=to_rgba(style.colour, 0.5), marker=style.marker or "*", markersize=5, markeredgecolor="white",
+                markeredgewidth=0.5, elinewidth=0.6, zorder=3,
+            )  # fmt: skip
+        else:
+            axes.plot(
+                point.x.mean, point.y.mean, color=styles.CONTEXT, marker="o", markersize=3, markeredgewidth=0,
+                zorder=2.5,
+            )  # fmt: skip
     if front := _front(panel):
         axes.step(
             [point.x.mean for point in front], [point.y.mean for point in front], where="post", color=FAINT,
@@ -37,23 +45,12 @@ def draw(axes: Axes, panel: Scatter, look: Mapping[str, Style]) -> None:
         )  # fmt: skip
     axes.set(xlabel=panel.x, ylabel=panel.y)
     axes.margins(0.1)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
     if panel.log:
-        _log_axis(axes, [point.x.mean for point in shown])
-
-
-def list_far_points(axes: Axes, panel: Scatter, width: float) -> None:
-    """List the points that are too far below the others to be drawn, at the bottom of a panel of this width."""
-    shown = drawn(panel)
-    # No line break between a name and its number.
-    names = [f"{p.label}\N{NO-BREAK SPACE}{p.y.mean:.1f}" for p in panel.points if p not in shown]
-    if names:
-        lines = textwrap.wrap(f"below: {', '.join(names)}", round(18 * width), break_on_hyphens=False)
-        bottom, top = axes.get_ylim()
-        axes.set_ylim(bottom - (0.03 + 0.035 * len(lines)) * (top - bottom), top)
-        axes.text(
-            0.01, 0.01, "\n".join(lines), transform=axes.transAxes, fontsize=6, color=FAINT, va="bottom",
-            linespacing=1.1, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
-        )  # fmt: skip
+        _log_axis(axes, [point.x.mean for point in panel.points])
+    elif panel.points and min(point.x.mean for point in panel.points) >= 0 and "%" not in panel.x:
+        axes.set_xlim(left=0)
 
 
 def _log_axis(axes: Axes, means: Sequence[float]) -> None:
@@ -68,34 +65,29 @@ def _log_axis(axes: Axes, means: Sequence[float]) -> None:
         ticks = [step * 10.0**decade for decade in decades for step in steps if low <= step * 10.0**decade <= high]
         if len(ticks) >= 4:
             break
+    # Over many decades, as many as have room next to each other.
+    ticks = ticks[:: math.ceil(len(ticks) / 7)]
     if len(ticks) < 3:
         ticks = [tick for tick in MaxNLocator(nbins=5).tick_values(low, high) if low <= tick <= high]
     axes.set_xticks(ticks, [_short(tick) for tick in ticks])
     axes.xaxis.set_minor_locator(NullLocator())
 
 
-def drawn(panel: Scatter) -> list[Point]:
-    """The points to draw: all except those far below the others."""
-    floor = _floor([point.y.mean for point in panel.points])
-    return [point for point in panel.points if point.y.mean >= floor]
-
-
 def _front(panel: Scatter) -> list[Point]:
-    """The drawn points on the Pareto front."""
-    by_label = {point.label: point for point in drawn(panel)}
-    return [by_label[label] for label in panel.front if label in by_label]
+    """The points on the Pareto front."""
+    by_label = {point.label: point for point in panel.points}
+    return [by_label[label] for label in panel.front]
 
 
-def named(panel: Scatter, width: float) -> list[Point]:
-    """The points with names next to them: all, or only those on the front if not all fit."""
-    shown = drawn(panel)
-    return shown if len(shown) <= NAMED * max(1, round(width / COLUMN)) else _front(panel)
-
-
-def _floor(values: Sequence[float]) -> float:
-    """Lowest y that is drawn: points far below would compress the scale for all others, so they are listed instead."""
-    low, high = np.percentile(values, [25, 75])
-    return float(low - 3 * max(high - low, 1.0)) if len(values) > 4 else -math.inf
+def named(panel: Scatter, look: Look, width: float) -> list[Point]:
+    """The points with names next to them: those in colour; if these are too many, those of them on the front."""
+    if width < _NARROWEST:
+        return []
+    chosen = look.coloured(panel)
+    shown = [point for point in panel.points if point.label in chosen]
+    if len(shown) <= _MOST_NAMES * max(1, round(width / look.page.column)):
+        return shown
+    return [point for point in _front(panel) if point.label in chosen]
 
 
 def _short(value: float) -> str:
@@ -109,22 +101,20 @@ def _short(value: float) -> str:
 _LEADER = {"arrowstyle": "-", "linewidth": 0.4, "color": "#888888", "shrinkA": 0, "shrinkB": 3}
 
 
-def name_points(axes: Axes, panel: Scatter, points: Sequence[Point], scale: float) -> None:
-    """Write names next to points where they cover least; a name far from its point gets a thin line to it.
-
-    Args:
-        scale: pixels per typographic point.
-    """
-    place, size = axes.transData.transform, 5.8
-    covered, cost = _obstacles(axes, panel, scale)
+def name_points(axes: Axes, panel: Scatter, points: Sequence[Point], look: Look) -> None:
+    """Write names next to points where they cover least; a name far from its point gets a thin line to it."""
+    scale = axes.figure.dpi / 72
+    place, size = axes.transData.transform, look.page.small - 0.5
+    covered, cost = _obstacles(axes, panel, look.coloured(panel), scale)
     left, bottom, right, top = axes.bbox.extents
     turns = np.linspace(0, 2 * np.pi, 16, endpoint=False)
     radius, angle = (grid.ravel() for grid in np.meshgrid((6, 9, 13, 18, 25, 34, 45, 60, 80), turns, indexing="ij"))
     dx, dy = radius * scale * np.cos(angle), radius * scale * np.sin(angle)
     for point in sorted(points, key=lambda point: (-point.y.mean, point.label)):
         x, y = place((point.x.mean, point.y.mean))
-        name = wrapped(point.label, 0.6 * (right - left) / scale / 72, size)
-        width = max(text_width(line, size) for line in name.split("\n")) * 72 * scale
+        name = look.page.wrapped(point.label, 0.6 * (right - left) / scale / 72, size)
+        # At few pixels per inch letters are rounded to whole pixels, and wider by some per cent.
+        width = 1.08 * max(look.page.width_of(line, size) for line in name.split("\n")) * 72 * scale
         height = 1.1 * size * scale * (name.count("\n") + 1)
         # A name on the left of its point ends there, one on the right begins there, others are centred.
         x0 = x + dx - width * np.where(np.cos(angle) < -0.3, 1, np.where(np.cos(angle) > 0.3, 0, 0.5))
@@ -141,30 +131,33 @@ def name_points(axes: Axes, panel: Scatter, points: Sequence[Point], scale: floa
         middle = axes.transData.inverted().transform((x0[best], y0[best] + height / 2))
         axes.annotate(
             name, (point.x.mean, point.y.mean), xytext=tuple(middle), textcoords="data", fontsize=size,
-            color="#222222", va="center", linespacing=1.1, annotation_clip=False, zorder=4,
-            arrowprops=_LEADER if radius[best] > 9 else None,
+            color=styles.readable(look.rows[point.label].colour), va="center", linespacing=1.1, annotation_clip=False,
+            zorder=4, arrowprops=_LEADER if radius[best] > 9 else None,
         )  # fmt: skip
 
 
-def _obstacles(axes: Axes, panel: Scatter, scale: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _obstacles(
+    axes: Axes, panel: Scatter, chosen: Collection[str], scale: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Boxes that names should not cover, [n, 4] in pixels (left, bottom, right, top), and the cost of each, [n]."""
     place = axes.transData.transform
     low = axes.get_xlim()[0]
     boxes, cost = [], []
-    for point in drawn(panel):
+    for point in panel.points:
         x, y = point.x, point.y
-        for ends, reach, price in (
-            (((x.mean, y.mean), (x.mean, y.mean)), 3.5, 40.0),
-            (((max(x.low or x.mean, low), y.mean), (x.high or x.mean, y.mean)), 0.5, 6.0),
-            (((x.mean, y.low or y.mean), (x.mean, y.high or y.mean)), 0.5, 6.0),
-        ):
-            boxes.append(np.add(np.ravel(place(ends)), np.multiply(reach * scale, (-1, -1, 1, 1))))
+        ends = [((x.mean, y.mean), (x.mean, y.mean))]
+        if point.label in chosen:
+            ends.append(((max(x.low or x.mean, low), y.mean), (x.high or x.mean, y.mean)))
+            ends.append(((x.mean, y.low or y.mean), (x.mean, y.high or y.mean)))
+        for number, corners in enumerate(ends):
+            reach, price = (0.5, 25.0) if number else (3.5, 40.0)
+            boxes.append(np.add(np.ravel(place(corners)), np.multiply(reach * scale, (-1, -1, 1, 1))))
             cost.append(price)
     front = _front(panel)
     for one, other in zip(front, front[1:], strict=False):
         corner = (other.x.mean, one.y.mean)
-        for ends in (((one.x.mean, one.y.mean), corner), (corner, (other.x.mean, other.y.mean))):
-            boxes.append(np.add(np.ravel(place(ends)), np.multiply(0.5 * scale, (-1, -1, 1, 1))))
+        for step in (((one.x.mean, one.y.mean), corner), (corner, (other.x.mean, other.y.mean))):
+            boxes.append(np.add(np.ravel(place(step)), np.multiply(0.5 * scale, (-1, -1, 1, 1))))
             cost.append(6.0)
     return np.array(boxes), np.array(cost)
 

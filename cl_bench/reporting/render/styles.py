@@ -16,6 +16,8 @@ _DASHES: tuple[tuple[float, ...], ...] = ((), (5, 1.5), (1.5, 1.5), (5, 1.5, 1.5
 _CEILINGS = ("#333333", "#8a8a8a")
 _CEILING_DASHES: tuple[tuple[float, ...], ...] = ((7, 4), (12, 3), (3, 4))
 _SEQUENCE = ("#440154", "#443983", "#31688e", "#21918c", "#35b779", "#90d743")
+CONTEXT, CONTEXT_NAME = "#c4c4c4", "#8a8a8a"
+"""Colours of lines and points without emphasis, and of their names."""
 Item = TypeVar("Item")
 
 
@@ -60,6 +62,21 @@ def sequential(order: float) -> Style:
     one, other = (tuple(int(text[i : i + 2], 16) for i in (1, 3, 5)) for text in _SEQUENCE[low : low + 2])
     mixed = (round(a + (place - low) * (b - a)) for a, b in zip(one, other, strict=True))
     return Style("#" + "".join(f"{value:02x}" for value in mixed), "o", ())
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of a hex colour as defined by WCAG 2: 0 is black, 1 is white."""
+    values = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in values]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@cache
+def readable(colour: str) -> str:
+    """The colour, darkened until small text in it can be read on white: a contrast of 4.5:1 (WCAG 2)."""
+    while 1.05 / (luminance(colour) + 0.05) < 4.5:
+        colour = "#" + "".join(f"{int(int(colour[i : i + 2], 16) * 0.95):02x}" for i in (1, 3, 5))
+    return colour
 
 
 def _choices(label: str, ceiling: bool) -> list[Style]:
