@@ -179,8 +179,8 @@ def run(
     records = sweep.records()
     stored = {record.key for record in records}
     left = tuple(run.name for run in sweep.planned if run.experiment.key not in stored)
-    command = " && ".join(f"{one.command()} --results {how.results}" for one in wanted)
-    results = Results(tuple(records), how.results, left, command)
+    command = " && ".join(f"{one.command()} --results {how.folder}" for one in wanted)
+    results = Results(tuple(records), how.folder, left, command)
     failures = [f"{outcome.run.name} failed: {outcome.failure}" for outcome in outcomes if outcome.failure]
     if failures:
         raise RunsFailed(results, failures)
@@ -197,8 +197,8 @@ def load(*folders: str | Path) -> pd.DataFrame:
     each run holds the values that tables show.
 
     Args:
-        folders: results folders; by default results/runs and results/reference. A run stored in several folders is
-            read from the first. Damaged files are skipped with a warning that names them.
+        folders: results folders; by default `CL_BENCH_RESULTS` (else results/runs) and results/reference. A run stored
+            in several folders is read from the first. Damaged files are skipped with a warning that names them.
 
     Raises:
         UserError: a folder does not exist, or no folder holds a run.

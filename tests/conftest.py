@@ -61,7 +61,8 @@ def cl_bench(
     """`cl_bench("run", "--methods", "sdlora")` in an empty folder, through the entry point, without a new process."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.delenv("CL_BENCH_DATA", raising=False)
+    for variable in ("CL_BENCH_DATA", "CL_BENCH_RESULTS"):
+        monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("CL_BENCH_CACHE", str(tmp_path / "cache"))
 
     def call(*arguments: str) -> Outcome:

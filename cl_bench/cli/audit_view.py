@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,16 +44,16 @@ def audit_all(
     """
     from cl_bench.studies import audit
 
-    with err.status("joint training, the ceiling ..."):
-        best = audit.ceiling([audit.AuditedMethod(run.label, run.method) for run in joint], where)
+    with _steps("ceiling") as on_step:
+        best = audit.ceiling([audit.AuditedMethod(run.label, run.method) for run in joint], where, on_step)
     title = _audited_on(joint[0], best.label, best.accuracy)
     out.print(Text(title))
     reports = []
     for number, row in enumerate(rows, start=1):
         name, began = f"[{number}/{len(rows)}] {row.label}", time.perf_counter()
         # Print after the status line is gone; it would erase output of the other stream.
-        with err.status(escape(f"{name} ...")):
-            reports += audit.audit([row], where, best)
+        with _steps(name) as on_step:
+            reports += audit.audit([row], where, best, on_step=on_step)
         if not err.is_terminal:
             err.print(escape(f"{name}: {_verdict(reports[-1])} after {time.perf_counter() - began:.0f} s"))
         out.print(_findings(reports[-1]))
@@ -60,6 +61,24 @@ def audit_all(
         for table in _overviews(reports):
             out.print(table)
     return reports, title
+
+
+@contextmanager
+def _steps(name: str) -> Iterator[Callable[[str], None]]:
+    """Show what is under way: in one line that changes on a terminal, else in a line per step.
+
+    Yields:
+        A function that shows the step that begins.
+    """
+    with err.status(escape(f"{name} ...")) as status:
+
+        def show(step: str) -> None:
+            if err.is_terminal:
+                status.update(escape(f"{name}: {step} ..."))
+            else:
+                err.print(escape(f"{name}: {step}"))
+
+        yield show
 
 
 def _audited_on(run: PlannedRun, ceiling: str, accuracy: float) -> str:

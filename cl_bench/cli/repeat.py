@@ -15,7 +15,7 @@ from cl_bench.cli import completion
 from cl_bench.cli.shared import err, loading, out, run_progress, takes
 from cl_bench.options import RunOptions
 from cl_bench.running.progress_bars import run_bars
-from cl_bench.store import REFERENCE, RESULTS
+from cl_bench.store import default_folders
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +41,7 @@ def repeat(
         from cl_bench.streams import DataConfig
         from cl_bench.studies import repeat as repeats
 
-    record, arrays = repeats.find(key, results or [RESULTS, REFERENCE])
+    record, arrays = repeats.find(key, results or default_folders())
     data = DataConfig.of(options.get("root"))
     run = repeats.planned(record, options.get("checkpoint"), options.get("method_file", ()), data)
     sys.exit(0 if repeat_run(record, arrays, run, pick_device(given.get("device", "auto"))) else 1)

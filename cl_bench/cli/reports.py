@@ -12,7 +12,7 @@ from cl_bench.cli import completion
 from cl_bench.cli.results import folders_of, warn_damaged
 from cl_bench.cli.shared import out
 from cl_bench.errors import UserError, unknown_name
-from cl_bench.store import folders_to_read
+from cl_bench.store import DEFAULT_FOLDERS, folders_to_read
 
 if TYPE_CHECKING:
     from cl_bench.reporting.runs import Run, Section
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Results = Annotated[
     list[Path] | None,
-    typer.Option(help="Folders to read; may be given several times.", show_default="results/runs, results/reference"),
+    typer.Option(help="Folders to read; may be given several times.", show_default=DEFAULT_FOLDERS),
 ]
 Benchmark = Annotated[
     str | None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from cl_bench.cli import completion
 from cl_bench.cli.shared import err, out
 from cl_bench.errors import UserError, counted, printable
 from cl_bench.experiment import value_text
-from cl_bench.store import REFERENCE, RESULTS
+from cl_bench.options.execution import RESULTS_DEFAULT, RESULTS_VARIABLE, default_results
+from cl_bench.store import DEFAULT_FOLDERS, default_folders
 
 if TYPE_CHECKING:
     from cl_bench.store import RunRecord
@@ -31,9 +33,7 @@ app = typer.Typer(no_args_is_help=True, help="Stored results: list, show, merge,
 
 Folders = Annotated[
     list[Path] | None,
-    typer.Option(
-        "--results", help="Folders to read; may be given several times.", show_default=f"{RESULTS}, {REFERENCE}"
-    ),
+    typer.Option("--results", help="Folders to read; may be given several times.", show_default=DEFAULT_FOLDERS),
 ]
 Method = Annotated[
     list[str] | None,
@@ -72,7 +72,7 @@ def folders_of(results: Sequence[Path] | None) -> list[Path]:
     for folder in results or []:
         if not folder.is_dir():
             raise UserError(f"--results '{folder}' is no folder; name one with stored results")
-    return list(results or [folder for folder in (RESULTS, REFERENCE) if folder.is_dir()])
+    return list(results or [folder for folder in default_folders() if folder.is_dir()])
 
 
 def warn_damaged(sentence: str) -> None:
@@ -127,8 +127,14 @@ def ls_(
     from cl_bench.store import Store
 
     wanted = _Filter.of(method, benchmark, backbone, label, seed)
+    folders, mine = folders_of(results), default_results()
+    if not results and not mine.is_dir() and (not folders or os.environ.get(RESULTS_VARIABLE)):
+        raise UserError(
+            f"there is no results folder '{mine}' yet; make results with `cl-bench run --methods NAME`, or name a "
+            f"folder with --results or {RESULTS_VARIABLE}"
+        )
     rows = [("key", "label", "benchmark", "seed", "acc, %", "finished, UTC", "origin")]
-    for folder in folders_of(results):
+    for folder in folders:
         for record in Store(folder).records(warn_damaged):
             experiment = record.experiment
             if wanted.fits(experiment.method, experiment.benchmark, experiment.backbone, record.label, experiment.seed):
@@ -261,7 +267,7 @@ def export(
         )
     ]
     if not found:
-        where = ", ".join(f"'{folder}'" for folder in folders) or f"'{RESULTS}'"
+        where = ", ".join(f"'{folder}'" for folder in folders) or f"'{default_results()}'"
         raise UserError(f"no such runs in {where}; 'cl-bench results ls' lists what is there")
 
     def exported(runs: Sequence[Run]) -> tuple[bytes, str]:
@@ -286,7 +292,11 @@ def export(
 def prune(
     results: Annotated[
         list[Path] | None,
-        typer.Option("--results", help="Folders; may be given several times.", show_default=f"{RESULTS}"),
+        typer.Option(
+            "--results",
+            help="Folders; may be given several times.",
+            show_default=RESULTS_DEFAULT,
+        ),
     ] = None,
     damaged: Annotated[
         bool, typer.Option("--damaged", help="Include damaged records that cannot be repaired.")
@@ -300,7 +310,7 @@ def prune(
     from cl_bench.store import Store, upkeep
 
     number = 0
-    for store in map(Store, folders_of(results or [RESULTS])):
+    for store in map(Store, folders_of(results or [default_results()])):
         for leftover in upkeep.leftovers(store, damaged, unfinished):
             path, reason = leftover
             try:

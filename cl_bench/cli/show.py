@@ -15,8 +15,8 @@ from cl_bench.cli.results import show_run
 from cl_bench.cli.shared import out, takes
 from cl_bench.errors import counted
 from cl_bench.experiment import number_of
+from cl_bench.options.execution import RESULTS_DEFAULT, default_results
 from cl_bench.running.imports import quiet_imports
-from cl_bench.store import RESULTS
 
 
 @takes("method_file")
@@ -41,10 +41,13 @@ def show(
             autocompletion=completion.BACKBONE,
         ),
     ] = None,
-    results: Annotated[Path, typer.Option(help="Results folder in which runs are looked up.")] = RESULTS,
+    results: Annotated[
+        Path | None,
+        typer.Option(help="Results folder in which runs are looked up.", show_default=RESULTS_DEFAULT),
+    ] = None,
 ) -> None:
     """Show one method, benchmark, backbone or stored run in full."""
-    if show_run(name, [results]):
+    if show_run(name, [results or default_results()]):
         return
     with quiet_imports():
         show_thing(name, benchmark, backbone, [Path(file) for file in given.get("method_file", ())])

@@ -47,7 +47,7 @@ def tune(
     """
     requested, execution = split_given(given)
     options, how = RunOptions.of(requested), ExecutionOptions.of(execution)
-    Store(how.results).check_writable()
+    Store(how.folder).check_writable()
     with loading():
         from cl_bench import backbones, streams
         from cl_bench.contract import registry
@@ -77,7 +77,7 @@ def tune(
         budget=budget,
         seeds=list(options.seeds),
         validation=validation,
-        store=how.results,
+        store=how.folder,
         device=how.device,
         jobs=how.jobs or 1,
         method_files=options.method_file,

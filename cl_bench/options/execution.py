@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
 from cl_bench.grammar import number_between, parse_path, parse_text, parse_whole_number, parse_yes_or_no, some_of
 from cl_bench.options.option import Options, flag, option, parse_minutes, parse_setting
+
+RESULTS_VARIABLE = "CL_BENCH_RESULTS"
+"""Environment variable that names the default folder for results."""
+RESULTS_DEFAULT = f"{RESULTS_VARIABLE}, else results/runs"
+"""The default folder for results in words, for help texts."""
+
+
+def default_results() -> Path:
+    """The folder for results if none is named: `CL_BENCH_RESULTS`, else `results/runs` in the current folder."""
+    return Path(os.environ.get(RESULTS_VARIABLE) or "results/runs")
+
 
 TrackerName = Literal["csv", "tensorboard", "wandb", "mlflow"]
 """Trackers that runs can log to."""
@@ -17,8 +29,12 @@ TrackerName = Literal["csv", "tensorboard", "wandb", "mlflow"]
 class ExecutionOptions(Options):
     """Where and how runs execute; no option here changes the key of a run."""
 
-    results: Path = option(
-        "Where and how", "Folder that stores the results.", parse_path, Path("results/runs"), metavar="FOLDER"
+    results: Path | None = option(
+        "Where and how",
+        "Folder that stores the results.",
+        parse_path,
+        shown=RESULTS_DEFAULT,
+        metavar="FOLDER",
     )
     device: str = option("Where and how", "Device: auto, cpu, cuda or cuda:N.", parse_text, "auto")
     compile: bool | None = option(
@@ -93,3 +109,8 @@ class ExecutionOptions(Options):
     force: bool = flag("Where and how", "Repeat runs that are already stored.")
     fail_fast: bool = flag("Where and how", "Stop at the first failed run.")
     dry_run: bool = flag("Trial", "Show the runs, which are stored, and how long the others may take.")
+
+    @property
+    def folder(self) -> Path:
+        """The folder that stores the results."""
+        return self.results or default_results()

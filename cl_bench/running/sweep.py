@@ -83,7 +83,7 @@ class Sweep:
             UserError: an option is unknown, ill-typed or impossible, or the results folder cannot be written.
         """
         remote = _remote_executor(how)
-        store = Store(how.results)
+        store = Store(how.folder)
         log = None
         if not how.dry_run:
             store.check_writable()
@@ -199,7 +199,7 @@ def _log_config(how: ExecutionOptions) -> LogConfig | None:
         raise UserError("--log with --collect needs --log-dir, a folder on the disk of each host")
     from cl_bench.running import trackers
 
-    return trackers.prepare(how.log, how.log_dir or how.results / "logs")
+    return trackers.prepare(how.log, how.log_dir or how.folder / "logs")
 
 
 _EXECUTORS_OF = {

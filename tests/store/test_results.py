@@ -19,13 +19,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import cl_bench as cl_bench_api
 from cl_bench import metrics
 from cl_bench.files import open_regular
 from cl_bench.reporting.frames import run_frame
 from cl_bench.reporting.runs import collect
 from cl_bench.store import DamagedRecord, RunRecord, Store, index, record, upkeep
 from tests.helpers import ROOT, factories
-from tests.helpers.command import Cli, assert_refused
+from tests.helpers.command import TRIAL, Cli, assert_refused, stored
 from tests.helpers.damage import one_bit, to_folder
 from tests.helpers.factories import variant
 
@@ -106,6 +107,29 @@ def test_results_show_and_show_say_the_same(cl_bench: Cli) -> None:
     assert cl_bench("results", "show", run.key[:8]).out == cl_bench("show", run.key[:8]).out != ""
     assert_refused(cl_bench("results", "show", "0123456"), "no run with the key '0123456'", "results ls")
     assert_refused(cl_bench("results", "ls", "--results", "nowhere"), "'nowhere' is no folder")
+
+
+def test_without_any_results_folder_a_sentence_says_how_to_make_one(
+    cl_bench: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert_refused(cl_bench("results", "ls"), "there is no results folder 'results/runs' yet; make results with")
+    Path("results/reference").mkdir(parents=True)
+    assert cl_bench("results", "ls").err == "0 runs\n"
+    monkeypatch.setenv("CL_BENCH_RESULTS", "mine")
+    assert_refused(cl_bench("results", "ls"), "there is no results folder 'mine' yet", "CL_BENCH_RESULTS")
+
+
+def test_a_variable_names_the_default_results_folder(cl_bench: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CL_BENCH_RESULTS", "mine")
+    assert cl_bench("run", "--methods", "simplecil", *TRIAL).err.endswith("results: mine\n")
+    (record,) = stored(Path("mine"))
+    key = record["key"]
+    assert cl_bench("results", "ls").out.splitlines()[1].split()[0] == key
+    assert key in cl_bench("show", key).out and key in cl_bench("results", "show", key).out
+    assert cl_bench("repeat", key, "--device", "cpu").code == 0
+    assert list(cl_bench_api.load()["key"].unique()) == [key]
+    assert cl_bench("results", "prune").code == 0
+    assert not Path("results").exists()
 
 
 def test_results_import_neither_torch_nor_avalanche(tmp_path: Path) -> None:

@@ -354,7 +354,11 @@ def test_a_clean_method_exits_with_0_and_shows_every_check(cl_bench: Cli) -> Non
     assert "linear[epochs=1]: no check fails" in outcome.out
     assert "icons-tune, the first 2 of 10 tasks, 2 training and 1 test images per class" in outcome.out
     assert re.search(r"ceiling joint\[epochs=8,train=linear\], [\d.]+ %", outcome.out.replace("\n", " "))
-    assert re.fullmatch(r"\[1/1\] linear\[epochs=1\]: no check fails after \d+ s\n", outcome.err)
+    ceiling, *steps, last = outcome.err.splitlines()
+    assert ceiling == "ceiling: joint[epochs=8,train=linear]"
+    began = ["training", *CHECKS[:8], "repeatability, restart and number of tasks"]
+    assert steps == [f"[1/1] linear[epochs=1]: {step}" for step in began]
+    assert re.fullmatch(r"\[1/1\] linear\[epochs=1\]: no check fails after \d+ s", last)
 
 
 def test_a_leak_exits_with_1_and_its_table_goes_between_the_markers(cl_bench: Cli) -> None:
@@ -388,13 +392,13 @@ def findings_by_option(monkeypatch: pytest.MonkeyPatch) -> list[Method]:
     """Checks without training: only methods with the leaky option fail. Returns the audited methods."""
     audited: list[Method] = []
 
-    def findings(method: Method, where: Slice, best: Ceiling | None) -> tuple[Finding, ...]:
+    def findings(method: Method, where: Slice, best: Ceiling | None, on_step: object) -> tuple[Finding, ...]:
         audited.append(method)
         leaks = bool(method.values().get(LEAKY_OPTION))
         return tuple(Finding.judge(check, not leaks, "0 of 9", "it leaks") for check in CHECKS)
 
     monkeypatch.setattr(audits, "findings", findings)
-    monkeypatch.setattr(audits, "ceiling", lambda rows, where: Ceiling(rows[0].label, np.array([True])))
+    monkeypatch.setattr(audits, "ceiling", lambda rows, where, on_step: Ceiling(rows[0].label, np.array([True])))
     return audited
 
 
@@ -431,7 +435,7 @@ def test_the_default_is_a_slice_and_the_whole_can_be_had(
     cl_bench: Cli, findings_by_option: list[Method], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Slice] = []
-    monkeypatch.setattr(audits, "findings", lambda method, where, best: seen.append(where) or ())
+    monkeypatch.setattr(audits, "findings", lambda method, where, best, on_step: seen.append(where) or ())
     for arguments in ([], ["--whole"], ["--whole", "--limit-test", "2"], ["--limit-tasks", "1", "--seed", "7"]):
         cl_bench("audit", "simplecil", *arguments)
     cuts = [(s.limits.tasks, s.limits.train_per_class, s.limits.test_per_class) for s in seen]

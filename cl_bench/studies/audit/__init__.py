@@ -66,9 +66,21 @@ class AuditReport:
         return self.error is None and bool(self.failed) == self.audited.leaky
 
 
-def ceiling(rows: Sequence[AuditedMethod], where: Slice) -> Ceiling:
-    """The best final accuracy of these methods on the slice."""
-    ceilings = [Ceiling(row.label, trial(row.method, where, ModuleState(row.method)).hits) for row in rows]
+OnStep = Callable[[str], None]
+"""Called with what begins: the training, or the name of a check."""
+_TRAINING = "training"
+
+
+def ceiling(rows: Sequence[AuditedMethod], where: Slice, on_step: OnStep = lambda step: None) -> Ceiling:
+    """The best final accuracy of these methods on the slice.
+
+    Args:
+        on_step: called with the label of each method before it is trained.
+    """
+    ceilings = []
+    for row in rows:
+        on_step(row.label)
+        ceilings.append(Ceiling(row.label, trial(row.method, where, ModuleState(row.method)).hits))
     return max(ceilings, key=lambda one: one.accuracy)
 
 
@@ -77,17 +89,19 @@ def audit(
     where: Slice,
     best: Ceiling | None,
     on_report: Callable[[AuditReport], None] = lambda report: None,
+    on_step: OnStep = lambda step: None,
 ) -> list[AuditReport]:
     """Audit every method.
 
     Args:
         best: result of `ceiling`, shared by all methods; None: skip that check.
         on_report: called with each report as soon as it is complete.
+        on_step: called with what begins, for each method again.
     """
     reports = []
     for row in rows:
         try:
-            report = AuditReport(row, findings(row.method, where, best))
+            report = AuditReport(row, findings(row.method, where, best, on_step))
         except Exception as error:
             report = AuditReport(row, (), f"{type(error).__name__}: {error}")
         reports.append(report)
@@ -95,14 +109,21 @@ def audit(
     return reports
 
 
-def findings(method: Method, where: Slice, best: Ceiling | None) -> tuple[Finding, ...]:
+def findings(
+    method: Method, where: Slice, best: Ceiling | None, on_step: OnStep = lambda step: None
+) -> tuple[Finding, ...]:
     """The findings of all checks on one method, in the order of `CHECKS`."""
     modules = ModuleState(method)
+    on_step(_TRAINING)
     first = trial(method, where, modules)
     predictions = (batch_size, batch_company, task_identity, earlier_predictions, backbone_passes)
     # These come last, since they also judge what the evaluations of the checks above have changed or left behind.
     training = (frozen_weights, old_samples, memory)
-    seen = [check(first) for check in (*predictions, *training)]
+    seen = []
+    for name, check in zip(CHECKS, (*predictions, *training), strict=False):
+        on_step(name)
+        seen.append(check(first))
+    on_step("repeatability, restart and number of tasks")
     repeats, restarts, tasks = reruns(first, where, modules)
     modules.restore()
     return (*seen, repeats, restarts, under_ceiling(first, best), tasks)
