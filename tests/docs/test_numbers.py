@@ -14,7 +14,9 @@ from functools import cached_property
 import numpy as np
 import pytest
 
+from cl_bench import stats
 from cl_bench.contract import registry
+from cl_bench.reporting.confusions.predicted import KINDS
 from cl_bench.reporting.runs import Section
 from cl_bench.running import recipes
 from cl_bench.running.recipes import Tuned
@@ -469,6 +471,82 @@ def statistics(now: Results) -> Iterator[str]:
         yield f"| `{row}` | {i.gap(row, 'sdlora'):.2f±} |"
 
 
+INSIDE, OLDER, NEWER = KINDS[1:]
+
+
+def lean(stream: Stream, row: str) -> Number:
+    """How much more errors go to newer than to older tasks, in percent of the test images."""
+    return stream.share(row, NEWER) - stream.share(row, OLDER)
+
+
+def where_errors_go(now: Results) -> Iterator[str]:
+    c, c20, s1, i = now.photos, now.photos20, now.other, now.icons
+    rows = ("joint", "ranpac", "simplecil", "sdlora", "inflora", "coda", MASKED, "finetune")
+    for row in rows:
+        cells = " | ".join(f"{c.share(row, kind):.1f±}" for kind in KINDS)
+        yield f"| `{row}` | {cells} | {lean(c, row):+.1f±} |"
+    yield (
+        f"SD-LoRA errs on {c.share('sdlora', INSIDE):.1f} % of the images inside the task and on "
+        f"{c.share('sdlora', OLDER).values.mean() + c.share('sdlora', NEWER).values.mean():.1f} % between tasks"
+    )
+
+    def more(row: str, kind: str, stream: Stream = c) -> str:
+        return f"{stream.share(row, kind) - stream.share('sdlora', kind):.1f±}"
+
+    yield (
+        f"{more('coda', NEWER)} points more of the images to newer tasks than SD-LoRA's (paired over orders), and no "
+        f"more to older ones ({more('coda', OLDER)}); in 20 tasks {more('coda', NEWER, c20)}, on the other backbone "
+        f"{more('coda', NEWER, s1)}"
+    )
+    yield (
+        f"{more('inflora', OLDER)} points more to older tasks, in 20 tasks {more('inflora', OLDER, c20)}, on the other "
+        f"backbone {more('inflora', OLDER, s1)}, and no more to newer ones ({more('inflora', NEWER)})"
+    )
+    first = {row: Number(c.errors(row).shares_by_task()[:, 0, 0]) for row in ("sdlora", "coda", "joint")}
+    yield (
+        f"right on {first['coda']:.1f} % of the images of the first task, SD-LoRA on {first['sdlora']:.1f} % "
+        f"(difference {first['sdlora'] - first['coda']:.1f±}), joint training on {first['joint']:.1f} %"
+    )
+    lost = {
+        row: Number(np.array([100 * run.forgotten.mean() for run in c.errors(row).runs]))
+        for row in ("simplecil", "sdlora", "coda", "finetune")
+    }
+    yield (
+        f"The nearest mean, which never changes a class mean, still loses {lost['simplecil']:.1f±} % of the test "
+        f"images so, SD-LoRA {lost['sdlora']:.1f±}, CODA-Prompt {lost['coda']:.1f±} and plain fine-tuning "
+        f"{lost['finetune']:.1f±}"
+    )
+
+    def less(row: str, kind: str) -> Number:
+        return c.share(row, kind) - c.share(aligned(row), kind)
+
+    yield (
+        f"takes {less('sdlora', OLDER):.1f±} points from the errors to older tasks and {less('sdlora', NEWER):.1f±} "
+        "from those to newer ones"
+    )
+    gained = c.share(aligned("inflora"), NEWER) - c.share("inflora", NEWER)
+    lost_by = less("inflora", OLDER)
+    yield f"InfLoRA loses {lost_by:.1f±} points of errors to older tasks and gains {gained:.1f±} to newer ones"
+    for row in ("sdlora", "inflora", "coda"):
+        between = stats.summarise(lean(c, row).values)
+        assert between.low is not None and between.high is not None and between.low < 0 < between.high
+    worst = c.errors("sdlora").pairs(3)
+    yield "; ".join(
+        f"{pair.true.replace('_', ' ')} for {pair.predicted.replace('_', ' ')} ({pair.share:.1f} %, the other way "
+        f"{pair.reverse:.1f} %)"
+        for pair in worst
+    )
+    assert (
+        {"girl", "oak_tree", "whale"}
+        == {pair.true for pair in worst}
+        == {pair.true for pair in c.errors("coda").pairs(3)}
+    )
+    yield (
+        f"SD-LoRA {i.share('sdlora', OLDER):.1f} % and {i.share('sdlora', NEWER):.1f} %, CODA-Prompt "
+        f"{i.share('coda', OLDER):.1f} % and {i.share('coda', NEWER):.1f} %"
+    )
+
+
 def tuned(stream: str, *methods: str) -> list[Tuned]:
     """The shipped recipes that were found there, of methods whose names begin so."""
     return [
@@ -488,6 +566,7 @@ CLAIMS: dict[str, list[Callable[[Results], Iterator[str]]]] = {
     "docs/findings/prompts-and-prototypes.md": [prompts],
     "docs/paper-figures.md": [paper_figures],
     "docs/findings/parity.md": [parity_page],
+    "docs/findings/where-errors-go.md": [where_errors_go],
     "docs/statistics.md": [statistics],
 }
 

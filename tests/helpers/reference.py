@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from cl_bench import metrics, stats
 from cl_bench.reporting import comparison
+from cl_bench.reporting.confusions import RowErrors, read
+from cl_bench.reporting.confusions.predicted import KINDS
 from cl_bench.reporting.runs import Section
 from cl_bench.store.record import RunRecord
 from tools import update_tables
@@ -62,6 +64,15 @@ class Stream:
     def gap(self, row: str, other: str) -> Number:
         """Final accuracy of one row minus that of another, in points."""
         return self.metric(row) - self.metric(other)
+
+    def errors(self, row: str) -> RowErrors:
+        """The counted predictions of a row, its runs sorted by seed."""
+        runs = sorted(self.section.rows[row], key=lambda run: run.record.experiment.seed)
+        return RowErrors(row, tuple(read(run, [update_tables.REFERENCE]) for run in runs))
+
+    def share(self, row: str, kind: str) -> Number:
+        """Percent of all test images after the last task whose prediction is of a kind of `KINDS`."""
+        return Number(self.errors(row).shares()[:, -1, KINDS.index(kind)])
 
     def holm(self, row: str, other: str, among: Sequence[str] = ()) -> float:
         """p-value of `gap`, corrected for the comparisons of all rows, or of `among`, with `other`."""
