@@ -165,19 +165,18 @@ def test_forgotten_images_are_those_of_the_data_set(stored: list[Run]) -> None:
     from cl_bench.streams.scenarios import build
 
     row = RowErrors("sdlora", tuple(read(run, [REFERENCE]) for run in stored))
-    shown = pictures.shown(row, row.forgotten_images(8))
+    shown, test = pictures.shown(row, row.forgotten_images(8)), icons.load("stream")[1]
     assert [item.item.forgotten for item in shown] == sorted((item.item.forgotten for item in shown), reverse=True)
     for run, errors in zip(stored, row.runs, strict=True):
         e = run.record.experiment
         stream = build(find("icons-100").source(), e.tasks, e.class_order, e.transforms, e.limits)
         ids = np.concatenate([samples_of(one.dataset).ids for one in stream.test])
-        names = [icons.load("stream")[1].names[i] for i in ids]
+        names = [test.names[i] for i in ids]
         lost = {names[i] for i in np.flatnonzero(errors.forgotten)}
         for image in shown:
             if image.item.forgotten == len(stored):
                 assert image.file in lost
     assert shown[0].item.forgotten == 2 and all(image.file.startswith(f"{image.item.name}/") for image in shown)
-    test = icons.load("stream")[1]
     for image in shown:
         assert isinstance(test.images, np.ndarray)
         np.testing.assert_array_equal(image.pixels, test.images[test.names.index(image.file)])
