@@ -254,6 +254,8 @@ def _carry_out(sweep: Sweep, missing: Sequence[PlannedRun], progress: bool) -> S
         console = Console(stderr=True)
         shown: RunProgress = _Quiet()
         if progress and (console.is_terminal or console.is_jupyter):
+            for line in sweep.hyperparameters():
+                console.print(line, markup=False, highlight=False)
             with decoding_bar(console) as on_progress:
                 sweep.decode(missing, on_progress)
             bars = stack.enter_context(run_bars(console))

@@ -58,6 +58,10 @@ MAX_SEED = 2**32 - 1
 
 FILE_REVISION = "file:"
 """Start of the revision of a method in a user's file; the hash of the file follows."""
+BUDGET = ("epochs", "batch_size")
+"""Hyper-parameters that say how long a method trains, which tables show with their source."""
+RECIPES_IN_WORDS = {"own": "own defaults", "own+unified": "own defaults with the rest of the unified budget"}
+"""How the names of recipes are shown, where the name alone says too little."""
 LEAKY_OPTION = "as_published_leaky"
 """Hyper-parameter that reproduces a leak of a method's released code: samples of one batch influence each other."""
 

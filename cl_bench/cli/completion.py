@@ -72,7 +72,7 @@ def _suites() -> list[str]:
 
 def _recipes() -> list[str]:
     """The kinds of recipes, and the data sets that papers publish recipes for."""
-    return ["auto", "tuned", "published", "unified", *(f"published:{name}" for name in _data_sets())]
+    return ["auto", "tuned", "published", "own", "unified", *(f"published:{name}" for name in _data_sets())]
 
 
 def _tables() -> Iterable[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -47,11 +48,19 @@ def run(
         warn(remark)
     missing = sweep.missing(warn)
     if how.dry_run:
+        say_hyperparameters(sweep, out)
         preview(sweep, missing, [REFERENCE])
         return
     with decoding_bar(err) as on_progress:
         sweep.decode(missing, on_progress)
+    say_hyperparameters(sweep, err)
     sys.exit(run_all(sweep, missing))
+
+
+def say_hyperparameters(sweep: Sweep, console: Console) -> None:
+    """Say where the hyper-parameters of each row come from, and how long it trains."""
+    for line in sweep.hyperparameters():
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def run_all(sweep: Sweep, missing: Sequence[PlannedRun]) -> int:

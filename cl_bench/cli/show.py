@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -17,6 +19,17 @@ from cl_bench.errors import counted
 from cl_bench.experiment import number_of
 from cl_bench.options.execution import RESULTS_DEFAULT, default_results
 from cl_bench.running.imports import quiet_imports
+
+if TYPE_CHECKING:
+    from cl_bench.contract.method import Method
+
+
+def _described(cls: type[Method]) -> str:
+    """Docstring of a method's class, or of its module."""
+    # A dataclass without docstring gets its signature as one.
+    own = "" if (cls.__doc__ or "").startswith(f"{cls.__name__}(") else cls.__doc__
+    text = own or sys.modules[cls.__module__].__doc__ or ""
+    return inspect.cleandoc(text) or f"The class {cls.__name__} has no docstring that says what it does."
 
 
 @takes("method_file")
@@ -71,8 +84,9 @@ def show_thing(name: str, benchmark: str, backbone: str | None, method_files: Se
         found = own.get(name) or registry.find(name)
         vit = backbones.find(backbone) if backbone else None
         resolved, recipe = plan.resolve(found, streams.find(benchmark), {}, backbone=vit)
-        out.print(f"[bold]{name}[/] (revision {found.revision}): {escape(found.cls.paper)}")
-        out.print(escape((found.cls.__doc__ or "").strip()))
+        paper = f": {escape(found.cls.paper)}" if found.cls.paper else ""
+        out.print(f"[bold]{name}[/] (revision {found.revision}){paper}")
+        out.print(escape(_described(found.cls)))
         title = f"{recipe.name} on {benchmark}" + (f" and {backbone}" if backbone else "")
         table = Table("hyper-parameter", "default", title, box=None, header_style="bold")
         for field in dataclasses.fields(found.cls):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -94,6 +95,9 @@ def tune_all(rows: Sequence[TuningTarget], how: Search, output: Path) -> None:
     from cl_bench.running import recipes
     from cl_bench.studies import tune
 
+    for row in rows:
+        given = ", ".join(f"{name}={value}" for name, value in {**row.options, **row.budget()}.items())
+        err.print(escape(f"{row.label}: searches {', '.join(row.space)}{f'; sets {given}' if given else ''}"))
     total = len(rows) * how.budget * len(how.seeds)
     bars = timed_bars(err, "{task.completed}/{task.total} runs")
     with bars:
@@ -114,3 +118,7 @@ def tune_all(rows: Sequence[TuningTarget], how: Search, output: Path) -> None:
         soft_wrap=True,
         highlight=False,
     )
+    files = [f"--method-file {shlex.quote(str(file))}" for file in how.method_files]
+    methods = shlex.quote(",".join(row.label for row in rows))
+    command = " ".join(["cl-bench run", *files, "--methods", methods, "--recipes", shlex.quote(str(output))])
+    out.print(escape(f"use them: {command}"), soft_wrap=True, highlight=False)

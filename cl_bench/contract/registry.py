@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import shlex
 import sys
 from collections.abc import Iterable, Mapping
@@ -55,7 +56,7 @@ class MethodEntry:
             settings: values by hyper-parameter; strings, as the user typed them, are converted.
 
         Raises:
-            UserError: a hyper-parameter is unknown, has a value of a wrong type, or has no default.
+            UserError: a hyper-parameter is unknown, has a value of a wrong type, or has no valid default.
         """
         self._check_defaults()
         known = validators(self.cls)  # type: ignore[arg-type]
@@ -69,15 +70,32 @@ class MethodEntry:
         """Default hyper-parameters by name.
 
         Raises:
-            UserError: a hyper-parameter has no default.
+            UserError: a hyper-parameter has no default, or a value in the class is none.
         """
         self._check_defaults()
         return self.cls().values()
+
+    @property
+    def stated(self) -> dict[str, Value]:
+        """Defaults that the author of a method outside cl-bench has written, by name.
+
+        What such a method inherits from cl-bench's own classes, shipped methods included, is not stated by its author.
+        """
+        own = [base for base in self.cls.__mro__ if not base.__module__.startswith("cl_bench.")]
+        names = {name for base in own for name in inspect.get_annotations(base)}
+        return {name: value for name, value in self.defaults.items() if name in names}
 
     def _check_defaults(self) -> None:
         for field in dataclasses.fields(self.cls):
             if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
                 raise UserError(f"hyper-parameter '{field.name}' of method '{self.name}' has no default; give it one")
+            value = getattr(self.cls, field.name, field.default)
+            if field.default is not dataclasses.MISSING and value is not field.default:
+                raise UserError(
+                    f"'{field.name} = {value!r}' in {self.cls.__name__} does not set the default of a hyper-parameter; "
+                    f"annotate it, '{field.name}: TYPE = {value!r}', in a class under @dataclass(frozen=True, "
+                    "kw_only=True, eq=False)"
+                )
 
 
 def find(name: str) -> MethodEntry:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeGuard
 
+from cl_bench.errors import UserError, unknown_name
 from cl_bench.experiment import Scalar, Value
 
 
@@ -72,7 +74,7 @@ Range = LogUniform | Uniform | Choice | Depending
 
 
 def resolved(space: Mapping[str, Range], options: Mapping[str, Value]) -> dict[str, LogUniform | Uniform | Choice]:
-    """Replace every `Depending` of a search space by the range that holds for these hyper-parameters.
+    """Check a search space, and replace every `Depending` by the range that holds for these hyper-parameters.
 
     Args:
         space: ranges by hyper-parameter.
@@ -80,8 +82,32 @@ def resolved(space: Mapping[str, Range], options: Mapping[str, Value]) -> dict[s
 
     Returns:
         Ranges by hyper-parameter, without any `Depending`.
+
+    Raises:
+        UserError: a name is no hyper-parameter, or a range is none.
     """
-    return {
-        name: values.ranges[str(options[values.option])] if isinstance(values, Depending) else values
-        for name, values in space.items()
-    }
+    found = {}
+    for name, values in space.items():
+        for option in (name, *([values.option] if isinstance(values, Depending) else [])):
+            if option not in options:
+                raise unknown_name("hyper-parameter in the search space", option, options)
+        if isinstance(values, Depending):
+            value = str(options[values.option])
+            if value not in values.ranges:
+                raise UserError(f"the search space of '{name}' has no range for {values.option}={value}; give it one")
+            values = values.ranges[value]
+        if not _is_range(values):
+            raise UserError(
+                f"the search space of '{name}' is {values!r}; expected LogUniform(low, high) with 0 < low < high, "
+                "Uniform(low, high) with low < high, or Choice(value, ...)"
+            )
+        found[name] = values
+    return found
+
+
+def _is_range(values: object) -> TypeGuard[LogUniform | Uniform | Choice]:
+    if isinstance(values, Choice):
+        return bool(values.values)
+    if not isinstance(values, LogUniform | Uniform):
+        return False
+    return values.low < values.high and (values.low > 0 or isinstance(values, Uniform))

@@ -111,7 +111,7 @@ class RunOptions(Options):
     )
     recipe: str = option(
         "Hyper-parameters",
-        "Source of hyper-parameters: auto, tuned, published, published:imagenet-r, unified.",
+        "Source of hyper-parameters: auto, tuned, published, published:imagenet-r, own, unified.",
         parse_text,
         "auto",
     )

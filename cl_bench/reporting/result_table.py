@@ -12,7 +12,7 @@ import pandas as pd
 
 from cl_bench import metrics
 from cl_bench.errors import counted
-from cl_bench.experiment import Value
+from cl_bench.experiment import BUDGET, RECIPES_IN_WORDS, Value
 from cl_bench.reporting import precision
 from cl_bench.reporting.protocol import Protocol
 from cl_bench.reporting.runs import Run, Section
@@ -345,11 +345,12 @@ def _and(names: Sequence[str]) -> str:
 
 
 def _provenance(row: ResultRow) -> str:
-    """Source of a row's hyper-parameters, in words."""
+    """Source of a row's hyper-parameters and its training budget, in words."""
     if not row.hyperparameters:
         return "none"
     trials = f", best of {counted(row.tuning_trials, 'setting')}" if row.tuning_trials else ""
-    return f"{', '.join(row.recipes)}{trials}"
+    budget = "".join(f", {name}={row.hyperparameters[name]}" for name in BUDGET if name in row.hyperparameters)
+    return f"{', '.join(RECIPES_IN_WORDS.get(name, name) for name in row.recipes)}{trials}{budget}"
 
 
 def order_text(class_order: str) -> str:

@@ -266,7 +266,8 @@ def _method(spec: RunSpec, setup: _SharedSetup, tuned: Sequence[Tuned]) -> tuple
     PROBES[spec.probe].check(model, name)
     domains, classes = setup.scenario == "domain-incremental", setup.benchmark.num_classes
     sizes = (classes,) * number_of(setup.tasks) if domains else sizes_of(setup.tasks, classes)
-    remarks = constant_loss(name, method, model, sizes[: spec.limits.tasks])
+    remarks = [recipe.remark] if recipe.remark else []
+    remarks += constant_loss(name, method, model, sizes[: spec.limits.tasks])
     shown = {option: method.values()[option] for option in spec.options}
     listed = ",".join(f"{option}={_label_text(value)}" for option, value in sorted(shown.items()))
     return method, recipe, f"{name}[{listed}]" if listed else name, remarks

@@ -1,7 +1,8 @@
 """Recipes: the source of hyper-parameters that the user does not set; they are resolved before a run gets its key.
 
-There are three kinds: `tuned`, found by `cl-bench tune` on a stream that serves no evaluation; `published`, from the
-literature, given in the method's own file; and `unified`, the same training budget for every method, used otherwise.
+There are four kinds: `tuned`, found by `cl-bench tune` on a stream that serves no evaluation; `published`, from the
+literature, given in the method's own file; `own`, what the author of a method outside cl-bench wrote as its defaults;
+and `unified`, the same training budget for every method, used otherwise.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cl_bench.contract.registry import MethodEntry
-from cl_bench.errors import UserError, clipped, unknown_name
-from cl_bench.experiment import Scalar, Value
+from cl_bench.errors import UserError, clipped, counted, unknown_name
+from cl_bench.experiment import BUDGET, RECIPES_IN_WORDS, Scalar, Value, value_text
 from cl_bench.files import parse_toml, read_text, write_atomically
 from cl_bench.streams import Benchmark
 
@@ -30,6 +31,10 @@ HEADER = """\
 # all of `when`, and on its `backbone`, if it names one; the one with the most conditions wins. What the user sets wins
 # over any recipe.
 """
+
+
+KINDS = ("auto", "tuned", "published", "own", "unified")
+"""What `--recipe` takes, with `published:NAME`."""
 
 
 class Tuned(BaseModel):
@@ -73,15 +78,17 @@ class Recipe:
     """Hyper-parameters for one method on one benchmark.
 
     Attributes:
-        name: `tuned`, `published:NAME` or `unified`.
+        name: `tuned`, `published:NAME`, `own`, `own+unified` (a part of the budget is unified) or `unified`.
         values: the hyper-parameters that it sets.
         trials, minutes: cost of the search; 0 for recipes that no search has found.
+        remark: a sentence that questions the recipe; empty if nothing is wrong.
     """
 
     name: str
     values: Mapping[str, Value] = field(default_factory=dict)
     trials: int = 0
     minutes: float = 0.0
+    remark: str = ""
 
 
 @cache
@@ -156,9 +163,23 @@ def write(path: Path, results: Sequence[Tuned]) -> None:
         raise UserError(f"recipes file '{path}' cannot be written ({error.strerror})") from error
 
 
-def budget(entry: MethodEntry) -> dict[str, Value]:
+def unified(entry: MethodEntry) -> dict[str, Value]:
     """The unified training budget, restricted to hyper-parameters that the method has."""
     return {name: value for name, value in _shipped().unified.items() if name in entry.defaults}
+
+
+def budget(entry: MethodEntry) -> dict[str, Value]:
+    """The training budget of a method without a recipe: what its author states, and else the unified one."""
+    stated = entry.stated
+    return {name: stated.get(name, value) for name, value in unified(entry).items()}
+
+
+def _own(entry: MethodEntry) -> Recipe:
+    """The recipe of the method's own defaults; that of a method which states no part of its budget is `unified`."""
+    shared, stated = unified(entry), entry.stated
+    missing = [name for name in shared if name not in stated]
+    name = "unified" if not stated or (shared and len(missing) == len(shared)) else "own+unified" if missing else "own"
+    return Recipe(name, budget(entry))
 
 
 def choose(
@@ -173,7 +194,7 @@ def choose(
 
     Args:
         options: the user's own (validated) options, on which tuned recipes may depend.
-        recipe: `tuned`, `published`, `published:NAME`, `unified`, or `auto`, the first of these that exists.
+        recipe: `tuned`, `published`, `published:NAME`, `own`, `unified`, or `auto`, the first of these that exists.
         own: tuned recipes of the user, which take precedence over the shipped ones.
         backbones: names of backbones whose tuned recipes apply to this run, in order of preference; empty: the
             benchmark's own.
@@ -182,8 +203,8 @@ def choose(
         UserError: no recipe of the requested kind exists.
     """
     kind, _, name = recipe.partition(":")
-    if kind not in ("auto", "tuned", "published", "unified") or (name and kind != "published"):
-        raise UserError(f"--recipe '{recipe}' is unknown; expected auto, tuned, published, published:NAME or unified")
+    if kind not in KINDS or (name and kind != "published"):
+        raise UserError(f"--recipe '{recipe}' is unknown; expected {', '.join(KINDS)} or published:NAME")
     if kind in ("auto", "tuned"):
         accepted = [*(backbones or [benchmark.backbone]), ""]
         for entries in (own, _shipped().tuned):
@@ -200,9 +221,11 @@ def choose(
                     fitting,
                     key=lambda e: (-len(e.when), e.stream != benchmark.name, accepted.index(e.backbone)),
                 )
-                return Recipe("tuned", best.values, best.trials, best.minutes)
+                changed = best.revision != entry.revision and entries is own
+                remark = _tuned_before(entry, best, benchmark) if changed else ""
+                return Recipe("tuned", best.values, best.trials, best.minutes, remark)
         if kind == "tuned" and entry.defaults:
-            search = f"cl-bench tune {entry.in_command('--methods')} --stream {benchmark.tuned_on or benchmark.name}"
+            search = _search(entry, benchmark)
             raise UserError(f"there is no tuned recipe for '{entry.name}' on {benchmark.name}; '{search}' finds one")
     published = entry.cls.published
     wanted = name or benchmark.name
@@ -214,4 +237,28 @@ def choose(
             raise unknown_name(f"published recipe of '{entry.name}'", wanted, published, hint)
     if kind in ("auto", "published") and wanted in published:
         return Recipe(f"published:{wanted}", published[wanted])
-    return Recipe("unified", budget(entry))
+    if kind == "own" and not entry.stated and entry.defaults:
+        raise UserError(f"'{entry.name}' has no recipe 'own': it is for methods of your own; take --recipe auto")
+    return Recipe("unified", unified(entry)) if kind == "unified" else _own(entry)
+
+
+def _search(entry: MethodEntry, benchmark: Benchmark) -> str:
+    """Command line that tunes a method for a benchmark."""
+    return f"cl-bench tune {entry.in_command('--methods')} --stream {benchmark.tuned_on or benchmark.name}"
+
+
+def _tuned_before(entry: MethodEntry, tuned: Tuned, benchmark: Benchmark) -> str:
+    """A sentence about a recipe that was found for another version of the method."""
+    return (
+        f"the recipe of '{entry.name}' was tuned at its revision {tuned.revision}, and the method has changed since "
+        f"(now {entry.revision}); '{_search(entry, benchmark)}' finds a new one"
+    )
+
+
+def described(recipe: Recipe, values: Mapping[str, Value]) -> str:
+    """A recipe and the training budget of a run in words: `own defaults, epochs=30, batch_size=8, lr=0.005`."""
+    if not values:
+        return "no hyper-parameters"
+    trials = [f"best of {counted(recipe.trials, 'setting')}"] if recipe.trials else []
+    budgets = [f"{name}={value_text(values[name])}" for name in (*BUDGET, "lr") if name in values]
+    return ", ".join([RECIPES_IN_WORDS.get(recipe.name, recipe.name), *trials, *budgets])

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from cl_bench.running.progress import RunProgress
     from cl_bench.running.trackers import LogConfig
 
+_MOST_LINES, _MOST_NAMES = 30, 8
+"""Limits of what is printed about hyper-parameters at the start of a sweep."""
+
 # Functions import torch and avalanche only when they need them, so that bad input is refused at once.
 
 
@@ -115,6 +118,18 @@ class Sweep:
         of_data = [text for name, data in needed for text in streams.find(name, data).remarks()]
         return [*dict.fromkeys(text for run in self.planned for text in run.remarks), *of_data]
 
+    def hyperparameters(self) -> list[str]:
+        """Source of each row's hyper-parameters and its training budget; one line per group of rows that share them."""
+        from cl_bench.running.recipes import described
+
+        several = len({run.experiment.benchmark for run in self.planned}) > 1
+        groups: dict[str, dict[str, None]] = {}
+        for run in self.planned:
+            name = f"{run.label} on {run.experiment.benchmark}" if several else run.label
+            groups.setdefault(described(run.recipe, run.experiment.hyperparameters), {})[name] = None
+        lines = [f"{_some(list(names))}: {text}" for text, names in groups.items()]
+        return [*lines[:_MOST_LINES], *([f"and {len(lines) - _MOST_LINES} more"] if lines[_MOST_LINES:] else [])]
+
     def decode(self, runs: Sequence[PlannedRun], on_progress: Callable[[int, int], None]) -> None:
         """Decode the images that these runs read in decoded form, unless they are decoded already.
 
@@ -166,6 +181,12 @@ class Sweep:
         except DamagedRecord as error:
             on_damaged(f"a stored result is damaged and will be computed again: {error}")
             return None
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first names, and the number of the others."""
+    more = f" and {len(names) - _MOST_NAMES:,} more" if len(names) > _MOST_NAMES else ""
+    return f"{', '.join(names[:_MOST_NAMES])}{more}"
 
 
 @contextmanager

@@ -64,9 +64,9 @@ class TuningTarget:
         return cls(entry, {name: values[name] for name in options}, {name: values[name] for name in fixed})
 
     def budget(self) -> dict[str, Value]:
-        """The unified training budget without the user's options, and the fixed values."""
-        unified = {name: value for name, value in recipes.budget(self.entry).items() if name not in self.options}
-        return unified | dict(self.fixed)
+        """The method's training budget (see `recipes.budget`) without the user's options, and the fixed values."""
+        budget = {name: value for name, value in recipes.budget(self.entry).items() if name not in self.options}
+        return budget | dict(self.fixed)
 
     @property
     def space(self) -> dict[str, LogUniform | Uniform | Choice]:

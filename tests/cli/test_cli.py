@@ -499,7 +499,8 @@ def test_interrupt_keeps_finished_runs(cl_bench: Cli, tmp_path: Path) -> None:
     started.join()
     gate.open_gates(tmp_path)
     assert started.exitcode == 130, log.read_text()
-    *progress, last = log.read_text().splitlines()
+    of_all, *progress, last = log.read_text().splitlines()
+    assert of_all.startswith("gated[batch_size=8,epochs=1]: ")
     assert last.startswith("interrupted;") and all(line.startswith("[") for line in progress)
     assert any(line.startswith("[2/3]") for line in progress)
     finished = stored()
@@ -541,7 +542,9 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(cl_bench: Cli) -> No
     outcome = cl_bench("run", "--methods", "sdlora,simplecil", "--set", "sdlora.epochs=1", *TRIAL)
     for text in (outcome.out, outcome.err):
         assert all(character.isprintable() or character == "\n" for character in text)
-    *progress, last = outcome.err.splitlines()
+    of_sdlora, of_simplecil, *progress, last = outcome.err.splitlines()
+    assert of_sdlora.startswith("sdlora[epochs=1]: tuned, best of 16 settings, epochs=1, batch_size=32, lr=")
+    assert of_simplecil == "simplecil: no hyper-parameters"
     names = ["[1/2] sdlora[epochs=1]", "[2/2] simplecil"]
     expected = [f"{name} seed 0 task {task}/2" for name in names for task in (1, 2)]
     assert [line.split(":")[0] for line in progress] == expected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -129,8 +130,12 @@ def test_a_failing_setting_does_not_end_the_search(cl_bench: CLI, tmp_path: Path
     done = cl_bench(*TUNE[:1], *arguments, *TUNE[3:], "--budget", "3")
     assert done.code == 0, done.err
     assert "too wavy" in done.out
+    assert "fragile[epochs=1,batch_size=128]: searches lr, schedule" in done.err
     (entry,) = entries(tmp_path / "found.toml")
     assert entry["values"]["schedule"] == "constant" and entry["trials"] == 3
+    _, suggested = done.out.split("use them: cl-bench ")
+    used = cl_bench(*shlex.split(suggested), "--dry-run", *TRIAL)
+    assert "]: tuned, best of 3 settings, epochs=1, batch_size=128" in used.out
     nothing = cl_bench("tune", "--methods", "fragile[schedule=cosine]", "--method-file", "fragile.py", *TUNE[3:])
     assert nothing.code == 2 and "every trial of 'fragile[schedule=cosine]' failed" in nothing.err
     assert entries(tmp_path / "found.toml") == [entry]

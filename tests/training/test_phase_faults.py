@@ -551,7 +551,7 @@ def test_a_run_of_a_method_file_ends_in_the_sentence(cl_bench: Cli, new: str, se
     outcome = cl_bench(*RUN)
     assert outcome.code == 2
     assert outcome.out == ""
-    assert outcome.err.splitlines()[1:] == [f"error: {sentence}"]
+    assert outcome.err.splitlines()[-1] == f"error: {sentence}"
     assert "0 run(s) computed" in outcome.err and "Traceback" not in outcome.err
     assert not [path for path in RUNS.rglob("*") if path.is_file()]
 
