@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cl_bench.cli.reports import Results
 from cl_bench.cli.results import warn_damaged
 from cl_bench.cli.shared import err, out
+from cl_bench.cli.watch import watch
+from cl_bench.errors import UserError
 from cl_bench.grammar import parse_pictures
 from cl_bench.store import folders_to_read
+
+if TYPE_CHECKING:
+    from cl_bench.reporting.under_way import UnderWay
 
 
 def report(
@@ -20,6 +25,12 @@ def report(
     pictures: Annotated[
         str, typer.Option(help="Draw every figure as png, pdf, svg, several of them (png,pdf), or none.")
     ] = "none",
+    follow: Annotated[
+        bool, typer.Option("--watch", help="Make the report again whenever a run has gone on, until Ctrl-C.")
+    ] = False,
+    interval: Annotated[
+        float, typer.Option(min=0.1, max=86400, help="With --watch: seconds between two looks.", metavar="SECONDS")
+    ] = 10.0,
     site: Annotated[
         Path | None,
         typer.Option(
@@ -31,6 +42,8 @@ def report(
 ) -> None:
     """Make tables, figures and an HTML page from stored results."""
     if site is not None:
+        if follow:
+            raise UserError("--watch makes the page of --out again, not a site; leave out --site or --watch")
         write_site(results, site)
         return
     from cl_bench.reporting import report as reports
@@ -38,20 +51,28 @@ def report(
 
     kinds = () if pictures == "none" else parse_pictures(pictures)
     folders = folders_to_read(results or ())
-    with err.status("rendering ..."):
-        try:
-            rendered = reports.report_folders(folders, output, kinds)
-        except reports.NoResults as error:
-            # A folder that the user names is expected to hold runs; without one, the page says how to get some.
-            if results:
-                raise
-            rendered = reports.render_without_runs(folders, output)
-            err.print(str(error), soft_wrap=True, highlight=False, markup=False)
-    for damaged in rendered.damaged:
-        warn_damaged(damaged)
-    for built in rendered.tables:
-        text_tables.show(result_table.text_table(built), out)
-    out.print(f"report: {output / 'index.html'}", soft_wrap=True, highlight=False)
+    index = output / "index.html"
+
+    def build(under_way: UnderWay | None = None) -> None:
+        with err.status("rendering ..."):
+            try:
+                rendered = reports.report_folders(folders, output, kinds, under_way)
+            except reports.NoResults as error:
+                # A folder that the user names is expected to hold runs; without one, the page says how to get some.
+                if results and not follow:
+                    raise
+                rendered = reports.render_without_runs(folders, output, under_way)
+                err.print(str(error), soft_wrap=True, highlight=False, markup=False)
+        for damaged in rendered.damaged:
+            warn_damaged(damaged)
+        for built in rendered.tables:
+            text_tables.show(result_table.text_table(built), out)
+        out.print(f"report: {index}", soft_wrap=True, highlight=False)
+
+    if follow:
+        watch(folders, index, interval, build)
+    else:
+        build()
 
 
 def write_site(results: list[Path] | None, folder: Path) -> None:

@@ -25,6 +25,7 @@ from cl_bench.reporting.descriptions import describe
 from cl_bench.reporting.result_table import HEADER, ResultTable, cells
 from cl_bench.reporting.runs import Run, Section
 from cl_bench.reporting.text_tables import TextTable
+from cl_bench.reporting.under_way import UnderWay
 from cl_bench.store import REFERENCE
 
 SCRIPTS = ("page.js", "plots.js")
@@ -42,6 +43,7 @@ def render(
     command: str,
     places: Mapping[str, str],
     runs: Sequence[Run],
+    under_way: UnderWay | None = None,
 ) -> str:
     """Render the page as HTML; without any section, it says what to type.
 
@@ -55,6 +57,7 @@ def render(
         damaged: one sentence per result file that was skipped.
         command: command line that makes this report.
         places: path of the results folder by origin, for the command that repeats a run.
+        under_way: unfinished runs, and how often the page reloads; None: it shows none and stays.
         runs: all runs, including those that only serve as references (see `intransigence.references`).
     """
     order = sorted(range(len(sections)), key=lambda number: (_place(sections[number]), number))
@@ -75,6 +78,7 @@ def render(
             overall=figures,
             damaged=damaged,
             command=command,
+            under_way=under_way,
             places=list(places.values()),
             runs=len(runs),
             rows=sum(len(section.rows) for section in sections),

@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from cl_bench.errors import UserError, printable
+from cl_bench.files import write_atomically
 from cl_bench.reporting import charts, comparison, page, plots, result_table, text_tables
 from cl_bench.reporting.charts import Chart
 from cl_bench.reporting.confusions.on_page import on_page
@@ -21,6 +22,7 @@ from cl_bench.reporting.paper.layouts import figure_layouts, table_benchmarks, t
 from cl_bench.reporting.runs import Run, Section, collect, label_runs, sections
 from cl_bench.reporting.salvage import without_failing_runs
 from cl_bench.reporting.text_tables import TextTable
+from cl_bench.reporting.under_way import UnderWay
 from cl_bench.running.workers import CONTEXT
 from cl_bench.store import RunRecord
 
@@ -77,11 +79,13 @@ def load_runs(folders: Iterable[tuple[Path, str]]) -> tuple[list[Run], list[str]
     return runs, damaged
 
 
-def report_folders(folders: Sequence[Path], out: Path, pictures: Sequence[str] = ()) -> RenderedReport:
+def report_folders(
+    folders: Sequence[Path], out: Path, pictures: Sequence[str] = (), under_way: UnderWay | None = None
+) -> RenderedReport:
     """`render` with the folders' names as origins; the page shows the matching `cl-bench report` command."""
     command = " ".join(["cl-bench report", *(f"--results {folder}" for folder in folders), f"--out {out}"])
     command += f" --pictures {','.join(pictures)}" if pictures else ""
-    return render(origins(folders), out, command, pictures)
+    return render(origins(folders), out, command, pictures, under_way)
 
 
 def origins(folders: Sequence[Path]) -> list[tuple[Path, str]]:
@@ -90,18 +94,22 @@ def origins(folders: Sequence[Path]) -> list[tuple[Path, str]]:
     return [(folder, folder.name if names[folder.name] == 1 else str(folder)) for folder in folders]
 
 
-def render_without_runs(folders: Sequence[Path], out: Path) -> RenderedReport:
+def render_without_runs(folders: Sequence[Path], out: Path, under_way: UnderWay | None = None) -> RenderedReport:
     """Write a page that says what to type to get runs.
 
     Raises:
         UserError: `out` cannot be written.
     """
     command = "cl-bench report" if out == Path("reports") else f"cl-bench report --out {out}"
-    return render_sections([], [], {str(folder): str(folder) for folder in folders}, out, command)
+    return render_sections([], [], {str(folder): str(folder) for folder in folders}, out, command, (), under_way)
 
 
 def render(
-    folders: Iterable[tuple[Path, str]], out: Path, command: str, pictures: Sequence[str] = ()
+    folders: Iterable[tuple[Path, str]],
+    out: Path,
+    command: str,
+    pictures: Sequence[str] = (),
+    under_way: UnderWay | None = None,
 ) -> RenderedReport:
     """Write the page, `index.html`, and its tables and the numbers of its figures as files.
 
@@ -118,6 +126,7 @@ def render(
         out: folder to write to; made if missing.
         command: command line that makes this report, shown on the page.
         pictures: formats of `render.drawing.FORMATS` in which every figure is also drawn.
+        under_way: unfinished runs that the page shows, and how often it reloads; None: it does neither.
 
     Raises:
         UserError: there is no valid run, or `out` cannot be written.
@@ -127,7 +136,7 @@ def render(
     places = {origin: str(path) for path, origin in folders}
 
     def write(chosen: Sequence[Run], to: Path = out) -> RenderedReport:
-        return render_sections(sections(chosen), damaged, places, to, command, pictures)
+        return render_sections(sections(chosen), damaged, places, to, command, pictures, under_way)
 
     def attempt(chosen: Sequence[Run]) -> None:
         with TemporaryDirectory() as folder:
@@ -143,6 +152,7 @@ def render_sections(
     out: Path,
     command: str,
     pictures: Sequence[str] = (),
+    under_way: UnderWay | None = None,
 ) -> RenderedReport:
     """`render` for runs that are loaded already.
 
@@ -183,8 +193,9 @@ def render_sections(
         ]
         written += [path for paths in _save(jobs) for path in paths]
         folders = {printable(origin): printable(path) for origin, path in places.items()}
-        text = page.render(found, built, shown, errors, papers, figures, damaged, printable(command), folders, runs)
-        index.write_text(text, encoding="utf-8")
+        command = printable(command)
+        text = page.render(found, built, shown, errors, papers, figures, damaged, command, folders, runs, under_way)
+        write_atomically(index, text.encode())
     except OSError as error:
         raise UserError(
             f"report folder '{out}' cannot be written ({error.strerror}: {error.filename}); name another one"
@@ -201,7 +212,7 @@ def write_table(table: TextTable, folder: Path, forms: Iterable[str]) -> list[Pa
     paths = []
     for form in forms:
         paths.append(folder / f"{table.name}.{form}")
-        paths[-1].write_text(text_tables.write(table, form), encoding="utf-8")
+        write_atomically(paths[-1], text_tables.write(table, form).encode())
     return paths
 
 
@@ -236,7 +247,7 @@ def _save(jobs: Sequence[tuple[Chart, Path, Sequence[str], Sequence[str]]]) -> l
 
 def _save_numbers(chart: Chart, stem: Path) -> list[Path]:
     path = stem.with_name(f"{stem.name}.csv")
-    path.write_text(charts.to_csv(chart), encoding="utf-8")
+    write_atomically(path, charts.to_csv(chart).encode())
     return [path]
 
 

@@ -229,7 +229,7 @@ class Checkpointer(SupervisedPlugin):  # type: ignore[misc]
         tensors |= {f"random.{name}": state for name, state in random_state().items()}
         tensors[_STEPS] = torch.tensor(self.steps)
         try:
-            write(self.path, Checkpoint(content.facts, tensors))
+            write(self.path, Checkpoint(content.facts, tensors), self._about())
         except OSError as error:
             if not self._warned:
                 self.progress.warn(f"no checkpoint of {self.planned.label} can be written ({error.strerror})")
@@ -246,6 +246,17 @@ class Checkpointer(SupervisedPlugin):  # type: ignore[misc]
         steps = checkpoint.tensors.get(_STEPS)
         # Checkpoints of version 0.1.0 do not have it.
         self.steps = 0 if steps is None else int(steps)
+
+    def _about(self) -> dict[str, str | int]:
+        """What a report shows of the run while it is not finished."""
+        experiment = self.planned.experiment
+        stages = 1 if self.planned.method.trains_on == "stream" else experiment.limits.tasks or experiment.num_tasks
+        return {
+            "label": self.planned.label,
+            "benchmark": experiment.benchmark,
+            "seed": experiment.seed,
+            "stages": stages,
+        }
 
     def _is_pre_trained(self, name: str, tensor: torch.Tensor) -> bool:
         """Whether a tensor is an unchanged pre-trained weight of the backbone, which a checkpoint can leave out."""

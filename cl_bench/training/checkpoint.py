@@ -8,6 +8,7 @@ them.
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 import stat
 from collections.abc import Mapping
@@ -118,8 +119,11 @@ class Checkpoint:
         return {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
 
 
-def write(path: Path, checkpoint: Checkpoint) -> None:
+def write(path: Path, checkpoint: Checkpoint, about: Mapping[str, str | int] | None = None) -> None:
     """Write a checkpoint; the previous file stays until the new one is complete.
+
+    Args:
+        about: description of the run for people (see `store.unfinished`), which nothing is resumed from.
 
     Raises:
         OSError: the file cannot be written.
@@ -128,8 +132,9 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in checkpoint.tensors.items()}
     facts = checkpoint.facts.model_copy(update={"infinite": _infinite(tensors)})
     facts = facts.model_copy(update={"sha256": _digest(facts, tensors)})
+    metadata = {_META: facts.model_dump_json(), "about": json.dumps(about or {})}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, save(tensors, metadata={_META: facts.model_dump_json()}))
+    write_atomically(path, save(tensors, metadata=metadata))
 
 
 def read(path: Path, key: str) -> Checkpoint | None:
