@@ -320,7 +320,7 @@ def _notes(rows: Sequence[ResultRow]) -> list[str]:
         notes.append(f"A single task is learned, so {_and(single)} {'is' if len(single) == 1 else 'are'} not defined.")
     if any(row.exemplar_mb for row in rows):
         sizes = ", ".join(f"{row.label} {row.exemplar_mb:g} MB" for row in rows if row.exemplar_mb)
-        notes.append(f"{EXEMPLAR_MARK}: keeps exemplars, images of past tasks, which the other rows do not: {sizes}.")
+        notes.append(f"{EXEMPLAR_MARK}: keeps exemplars, images of past tasks; size of the memory: {sizes}.")
     if any(row.leaky for row in rows):
         notes.append(
             f"{LEAKY_MARK}: predictions depend on the other samples of the batch, in training or at test, as in "

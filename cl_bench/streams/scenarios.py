@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from avalanche.benchmarks import benchmark_from_datasets, with_classes_timeline
-from avalanche.benchmarks.utils import as_classification_dataset
+from avalanche.benchmarks.utils import ConstantSequence, DataAttribute, TaskAwareSupervisedClassificationDataset
 from numpy.typing import NDArray
 
 from cl_bench.data.images import ImageStore
@@ -135,7 +135,7 @@ def build(
             # Number of earlier images of the same class.
             rank = np.arange(len(rows)) - np.searchsorted(labels[rows], labels[rows])
             ids.append([int(i) for i in rows[rank < (per_class or len(rows))]])
-        return as_classification_dataset(dataset), ids
+        return _avalanche_dataset(dataset), ids
 
     if limits.validation is None:
         train, train_ids = part(source.train, limits.train_per_class, None)
@@ -160,6 +160,22 @@ def build(
         )
     )
     streams = avalanche.streams
+    for stream in streams.values():
+        for experience in stream:
+            # As in Avalanche's own benchmarks; its confusion matrix asks for it.
+            experience.benchmark = avalanche
     labels = label_of_class[source.train.targets]
     task_labels = tuple(tuple(int(label) for label in np.unique(labels[ids])) for ids in train_ids)
     return TaskStream(streams["train"], streams["test"], streams["joint"], classes, task_labels, domains[:length])
+
+
+def _avalanche_dataset(dataset: ImageDataset) -> Any:
+    """An Avalanche data set of items (image, label, task label); all task labels are 0, so they do not tell the task.
+
+    Plugins read task labels from the data set (`targets_task_labels`, `task_set`) and from its items.
+    """
+    attributes = [
+        DataAttribute(dataset.targets, "targets"),
+        DataAttribute(ConstantSequence(0, len(dataset)), "targets_task_labels", use_in_getitem=True),
+    ]
+    return TaskAwareSupervisedClassificationDataset([dataset], data_attributes=attributes)

@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 import torch
-from avalanche.core import SupervisedPlugin
 from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from cl_bench.data.samples import Samples, TrainingBatches
 from cl_bench.errors import Diverged, UserError, naming
 from cl_bench.experiment import Scalar
 from cl_bench.randomness import Key
+from cl_bench.training import plugins
 from cl_bench.training.checkpoint import Position
 from cl_bench.training.phase_run import SMALLER_STEPS, PhaseRun, Resumed
 
@@ -26,10 +26,6 @@ _STEPS_TRACED = 24
 
 Rehearsed = tuple[Samples, int]
 """Exemplars to draw from, and the number of them in a batch."""
-
-_INSIDE_A_STEP = (
-    "before_forward", "after_forward", "before_backward", "after_backward", "before_update", "after_update",
-)  # fmt: skip
 
 
 class PhaseLoop(SupervisedTemplate):  # type: ignore[misc]
@@ -64,6 +60,8 @@ class PhaseLoop(SupervisedTemplate):  # type: ignore[misc]
         self._run: PhaseRun | None = None
         self._own_step: tuple[Tensor, Tensor | None] | None = None
         self._epoch_key: Key = ()
+        self._replayed: Rehearsed | None = None
+        self._open = False
 
     @property
     def phase(self) -> Phase | None:
@@ -99,7 +97,7 @@ class PhaseLoop(SupervisedTemplate):  # type: ignore[misc]
         assert self.task is not None
         name = f"{name} of {type(self.method).__name__}"
         if phase.step is not None:
-            self._refuse_hooks(name)
+            plugins.check_step(self, name)
         run = self._run = PhaseRun(phase, name, self.model, self.task.scratch)
         self.trained |= {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
         _, self.optimizer = run.optimizers[""]
@@ -130,13 +128,15 @@ class PhaseLoop(SupervisedTemplate):  # type: ignore[misc]
         self._run = None
 
     def _rehearsed(self, phase: Phase, samples: Samples) -> Rehearsed | None:
-        """What a phase draws from the model's memory of exemplars; None while that is empty.
+        """What a phase draws from the model's memory of exemplars, or from that of a plugin; None while it is empty.
 
         Raises:
-            UserError: the model has no such memory.
+            UserError: the model has no memory, or a plugin has one, too.
         """
+        if self._replayed is not None and phase.exemplars:
+            raise UserError(f"{type(self.method).__name__} replays exemplars of its own; leave the replay plugin out")
         if not phase.exemplars:
-            return None
+            return self._replayed
         memory = self.model.exemplars
         if memory is None:
             raise UserError(
@@ -167,18 +167,6 @@ class PhaseLoop(SupervisedTemplate):  # type: ignore[misc]
         if not isinstance(batches, list) and position.counted != batches.samples_in(position.step):
             raise ValueError(f"{position.counted} samples are not those of {position.step} steps of {name}")
         PhaseRun(phase, name, self.model, self.task.scratch).restore(resumed.optimizer)
-
-    def _refuse_hooks(self, name: str) -> None:
-        """Raise `UserError` if an Avalanche plugin defines a hook inside steps that the phase takes by itself."""
-        for plugin in self.plugins:
-            if plugin is self.method or plugin is self.evaluator:
-                continue
-            for hook in _INSIDE_A_STEP:
-                if getattr(getattr(plugin, hook, None), "__func__", None) is not getattr(SupervisedPlugin, hook):
-                    raise UserError(
-                        f"{type(plugin).__name__} defines {hook}, which {name} never calls: it takes steps of its own; "
-                        "leave the plugin out, or use after_training_iteration"
-                    )
 
     def _trace(self, traces: Traces) -> None:
         for name, rows in traces.items():
@@ -236,13 +224,20 @@ class PhaseLoop(SupervisedTemplate):  # type: ignore[misc]
     def _unpack_minibatch(self) -> None:
         if self.is_training:
             images, labels, self.valid = self.mbatch
+            if self._open:
+                images, labels = images[: self.valid], labels[: self.valid]
             self.mbatch = [images, labels]
+        assert self.mbatch is not None
+        # Plugins expect a task label; without task labels it is 0, as in Avalanche.
+        self.mbatch = [*self.mbatch, torch.zeros_like(self.mbatch[1])]
         super()._unpack_minibatch()
 
     def forward(self) -> Tensor | None:
         """Logits [B, num_classes] of the training pass; None if the phase takes its own steps and returns none."""
         run = self._run
         assert run is not None and self.mbatch is not None
+        if self._open:
+            self.valid = len(self.mb_y)
         if run.phase.step is None:
             self._outputs = run.outputs(self.mb_x)
             return self._outputs[0]
@@ -261,6 +256,8 @@ class PhaseLoop(SupervisedTemplate):  # type: ignore[misc]
         if self._own_step is not None:
             loss, total = self._own_step[0], self._own_step[0].double() * self.valid
         else:
+            if self._open:
+                self._outputs = (self.mb_output, *self._outputs[1:])
             # Padding of the last batch must not reach the loss, metrics or other plugins.
             self.mb_output = self.mb_output[: self.valid]
             self.mbatch = [tensor[: self.valid] for tensor in self.mbatch]

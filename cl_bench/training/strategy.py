@@ -22,6 +22,7 @@ from cl_bench.data.samples import EvaluationBatches, Samples, TaskSamples, sampl
 from cl_bench.errors import Diverged, UserError, naming
 from cl_bench.models.vit import Execution
 from cl_bench.randomness import seeded
+from cl_bench.training import plugins as plugin_rules
 from cl_bench.training.checkpoint import Checkpoint, Facts, Position, restore
 from cl_bench.training.evaluation import Counts, Evaluation, mask_of, undecided
 from cl_bench.training.loop import PhaseLoop
@@ -49,10 +50,13 @@ class ContinualStrategy(PhaseLoop):
         execution: precision of the backbone, and whether it is compiled; None: fp32, eager.
         eval_mb_size: images per evaluation batch.
         evaluator: Avalanche's metrics and loggers; None: no metrics.
+        eval_every: evaluate on the `eval_streams` of `train` every so many epochs, as `EarlyStoppingPlugin` needs; 0:
+            at the end of each task; -1: never.
 
     Raises:
         ValueError: the plugins do not contain exactly one method, or it needs `num_tasks` and none is given.
-        UserError: the backbone is no timm ViT, or the method does not fit the backbone or the number of tasks.
+        UserError: the backbone is no timm ViT, the method does not fit the backbone or the number of tasks, or a plugin
+            would have no effect.
     """
 
     PLUGIN_CLASS = Method
@@ -69,11 +73,13 @@ class ContinualStrategy(PhaseLoop):
         execution: Execution | None = None,
         eval_mb_size: int = 256,
         evaluator: EvaluationPlugin | None = None,
+        eval_every: int = -1,
     ) -> None:
         methods = [plugin for plugin in plugins if isinstance(plugin, Method)]
         if len(methods) != 1:
             raise ValueError(f"expected exactly one Method among the plugins, found {len(methods)}")
         self.method = methods[0]
+        plugin_rules.check(plugins, torch.device(device))
         if self.method.needs_num_tasks and num_tasks is None:
             raise ValueError(f"{type(self.method).__name__} must know the number of tasks: pass num_tasks")
         if num_tasks is not None:
@@ -92,7 +98,11 @@ class ContinualStrategy(PhaseLoop):
             # A placeholder, since Avalanche requires an optimiser; each phase replaces it.
             optimizer=torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.0),
             criterion=nn.CrossEntropyLoss(),
+            # What plugins take for the batch size and the epochs of training.
+            train_mb_size=getattr(self.method, "batch_size", 1),
+            train_epochs=getattr(self.method, "epochs", 1),
             eval_mb_size=eval_mb_size,
+            eval_every=eval_every,
             device=torch.device(device),
             plugins=plugins,
             evaluator=evaluator or EvaluationPlugin(loggers=[BaseLogger()]),
@@ -119,11 +129,19 @@ class ContinualStrategy(PhaseLoop):
     def model_adaptation(self, model: nn.Module | None = None) -> nn.Module:
         return (self.model if model is None else model).to(self.device)
 
+    def _before_training(self, **kwargs: Any) -> None:
+        # Plugins may have been added since the strategy was made.
+        plugin_rules.check(self.plugins, self.device)
+        super()._before_training(**kwargs)
+
     def make_train_dataloader(self, **kwargs: Any) -> None:
-        """Do nothing: the loop makes the batches of each epoch from a key."""
+        """Make no loader: the loop makes the batches of each epoch from a key, with the memory of a replay plugin."""
+        self.dataloader = []
 
     def _train_exp(self, experience: Any, eval_streams: Any = None, **kwargs: Any) -> None:
         samples = samples_of(self.adapted_dataset)
+        self._replayed = plugin_rules.replayed(self, self.train_mb_size)
+        self._open = plugin_rules.change_batches(self)
         resumed, self._resumed = self._resumed, None
         own = self.begin_task(samples, resumed)
         task = self.task
@@ -156,6 +174,8 @@ class ContinualStrategy(PhaseLoop):
         trained: dict[int, int] = {}
         decides = type(self.method).after_phase is not Method.after_phase
         phases = self._phases(task)
+        if not phases:
+            plugin_rules.check_steps(self, task.index)
         start = resumed.position.phase if resumed else 0
         if resumed and start >= len(phases):
             raise UserError(
@@ -330,7 +350,9 @@ class ContinualStrategy(PhaseLoop):
 
         Raises:
             Diverged: logits are not finite.
+            UserError: a plugin changes the predictions of `eval`.
         """
+        plugin_rules.check_counts(self)
         self.model.eval()
         predicting = self.predictor() if model is None else model
         with naming(f"{type(self.method).__name__}, evaluation after task {self.tasks_learned - 1}"):
