@@ -103,6 +103,9 @@ def _of_predictions(name: str, folders: Sequence[Path], section: Section) -> dic
     """The chart of stored predictions with this name, if the runs of a protocol allow it; warns of runs without any."""
     from cl_bench.reporting.confusions import rows_of, views
 
+    if not section.chosen and set(section.ceilings) == set(section.rows):
+        # Runs of joint training on fewer tasks only serve as references for other rows.
+        return {}
     rows, left = rows_of(section.rows, folders)
     if left:
         warn(f"{len(left)} of {len(section.runs)} runs of {section.slug} are left out: {left[0]}")

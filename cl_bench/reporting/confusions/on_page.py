@@ -34,7 +34,7 @@ class ErrorsOnPage:
 
     Attributes:
         charts: by name, of all rows with predictions.
-        label: row with the best final accuracy, or the first that the user chose; of it are tables and images.
+        label: row that tables and images are of: the first in colour, which is an own row if there is one.
         tables: most confused pairs, and most forgotten classes.
         images: images of the embedded data that most runs of the row have forgotten; empty for other data, which are
             not on every machine, so that the same results always make the same page.
@@ -58,7 +58,7 @@ def on_page(section: Section, folders: Sequence[Path]) -> ErrorsOnPage | None:
     """
     rows, left = rows_of(section.rows, folders)
     charts = views.charts(section, rows, NAMES)
-    learners = [label for label in views.best_first(section, rows) if label not in section.ceilings]
+    learners = views.learners_of(section, rows)
     if not learners or not charts:
         return None
     row = rows[learners[0]]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,11 +11,14 @@ from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
 from scipy.spatial.distance import squareform
 
 from cl_bench.errors import counted
+from cl_bench.reporting import emphasis
 from cl_bench.reporting.charts import Chart, Heat, Line, Lines, Panel
 from cl_bench.reporting.confusions.measures import RowErrors, Shares
 from cl_bench.reporting.confusions.predicted import KINDS, Integers
+from cl_bench.reporting.emphasis import Emphasis
 from cl_bench.reporting.runs import Section
 from cl_bench.stats import Summary, summarise, summarise_curves
+from cl_bench.store import REFERENCE
 
 NAMES = {
     "errors": "where errors go along the stream: inside the task, to older or to newer tasks",
@@ -26,7 +28,7 @@ NAMES = {
     "classes": "accuracy on the classes that were forgotten most, over time",
 }
 """The charts of stored predictions, with a title for lists of figures."""
-MAX_LINES, MAX_PANELS = 6, 6
+MAX_PANELS = 6
 _MAX_CLASSES = 100
 """Limit of the classes in a confusion matrix of classes; those with most errors are shown."""
 _CLASS_PANELS = 3
@@ -43,36 +45,47 @@ _KINDS = (
 def charts(section: Section, rows: Mapping[str, RowErrors], names: Collection[str] = tuple(NAMES)) -> dict[str, Chart]:
     """The charts with these names that the rows of one protocol allow.
 
-    Rows are sorted by final accuracy, best first, unless the user chose them.
-
-    A domain-incremental stream has only the confusion matrix of classes: its tasks share all classes, so that a
-    predicted class names no task.
+    Rows in colour come first (`emphasis.choose`), then the others by final accuracy; rows that the user chose keep
+    their order. A domain-incremental stream has only the confusion matrix of classes: its tasks
+    share all classes, so that a predicted class names no task.
 
     Args:
         rows: rows of the section with predictions, see `rows_of`.
     """
-    best, ceilings = best_first(section, rows), section.ceilings
-    ordered = {label: rows[label] for label in best}
-    learners = {label: row for label, row in ordered.items() if label not in ceilings}
+    chosen = _in_colour(section, rows)
+    learners = {label: rows[label] for label in learners_of(section, rows)}
+    ceilings = {label: row for label, row in rows.items() if label not in learners}
     by_task = {label: row for label, row in learners.items() if not row.by_domain and len(row.runs[0].learned) > 1}
     made: dict[str, Chart | None] = {}
     for name in names:
         if name == "errors" and by_task:
-            made[name] = _errors(by_task, {label: ordered[label] for label in best if label in ceilings})
+            made[name] = _errors(by_task, ceilings, chosen)
         elif name == "errors-by-task" and by_task:
-            made[name] = _errors_by_task(by_task)
+            made[name] = _errors_by_task(by_task, chosen)
         elif name == "confusion":
-            made[name] = _confusion({label: row for label, row in ordered.items() if not row.by_domain})
+            made[name] = _confusion(
+                {label: row for label, row in {**learners, **ceilings}.items() if not row.by_domain}
+            )
         elif name == "confusion-classes":
-            made[name] = _confusion_of_classes(learners or ordered)
+            made[name] = _confusion_of_classes(learners or ceilings)
         elif name == "classes":
             made[name] = _classes(by_task)
-    return {name: replace(chart, highlight=section.highlight) for name, chart in made.items() if chart is not None}
+    return {name: chart for name, chart in made.items() if chart is not None}
 
 
-def best_first(section: Section, rows: Mapping[str, RowErrors]) -> list[str]:
-    """Labels of rows by final accuracy, best first; in the user's order if the user chose them."""
-    return list(rows) if section.chosen else sorted(rows, key=lambda label: (-_accuracy(rows[label]), label))
+def learners_of(section: Section, rows: Mapping[str, RowErrors]) -> list[str]:
+    """Labels of the rows that learn task by task: first those in colour, then the others by final accuracy."""
+    first = _in_colour(section, rows).labels
+    others = [label for label in rows if label not in {*first, *section.ceilings}]
+    if not section.chosen:
+        others.sort(key=lambda label: (-_accuracy(rows[label]), label))
+    return [*first, *others]
+
+
+def _in_colour(section: Section, rows: Mapping[str, RowErrors]) -> Emphasis:
+    finals = {label: _accuracy(row) for label, row in rows.items() if label not in section.ceilings}
+    own = [label for label in finals if any(run.origin != REFERENCE.name for run in section.rows[label])]
+    return emphasis.choose(finals, own, section.highlight, ordered=section.chosen)
 
 
 def _accuracy(row: RowErrors) -> float:
@@ -80,23 +93,27 @@ def _accuracy(row: RowErrors) -> float:
     return float(np.mean([np.mean(run.final[run.final >= 0] == run.label[run.final >= 0]) for run in row.runs]))
 
 
-def _left_out(rows: Mapping[str, object], limit: int, what: str = "drawn") -> str:
+def _left_out(rows: Collection[str], limit: int) -> str:
+    """A sentence on the rows without a panel; empty if all have one."""
     left = len(rows) - limit
-    best = f"the {limit} rows" if limit > 1 else "the row"
-    return (
-        f" Only {best} with the best final accuracy {'are' if limit > 1 else 'is'} {what}; {left} not."
-        if left > 0
-        else ""
-    )
+    drawn = ", ".join(list(rows)[:limit])
+    return f" Drawn: {drawn}. Not drawn: {counted(left, 'other row')}." if left > 0 else ""
 
 
-def _errors(rows: Mapping[str, RowErrors], ceilings: Mapping[str, RowErrors]) -> Chart:
+def _outlying(rows: Mapping[str, RowErrors], chosen: Emphasis) -> dict[str, float]:
+    """Rows that err so much more often to newer tasks than all others that they would compress the scale for them."""
+    newer = {label: float(row.shares()[:, -1, 3].mean()) for label, row in rows.items()}
+    return {label: newer[label] for label in emphasis.outlying(newer, chosen.labels, high=True)}
+
+
+def _errors(rows: Mapping[str, RowErrors], ceilings: Mapping[str, RowErrors], chosen: Emphasis) -> Chart:
     """The share of each kind of error after each stage."""
     panels: list[Panel] = []
     for kind, title in enumerate(KINDS[1:], start=1):
         lines = tuple(_line(label, row.shares()[:, :, kind]) for label, row in rows.items())
         levels = tuple((label, summarise(row.shares()[:, -1, kind])) for label, row in ceilings.items())
         panels.append(Lines(title, "tasks learned", "% of the images so far", lines, levels))
+    omitted = _outlying(rows, chosen)
     level = (
         " Dashed lines: training on all tasks at once, for which older and newer are only places in the order, so that "
         "both are equally likely."
@@ -106,7 +123,7 @@ def _errors(rows: Mapping[str, RowErrors], ceilings: Mapping[str, RowErrors]) ->
     caption = (
         f"Wrong predictions as a share of the test images of all tasks so far. {_KINDS} With tasks of equal size, a "
         f"method without preference would err equally often to both sides.{level} {_ON_MEANS}"
-        f"{_left_out(rows, MAX_LINES, 'in colour')}"
+        f"{emphasis.sentence(chosen, rows, omitted)}"
     )
     shares = {label: row.shares()[:, -1].mean(axis=0) for label, row in rows.items()}
     best = next(iter(rows))
@@ -119,17 +136,26 @@ def _errors(rows: Mapping[str, RowErrors], ceilings: Mapping[str, RowErrors]) ->
     if len(rows) > 1:
         one = max(sides, key=lambda label: abs(sides[label]))
         seen += f" Most one-sided is {one}: {shares[one][2]:.1f} % to older and {shares[one][3]:.1f} % to newer tasks."
-    return Chart("errors", "Where errors go", caption, tuple(panels), MAX_LINES, seen=seen, same_scale=True)
+    return _curves("errors", "Where errors go", caption, panels, chosen, omitted, seen)
 
 
-def _errors_by_task(rows: Mapping[str, RowErrors]) -> Chart:
+def _curves(
+    name: str, title: str, caption: str, panels: Sequence[Panel], chosen: Emphasis, omitted: Collection[str], seen: str
+) -> Chart:
+    """A chart of panels of curves on one scale, which are compared with each other."""
+    count, labels = max(len(panels), len(chosen.labels)), chosen.labels
+    return Chart(name, title, caption, tuple(panels), count, labels, seen, same_scale=True, omitted=tuple(omitted))
+
+
+def _errors_by_task(rows: Mapping[str, RowErrors], chosen: Emphasis) -> Chart:
     panels: list[Panel] = []
     for kind, title in enumerate(KINDS[1:], start=1):
         lines = tuple(_line(label, row.shares_by_task()[:, :, kind]) for label, row in rows.items())
         panels.append(Lines(title, "true task", "% of the task's images", lines))
+    omitted = _outlying(rows, chosen)
     caption = (
         f"Wrong predictions after the last task, as a share of the test images of each task. {_KINDS} The first task "
-        f"has no older one, the last no newer one. {_ON_MEANS}{_left_out(rows, MAX_LINES, 'in colour')}"
+        f"has no older one, the last no newer one. {_ON_MEANS}{emphasis.sentence(chosen, rows, omitted)}"
     )
     best, row = next(iter(rows.items()))
     shares = row.shares_by_task().mean(axis=0)
@@ -137,8 +163,7 @@ def _errors_by_task(rows: Mapping[str, RowErrors]) -> Chart:
         f"After the last task, {best} takes {shares[0, 3]:.1f} % of the images of the first task for classes of newer "
         f"tasks, and {shares[-1, 2]:.1f} % of the images of the last for classes of older ones."
     )
-    title = "Where the errors on each task go"
-    return Chart("errors-by-task", title, caption, tuple(panels), MAX_LINES, seen=seen, same_scale=True)
+    return _curves("errors-by-task", "Where the errors on each task go", caption, panels, chosen, omitted, seen)
 
 
 def _line(label: str, values: Shares) -> Line:
@@ -154,7 +179,8 @@ def _confusion(rows: Mapping[str, RowErrors]) -> Chart | None:
     if not drawn:
         return None
     shares = {label: _row_shares(counts) for label, counts in drawn.items()}
-    high = _end_of_scale(dict(list(shares.items())[:MAX_PANELS]))
+    visible = dict(list(shares.items())[:MAX_PANELS])
+    high = _end_of_scale(visible)
     panels = []
     for label, values in shares.items():
         # Only a trial on the first tasks, made outside cl-bench, can predict a class of a task that was not tested.
@@ -167,7 +193,7 @@ def _confusion(rows: Mapping[str, RowErrors]) -> Chart | None:
         f"errors inside the task; the colours end at {high:g} %, so that errors are told apart."
         f"{_left_out(drawn, MAX_PANELS)}"
     )
-    label, i, j, share = _worst(shares)
+    label, i, j, share = _worst(visible)
     seen = f"Most confused: {label} takes {share:.1f} % of the images of task {i + 1} for classes of task {j + 1}."
     return Chart("confusion", "Confusion of tasks", caption, tuple(panels), MAX_PANELS, seen=seen)
 
