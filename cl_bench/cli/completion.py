@@ -89,6 +89,12 @@ def _figures() -> Iterable[str]:
     return [*figure_layouts(), *plots.NAMES, *views.NAMES, "ranks"]
 
 
+def _widths() -> list[str]:
+    from cl_bench.reporting.render.venues import venues
+
+    return [width for name in venues() for width in (name, f"{name}:column", f"{name}:page")]
+
+
 def _metrics() -> Iterable[str]:
     from cl_bench import metrics
 
@@ -120,6 +126,7 @@ SUITE = completer(_suites)
 TABLE = completer(_tables)
 FIGURE = completer(_figures)
 METRIC = completer(_metrics)
+WIDTH = completer(_widths)
 KEY = completer(_keys)
 CITABLE = completer(_citable, ",")
 ANYTHING = completer(_everything)

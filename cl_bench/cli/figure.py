@@ -21,7 +21,7 @@ from cl_bench.cli.reports import (
     from_sections,
 )
 from cl_bench.cli.shared import err, out, warn
-from cl_bench.errors import UserError
+from cl_bench.errors import UserError, printable
 from cl_bench.grammar import PICTURES, parse_pictures
 from cl_bench.store import folders_to_read
 
@@ -45,6 +45,15 @@ def figure(
             autocompletion=completion.one_of(*PICTURES, "csv", separator=","),
         ),
     ] = "png",
+    width: Annotated[
+        str | None,
+        typer.Option(
+            help="Page to draw for, with its widths and letters: neurips, iclr, icml, cvpr, eccv or acl, with :column "
+            "or :page for one width; or inches.",
+            show_default="for the screen",
+            autocompletion=completion.WIDTH,
+        ),
+    ] = None,
     output: Annotated[Path, typer.Option("--out", help="Folder to write to.")] = Path("reports/figures"),
 ) -> None:
     """Draw a figure of the paper or of every protocol, and write its numbers as CSV."""
@@ -52,11 +61,13 @@ def figure(
     from cl_bench.reporting.confusions import views
     from cl_bench.reporting.paper import figures as paper_figures
     from cl_bench.reporting.paper.layouts import figure_layouts
-    from cl_bench.reporting.render import drawing
+    from cl_bench.reporting.render import drawing, venues
+    from cl_bench.reporting.render.text_layout import SCREEN
     from cl_bench.reporting.selection import Selection
 
     kinds = () if form == "csv" else parse_pictures(form, "--format")
     check_known(name, "figure", [*figure_layouts(), *plots.NAMES, *views.NAMES, "ranks"])
+    page = venues.parse_width(width) if width else SCREEN
     selection = Selection.parse(rows, highlight)
     charts: list[tuple[Chart, str, tuple[str, ...]]] = []
     if name == "ranks":
@@ -93,8 +104,9 @@ def figure(
     try:
         output.mkdir(parents=True, exist_ok=True)
         for chart, stem, ceilings in charts:
-            for path in drawing.save(chart, output / stem, kinds, ceilings):
+            for path in drawing.save(chart, output / stem, kinds, ceilings, page):
                 out.print(str(path), soft_wrap=True, highlight=False)
+            err.print(f"caption: {printable(chart.caption)}", soft_wrap=True, highlight=False, markup=False)
     except OSError as error:
         raise UserError(f"folder '{output}' cannot be written ({error.strerror}); name another one") from error
 

@@ -16,7 +16,7 @@ from matplotlib.colors import to_rgb
 
 from cl_bench.reporting import charts, plots
 from cl_bench.reporting.charts import Chart, Heat, Line, Lines, Point, Ranks, Scatter
-from cl_bench.reporting.render import drawing, styles
+from cl_bench.reporting.render import drawing, styles, text_layout
 from cl_bench.reporting.report import load_runs, render
 from cl_bench.reporting.runs import sections
 from cl_bench.stats import summarise
@@ -327,7 +327,7 @@ def test_no_text_is_cut_or_covers_another(tmp_path: Path, tasks: int, count: int
         found = list(boxes(figure))
         assert outside(figure, found) == [], name
         assert overlapping(found) == [], name
-        assert figure.get_figwidth() in (drawing.SCREEN.column, drawing.SCREEN.text)
+        assert figure.get_figwidth() in (text_layout.SCREEN.column, text_layout.SCREEN.text)
 
 
 def test_every_point_is_named_next_to_it_or_in_the_legend() -> None:

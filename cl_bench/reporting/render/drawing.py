@@ -6,6 +6,7 @@ The same chart always gives the same bytes.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from cl_bench.reporting import charts
 from cl_bench.reporting.charts import Chart, Heat, Lines, Ranks, Scatter
@@ -26,6 +28,10 @@ FORMATS = ("png", "pdf", "svg")
 DPI = 200
 _SMALL = 4
 """From this number of panels on they are small multiples, which share the titles of axes and the ticks."""
+
+
+_NARROWEST_PANEL = 1.6
+"""Width in inches below which panels stand one below the other."""
 
 
 def _settings(page: Page, grid: bool) -> dict[Any, Any]:
@@ -96,7 +102,7 @@ def draw(chart: Chart, ceilings: Iterable[str] = (), page: Page = SCREEN) -> Fig
     chart = charts.drawn_part(chart)
     panels = chart.panels
     heat = isinstance(panels[0], Heat)
-    columns = _columns(len(panels))
+    columns = _columns(len(panels), page)
     lines = math.ceil(len(panels) / columns)
     width = page.text if len(panels) > 1 or _is_wide(panels[0]) else page.column
     each = width / columns
@@ -106,7 +112,9 @@ def draw(chart: Chart, ceilings: Iterable[str] = (), page: Page = SCREEN) -> Fig
     keys = legend.entries(chart, look, direct, each)
     per_row = legend.entries_per_row([str(key.get_label()) for key in keys], width, page)
     below = page.scale * (0.155 * math.ceil(len(keys) / per_row) + 0.12) if keys else 0.0
-    with mpl.rc_context(_settings(page, grid=not heat)):
+    with mpl.rc_context(_settings(page, grid=not heat)), warnings.catch_warnings():
+        # It has no minus, which another family supplies.
+        warnings.filterwarnings("ignore", message="cmr10 font should ideally")
         figure = Figure(figsize=(width, lines * height + below), layout="constrained")
         FigureCanvasAgg(figure)
         grid = figure.subplots(lines, columns, squeeze=False).flatten()
@@ -123,6 +131,9 @@ def draw(chart: Chart, ceilings: Iterable[str] = (), page: Page = SCREEN) -> Fig
             place_lines([(axes, panel) for axes, panel in group if isinstance(panel, Lines)], look)
         if shared:
             _share_axes(drawn, columns)
+        for axes, _ in drawn:
+            axes.set_xlabel(page.wrapped(axes.get_xlabel(), 0.75 * each, page.label), linespacing=1.0)
+            axes.set_ylabel(page.wrapped(axes.get_ylabel(), 0.8 * height, page.label), linespacing=1.0)
         if heat:
             _colour_bar(figure, drawn, lines, page)
         if keys:
@@ -133,6 +144,7 @@ def draw(chart: Chart, ceilings: Iterable[str] = (), page: Page = SCREEN) -> Fig
         curves = [(axes, panel) for axes, panel in drawn if isinstance(panel, Lines) and direct]
         names = [(axes, direct_labels.labels(panel, look, each)) for axes, panel in curves]
         written = [direct_labels.reserve(axes, found, look) for axes, found in names]
+        _choose_families(figure, page)
         # The layout is computed once for all formats; the places of names below depend on it.
         if engine := figure.get_layout_engine():
             engine.execute(figure)
@@ -146,7 +158,15 @@ def draw(chart: Chart, ceilings: Iterable[str] = (), page: Page = SCREEN) -> Fig
         for axes, panel in drawn:
             if isinstance(panel, Scatter):
                 scatter.name_points(axes, panel, scatter.named(panel, look, each), look)
+        _choose_families(figure, page)
     return figure
+
+
+def _choose_families(figure: Figure, page: Page) -> None:
+    """Give texts that the page's first font cannot write another one."""
+    for text in figure.findobj(Text) if page.foreign else ():
+        assert isinstance(text, Text)
+        text.set_fontfamily(list(page.families_of(text.get_text())))
 
 
 def _axes_of(panel: charts.Panel) -> tuple[type, str, str]:
@@ -154,11 +174,10 @@ def _axes_of(panel: charts.Panel) -> tuple[type, str, str]:
     return type(panel), getattr(panel, "x", ""), getattr(panel, "y", "")
 
 
-def _columns(count: int) -> int:
-    """Number of panels side by side."""
-    if count <= 3:
-        return count
-    return 2 if count == 4 else 3 if count <= 9 else 4
+def _columns(count: int, page: Page) -> int:
+    """Number of panels side by side: fewer on a narrow page."""
+    wanted = count if count <= 3 else 2 if count == 4 else 3 if count <= 9 else 4
+    return max(1, min(wanted, int(page.text / _NARROWEST_PANEL)))
 
 
 def _is_wide(panel: charts.Panel) -> bool:

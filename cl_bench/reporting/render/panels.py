@@ -24,6 +24,10 @@ _BANDS = 2
 """Limit of the curves in colour with bands, which would cover each other; more curves have bars at their ends."""
 
 
+_SMALLEST = 4.5
+"""Size in points below which numbers in cells are not written, however narrow the cells are."""
+
+
 def _draw_lines(axes: Axes, panel: Lines, look: Look) -> None:
     for label, level in panel.levels:
         axes.axhline(level.mean, color=look.rows[label].colour, linestyle=dash(look.rows[label]))
@@ -129,12 +133,16 @@ def _draw_heat(axes: Axes, panel: Heat, look: Look) -> None:
     axes.set_aspect("equal")
     size = look.page.small if len(panel.columns) <= 6 else look.page.small - 1.5
     if printed:
+        longest = max((len(f"{value:.{panel.decimals}f}") for value in values.flat if np.isfinite(value)), default=1)
+        cell = axes.get_window_extent().width / axes.figure.dpi * 72 / len(panel.columns)
+        # A digit is about half as wide as its size.
+        digits = max(_SMALLEST, min(size, 0.62 * cell / (0.5 * longest)))
         # All colours of the paler map are light enough for black numbers; a test measures the contrast.
         for (row, column), value in np.ndenumerate(values):
             if np.isfinite(value):
                 axes.text(
                     column + 0.5, row + 0.5, f"{value:.{panel.decimals}f}", ha="center", va="center",
-                    fontsize=size - 0.7 * (panel.decimals > 0), color="black",
+                    fontsize=digits, color="black",
                 )  # fmt: skip
     # Names are read one by one, unlike numbers, and stand upright below the columns: as many as there is room for.
     named = max(map(len, panel.columns)) > 3

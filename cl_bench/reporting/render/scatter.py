@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from cl_bench.reporting.charts import Point, Scatter
 from cl_bench.reporting.render import styles
 from cl_bench.reporting.render.look import Look
-from cl_bench.reporting.render.text_layout import FAINT
+from cl_bench.reporting.render.text_layout import FAINT, Page
 
 _MOST_NAMES = 14
 """Limit of the points with names next to them, in a panel as wide as a column."""
@@ -48,12 +48,12 @@ def draw(axes: Axes, panel: Scatter, look: Look) -> None:
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
     if panel.log:
-        _log_axis(axes, [point.x.mean for point in panel.points])
+        _log_axis(axes, [point.x.mean for point in panel.points], look.page)
     elif panel.points and min(point.x.mean for point in panel.points) >= 0 and "%" not in panel.x:
         axes.set_xlim(left=0)
 
 
-def _log_axis(axes: Axes, means: Sequence[float]) -> None:
+def _log_axis(axes: Axes, means: Sequence[float], page: Page) -> None:
     """Make the x axis logarithmic, with ticks at round numbers even where it spans less than a decade."""
     axes.set_xscale("log")
     if max(means) < 1.5 * min(means):
@@ -61,14 +61,15 @@ def _log_axis(axes: Axes, means: Sequence[float]) -> None:
         axes.set_xlim(min(means) / 1.5, 1.5 * max(means))
     low, high = axes.get_xlim()
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for steps in ((1,), (1, 3), (1, 2, 5)):
-        ticks = [step * 10.0**decade for decade in decades for step in steps if low <= step * 10.0**decade <= high]
-        if len(ticks) >= 4:
-            break
-    # Over many decades, as many as have room next to each other.
-    ticks = ticks[:: math.ceil(len(ticks) / 7)]
-    if len(ticks) < 3:
-        ticks = [tick for tick in MaxNLocator(nbins=5).tick_values(low, high) if low <= tick <= high]
+    room = max(2, int(axes.get_window_extent().width / axes.figure.dpi / (1.25 * page.width_of("300 k", page.small))))
+    grids = [
+        [step * 10.0**decade for decade in decades for step in steps if low <= step * 10.0**decade <= high]
+        for steps in ((1,), (1, 3), (1, 2, 5))
+    ]
+    fitting = [grid for grid in grids if len(grid) <= room] or [grids[0][:: math.ceil(len(grids[0]) / room)]]
+    ticks = next((grid for grid in fitting if len(grid) >= 4), fitting[-1])
+    if len(ticks) < 2:
+        ticks = [tick for tick in MaxNLocator(nbins=min(5, room)).tick_values(low, high) if low <= tick <= high]
     axes.set_xticks(ticks, [_short(tick) for tick in ticks])
     axes.xaxis.set_minor_locator(NullLocator())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from dataclasses import dataclass
 from functools import cache
@@ -24,6 +25,7 @@ class Page:
         small: size in points of ticks and names.
         families: font families, the first one that has a character is used.
         mathtext: matplotlib's fonts for mathematics.
+        foreign: characters of which the first family has other glyphs; texts with them use the other families.
     """
 
     column: float = 3.5
@@ -32,6 +34,7 @@ class Page:
     small: float = 7.0
     families: tuple[str, ...] = ("DejaVu Sans",)
     mathtext: str = "dejavusans"
+    foreign: str = ""
 
     @property
     def scale(self) -> float:
@@ -40,7 +43,11 @@ class Page:
 
     def width_of(self, text: str, size: float) -> float:
         """Width of a text in inches, for a font size in points."""
-        return _text_width(text, size, self.families)
+        return _text_width(text, size, self.families_of(text))
+
+    def families_of(self, text: str) -> tuple[str, ...]:
+        """The font families that have all characters of a text."""
+        return self.families[1:] if set(text) & set(self.foreign) else self.families
 
     def wrapped(self, label: str, width: float, size: float) -> str:
         """Wrap a label to a width in inches, with breaks before and between options where possible."""
@@ -49,7 +56,7 @@ class Page:
             return label
         # 8 % fewer characters than the average width allows, because letters differ in width.
         most = max(8, int(0.92 * len(label) * width / whole))
-        return textwrap.fill(label.replace("[", " [").replace(",", ", "), most)
+        return textwrap.fill(re.sub(r",(?! )", ", ", label.replace("[", " [")), most)
 
     def height_of(self, text: str, size: float) -> float:
         """Height of a text of one or several lines in inches."""
