@@ -235,8 +235,11 @@ def test_pages_work_from_a_host_and_from_a_disk(
 ) -> None:
     top = host if start == "host" else f"file://{site}"
     context = browser.new_context(
-        viewport={"width": width, "height": 800}, color_scheme="dark" if width < 500 else "light"
+        viewport={"width": width, "height": 800},
+        color_scheme="dark" if width < 500 else "light",
+        reduced_motion="reduce",
     )
+    # No deadline, because a busy machine may take long; the time limit of all tests ends a page that hangs.
     context.set_default_timeout(0)
     page = context.new_page()
     faults: list[str] = []
@@ -257,7 +260,8 @@ def test_pages_work_from_a_host_and_from_a_disk(
     page.goto(f"{top}/index.html")
     page.locator("main section").first.get_by_role("link", name="runs of icons-100").click()
     assert page.url.startswith(f"{top}/benchmarks/icons-100.html#icons-100-")
-    page.get_by_role("button", name="mine", exact=True).first.click()
+    # Legends have buttons of the same names.
+    page.locator("table.leaderboard").get_by_role("button", name="mine", exact=True).click()
     plot = page.locator('.plot[data-chart$="/accuracy"]').first
     plot.scroll_into_view_if_needed()
     plot.locator("svg.main-svg").first.wait_for()
