@@ -61,9 +61,9 @@ class Results:
         for hyper-parameters; and the protocol. Undefined values are NaN: the half-width of a single run, and anytime
         metrics of joint training.
         """
-        from cl_bench.reporting import result_table
+        from cl_bench.reporting.frames import table_frame
 
-        return result_table.frame(self._tables())
+        return table_frame(self._tables())
 
     def report(self, out: str | Path = "reports", pictures: str | Sequence[str] = ()) -> Path:
         """Write a report on these runs only (see `cl_bench.report`).

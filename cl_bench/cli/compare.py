@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,10 +13,14 @@ from cl_bench.cli.reports import (
     Backbone,
     Benchmark,
     Form,
+    Highlight,
     OutFile,
     Results,
+    Rows,
+    Siunitx,
+    command_line,
     from_sections,
-    print_table,
+    print_tables,
 )
 from cl_bench.cli.shared import err
 from cl_bench.errors import UserError, unknown_name
@@ -24,15 +30,31 @@ if TYPE_CHECKING:
     from cl_bench.reporting.runs import Section
     from cl_bench.reporting.text_tables import TextTable
 
+Columns = Annotated[
+    str | None,
+    typer.Option(
+        help="Columns, in this order: runs, difference, p, holm, effect, wins; within, tost, samples if asked for.",
+        show_default="all",
+        autocompletion=completion.one_of("runs", "difference", "p", "holm", "effect", "wins", separator=","),
+    ),
+]
+
 
 def compare(
+    context: typer.Context,
     named: Annotated[
         list[str] | None,
         typer.Argument(metavar="ROW", help="Rows, named as in tables; by default all.", show_default=False),
     ] = None,
     baseline: Annotated[
-        str | None, typer.Option(help="Row that the others are compared with.", show_default="the first row named")
+        str | None,
+        typer.Option(
+            "--against", "--baseline", help="Row that the others are compared with.", show_default="the first row named"
+        ),
     ] = None,
+    rows: Rows = None,
+    columns: Columns = None,
+    highlight: Highlight = None,
     metric: Annotated[
         str, typer.Option(help="Metric: acc, aaa, forgetting, ...", autocompletion=completion.METRIC)
     ] = "acc",
@@ -55,16 +77,21 @@ def compare(
     backbone: Backbone = None,
     results: Results = None,
     form: Form = "terminal",
+    siunitx: Siunitx = False,
     output: OutFile = None,
 ) -> None:
     """Compare rows by paired tests on the same seeds and class orders: difference, p, effect size, equivalence."""
     from cl_bench import metrics
-    from cl_bench.reporting import comparison, precision
+    from cl_bench.reporting import comparison, precision, text_tables
+    from cl_bench.reporting.selection import Selection, matching
 
     named = named or []
+    selection = Selection.parse(rows, highlight, columns)
+    if named and selection.rows:
+        raise UserError("name the rows to compare as arguments or by --rows, not both")
     against = baseline or (named[0] if named else None)
     if against is None:
-        raise UserError("say what to compare: rows, e.g. 'cl-bench compare sdlora inflora', or --baseline ROW for all")
+        raise UserError("say what to compare: rows, e.g. 'cl-bench compare sdlora inflora', or --against ROW for all")
     if metric not in metrics.METRICS:
         raise unknown_name("metric", metric, metrics.METRICS)
     if margin is not None and not 0 < margin < 100:
@@ -78,24 +105,31 @@ def compare(
     def tables(found: list[Section]) -> tuple[list[TextTable], dict[str, str], list[str]]:
         """Tables of comparisons; the reason for each protocol that has none; and what differs in precision alone."""
         known = {label for section in found for label in section.rows}
-        for label in [*named, against]:
+        selection.check(dict.fromkeys(sorted(known), ""))
+        row = _label(against, found)
+        for label in named:
             if all(precision.find(section, section, label) is None for section in found):
                 raise unknown_name("row", label, known, "See 'cl-bench results ls'.")
-        if named and all(label == against for label in named):
+        if named and all(label in (against, row) for label in named):
             raise UserError(
-                f"'{against}' cannot be compared with itself: name a second row, or all others with --baseline "
+                f"'{against}' cannot be compared with itself: name a second row, or all others with --against "
                 f"'{against}' and no row"
             )
         made: list[TextTable] = []
         undefined: dict[str, str] = {}
         left_out: list[str] = []
-        for section in found:
-            for one in precision.comparisons(section, against, named, across is not None):
+        for whole in found:
+            stand_out = tuple(matching(selection.highlight, whole.rows))
+            section = replace(whole, chosen=bool(selection.rows), highlight=stand_out)
+            chosen = selection.shown(whole.rows) if selection.rows else named
+            if selection.rows and not chosen:
+                continue
+            for one in precision.comparisons(section, row, chosen, across is not None):
                 table = comparison.text_table(one.section, one.baseline, one.rows, metric, margin, stores, one.left_out)
                 if table is None:
                     left_out.extend(one.left_out)
                 else:
-                    made.append(table)
+                    made.append(text_tables.with_columns(table, selection.columns) if selection.columns else table)
                 if reason := comparison.why_undefined(one.section, one.baseline, metric):
                     protocol = section.protocol
                     place = f"{protocol.benchmark}, {protocol.shape} (protocol {protocol.digest})"
@@ -116,8 +150,18 @@ def compare(
             f"no other row can be compared with '{against}' in any protocol: run them on the same seeds and class "
             f"orders{needs}"
         )
-    for number, table in enumerate(made):
-        if output is not None and len(made) > 1:
-            print_table(table, form, output.with_name(f"{output.stem}-{number + 1}{output.suffix}"))
-        else:
-            print_table(table, form, output)
+    print_tables(made, form, output, text_tables.LatexOptions(siunitx, command_line(context)))
+
+
+def _label(baseline: str, found: Sequence[Section]) -> str:
+    """The baseline as it is written, if a row has this name with or without the mark of its precision; else by pattern.
+
+    Raises:
+        UserError: the pattern matches no row, or several.
+    """
+    from cl_bench.reporting import precision
+    from cl_bench.reporting.selection import one_row
+
+    if any(precision.find(section, section, baseline) is not None for section in found):
+        return baseline
+    return one_row("--against", baseline, sorted({label for section in found for label in section.rows}))

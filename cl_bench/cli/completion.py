@@ -76,9 +76,10 @@ def _recipes() -> list[str]:
 
 
 def _tables() -> Iterable[str]:
+    from cl_bench.reporting.cells import TABLES
     from cl_bench.reporting.paper.layouts import table_names
 
-    return table_names()
+    return [*TABLES, *table_names()]
 
 
 def _figures() -> Iterable[str]:
@@ -99,6 +100,12 @@ def _metrics() -> Iterable[str]:
     from cl_bench import metrics
 
     return metrics.METRICS
+
+
+def _columns() -> Iterable[str]:
+    from cl_bench import metrics
+
+    return [*metrics.METRICS, "seeds", "minutes", "trainable", "tuning", "difference", "holm"]
 
 
 def _keys() -> list[str]:
@@ -127,6 +134,7 @@ TABLE = completer(_tables)
 FIGURE = completer(_figures)
 METRIC = completer(_metrics)
 WIDTH = completer(_widths)
+COLUMNS = completer(_columns, ",")
 KEY = completer(_keys)
 CITABLE = completer(_citable, ",")
 ANYTHING = completer(_everything)

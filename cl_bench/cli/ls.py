@@ -91,11 +91,12 @@ def ls_suites() -> None:
 
 @app.command("tables")
 def ls_tables() -> None:
-    """List tables of the paper for 'cl-bench table NAME'."""
+    """List tables of the paper and of every protocol for 'cl-bench table NAME'."""
+    from cl_bench.reporting.cells import TABLES
     from cl_bench.reporting.paper.layouts import table_names
 
     listed = Table("table", "what it is", box=None, header_style="bold")
-    for name, title in table_names().items():
+    for name, title in [*TABLES.items(), *table_names().items()]:
         listed.add_row(name, title)
     out.print(listed)
 

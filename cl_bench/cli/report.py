@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cl_bench.cli.reports import Results
+from cl_bench.cli.reports import Against, Columns, Highlight, Results, Rows, Siunitx
 from cl_bench.cli.results import warn_damaged
 from cl_bench.cli.shared import err, out
 from cl_bench.cli.watch import watch
@@ -39,6 +39,11 @@ def report(
             show_default=False,
         ),
     ] = None,
+    rows: Rows = None,
+    columns: Columns = None,
+    highlight: Highlight = None,
+    against: Against = None,
+    siunitx: Siunitx = False,
 ) -> None:
     """Make tables, figures and an HTML page from stored results."""
     if site is not None:
@@ -48,15 +53,17 @@ def report(
         return
     from cl_bench.reporting import report as reports
     from cl_bench.reporting import result_table, text_tables
+    from cl_bench.reporting.selection import Selection
 
     kinds = () if pictures == "none" else parse_pictures(pictures)
+    selection = Selection.parse(rows, highlight, columns, against)
     folders = folders_to_read(results or ())
     index = output / "index.html"
 
     def build(under_way: UnderWay | None = None) -> None:
         with err.status("rendering ..."):
             try:
-                rendered = reports.report_folders(folders, output, kinds, under_way)
+                rendered = reports.report_folders(folders, output, kinds, under_way, selection, siunitx)
             except reports.NoResults as error:
                 # A folder that the user names is expected to hold runs; without one, the page says how to get some.
                 if results and not follow:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -17,7 +18,7 @@ from cl_bench.store import DEFAULT_FOLDERS, folders_to_read
 if TYPE_CHECKING:
     from cl_bench.reporting.runs import Run, Section
     from cl_bench.reporting.selection import Selection
-    from cl_bench.reporting.text_tables import TextTable
+    from cl_bench.reporting.text_tables import LatexOptions, TextTable
 
 # pandas, matplotlib and the like are imported by the commands that need them.
 
@@ -65,6 +66,26 @@ Highlight = Annotated[
         show_default=False,
         autocompletion=completion.METHODS,
     ),
+]
+Columns = Annotated[
+    str | None,
+    typer.Option(
+        help="Columns of tables, in this order: metrics (acc,bwt,...), seeds, minutes, trainable, tuning.",
+        show_default="acc,aaa,forgetting and the costs",
+        autocompletion=completion.COLUMNS,
+    ),
+]
+Against = Annotated[
+    str | None,
+    typer.Option(
+        help="Row that the others are compared with: adds the paired difference in the first metric, and p.",
+        show_default=False,
+        autocompletion=completion.METHOD,
+    ),
+]
+Siunitx = Annotated[
+    bool,
+    typer.Option("--siunitx", help="Write LaTeX tables with siunitx columns, aligned at the decimal point."),
 ]
 OutFile = Annotated[Path | None, typer.Option("--out", help="File to write to.", show_default="the screen")]
 
@@ -126,20 +147,48 @@ def check_known(name: str, what: str, names: Sequence[str] | dict[str, str]) -> 
         raise unknown_name(what, name, list(names), f"See 'cl-bench ls {what}s'.")
 
 
-def print_table(table: TextTable, form: str, output: Path | None) -> None:
+def command_line(context: typer.Context) -> str:
+    """The command line that is being carried out, with the arguments and options that the user gave."""
+    words, options = ["cl-bench", context.info_name or ""], list[str]()
+    for parameter in context.command.params:
+        name, flag = parameter.name or "", parameter.opts[0]
+        source = context.get_parameter_source(name)
+        if source is None or source.name != "COMMANDLINE":
+            continue
+        value = context.params[name]
+        values = [str(one) for one in (value if isinstance(value, list | tuple) else [value])]
+        if parameter.param_type_name == "argument":
+            words += values
+        else:
+            options += [flag] if value is True else [part for one in values for part in (flag, one)]
+    return shlex.join([*words, *options])
+
+
+def print_tables(tables: Sequence[TextTable], form: str, output: Path | None, latex: LatexOptions) -> None:
+    """`print_table` for each of several tables; files of more than one are numbered."""
+    for number, table in enumerate(tables, start=1):
+        several = output is not None and len(tables) > 1
+        place = output.with_name(f"{output.stem}-{number}{output.suffix}") if output and several else output
+        print_table(table, form, place, latex)
+
+
+def print_table(table: TextTable, form: str, output: Path | None, latex: LatexOptions | None = None) -> None:
     """Print a table, or write it to a file in the format `form`, by default that of the file's ending.
 
     Raises:
-        UserError: the format is unknown, or the file cannot be written.
+        UserError: the format is unknown, siunitx is asked for in another format than LaTeX, or the file cannot be
+            written.
     """
     from cl_bench.reporting import text_tables
 
     if output is not None and form == "terminal":
         form = output.suffix.removeprefix(".")
+    if latex and latex.siunitx and form != "tex":
+        raise UserError("--siunitx is for LaTeX tables; give --format tex, or --out FILE.tex")
     if form == "terminal":
         text_tables.show(table, out)
         return
-    text = text_tables.write(table, form)
+    text = text_tables.write(table, form, latex)
     if output is None:
         print(text, end="")
         return

@@ -14,8 +14,8 @@ import pandas as pd
 from cl_bench import metrics, stats
 from cl_bench.errors import counted
 from cl_bench.reporting import precision
+from cl_bench.reporting.cells import order_text
 from cl_bench.reporting.charts import Chart, Ranks
-from cl_bench.reporting.result_table import order_text
 from cl_bench.reporting.runs import Run, Section
 from cl_bench.reporting.text_tables import DASH, Column, TextTable
 from cl_bench.stats import Equivalence, Paired
@@ -129,14 +129,12 @@ def text_table(
             folders there is no such column.
         left_out: sentences on rows that the section lacks, for the notes.
     """
-    pairs = sorted(against(section, baseline, rows, metric, margin), key=lambda pair: -pair.result.difference.mean)
+    pairs = against(section, baseline, rows, metric, margin)
+    if not section.chosen:
+        pairs.sort(key=lambda pair: -pair.result.difference.mean)
     if not pairs:
         return None
     kind = metrics.METRICS[metric]
-    columns = [Column("row", numeric=False), Column("runs"), Column("difference"), Column("p"), Column("p (Holm)")]
-    columns += [Column("effect"), Column("win/tie/loss")]
-    columns += [Column(f"within {margin:g}"), Column("p (TOST)")] if margin is not None else []
-    columns += [Column("final accuracy on the same images, by seed", numeric=False)] if folders else []
     names = _names(pairs)
     lines, data, unseen = [], [], 0
     for pair in pairs:
@@ -146,8 +144,7 @@ def text_table(
         cells = [
             pair.row,
             str(len(pair.blocks)),
-            signed(result.difference.mean)
-            + ("" if result.difference.half_width is None else f" ± {result.difference.half_width:.2f}"),
+            difference_text(pair),
             probability(result.p),
             probability(pair.holm),
             DASH if result.effect is None else signed(result.effect),
@@ -162,12 +159,13 @@ def text_table(
         lines.append(tuple(cells))
         data.append(_numbers(pair, metric, inside))
     limits = section.protocol.limits_text()
+    numbers = pd.DataFrame(data)
     return TextTable(
         f"{section.slug}-{metric}-against-{baseline}",
         f"{section.protocol.benchmark}, {section.protocol.shape}: {kind.title.removesuffix(', %')} minus that of "
         f"{baseline}, in percentage points (protocol {section.protocol.digest}, {precision.text(section)})."
         + (f" A cut-down trial: {limits}." if limits else ""),
-        tuple(columns),
+        _columns(margin, numbers, bool(folders)),
         tuple(lines),
         (
             *_notes(pairs, metric, margin),
@@ -176,8 +174,32 @@ def text_table(
             *precision.across_note(section, [baseline, *(pair.row for pair in pairs)]),
             *left_out,
         ),
-        data=pd.DataFrame(data),
+        bold=frozenset(
+            (r, c) for r, pair in enumerate(pairs) if pair.row in section.highlight for c in range(len(lines[r]))
+        ),
+        data=numbers,
     )
+
+
+def _columns(margin: float | None, numbers: pd.DataFrame, samples: bool) -> tuple[Column, ...]:
+    """The columns of `text_table`."""
+    columns = [
+        Column("row", numeric=False),
+        Column("runs", name="runs", fields=("n",)),
+        Column("difference", name="difference", fields=("difference", "low", "high")),
+        Column("p", name="p", fields=("t", "p")),
+        Column("p (Holm)", name="holm", fields=("p_holm",)),
+        Column("effect", name="effect", fields=("effect",)),
+        Column("win/tie/loss", name="wins", fields=("wins", "ties", "losses")),
+    ]
+    if margin is not None:
+        columns.append(Column(f"within {margin:g}", name="within", fields=("margin",)))
+        columns.append(Column("p (TOST)", name="tost", fields=("p_tost", "low_90", "high_90")))
+    if samples:
+        seeds = tuple(field for field in map(str, numbers) if field.startswith("seed_"))
+        title = "final accuracy on the same images, by seed"
+        columns.append(Column(title, numeric=False, name="samples", fields=seeds))
+    return tuple(columns)
 
 
 def _numbers(pair: Pair, metric: str, inside: Sequence[tuple[dict[str, float], str]]) -> dict[str, object]:
@@ -344,6 +366,12 @@ def ranks(sections: Sequence[Section], metric: str = "acc") -> Chart | None:
     )
     highlight = tuple(dict.fromkeys(label for section in sections for label in section.highlight))
     return Chart("ranks", "Critical differences", caption, (panel,), highlight=highlight)
+
+
+def difference_text(pair: Pair) -> str:
+    """Text of the difference of a pair with the half-width of its interval, if it has one: `+1.20 ± 0.31`."""
+    half = pair.result.difference.half_width
+    return signed(pair.result.difference.mean) + ("" if half is None else f" ± {half:.2f}")
 
 
 def signed(number: float) -> str:

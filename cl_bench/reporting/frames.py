@@ -1,16 +1,20 @@
-"""Stored runs as data frames: one row per run; per run and stage; or per run, stage and task."""
+"""Stored runs as data frames: one row per run; per run and stage; per run, stage and task; or per row of a table."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from cl_bench import metrics
+from cl_bench.reporting.cells import COST_COLUMNS, TABLE_METRICS
 from cl_bench.reporting.intransigence import StreamKey, intransigence, references
+from cl_bench.reporting.result_table import ResultTable
 from cl_bench.reporting.runs import Run
+from cl_bench.stats import Summary
 
 EXTRA_METRICS: Mapping[str, tuple[str, str, bool]] = {
     "fwt": ("fwt, %", "task-aware accuracy on a task before it is learned, minus chance, mean over tasks", True),
@@ -36,6 +40,48 @@ def run_frame(runs: Sequence[Run]) -> pd.DataFrame:
     """
     known = references(runs)
     return pd.DataFrame([_flat(run, known) for run in runs])
+
+
+def table_frame(tables: Sequence[ResultTable]) -> pd.DataFrame:
+    """Combine tables into one data frame of numbers, one line per row, in the units of the column heads.
+
+    Columns:
+        `method`: label of the row, with its options.
+        per metric of `TABLE_METRICS`: the mean (e.g. `acc, %`) and the half-width of its 95 % interval in percentage
+            points (e.g. `acc ±`); both NaN where the metric is undefined, the half-width also for a single run.
+        `COST_COLUMNS`: number of seeds, minutes per run, parameters trained, minutes of the hyper-parameter search (NaN
+            without one).
+        `benchmark`, `scenario`, `tasks`, `backbone`, `precision`, `protocol`: the conditions of the row, and the digest
+            of the protocol, which identifies the table.
+    """
+    rows = [
+        {
+            "method": row.name,
+            **{title: value for name in TABLE_METRICS for title, value in _in_percent(name, row.metrics[name]).items()},
+            "seeds": len(set(row.seeds)),
+            "minutes": row.minutes.mean,
+            "trainable": row.trainable,
+            "tuning": row.tuning_minutes if row.tuning_trials else math.nan,
+            "benchmark": table.protocol.benchmark,
+            "scenario": table.protocol.scenario,
+            "tasks": table.protocol.num_tasks,
+            "backbone": table.protocol.backbone,
+            "precision": row.precision,
+            "protocol": table.protocol.digest,
+        }
+        for table in tables
+        for row in table.rows
+    ]
+    heads = [title for name in TABLE_METRICS for title in _in_percent(name, None)]
+    shared = ("benchmark", "scenario", "tasks", "backbone", "precision", "protocol")
+    return pd.DataFrame(rows, columns=["method", *heads, *COST_COLUMNS, *shared])
+
+
+def _in_percent(name: str, summary: Summary | None) -> dict[str, float]:
+    """The two columns of a metric in `frame`."""
+    mean = math.nan if summary is None else 100 * summary.mean
+    half = math.nan if summary is None or summary.half_width is None else 100 * summary.half_width
+    return {metrics.METRICS[name].title: mean, f"{name} \N{PLUS-MINUS SIGN}": half}
 
 
 def export_frame(runs: Sequence[Run]) -> pd.DataFrame:

@@ -17,14 +17,15 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from cl_bench import __version__
+from cl_bench import __version__, metrics
 from cl_bench.reporting import page_data, result_table, text_tables
+from cl_bench.reporting.cells import TABLE_METRICS
 from cl_bench.reporting.charts import Chart
 from cl_bench.reporting.confusions.on_page import ErrorsOnPage
 from cl_bench.reporting.descriptions import describe
-from cl_bench.reporting.result_table import HEADER, ResultTable, cells
+from cl_bench.reporting.result_table import ResultTable
 from cl_bench.reporting.runs import Run, Section
-from cl_bench.reporting.text_tables import TextTable
+from cl_bench.reporting.text_tables import LatexOptions, TextTable
 from cl_bench.reporting.under_way import UnderWay
 from cl_bench.store import REFERENCE
 
@@ -43,6 +44,7 @@ def render(
     command: str,
     places: Mapping[str, str],
     runs: Sequence[Run],
+    latex: LatexOptions,
     under_way: UnderWay | None = None,
 ) -> str:
     """Render the page as HTML; without any section, it says what to type.
@@ -57,15 +59,17 @@ def render(
         damaged: one sentence per result file that was skipped.
         command: command line that makes this report.
         places: path of the results folder by origin, for the command that repeats a run.
+        runs: all runs, including those that are not shown and those that only serve as references (see
+            `intransigence.references`).
+        latex: how the LaTeX tables are written.
         under_way: unfinished runs, and how often the page reloads; None: it shows none and stays.
-        runs: all runs, including those that only serve as references (see `intransigence.references`).
     """
     order = sorted(range(len(sections)), key=lambda number: (_place(sections[number]), number))
     sections, built = [sections[i] for i in order], [built[i] for i in order]
     tables = [*map(result_table.text_table, built), *papers]
     drawn = {slug: {**some, **(errors[slug].charts if slug in errors else {})} for slug, some in charts.items()}
     data = page_data.build(sections, built, drawn, figures, places, runs)
-    data["files"] = page_data.files(sections, tables, drawn, figures)
+    data["files"] = page_data.files(sections, tables, drawn, figures, latex)
     return (
         environment()
         .get_template("index.html.j2")
@@ -80,7 +84,7 @@ def render(
             command=command,
             under_way=under_way,
             places=list(places.values()),
-            runs=len(runs),
+            runs=sum(len(section.runs) for section in sections),
             rows=sum(len(section.rows) for section in sections),
             data=to_json(data),
             plotly=base64.b64encode(plotly()).decode(),
@@ -126,9 +130,9 @@ def environment() -> Environment:
     )
     made.filters |= {"breakable": _breakable, "published_cell": _published_cell}
     made.globals |= {
-        "cells": cells,
+        "cell": result_table.cell,
         "describe": describe,
-        "header": HEADER,
+        "main_columns": {**{name: metrics.METRICS[name].title for name in TABLE_METRICS}, "seeds": "seeds"},
         "max_rows_in_pairs": page_data.MAX_ROWS_IN_PAIRS,
         "metrics": page_data.METRICS,
         "settings": page_data.settings,

@@ -15,13 +15,14 @@ from cl_bench import metrics
 from cl_bench.experiment import Value, value_text
 from cl_bench.reporting import charts as chart_data
 from cl_bench.reporting import comparison, precision, text_tables
+from cl_bench.reporting.cells import TABLE_METRICS
 from cl_bench.reporting.charts import Chart
 from cl_bench.reporting.frames import EXTRA_METRICS, run_frame
 from cl_bench.reporting.protocol import Protocol
 from cl_bench.reporting.render import interactive
-from cl_bench.reporting.result_table import COST_COLUMNS, TABLE_METRICS, ResultRow, ResultTable, cells
+from cl_bench.reporting.result_table import ResultRow, ResultTable
 from cl_bench.reporting.runs import Run, Section
-from cl_bench.reporting.text_tables import TextTable
+from cl_bench.reporting.text_tables import LatexOptions, TextTable
 from cl_bench.stats import summarise
 
 METRICS = {name: (m.title, m.description, m.higher) for name, m in metrics.METRICS.items()} | dict(EXTRA_METRICS)
@@ -53,8 +54,8 @@ def build(
             name: {"title": title, "description": description, "higher": higher}
             for name, (title, description, higher) in METRICS.items()
         },
-        "columns": TABLE_METRICS,
-        "costs": COST_COLUMNS,
+        "columns": tables[0].metric_columns if tables else TABLE_METRICS,
+        "chosen": any(section.chosen for section in sections),
         "protocols": [_protocol(section, table, numbers) for section, table in zip(sections, tables, strict=True)],
         **_runs(sections, places),
         "charts": {
@@ -71,10 +72,11 @@ def files(
     tables: Sequence[TextTable],
     charts: Mapping[str, Mapping[str, Chart]],
     figures: Sequence[Chart],
+    latex: LatexOptions | None = None,
 ) -> dict[str, str]:
     """Texts of the files beside a page, by path, so that a page that was moved alone still offers them."""
     return (
-        {f"tables/{table.name}.{form}": text_tables.write(table, form) for table in tables for form in FORMS}
+        {f"tables/{table.name}.{form}": text_tables.write(table, form, latex) for table in tables for form in FORMS}
         | {
             f"figures/{section.slug}-{name}.csv": chart_data.to_csv(chart)
             for section in sections
@@ -96,12 +98,13 @@ def _protocol(section: Section, table: ResultTable, numbers: pd.DataFrame) -> di
         "benchmark": protocol.benchmark,
         "backbone": protocol.backbone,
         "digest": protocol.digest,
-        "rows": [_row(row, section.rows[row.label], numbers) for row in table.rows],
+        "costs": {table.title(name): text for name, text in table.other_columns.items()},
+        "rows": [_row(table, row, section.rows[row.label], numbers) for row in table.rows],
         "pairs": _pairs(section, [row.label for row in table.rows]),
     }
 
 
-def _row(row: ResultRow, runs: Sequence[Run], numbers: pd.DataFrame) -> dict[str, Any]:
+def _row(table: ResultTable, row: ResultRow, runs: Sequence[Run], numbers: pd.DataFrame) -> dict[str, Any]:
     mine = numbers.loc[[run.record.key for run in runs], list(METRICS)].to_numpy(dtype=np.float64)
     found: dict[str, list[float | int | None]] = {}
     for name, column in zip(METRICS, mine.T, strict=True):
@@ -120,8 +123,9 @@ def _row(row: ResultRow, runs: Sequence[Run], numbers: pd.DataFrame) -> dict[str
         "ceiling": not row.sequential,
         "mixed": " | ".join(row.mixed),
         "metrics": found,
-        "cells": list(cells(row)[-len(COST_COLUMNS) :]),
-        "sort": [len(set(row.seeds)), _rounded(row.minutes.mean), row.trainable, _rounded(row.tuning_minutes)],
+        "highlight": row.label in table.highlight,
+        "cells": [table.cell(row, name) for name in table.other_columns],
+        "sort": [_rounded(table.number(row, name)) for name in table.other_columns],
         "runs": [run.record.key for run in runs],
     }
 

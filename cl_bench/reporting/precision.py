@@ -33,7 +33,14 @@ def _part(section: Section, precision: str) -> Section:
     for runs in section.rows.values():
         if runs[0].precision == precision:
             rows[runs[0].unmarked] = [replace(run, label=run.unmarked) for run in runs]
-    return replace(section, slug=f"{section.slug}-{precision}", rows=rows)
+    unmarked = {label: runs[0].unmarked for label, runs in section.rows.items() if runs[0].precision == precision}
+    return replace(
+        section,
+        slug=f"{section.slug}-{precision}",
+        rows=rows,
+        highlight=tuple(unmarked[label] for label in section.highlight if label in unmarked),
+        against=unmarked.get(section.against, ""),
+    )
 
 
 def usual_of(section: Section) -> str:

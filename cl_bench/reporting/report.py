@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -12,16 +13,16 @@ from tempfile import TemporaryDirectory
 
 from cl_bench.errors import UserError, printable
 from cl_bench.files import write_atomically
-from cl_bench.reporting import charts, comparison, page, plots, result_table, text_tables
+from cl_bench.reporting import charts, chosen_tables, comparison, page, plots, result_table, text_tables
 from cl_bench.reporting.charts import Chart
 from cl_bench.reporting.confusions.on_page import on_page
-from cl_bench.reporting.intransigence import is_reference
 from cl_bench.reporting.paper import figures as paper_figures
 from cl_bench.reporting.paper import tables as paper_tables
-from cl_bench.reporting.paper.layouts import figure_layouts, table_benchmarks, table_names
+from cl_bench.reporting.paper.layouts import figure_layouts, table_benchmarks, table_names, table_rows
 from cl_bench.reporting.runs import Run, Section, collect, label_runs, sections
 from cl_bench.reporting.salvage import without_failing_runs
-from cl_bench.reporting.text_tables import TextTable
+from cl_bench.reporting.selection import Selection
+from cl_bench.reporting.text_tables import LatexOptions, TextTable
 from cl_bench.reporting.under_way import UnderWay
 from cl_bench.running.workers import CONTEXT
 from cl_bench.store import RunRecord
@@ -80,12 +81,19 @@ def load_runs(folders: Iterable[tuple[Path, str]]) -> tuple[list[Run], list[str]
 
 
 def report_folders(
-    folders: Sequence[Path], out: Path, pictures: Sequence[str] = (), under_way: UnderWay | None = None
+    folders: Sequence[Path],
+    out: Path,
+    pictures: Sequence[str] = (),
+    under_way: UnderWay | None = None,
+    selection: Selection | None = None,
+    siunitx: bool = False,
 ) -> RenderedReport:
     """`render` with the folders' names as origins; the page shows the matching `cl-bench report` command."""
     command = " ".join(["cl-bench report", *(f"--results {folder}" for folder in folders), f"--out {out}"])
     command += f" --pictures {','.join(pictures)}" if pictures else ""
-    return render(origins(folders), out, command, pictures, under_way)
+    command += f" {shlex.join(selection.flags())}" if selection and selection.flags() else ""
+    command += " --siunitx" if siunitx else ""
+    return render(origins(folders), out, command, pictures, under_way, selection, siunitx)
 
 
 def origins(folders: Sequence[Path]) -> list[tuple[Path, str]]:
@@ -110,6 +118,8 @@ def render(
     command: str,
     pictures: Sequence[str] = (),
     under_way: UnderWay | None = None,
+    selection: Selection | None = None,
+    siunitx: bool = False,
 ) -> RenderedReport:
     """Write the page, `index.html`, and its tables and the numbers of its figures as files.
 
@@ -127,16 +137,18 @@ def render(
         command: command line that makes this report, shown on the page.
         pictures: formats of `render.drawing.FORMATS` in which every figure is also drawn.
         under_way: unfinished runs that the page shows, and how often it reloads; None: it does neither.
+        selection: the rows and columns to show; by default all.
+        siunitx: write LaTeX tables for the package siunitx.
 
     Raises:
-        UserError: there is no valid run, or `out` cannot be written.
+        UserError: there is no valid run, no row or column that was chosen, or `out` cannot be written.
     """
     folders = list(folders)
     runs, damaged = load_runs(folders)
     places = {origin: str(path) for path, origin in folders}
 
     def write(chosen: Sequence[Run], to: Path = out) -> RenderedReport:
-        return render_sections(sections(chosen), damaged, places, to, command, pictures, under_way)
+        return render_sections(sections(chosen), damaged, places, to, command, pictures, under_way, selection, siunitx)
 
     def attempt(chosen: Sequence[Run]) -> None:
         with TemporaryDirectory() as folder:
@@ -153,6 +165,8 @@ def render_sections(
     command: str,
     pictures: Sequence[str] = (),
     under_way: UnderWay | None = None,
+    selection: Selection | None = None,
+    siunitx: bool = False,
 ) -> RenderedReport:
     """`render` for runs that are loaded already.
 
@@ -164,10 +178,11 @@ def render_sections(
         UserError: `out` cannot be written.
     """
     runs = [run for section in everything for run in section.runs]
-    joint = {run.label for run in runs if not run.sequential}
-    found = [section for section in everything if not is_reference(section, joint)] or everything
-    built = [result_table.build(section) for section in found]
-    papers, figures = paper_parts(runs)
+    selection = selection or Selection()
+    found = selection.of(chosen_tables.presented(everything))
+    built = [chosen_tables.build(section, selection) for section in found]
+    papers, figures = paper_parts(runs, selection)
+    latex = LatexOptions(siunitx, command)
     ranks = comparison.ranks(found)
     figures = [*([ranks] if ranks else []), *figures]
     shown = {section.slug: plots.standard(section) for section in found}
@@ -189,12 +204,14 @@ def render_sections(
         written = [
             path
             for table in (*map(result_table.text_table, built), *papers)
-            for path in write_table(table, out / "tables", text_tables.FORMATS)
+            for path in write_table(table, out / "tables", text_tables.FORMATS, latex)
         ]
         written += [path for paths in _save(jobs) for path in paths]
         folders = {printable(origin): printable(path) for origin, path in places.items()}
         command = printable(command)
-        text = page.render(found, built, shown, errors, papers, figures, damaged, command, folders, runs, under_way)
+        text = page.render(
+            found, built, shown, errors, papers, figures, damaged, command, folders, runs, latex, under_way
+        )
         write_atomically(index, text.encode())
     except OSError as error:
         raise UserError(
@@ -203,7 +220,7 @@ def render_sections(
     return RenderedReport([index, *written], list(damaged), built)
 
 
-def write_table(table: TextTable, folder: Path, forms: Iterable[str]) -> list[Path]:
+def write_table(table: TextTable, folder: Path, forms: Iterable[str], latex: LatexOptions) -> list[Path]:
     """Write a table in these formats; returns the paths.
 
     Raises:
@@ -212,24 +229,30 @@ def write_table(table: TextTable, folder: Path, forms: Iterable[str]) -> list[Pa
     paths = []
     for form in forms:
         paths.append(folder / f"{table.name}.{form}")
-        write_atomically(paths[-1], text_tables.write(table, form).encode())
+        write_atomically(paths[-1], text_tables.write(table, form, latex).encode())
     return paths
 
 
-def paper_parts(runs: Sequence[Run]) -> tuple[list[TextTable], list[Chart]]:
-    """The papers' tables and figures with runs: in the paper's own protocol, and once per other benchmark."""
+def paper_parts(runs: Sequence[Run], selection: Selection | None = None) -> tuple[list[TextTable], list[Chart]]:
+    """The papers' tables and figures with runs: in the paper's own protocol, and once per other benchmark.
+
+    Only their rows among those selected are shown; without any, a table or figure is left out.
+    """
     others = sorted({run.protocol.benchmark for run in runs})
+    selection = selection or Selection()
     made_tables, made_figures = [], []
     for name in table_names():
+        chosen = selection.rows_of(table_rows(name))
         for benchmark in (None, *(other for other in others if other not in table_benchmarks(name))):
-            table = paper_tables.build(name, runs, benchmark)
-            if table.filled:
+            table = paper_tables.build(name, runs, benchmark, selection=chosen) if chosen else None
+            if table is not None and table.filled:
                 made_tables.append(table.text_table)
     for name, layout in figure_layouts().items():
         own = {panel.benchmark for panel in layout.panels}
+        chosen = selection.rows_of(dict.fromkeys((row for panel in layout.panels for row in panel.rows), ""))
         for benchmark in (None, *(other for other in others if other not in own)):
-            figure = paper_figures.build(name, runs, benchmark)
-            if figure.chart is not None and figure.filled:
+            figure = paper_figures.build(name, runs, benchmark, selection=chosen) if chosen else None
+            if figure is not None and figure.chart is not None and figure.filled:
                 made_figures.append(figure.chart)
     return made_tables, made_figures
 

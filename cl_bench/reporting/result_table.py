@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
@@ -14,8 +13,20 @@ from cl_bench import metrics
 from cl_bench.errors import counted
 from cl_bench.experiment import BUDGET, RECIPES_IN_WORDS, Value
 from cl_bench.reporting import precision
+from cl_bench.reporting.cells import (
+    COLUMNS,
+    COST_COLUMNS,
+    TABLE_METRICS,
+    ExtraColumn,
+    check_columns,
+    human_count,
+    minutes,
+    order_text,
+    percent,
+    ranges,
+)  # fmt: skip
 from cl_bench.reporting.protocol import Protocol
-from cl_bench.reporting.runs import Run, Section
+from cl_bench.reporting.runs import Run, Section, versions_of
 from cl_bench.reporting.text_tables import (
     DAGGER,
     DASH,
@@ -25,19 +36,10 @@ from cl_bench.reporting.text_tables import (
     Column,
     TextTable,
     by_row,
+    with_columns,
 )
 from cl_bench.stats import Summary, summarise
 
-TABLE_METRICS = ("acc", "aaa", "forgetting")
-"""The metrics (see `cl_bench.metrics.METRICS`) that have a column, after the method's and before `COST_COLUMNS`."""
-COST_COLUMNS: Mapping[str, str] = {
-    "seeds": "number of different seeds",
-    "minutes": "wall time of training and evaluation of one run, comparable only on the same hardware",
-    "trainable": "largest number of parameters trained in any stage",
-    "tuning": "minutes of all runs of the hyper-parameter search",
-}
-"""The last columns of a table, with a description of each."""
-HEADER = ("method", *(metrics.METRICS[name].title for name in TABLE_METRICS), *COST_COLUMNS)
 LEAKY_MARK = DAGGER
 """Marks rows whose predictions depend on other samples of the batch."""
 MIXED_MARK = DOUBLE_DAGGER
@@ -51,7 +53,7 @@ class ResultRow:
     """One method in one configuration, over its seeds.
 
     Attributes:
-        metrics: each of `TABLE_METRICS` as a fraction, by name; None where undefined, as forgetting of joint training.
+        metrics: the table's metrics as fractions, by name; None where undefined, as forgetting of joint training.
         minutes: wall-clock minutes of training and evaluation, per run.
         trainable: largest number of parameters trained in any stage.
         tuning_trials, tuning_minutes: settings tried in the hyper-parameter search, and minutes of all its runs.
@@ -59,6 +61,7 @@ class ResultRow:
         origins: names of the results folders that hold the runs.
         hardware: devices that the runs were made on.
         recipes: sources of the hyper-parameters, e.g. `tuned`.
+        versions: versions of cl-bench that made the runs.
         sequential: whether the tasks were learned one after the other.
         leaky: whether predictions depend on other samples of the batch, as in released code with a known fault.
         mixed: one text per run that was resumed in another environment: what changed between its sessions.
@@ -77,6 +80,7 @@ class ResultRow:
     origins: tuple[str, ...]
     hardware: tuple[str, ...]
     recipes: tuple[str, ...]
+    versions: tuple[str, ...]
     method: str
     revision: int | str
     hyperparameters: dict[str, Value]
@@ -103,7 +107,7 @@ class ResultRow:
     def seeds_and_orders(self) -> str:
         """Seeds and class orders of the runs, in words."""
         distinct = sorted(set(self.seeds))
-        seeds = f"seed{'s' if len(distinct) > 1 else ''} {_ranges(distinct)}"
+        seeds = f"seed{'s' if len(distinct) > 1 else ''} {ranges(distinct)}"
         orders = sorted({order_text(order) for order in self.class_orders})
         if all(order == f"permutation:{seed}" for seed, order in zip(self.seeds, self.class_orders, strict=True)):
             return f"{seeds}, each of which also sets the class order" if len(distinct) > 1 else f"{seeds}, {orders[0]}"
@@ -118,6 +122,10 @@ class ResultTable:
         slug: common part of the names of the protocol's files.
         caption: the protocol in one sentence.
         notes: sentences below the table: definitions, the meaning of ±, seeds and class orders, origins.
+        columns: names of the columns after that of the method, in their order.
+        extra: columns that the user added.
+        highlight: labels of the rows that stand out.
+        precision: the precision of the rows without a mark for it.
     """
 
     protocol: Protocol
@@ -125,103 +133,122 @@ class ResultTable:
     rows: tuple[ResultRow, ...]
     caption: str
     notes: tuple[str, ...]
+    columns: tuple[str, ...] = COLUMNS
+    extra: tuple[ExtraColumn, ...] = ()
+    highlight: tuple[str, ...] = ()
+    precision: str = ""
+
+    @property
+    def metric_columns(self) -> tuple[str, ...]:
+        """The columns that are metrics."""
+        return tuple(name for name in self.columns if name in metrics.METRICS)
+
+    @property
+    def other_columns(self) -> Mapping[str, str]:
+        """Descriptions of the columns that are no metrics, by name."""
+        known = {**COST_COLUMNS, **{column.name: column.description for column in self.extra}}
+        return {name: known[name] for name in self.columns if name in known}
+
+    @property
+    def header(self) -> tuple[str, ...]:
+        """The heads of the columns, that of the method first."""
+        return ("method", *map(self.title, self.columns))
+
+    def title(self, name: str) -> str:
+        """The head of a column."""
+        titles = {column.name: column.title for column in self.extra}
+        return metrics.METRICS[name].title if name in metrics.METRICS else titles.get(name, name)
+
+    def cells(self, row: ResultRow) -> tuple[str, ...]:
+        """Texts of a row: its name, then the columns in their order."""
+        return (row.name, *(self.cell(row, name) for name in self.columns))
+
+    def competes(self, row: ResultRow) -> bool:
+        """Whether a row can be the best of a column: no joint training, which sees more, and no marked row."""
+        return row.sequential and row.name == row.label and row.precision == self.precision
+
+    def cell(self, row: ResultRow, name: str) -> str:
+        """The text of a row in one column, e.g. `77.12 ± 0.31` in percent."""
+        for column in self.extra:
+            if column.name == name:
+                return column.texts.get(row.label, DASH)
+        return cell(row, name)
+
+    def number(self, row: ResultRow, name: str) -> float | None:
+        """The number to sort by in one of `other_columns`."""
+        for column in self.extra:
+            if column.name == name:
+                value = column.numbers.get(row.label, {}).get(column.fields[0])
+                return value if isinstance(value, float) else None
+        values = {"seeds": len(set(row.seeds)), "minutes": row.minutes.mean, "trainable": row.trainable}
+        return float(values.get(name, row.tuning_minutes))
 
 
-def build(section: Section) -> ResultTable:
-    """Build the table of one protocol, sorted by final accuracy unless the user chose the rows."""
-    rows = [_row(label, runs) for label, runs in section.rows.items()]
+def build(section: Section, columns: Sequence[str] = (), extra: Sequence[ExtraColumn] = ()) -> ResultTable:
+    """Build the table of one protocol, sorted by final accuracy unless the user chose the rows.
+
+    Args:
+        columns: names of metrics (see `cl_bench.metrics.METRICS`), of `COST_COLUMNS` and of `extra`, in their order; by
+            default `COLUMNS`, with `extra` after the metrics.
+        extra: additional columns; those not named in `columns` come last.
+
+    Raises:
+        UserError: unknown column.
+    """
+    check_columns(columns, [column.name for column in extra])
+    names = tuple(dict.fromkeys([*columns, *(column.name for column in extra)]))
+    if not columns:
+        names = (*TABLE_METRICS, *(column.name for column in extra), *COST_COLUMNS)
+    shown = [name for name in names if name in metrics.METRICS]
+    rows = [_row(label, runs, dict.fromkeys(["acc", *shown])) for label, runs in section.rows.items()]
     if not section.chosen:
         rows.sort(key=lambda row: (-row.acc.mean, row.label))
-    notes = [*_notes(rows), *filter(None, [precision.note(section)])]
-    return ResultTable(section.protocol, section.slug, tuple(rows), _caption(section), tuple(notes))
+    table = ResultTable(
+        section.protocol, section.slug, tuple(rows), _caption(section), (), names, tuple(extra), section.highlight,
+        precision.usual_of(section),
+    )  # fmt: skip
+    return replace(table, notes=(*_notes(table), *filter(None, [precision.note(section)])))
 
 
 def text_table(table: ResultTable) -> TextTable:
     """Convert to a `TextTable`; its CSV has fractions in full precision, a column per statistic, empty if undefined."""
-    columns = tuple(Column(title, numeric=number > 0) for number, title in enumerate(HEADER))
-    rows = tuple(cells(row) for row in table.rows)
-    return TextTable(table.slug, table.caption, columns, rows, table.notes, data=_csv_data(table))
-
-
-def frame(tables: Sequence[ResultTable]) -> pd.DataFrame:
-    """Combine tables into one data frame of numbers, one line per row, in the units of the column heads.
-
-    Columns:
-        `method`: label of the row, with its options.
-        per metric of `TABLE_METRICS`: the mean (e.g. `acc, %`) and the half-width of its 95 % interval in percentage
-            points (e.g. `acc ±`); both NaN where the metric is undefined, the half-width also for a single run.
-        `COST_COLUMNS`: number of seeds, minutes per run, parameters trained, minutes of the hyper-parameter search (NaN
-            without one).
-        `benchmark`, `scenario`, `tasks`, `backbone`, `precision`, `protocol`: the conditions of the row, and the digest
-            of the protocol, which identifies the table.
-    """
-    rows = [
-        {
-            "method": row.name,
-            **{title: value for name in TABLE_METRICS for title, value in _in_percent(name, row.metrics[name]).items()},
-            "seeds": len(set(row.seeds)),
-            "minutes": row.minutes.mean,
-            "trainable": row.trainable,
-            "tuning": row.tuning_minutes if row.tuning_trials else math.nan,
-            "benchmark": table.protocol.benchmark,
-            "scenario": table.protocol.scenario,
-            "tasks": table.protocol.num_tasks,
-            "backbone": table.protocol.backbone,
-            "precision": row.precision,
-            "protocol": table.protocol.digest,
-        }
-        for table in tables
-        for row in table.rows
-    ]
-    heads = [title for name in TABLE_METRICS for title in _in_percent(name, None)]
-    shared = ("benchmark", "scenario", "tasks", "backbone", "precision", "protocol")
-    return pd.DataFrame(rows, columns=["method", *heads, *COST_COLUMNS, *shared])
-
-
-def _in_percent(name: str, summary: Summary | None) -> dict[str, float]:
-    """The two columns of a metric in `frame`."""
-    mean = math.nan if summary is None else 100 * summary.mean
-    half = math.nan if summary is None or summary.half_width is None else 100 * summary.half_width
-    return {metrics.METRICS[name].title: mean, f"{name} \N{PLUS-MINUS SIGN}": half}
-
-
-def cells(row: ResultRow) -> tuple[str, ...]:
-    """Texts of a row in the columns of `HEADER`, e.g. `77.12 ± 0.31` in percent."""
-    return (
-        row.name,
-        *(percent(row.metrics[name]) for name in TABLE_METRICS),
-        str(len(set(row.seeds))),
-        _minutes(row.minutes.mean),
-        human_count(row.trainable),
-        _minutes(row.tuning_minutes) if row.tuning_trials else DASH,
+    measured = tuple(dict.fromkeys(["acc", *table.metric_columns]))
+    whole = replace(table, columns=(*measured, *COST_COLUMNS, *(column.name for column in table.extra)))
+    columns = [Column("method", numeric=False)]
+    for name in measured:
+        fields = tuple(f"{name}_{part}" for part in _STATISTICS)
+        kind = metrics.METRICS[name]
+        columns.append(Column(kind.title, name=name, higher=kind.higher, fields=fields))
+    columns += [Column(name, name=name, fields=_COST_FIELDS[name]) for name in COST_COLUMNS]
+    columns += [Column(column.title, name=column.name, fields=column.fields) for column in table.extra]
+    places = range(len(columns))
+    made = TextTable(
+        table.slug,
+        table.caption,
+        tuple(columns),
+        tuple(whole.cells(row) for row in table.rows),
+        table.notes,
+        bold=frozenset((r, c) for r, row in enumerate(table.rows) if row.label in table.highlight for c in places),
+        unranked=frozenset((r, c) for r, row in enumerate(table.rows) if not table.competes(row) for c in places),
+        data=_csv_data(table),
     )
+    return with_columns(made, table.columns)
 
 
-def percent(summary: Summary | None) -> str:
-    """Format a fraction as percent with the half-width of its interval, two decimals each."""
-    if summary is None:
-        return DASH
-    mean = f"{100 * summary.mean:.2f}"
-    return mean if summary.half_width is None else f"{mean} ± {100 * summary.half_width:.2f}"
+def cell(row: ResultRow, name: str) -> str:
+    """The text of a row in the column of one of its metrics or of `COST_COLUMNS`."""
+    if name in row.metrics:
+        return percent(row.metrics[name])
+    texts = {
+        "seeds": str(len(set(row.seeds))),
+        "minutes": minutes(row.minutes.mean),
+        "trainable": human_count(row.trainable),
+        "tuning": minutes(row.tuning_minutes) if row.tuning_trials else DASH,
+    }
+    return texts[name]
 
 
-def human_count(number: int) -> str:
-    """Format a count with a unit prefix: `0.37 M`, `7.7 k`, `512`."""
-    for unit, size, least, decimals in (
-        ("G", 10**9, 10**9, 2),
-        ("M", 10**6, 10**5, 2),
-        ("k", 10**3, 10**3, 1),
-    ):
-        if number >= least:
-            return f"{number / size:.{decimals}f} {unit}"
-    return str(number)
-
-
-def _minutes(value: float) -> str:
-    return f"{value:.2f}" if value < 1 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
-
-
-def _row(label: str, runs: Sequence[Run]) -> ResultRow:
+def _row(label: str, runs: Sequence[Run], names: Iterable[str]) -> ResultRow:
     records, first = [run.record for run in runs], runs[0].record.experiment
 
     def over_runs(name: str) -> Summary | None:
@@ -231,7 +258,7 @@ def _row(label: str, runs: Sequence[Run]) -> ResultRow:
 
     return ResultRow(
         label=label,
-        metrics={name: over_runs(name) for name in TABLE_METRICS},
+        metrics={name: over_runs(name) for name in names},
         minutes=summarise([record.seconds / 60 for record in records]),
         trainable=max(max(record.trainable, default=0) for record in records),
         tuning_trials=max(record.tuning_trials for record in records),
@@ -241,6 +268,7 @@ def _row(label: str, runs: Sequence[Run]) -> ResultRow:
         origins=tuple(sorted({run.origin for run in runs})),
         hardware=tuple(sorted({run.hardware for run in runs})),
         recipes=tuple(sorted({record.recipe for record in records})),
+        versions=tuple(versions_of(runs)),
         method=first.method,
         revision=first.revision,
         hyperparameters=first.hyperparameters,
@@ -252,13 +280,23 @@ def _row(label: str, runs: Sequence[Run]) -> ResultRow:
     )
 
 
+_STATISTICS = ("mean", "low", "high", "n")
+_COST_FIELDS = {
+    "seeds": (),
+    "minutes": tuple(f"minutes_{part}" for part in _STATISTICS),
+    "trainable": ("trainable",),
+    "tuning": ("tuning_trials", "tuning_minutes"),
+}
+"""Fields of the CSV by column. The list of seeds always stays: it says what a row is."""
+
+
 def _csv_data(table: ResultTable) -> pd.DataFrame:
     protocol = table.protocol
     rows = []
     for row in table.rows:
         flat: dict[str, object] = {"label": row.label}
         for name, summary in {**row.metrics, "minutes": row.minutes}.items():
-            flat |= {f"{name}_{part}": getattr(summary, part, None) for part in ("mean", "low", "high", "n")}
+            flat |= {f"{name}_{part}": getattr(summary, part, None) for part in _STATISTICS}
         flat |= {
             "trainable": row.trainable,
             "tuning_trials": row.tuning_trials,
@@ -281,6 +319,8 @@ def _csv_data(table: ResultTable) -> pd.DataFrame:
             "transforms": protocol.transforms.model_dump_json(),
             "limits": protocol.limits.model_dump_json(exclude_none=True),
         }
+        for column in table.extra:
+            flat |= {field: column.numbers.get(row.label, {}).get(field) for field in column.fields}
         rows.append(flat)
     frame = pd.DataFrame(rows)
     counts = [name for name in frame.columns if name.endswith("_n")]
@@ -299,24 +339,24 @@ def _caption(section: Section) -> str:
     )
 
 
-def _notes(rows: Sequence[ResultRow]) -> list[str]:
+def _notes(table: ResultTable) -> list[str]:
+    rows, shown = table.rows, table.metric_columns
     repeats = {row.acc.n for row in rows}
     spread = "Mean ± half-width of the 95 % Student-t interval of the mean over " + (
         f"{repeats.pop()} runs per row" if len(repeats) == 1 else "the runs of the row"
     )
     alone = [row.label for row in rows if row.acc.n == 1]
-    notes = [
-        "; ".join(f"{name}: {metrics.METRICS[name].description}" for name in TABLE_METRICS) + ".",
-        "One run per row: no intervals." if len(alone) == len(rows) else f"{spread}.",
-    ]
+    notes = ["; ".join(f"{name}: {metrics.METRICS[name].description}" for name in shown) + "."] if shown else []
+    notes.append("One run per row: no intervals." if len(alone) == len(rows) else f"{spread}.")
     if alone and len(alone) < len(rows):
         notes.append(f"One run only, no interval: {', '.join(alone)}.")
     notes.append(by_row("Runs", [(row.label, row.seeds_and_orders) for row in rows]))
     joint = [row.label for row in rows if not row.sequential]
     if joint:
-        undefined = [name for name in TABLE_METRICS if metrics.METRICS[name].sequential]
-        notes.append(f"{', '.join(joint)}: trained on all tasks at once, so {_and(undefined)} are not defined.")
-    if single := [name for name in TABLE_METRICS if any(row.sequential and row.metrics[name] is None for row in rows)]:
+        undefined = [name for name in shown if metrics.METRICS[name].sequential]
+        so = f", so {_and(undefined)} {'is' if len(undefined) == 1 else 'are'} not defined" if undefined else ""
+        notes.append(f"{', '.join(joint)}: trained on all tasks at once{so}.")
+    if single := [name for name in shown if any(row.sequential and row.metrics[name] is None for row in rows)]:
         notes.append(f"A single task is learned, so {_and(single)} {'is' if len(single) == 1 else 'are'} not defined.")
     if any(row.exemplar_mb for row in rows):
         sizes = ", ".join(f"{row.label} {row.exemplar_mb:g} MB" for row in rows if row.exemplar_mb)
@@ -332,10 +372,15 @@ def _notes(rows: Sequence[ResultRow]) -> list[str]:
             f"{MIXED_MARK}: a run was interrupted and resumed in another environment, so its numbers belong to neither "
             f"of the two. {by_row('Differences', differing)}"
         )
-    notes.append("; ".join(f"{name}: {text}" for name, text in COST_COLUMNS.items() if name != "seeds") + ".")
+    if others := [f"{table.title(name)}: {text}" for name, text in table.other_columns.items() if name != "seeds"]:
+        notes.append("; ".join(others) + ".")
+    if "tuning" in table.other_columns and not all(row.tuning_trials for row in rows):
+        notes.append(f"tuning {DASH}: no search; the settings are a recipe's or the method's own.")
     notes.append(by_row("Hyper-parameters", [(row.label, _provenance(row)) for row in rows]))
     notes.append(by_row("Hardware", [(row.label, ", ".join(row.hardware)) for row in rows]))
     notes.append(by_row("Origin", [(row.label, ", ".join(row.origins)) for row in rows]))
+    versions = by_row("cl-bench versions", [(row.label, ", ".join(row.versions)) for row in rows])
+    notes += [versions] if len({version for row in rows for version in row.versions}) > 1 else []
     return notes
 
 
@@ -351,20 +396,3 @@ def _provenance(row: ResultRow) -> str:
     trials = f", best of {counted(row.tuning_trials, 'setting')}" if row.tuning_trials else ""
     budget = "".join(f", {name}={row.hyperparameters[name]}" for name in BUDGET if name in row.hyperparameters)
     return f"{', '.join(RECIPES_IN_WORDS.get(name, name) for name in row.recipes)}{trials}{budget}"
-
-
-def order_text(class_order: str) -> str:
-    """Short text of a class order; an explicit list of classes becomes `list` and the start of its hash."""
-    listed = class_order.startswith("order:")
-    return f"list {hashlib.sha256(class_order.encode()).hexdigest()[:8]}" if listed else class_order
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    """Sorted distinct integers as ranges, e.g. `0-4, 7` with an en dash."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}{DASH}{run[-1]}" for run in runs)

@@ -65,11 +65,22 @@ class Run:
         return " and ".join(dict.fromkeys(map(_hardware, self.record.environments)))
 
     @property
+    def versions(self) -> tuple[str, ...]:
+        """Versions of cl-bench of its sessions, e.g. `0.1.0`, each once."""
+        found = (environment.get("cl-bench") for environment in self.record.environments)
+        return tuple(dict.fromkeys(str(version or "not recorded") for version in found))
+
+    @property
     def mixed(self) -> str:
         """Differences between the environments of its sessions, e.g. `threads 2, then 4`; empty if there are none."""
         return "; ".join(
             f"{name} {', then '.join(map(value_text, values))}" for name, values in sorted(self.record.mixed.items())
         )
+
+
+def versions_of(runs: Iterable[Run]) -> list[str]:
+    """The versions of cl-bench that made some runs, sorted."""
+    return sorted({version for run in runs for version in run.versions})
 
 
 def _hardware(environment: Environment) -> str:
@@ -87,6 +98,7 @@ class Section:
         chosen: whether the user chose the rows (see `selection`), whose order is then the user's; otherwise tables and
             figures sort them.
         highlight: labels of the rows that stand out, in colour or bold; empty: the usual rule of a table or figure.
+        against: label of the row that the others are compared with; empty: none.
     """
 
     protocol: Protocol
@@ -94,6 +106,7 @@ class Section:
     rows: dict[str, list[Run]]
     chosen: bool = False
     highlight: tuple[str, ...] = ()
+    against: str = ""
 
     @property
     def runs(self) -> list[Run]:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from cl_bench.errors import unknown_name
+from cl_bench.errors import printable, unknown_name
 from cl_bench.reporting import spreadsheets
+from cl_bench.reporting.render import latex_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,13 +30,29 @@ PAGE = 128
 """Approximate number of characters across a page in LaTeX."""
 
 
+Cells = frozenset[tuple[int, int]]
+"""Cells of a table as pairs (row, column)."""
+
+
 @dataclass(frozen=True)
 class Column:
-    """Head of a column; neighbouring columns of the same `group` share a head above their own."""
+    """A column of a table.
+
+    Attributes:
+        title: its head.
+        group: head above its own, shared with neighbouring columns of the same group.
+        numeric: whether the cells are numbers, which are aligned to the right.
+        name: the name by which `with_columns` picks it; empty: it is always there.
+        higher: whether larger numbers are better; None: the column has no best.
+        fields: columns of the table's `data` that hold its numbers.
+    """
 
     title: str
     group: str = ""
     numeric: bool = True
+    name: str = ""
+    higher: bool | None = None
+    fields: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -49,6 +66,7 @@ class TextTable:
         notes: sentences below the table.
         rules: indices of the rows with a line above them.
         bold: cells (row, column) in bold.
+        unranked: cells (row, column) that cannot be the best of their column, because they are not comparable.
         data: the numbers behind the texts, in full precision, for CSV.
     """
 
@@ -58,7 +76,8 @@ class TextTable:
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = ()
     rules: frozenset[int] = frozenset()
-    bold: frozenset[tuple[int, int]] = frozenset()
+    bold: Cells = frozenset()
+    unranked: Cells = frozenset()
     data: pd.DataFrame = field(default_factory=pd.DataFrame, compare=False)
 
     @property
@@ -68,18 +87,55 @@ class TextTable:
 
     def groups(self) -> list[tuple[str, int]]:
         """The upper heads, from left to right, with the number of columns below each."""
-        return [(name, len(list(found))) for name, found in groupby(column.group for column in self.columns)]
+        return _groups(self.columns)
 
 
-def write(table: TextTable, form: str) -> str:
+def _groups(columns: Sequence[Column]) -> list[tuple[str, int]]:
+    return [(name, len(list(found))) for name, found in groupby(column.group for column in columns)]
+
+
+@dataclass(frozen=True)
+class LatexOptions:
+    """How LaTeX tables are written.
+
+    Attributes:
+        siunitx: use columns of the package siunitx, which align numbers at the decimal point.
+        command: command line that makes the table, for a comment above it; empty: no such comment.
+    """
+
+    siunitx: bool = False
+    command: str = ""
+
+
+def write(table: TextTable, form: str, options: LatexOptions | None = None) -> str:
     """Convert a table to one of `FORMATS`.
+
+    Args:
+        options: only for the format `tex`.
 
     Raises:
         UserError: unknown format.
     """
     if form not in FORMATS:
         raise unknown_name("--format", form, [*FORMATS, "terminal"])
-    return FORMATS[form](table)
+    return latex(table, options) if form == "tex" else FORMATS[form](table)
+
+
+def with_columns(table: TextTable, names: Sequence[str]) -> TextTable:
+    """The table with the named columns only, in this order after those without a name; its `data` likewise.
+
+    Raises:
+        UserError: no column has such a name.
+    """
+    places = {column.name: c for c, column in enumerate(table.columns) if column.name}
+    for name in names:
+        if name not in places:
+            raise unknown_name("--columns", name, places)
+    unnamed = [c for c, column in enumerate(table.columns) if not column.name]
+    chosen = [*unnamed, *(places[name] for name in dict.fromkeys(names))]
+    kept = {field for c in chosen for field in table.columns[c].fields}
+    left = {field for column in table.columns for field in column.fields} - kept
+    return replace(_chosen(table, chosen), data=table.data.drop(columns=[f for f in table.data if f in left]))
 
 
 def csv(table: TextTable) -> str:
@@ -100,33 +156,84 @@ def markdown(table: TextTable) -> str:
     return f"**{_markdown(table.caption)}**\n\n{body}\n" + (f"\n{notes}\n" if notes else "")
 
 
-def latex(table: TextTable) -> str:
-    """A `table` environment; needs the package `booktabs`. A table too wide for a page is split between groups."""
+def latex(table: TextTable, options: LatexOptions | None = None) -> str:
+    """A `table` environment; needs the package `booktabs`, with siunitx columns also `siunitx`.
+
+    The best value of a column is bold, the second best underlined, if the column has a `higher`. A table too wide for a
+    page is split between groups.
+    """
+    options = options or LatexOptions()
     label = re.sub(r"[^A-Za-z0-9._:+-]+", "-", table.name)
-    lines = [r"\begin{table}", r"\centering", rf"\caption{{{_latex(table.caption)}}}", rf"\label{{tab:{label}}}"]
-    for number, part in enumerate(_parts(table, PAGE)):
+    packages = [r"\usepackage{booktabs}", *([r"\usepackage{siunitx} (version 3)"] if options.siunitx else [])]
+    lines = [f"% {printable(options.command)}"] if options.command else []
+    lines += [f"% Needs {' and '.join(packages)}."]
+    lines += [r"\begin{table}", r"\centering", rf"\caption{{{latex_text.escaped(table.caption)}}}"]
+    lines += [rf"\label{{tab:{label}}}"]
+    if options.siunitx:
+        separate = ", separate-uncertainty" if any("±" in text for row in table.rows for text in row) else ""
+        lines.append(rf"\sisetup{{detect-weight, mode=text, retain-explicit-plus{separate}}}")
+    best, second = ranked(table)
+    for number, columns in enumerate(_parts(table, PAGE)):
         lines += ["", r"\medskip"] if number else []
-        lines += _tabular(part)
-    if table.notes:
-        notes = " ".join(map(_latex, table.notes))
-        lines += ["", r"\smallskip", rf"\parbox{{\linewidth}}{{\footnotesize {notes}}}"]
+        lines += _tabular(table, columns, best, second, options.siunitx)
+    notes = [*table.notes, *_about_ranks(table, best, second)]
+    if notes:
+        text = " ".join(map(latex_text.escaped, notes))
+        lines += ["", r"\smallskip", rf"\parbox{{\linewidth}}{{\footnotesize {text}}}"]
     return "\n".join([*lines, r"\end{table}", ""])
 
 
-def _tabular(table: TextTable) -> list[str]:
-    """The lines of a `tabular` environment."""
-    lines = [rf"\begin{{tabular}}{{{''.join('r' if c.numeric else 'l' for c in table.columns)}}}", r"\toprule"]
+def ranked(table: TextTable) -> tuple[Cells, Cells]:
+    """The cells with the best, and with the second-best number of each column; all of those that print the same number.
+
+    Columns without `higher` and columns with fewer than two comparable numbers have none.
+    """
+    best, second = set[tuple[int, int]](), set[tuple[int, int]]()
+    for c, column in enumerate(table.columns):
+        matches = {r: _LEADING.match(row[c]) for r, row in enumerate(table.rows) if (r, c) not in table.unranked}
+        numbers = {r: float(match[0].replace("\N{MINUS SIGN}", "-")) for r, match in matches.items() if match}
+        if column.higher is None or len(numbers) < 2:
+            continue
+        for place, value in zip((best, second), sorted(set(numbers.values()), reverse=column.higher), strict=False):
+            place |= {(r, c) for r, found in numbers.items() if found == value}
+    return frozenset(best), frozenset(second)
+
+
+_LEADING = re.compile(r"[+\-\N{MINUS SIGN}]?[0-9]+(\.[0-9]+)?")
+
+
+def _about_ranks(table: TextTable, best: Cells, second: Cells) -> list[str]:
+    """A note on what is bold and underlined; none if nothing is."""
+    if not best:
+        return []
+    columns = {c for _, c in best}
+    left = dict.fromkeys(table.rows[r][0] for r, c in sorted(table.unranked) if c in columns and table.rows[r][c])
+    parts = ["Bold: best of a column", *(["underlined: second best"] if second else [])]
+    return ["; ".join([*parts, *([f"not ranked: {', '.join(left)}"] if left else [])]) + "."]
+
+
+def _tabular(table: TextTable, part: Sequence[int], best: Cells, second: Cells, siunitx: bool) -> list[str]:
+    """The lines of a `tabular` environment with some columns of a table."""
+    shown = [table.columns[c] for c in part]
+    aligned = [c for c in part if siunitx and table.columns[c].numeric]
+    formats = {c: text for c in aligned if (text := latex_text.table_format([row[c] for row in table.rows]))}
+    kinds = [f"S[{formats[c]}]" if c in formats else "r" if table.columns[c].numeric else "l" for c in part]
+    lines = [rf"\begin{{tabular}}{{{''.join(kinds)}}}", r"\toprule"]
     if table.grouped:
         heads, rules, place = [], [], 1
-        for name, width in table.groups():
-            heads.append(rf"\multicolumn{{{width}}}{{c}}{{{_latex(name)}}}" if name else " & ".join([""] * width))
+        for name, width in _groups(shown):
+            head = latex_text.escaped(name)
+            heads.append(rf"\multicolumn{{{width}}}{{c}}{{{head}}}" if name else " & ".join([""] * width))
             rules += [rf"\cmidrule(lr){{{place}-{place + width - 1}}}"] if name else []
             place += width
         lines += [" & ".join(heads) + r" \\", " ".join(rules)]
-    lines += [" & ".join(_latex(column.title) for column in table.columns) + r" \\", r"\midrule"]
+    titles = {c: latex_text.escaped(table.columns[c].title) for c in part}
+    lines += [" & ".join(f"{{{titles[c]}}}" if c in formats else titles[c] for c in part) + r" \\", r"\midrule"]
+    # Where columns have a best, bold numbers are the best ones; a row that stands out has its name in bold.
+    bold = {(r, c) for r, c in table.bold if not (best and table.columns[c].numeric)} | best
     for r, row in enumerate(table.rows):
         lines += [r"\midrule"] if r in table.rules else []
-        cells = [rf"\textbf{{{_latex(text)}}}" if (r, c) in table.bold else _latex(text) for c, text in enumerate(row)]
+        cells = [latex_text.cell(row[c], formats.get(c, ""), (r, c) in bold, (r, c) in second) for c in part]
         lines.append(" & ".join(cells) + r" \\")
     return [*lines, r"\bottomrule", r"\end{tabular}"]
 
@@ -185,7 +292,7 @@ def show(table: TextTable, out: Console) -> None:
     """Print on the terminal; if it is narrow, groups of columns are printed below each other, and lines wrap."""
     from rich.segment import Segments
 
-    parts = _parts(table, out.width)
+    parts = [_chosen(table, columns) for columns in _parts(table, out.width)]
     for number, part in enumerate(parts):
         caption, notes = table.caption if number == 0 else "", table.notes if part is parts[-1] else ()
         # Rendered here: a console stops following the width of the terminal once its own width is set.
@@ -193,8 +300,8 @@ def show(table: TextTable, out: Console) -> None:
         out.print(Segments(out.render(rich(replace(part, caption=caption, notes=notes)), options)), crop=False)
 
 
-def _parts(table: TextTable, width: int) -> list[TextTable]:
-    """Split a table between groups into parts of at most `width` characters; columns without group are in each part."""
+def _parts(table: TextTable, width: int) -> list[list[int]]:
+    """The columns of parts of at most `width` characters, split between groups; those without group are in each."""
     heads, pieces, start = [], list[list[int]](), 0
     for name, count in table.groups():
         columns = list(range(start, start + count))
@@ -205,7 +312,7 @@ def _parts(table: TextTable, width: int) -> list[TextTable]:
             pieces[-1] += columns
         else:
             pieces.append(columns)
-    return [_chosen(table, sorted([*heads, *piece])) for piece in pieces] or [table]
+    return [sorted([*heads, *piece]) for piece in pieces] or [list(range(len(table.columns)))]
 
 
 def _chosen(table: TextTable, columns: Sequence[int]) -> TextTable:
@@ -213,10 +320,15 @@ def _chosen(table: TextTable, columns: Sequence[int]) -> TextTable:
         table,
         columns=tuple(table.columns[c] for c in columns),
         rows=tuple(tuple(row[c] for c in columns) for row in table.rows),
-        bold=frozenset(
-            (r, place) for place, c in enumerate(columns) for r in range(len(table.rows)) if (r, c) in table.bold
-        ),
+        bold=_moved(table.bold, columns),
+        unranked=_moved(table.unranked, columns),
     )
+
+
+def _moved(cells: Cells, columns: Sequence[int]) -> Cells:
+    """The same cells in a table of these columns."""
+    places = {c: place for place, c in enumerate(columns)}
+    return frozenset((r, places[c]) for r, c in cells if c in places)
 
 
 def _head(table: TextTable, number: int) -> list[str]:
@@ -262,31 +374,3 @@ def by_row(what: str, texts: Sequence[tuple[str, str]]) -> str:
 def _markdown(text: str) -> str:
     """Escape characters that would end a cell or start markup."""
     return re.sub(r"([\\|*_`<>$&~\[\]])", r"\\\1", " ".join(text.split()))
-
-
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    "±": r"$\pm$",
-    TIMES: r"$\times$",
-    DASH: "--",
-    "−": "$-$",
-    DAGGER: r"\textdagger{}",
-    DOUBLE_DAGGER: r"\textdaggerdbl{}",
-    SECTION_SIGN: r"\S{}",
-    # At the start of a row LaTeX would read brackets as an argument of the \\ before it.
-    "[": "{[}",
-    "]": "{]}",
-}
-
-
-def _latex(text: str) -> str:
-    """Escape characters with a meaning in LaTeX; characters that its fonts lack are left as they are."""
-    # Prevent ligatures: two hyphens, as in the name of an option, would become a dash; quotes likewise.
-    parts = re.split("(?<=[-'`,?!])(?=[-'`,])", " ".join(text.split()))
-    return "{}".join("".join(_LATEX.get(character, character) for character in part) for part in parts)

@@ -15,12 +15,14 @@ from tests.helpers import ROOT
 
 COPIES = ROOT / "reports" / "reference"
 PAGE = "index.html"
+COMMAND = "cl-bench report --results results/reference --out reports/reference --pictures png"
+"""That of `make reports`, which LaTeX tables name."""
 
 
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("reports")
-    made = render([(ROOT / "results" / "reference", "reference")], out, "cl-bench report")
+    made = render([(ROOT / "results" / "reference", "reference")], out, COMMAND)
     assert made.damaged == []
     return out
 

@@ -8,7 +8,7 @@ import pytest
 
 from cl_bench.experiment import Limits
 from cl_bench.reporting import comparison, precision, result_table
-from cl_bench.reporting.frames import run_frame
+from cl_bench.reporting.frames import run_frame, table_frame
 from cl_bench.reporting.intransigence import intransigence, references
 from cl_bench.reporting.paper import figures as paper_figures
 from cl_bench.reporting.paper import tables as paper_tables
@@ -51,7 +51,7 @@ def test_two_precisions_share_a_table_and_pool_no_seeds(mixed: Path) -> None:
     }
     assert "split 5b5b5b5b, fp32 and bf16 (protocol" in table.caption
     assert any(note.startswith("Precision: fp32, except in rows marked [bf16].") for note in table.notes)
-    frame = result_table.frame([table]).set_index("method")
+    frame = table_frame([table]).set_index("method")
     assert frame.precision.to_dict() == {row.label: row.precision for row in table.rows}
     assert set(frame.protocol) == {table.protocol.digest}
     assert run_frame(runs_in(mixed)).groupby("precision").size().to_dict() == {"bf16": 6, "fp32": 9}

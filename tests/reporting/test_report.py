@@ -20,6 +20,7 @@ from cl_bench import metrics
 from cl_bench.errors import UserError
 from cl_bench.experiment import Limits
 from cl_bench.reporting import plots, result_table, text_tables
+from cl_bench.reporting.cells import DASH, human_count
 from cl_bench.reporting.confusions import on_page
 from cl_bench.reporting.frames import run_frame
 from cl_bench.reporting.render import drawing
@@ -93,8 +94,8 @@ def test_joint_training_has_accuracy_only(runs: Path) -> None:
     row = csv_rows(text_tables.csv(result_table.text_table(table)))["joint"]
     assert row["acc_mean"] and not any(row[f"{m}_{p}"] for m in ("aaa", "forgetting") for p in ("mean", "low", "n"))
     assert any("joint: trained on all tasks at once" in note for note in table.notes)
-    cells = result_table.cells(next(row for row in table.rows if row.label == "joint"))
-    assert cells[2:4] == (result_table.DASH, result_table.DASH)
+    cells = table.cells(next(row for row in table.rows if row.label == "joint"))
+    assert cells[2:4] == (DASH, DASH)
 
 
 def test_rows_are_sorted_by_final_accuracy(runs: Path) -> None:
@@ -106,7 +107,7 @@ def test_rows_are_sorted_by_final_accuracy(runs: Path) -> None:
 def test_one_seed_has_no_interval(runs: Path) -> None:
     write(runs, record("alpha", 0), *(record("beta", s) for s in range(2)))
     [table] = built(runs)
-    texts = {row.label: result_table.cells(row) for row in table.rows}
+    texts = {row.label: table.cells(row) for row in table.rows}
     assert "±" not in texts["alpha"][1]
     assert "±" in texts["beta"][1]
     assert "One run only, no interval: alpha." in table.notes
@@ -115,10 +116,10 @@ def test_one_seed_has_no_interval(runs: Path) -> None:
 
 def test_notes_list_seeds_and_class_orders(runs: Path) -> None:
     write(runs, *(record("alpha", s) for s in (0, 1, 2, 5)))
-    assert f"Runs: seeds 0{result_table.DASH}2, 5, each of which also sets the class order." in built(runs)[0].notes
+    assert f"Runs: seeds 0{DASH}2, 5, each of which also sets the class order." in built(runs)[0].notes
     write(runs, *(record("beta", s, class_order="natural") for s in (0, 1)))
     note = next(note for note in built(runs)[0].notes if note.startswith("Runs: "))
-    assert f"seeds 0{result_table.DASH}1, class order natural (beta)" in note
+    assert f"seeds 0{DASH}1, class order natural (beta)" in note
     assert "also sets the class order (alpha)" in note
 
 
@@ -310,7 +311,7 @@ def test_special_characters_survive_every_renderer(runs: Path) -> None:
     ],
 )
 def test_counts_are_human(number: int, text: str) -> None:
-    assert result_table.human_count(number) == text
+    assert human_count(number) == text
 
 
 def test_every_link_of_the_page_leads_to_a_file(runs: Path) -> None:
@@ -431,7 +432,7 @@ def test_rows_whose_samples_see_their_batch_are_marked(runs: Path) -> None:
     (table,) = built(runs)
     note = next(note for note in table.notes if note.startswith("†"))
     assert "not comparable" in note
-    marked = {row.label: "†" in result_table.cells(row)[0] for row in table.rows}
+    marked = {row.label: "†" in table.cells(row)[0] for row in table.rows}
     assert marked == {"alpha": False, "beta": True}
     text = result_table.text_table(table)
     assert "beta †" in text_tables.markdown(text) and r"beta \textdagger{}" in text_tables.latex(text)

@@ -69,7 +69,7 @@ def test_without_patterns_all_rows_stay() -> None:
     [
         ("alhpa", None, r"--rows: no row matches 'alhpa'. Did you mean 'alpha'\? .*'cl-bench results ls'"),
         ("alpha,qqq", None, r"--rows: no row matches 'qqq'; there are 'alpha', 'alpha\[rank=8\]', 'beta'\."),
-        (" , ", None, "--rows is empty; give rows"),
+        (" , ", None, "--rows is empty; give names"),
         (None, "betta", r"--highlight: no row matches 'betta'. Did you mean 'beta'\?"),
         ("alpha", "beta", "--highlight 'beta' is none of the rows shown; add it to --rows"),
     ],

@@ -119,7 +119,14 @@ def environment(nodes: list[LatexNode], name: str) -> LatexEnvironmentNode:
 def as_text(latex: str) -> str:
     """The text that LaTeX prints."""
     known = get_default_latex_context_db()
-    names = {"textless": "<", "textgreater": ">", "textbar": "|", "textasciitilde": "~", "textasciicircum": "^"}
+    names = {
+        "textless": "<",
+        "textgreater": ">",
+        "textbar": "|",
+        "textasciitilde": "~",
+        "textasciicircum": "^",
+        "S": "§",
+    }
     macros = [MacroTextSpec(name, text) for name, text in names.items()]
     known.add_context_category("text", macros=macros, prepend=True)
     return plain(LatexNodes2Text(known, math_mode="text").latex_to_text(latex))

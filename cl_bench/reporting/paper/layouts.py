@@ -95,6 +95,16 @@ def table_benchmarks(name: str) -> set[str]:
     return {stream for layout in table_layouts() if name in layout.tables for stream, _ in layout.tables[name].streams}
 
 
+def table_rows(name: str) -> dict[str, str]:
+    """Names of the rows of a table, by label."""
+    return {
+        label: layout.rows[label].name
+        for layout in table_layouts()
+        if name in layout.tables
+        for label in layout.tables[name].rows
+    }
+
+
 @cache
 def table_layouts() -> tuple[TablesLayout, ...]:
     """The table layouts of all papers, one entry per paper."""

@@ -20,9 +20,17 @@ from cl_bench import metrics
 from cl_bench.errors import counted, unknown_name
 from cl_bench.grammar import parse_methods
 from cl_bench.reporting.paper.cell_runs import RunGroup, StreamColumn, StreamRuns, choose_runs
-from cl_bench.reporting.paper.layouts import TableLayout, TablesLayout, published_numbers, table_layouts, table_names
+from cl_bench.reporting.paper.layouts import (
+    TableLayout,
+    TablesLayout,
+    published_numbers,
+    table_layouts,
+    table_names,
+    table_rows,
+)
 from cl_bench.reporting.protocol import Protocol, file_name
-from cl_bench.reporting.runs import Run, choose_backbone
+from cl_bench.reporting.runs import Run, choose_backbone, versions_of
+from cl_bench.reporting.selection import Selection, matching
 from cl_bench.reporting.text_tables import Column, TextTable, by_row
 from cl_bench.running import suites
 from cl_bench.stats import Summary, summarise
@@ -53,6 +61,10 @@ METRICS: Mapping[str, Metric] = {
 }
 
 
+PARTS = ("ours", "paper", "z")
+"""The columns of a metric: our value, the published one, and their difference in standard errors."""
+
+
 @dataclass(frozen=True)
 class PaperTable:
     """A table of a paper.
@@ -68,22 +80,30 @@ class PaperTable:
     commands: tuple[str, ...]
 
 
-def build(name: str, runs: Sequence[Run], benchmark: str | None = None, backbone: str | None = None) -> PaperTable:
+def build(
+    name: str,
+    runs: Sequence[Run],
+    benchmark: str | None = None,
+    backbone: str | None = None,
+    selection: Selection | None = None,
+) -> PaperTable:
     """Build a table of a paper from stored runs.
 
     Args:
         runs: all stored runs; those of other rows and streams are ignored.
         benchmark, backbone: replace the paper's in every column; columns that become equal are merged, and published
             cells are left out. If only `benchmark` is given, the backbone is the one with most runs on it.
+        selection: rows of the paper to show, and columns: metrics of the table and `PARTS`; by default all.
 
     Raises:
-        UserError: unknown name of a table.
+        UserError: unknown name of a table, a row or a column.
     """
+    selection = selection or Selection()
     layout = next((layout for layout in table_layouts() if name in layout.tables), None)
     if layout is None:
         raise unknown_name("table", name, table_names())
-    table = layout.tables[name]
     own = benchmark is None and backbone is None
+    table, parts = _chosen(layout.tables[name], table_rows(name), selection, own)
     vit, others = choose_backbone(runs, benchmark, backbone or (None if benchmark else layout.paper.backbone))
     streams = list(dict.fromkeys(StreamColumn(benchmark or stream, tasks, vit) for stream, tasks in table.streams))
     published = published_numbers(layout, table.number) if own else {}
@@ -91,6 +111,7 @@ def build(name: str, runs: Sequence[Run], benchmark: str | None = None, backbone
 
     letters: dict[str, str] = {}
     lines: list[tuple[str, ...]] = []
+    unranked: set[tuple[int, int]] = set()
     data: list[dict[str, object]] = []
     for label in table.rows:
         # The first line of a row has the main group of each stream, the second line the second groups, and so on.
@@ -105,7 +126,11 @@ def build(name: str, runs: Sequence[Run], benchmark: str | None = None, backbone
                 for metric in table.metrics:
                     theirs = published.get((stream.benchmark, stream.tasks, label, metric)) if place == 0 else None
                     ours = _summary(metric, group)
-                    cells += _cells(metric, ours, theirs, marks, own)
+                    texts = _cells(metric, ours, theirs, marks)
+                    for part in _parts(metric, parts):
+                        if part == "ours" and group and not _competes(group, by_stream[stream]):
+                            unranked.add((len(lines), len(cells)))
+                        cells.append(texts[part])
                     data.append(_numbers(label, stream, metric, ours, theirs, group))
             lines.append(tuple(cells))
 
@@ -113,22 +138,60 @@ def build(name: str, runs: Sequence[Run], benchmark: str | None = None, backbone
     text_table = TextTable(
         file_name(name, benchmark, backbone),
         _caption(table, streams, own),
-        _columns(table, streams, own),
+        _columns(table, streams, own, parts),
         tuple(lines),
         (*_notes(layout, table, by_stream, letters, own), *others),
+        bold=_bold(lines, layout, selection, table.rows),
+        unranked=frozenset(unranked),
         data=pd.DataFrame(data).astype({"n": "Int64"}),
     )
     chosen = (("benchmark", benchmark), ("backbone", None if own else vit))
     overrides = {key: value for key, value in chosen if value is not None}
     total = len(table.rows) * len(streams)
-    return PaperTable(text_table, total - len(missing), total, _commands(name, missing, total, overrides))
+    whole = not selection.rows and len(missing) == total
+    return PaperTable(text_table, total - len(missing), total, _commands(name, missing, whole, overrides))
+
+
+def _chosen(
+    table: TableLayout, names: Mapping[str, str], selection: Selection, own: bool
+) -> tuple[TableLayout, tuple[str, ...]]:
+    """The layout with the selected rows and metrics only, and the selected ones of `PARTS`.
+
+    Raises:
+        UserError: a row or column that the table does not have.
+    """
+    selection.check(names)
+    there = PARTS if own else PARTS[:1]
+    for column in selection.columns:
+        if column not in (*table.metrics, *there):
+            raise unknown_name("--columns", column, [*table.metrics, *there])
+    chosen = [name for name in selection.columns if name in table.metrics] or table.metrics
+    parts = tuple(name for name in selection.columns if name in there) or there
+    rows = tuple(selection.shown(table.rows, names))
+    return table.model_copy(update={"rows": rows, "metrics": tuple(dict.fromkeys(chosen))}), tuple(dict.fromkeys(parts))
+
+
+def _bold(
+    lines: Sequence[Sequence[str]], layout: TablesLayout, selection: Selection, rows: Sequence[str]
+) -> frozenset[tuple[int, int]]:
+    """The cells of the rows that stand out."""
+    names = {label: layout.rows[label].name for label in rows}
+    chosen = {names[label] for label in matching(selection.highlight, rows, names)}
+    return frozenset((r, c) for r, line in enumerate(lines) if line[0] in chosen for c in range(len(line)))
+
+
+def _competes(group: RunGroup, stream: StreamRuns) -> bool:
+    """Whether runs can be the best of their column: of its protocol and precision, without help of other samples."""
+    first = group.runs[0]
+    usual = (first.protocol, first.precision) == (stream.main, stream.precision)
+    return usual and not first.record.experiment.leaky
 
 
 def _commands(
-    name: str, missing: Sequence[tuple[StreamColumn, str]], total: int, overrides: Mapping[str, str]
+    name: str, missing: Sequence[tuple[StreamColumn, str]], whole: bool, overrides: Mapping[str, str]
 ) -> tuple[str, ...]:
-    """Command lines that make the missing runs: the whole suite of the table if all are missing, else parts of it."""
-    if len(missing) == total:
+    """Command lines that make the missing runs: those of the suite of the table, or only parts of it."""
+    if whole:
         options = [part for key, value in overrides.items() for part in (f"--{key}", value)]
         return (shlex.join(["cl-bench", "run", "--suite", name, *options]),)
     wanted: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
@@ -149,16 +212,24 @@ def _commands(
 # --- texts -------------------------------------------------------------------------------------------------------
 
 
-def _columns(table: TableLayout, streams: Sequence[StreamColumn], own: bool) -> tuple[Column, ...]:
+def _columns(
+    table: TableLayout, streams: Sequence[StreamColumn], own: bool, parts: Sequence[str]
+) -> tuple[Column, ...]:
     columns = [Column("method", numeric=False)]
     for stream in streams:
-        for metric in (METRICS[name] for name in table.metrics):
-            if own:
-                titles = ["ours", "paper", *(["z"] if metric.spread else [])]
-                columns += [Column(title, f"{stream}: {metric.title}") for title in titles]
-            else:
-                columns.append(Column(metric.title, str(stream)))
+        for name in table.metrics:
+            metric = METRICS[name]
+            for part in _parts(name, parts):
+                # More is better for accuracies; costs and z have no best.
+                higher = True if metric.spread and part != "z" else None
+                title, group = (part, f"{stream}: {metric.title}") if own else (metric.title, str(stream))
+                columns.append(Column(title, group, higher=higher))
     return tuple(columns)
+
+
+def _parts(metric: str, parts: Sequence[str]) -> list[str]:
+    """The parts that a metric has; without a spread there is no z."""
+    return [part for part in parts if part != "z" or METRICS[metric].spread]
 
 
 def _summary(metric: str, group: RunGroup | None) -> Summary | None:
@@ -176,24 +247,17 @@ def _z(ours: Summary | None, theirs: tuple[float, float | None] | None) -> float
     return (ours.mean - theirs[0]) / combined if combined else None
 
 
-def _cells(
-    metric: str, ours: Summary | None, theirs: tuple[float, float | None] | None, marks: str, own: bool
-) -> list[str]:
-    """Texts for our value and, in the paper's own protocol, the published value and z."""
+def _cells(metric: str, ours: Summary | None, theirs: tuple[float, float | None] | None, marks: str) -> dict[str, str]:
+    """Texts for our value, the published value and z, by the names of `PARTS`."""
     kind = METRICS[metric]
-    text = ""
+    text = paper = ""
     if ours is not None:
         error = "" if ours.stderr is None or not kind.spread else f" ({ours.stderr:.{kind.decimals}f})"
         text = f"{ours.mean:.{kind.decimals}f}{error}{marks}"
-    if not own:
-        return [text]
-    paper = ""
     if theirs is not None:
         paper = f"{theirs[0]:.2f}" + ("" if theirs[1] is None else f" ({theirs[1]:.2f})")
-    if not kind.spread:
-        return [text, paper]
     z = _z(ours, theirs)
-    return [text, paper, "" if z is None else f"{z:+.1f}".replace("-", "\N{MINUS SIGN}")]
+    return {"ours": text, "paper": paper, "z": "" if z is None else f"{z:+.1f}".replace("-", "\N{MINUS SIGN}")}
 
 
 def _letter(mark: str, letters: dict[str, str]) -> str:
@@ -262,6 +326,9 @@ def _notes(
         yield by_row("Runs", [(place, _seeds(len(group.runs))) for place, group in places])
         recipes = [(place, ", ".join(sorted({run.record.recipe for run in group.runs}))) for place, group in places]
         yield by_row("Hyper-parameters", recipes)
+        versions = [(place, ", ".join(versions_of(group.runs))) for place, group in places]
+        if len({version for _, groups in places for version in versions_of(groups.runs)}) > 1:
+            yield by_row("cl-bench versions", versions)
         protocols = [(str(stream), _protocol(one.main, one.precision)) for stream, one in by_stream.items() if one.main]
         yield by_row("Protocol of ours", protocols)
     if own and spread:

@@ -3,8 +3,7 @@
 // Texts from result files enter the page as text nodes, never as HTML.
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
-const COSTS = Object.keys(DATA.costs);
-const FRESH = { metric: "acc", filter: "", benchmark: "", backbone: "", protocol: "", origin: "", sort: "", down: true };
+const FRESH = { metric: DATA.columns[0] ?? "acc", filter: "", benchmark: "", backbone: "", protocol: "", origin: "", sort: "", down: true };
 const state = { ...FRESH };
 let place = ""; // id of the part of the page that the address names
 const open = new Set();
@@ -41,13 +40,13 @@ function readState() {
   for (const key of Object.keys(state)) {
     if (given.has(key)) state[key] = key === "down" ? given.get(key) === "1" : given.get(key);
   }
-  if (!(state.metric in DATA.metrics)) state.metric = "acc";
+  if (!(state.metric in DATA.metrics)) state.metric = FRESH.metric;
 }
 
 function writeState() {
   const shown = new URLSearchParams();
   for (const [key, value] of Object.entries(state)) {
-    if (key === "down" ? state.sort && !value : value && !(key === "metric" && value === "acc")) shown.set(key, key === "down" ? "0" : value);
+    if (key === "down" ? state.sort && !value : value && !(key === "metric" && value === FRESH.metric)) shown.set(key, key === "down" ? "0" : value);
   }
   const view = shown.toString();
   if (view && place) shown.set("at", place);
@@ -77,18 +76,22 @@ function columns() {
   return [state.metric, ...rest];
 }
 
-function sortValue(row, key) {
+// Rows that were chosen when the page was made stay in the order in which they were asked for, until a head is clicked.
+const sortKey = () => state.sort || (DATA.chosen ? "" : state.metric);
+
+function sortValue(row, key, costs) {
   if (key === "method") return row.label;
-  const cost = COSTS.indexOf(key);
+  const cost = costs.indexOf(key);
   if (cost >= 0) return row.sort[cost];
   return row.metrics[key] ? row.metrics[key][0] : null;
 }
 
-function sorted(rows) {
-  const key = state.sort || state.metric;
+function sorted(rows, costs) {
+  const key = sortKey();
+  if (!key) return rows;
   const down = state.sort ? state.down : DATA.metrics[state.metric].higher;
   return [...rows].sort((a, b) => {
-    const [x, y] = [sortValue(a, key), sortValue(b, key)];
+    const [x, y] = [sortValue(a, key, costs), sortValue(b, key, costs)];
     if (x === null || y === null) return (x === null) - (y === null);
     const order = typeof x === "string" ? x.localeCompare(y) : x - y;
     return down ? -order : order;
@@ -96,7 +99,7 @@ function sorted(rows) {
 }
 
 function head(key, title, description) {
-  const current = (state.sort || state.metric) === key;
+  const current = sortKey() === key;
   const down = state.sort ? state.down : DATA.metrics[state.metric].higher;
   const press = () => {
     state.down = current ? !down : key !== "method" && !(key in DATA.metrics && !DATA.metrics[key].higher);
@@ -157,10 +160,11 @@ function detail(row, width) {
 function leaderboard(section, protocol) {
   const table = section.querySelector("table.leaderboard");
   const filter = state.filter.toLowerCase();
-  const rows = sorted(protocol.rows.filter((row) => row.label.toLowerCase().includes(filter) && (!state.origin || row.origins.includes(state.origin))));
+  const costs = Object.keys(protocol.costs);
+  const rows = sorted(protocol.rows.filter((row) => row.label.toLowerCase().includes(filter) && (!state.origin || row.origins.includes(state.origin))), costs);
   const names = columns();
   const range = scale(protocol.rows, state.metric);
-  const width = 1 + names.length + COSTS.length;
+  const width = 1 + names.length + costs.length;
   const body = el("tbody");
   for (const row of rows) {
     const key = protocol.slug + "/" + row.label;
@@ -173,7 +177,7 @@ function leaderboard(section, protocol) {
     // Clicks on the button bubble up to the row; a click that ends a text selection must not open the details.
     const click = (event) => { if (event.target.closest("button") || getSelection().isCollapsed) toggle(); };
     const title = row.mixed ? `A run was resumed in another environment: ${row.mixed}` : null;
-    body.append(el("tr", { class: row.ceiling ? "ceiling" : null, title, onclick: click },
+    body.append(el("tr", { class: [row.ceiling && "ceiling", row.highlight && "highlight"].filter(Boolean).join(" ") || null, title, onclick: click },
       el("th", { scope: "row" }, el("button", { class: "row", type: "button", "data-row": row.label, "aria-expanded": String(open.has(key)), title: "Details and runs" }, ...breakable(row.name))),
       ...names.map((name) => cell(row, name, range)),
       ...row.cells.map((text) => el("td", {}, text))));
@@ -181,7 +185,7 @@ function leaderboard(section, protocol) {
   }
   const top = el("thead", {}, el("tr", {}, head("method", "method", "method and the options that were set"),
     ...names.map((name) => head(name, DATA.metrics[name].title, DATA.metrics[name].description)),
-    ...COSTS.map((name) => head(name, name, DATA.costs[name]))));
+    ...costs.map((name) => head(name, name, protocol.costs[name]))));
   table.replaceChildren(top, body);
   return rows.length;
 }
