@@ -16,6 +16,7 @@ from cl_bench.contract.alignment import Alignable
 from cl_bench.contract.losses import asymmetric_cross_entropy, masked_cross_entropy
 from cl_bench.contract.method import Method
 from cl_bench.contract.phase import Loss, Optimization, ParameterGroup, Phase
+from cl_bench.contract.rehearsal import Rehearsal
 from cl_bench.contract.schedules import Schedule
 from cl_bench.contract.search import Choice, LogUniform, Range
 from cl_bench.contract.task import Task
@@ -93,7 +94,7 @@ class Descent(Method):
             more: further attributes of `Phase`, such as `step` or `epochs`; they win over the hyper-parameters.
         """
         own = vars(self.optimization(parameters)) | {"epochs": self.epochs, "batch_size": self.batch_size}
-        if self.exemplars and "batches" not in more:
+        if "batches" not in more and any(isinstance(part, Rehearsal) for part in self.parts):
             own["exemplars"] = self.batch_size
         return Phase(**{**own, "loss": loss, "forward": forward, **more})
 

@@ -643,10 +643,30 @@ class KeepsImages(Honest):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DeclaresNothing(KeepsImages):
-    """Keeps exemplars and declares no storage at all, so that the audit cannot judge its memory."""
+    """Keeps means of images and declares no storage at all, so that the audit cannot judge its memory."""
 
     violates: ClassVar[frozenset[str]] = frozenset()
     storage = GradientMethod.storage  # type: ignore[assignment]
+
+    def after_task(self, task: Task, images: TaskSamples) -> None:
+        task.model.extra = torch.cat([task.model.extra, images.collect(lambda x: x.flatten(1).mean(dim=1))[0]])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DeclaresNumbersOnly(KeepsImages):
+    """Keeps exemplars and declares the numbers, but not that they are images of past tasks."""
+
+    def extra(self, backbone: VisionTransformer, classes: Sequence[int]) -> int:
+        return 10**6
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class KeepsMoreExemplars(DeclaresNumbersOnly):
+    """Keeps more exemplars than it declares."""
+
+    exemplars: ClassVar[str] = "memory"
+
+    memory: float = 0.1
 
 
 Place = Literal[

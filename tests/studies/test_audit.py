@@ -70,6 +70,8 @@ LEAKS = [
     leaky.NeighboursAtTest(),
     *(leaky.DecidesByTestImages(at=place) for place in ("after_phase", "phases")),
     leaky.KeepsImages(),
+    leaky.DeclaresNumbersOnly(),
+    leaky.KeepsMoreExemplars(),
     *(leaky.Hides(where=where) for where in ("attribute", "plugin")),
     *(leaky.GlobalGenerator(source=source) for source in ("torch", "numpy", "python")),
     *(leaky.KeepsScratch(on=place) for place in ("global", "plugin", "number", "model")),
@@ -219,6 +221,14 @@ def test_findings_say_what_is_wrong() -> None:
         leaky.DeclaresState(): ("earlier predictions", "^declared: predictions depend on earlier ones$"),
         leaky.HidesAPass(): ("passes", r"^more than the method declares"),
         leaky.KeepsImages(): ("memory", r"^21,800 stored after task 1, but 1,320 declared; .* after task 3"),
+        leaky.DeclaresNumbersOnly(): (
+            "memory",
+            r"^images of task 1 are kept in 81,920 bytes, but 0 MB of exemplars declared; .* task 3",
+        ),
+        leaky.KeepsMoreExemplars(): (
+            "memory",
+            r"^images of task 2 are kept in 163,840 bytes, but 0.1 MB of exemplars declared; .* task 3",
+        ),
         leaky.KnowsTheTestImages(): ("ceiling", r"^100\.0 %, but joint reaches \d"),
         leaky.KeepsScratch(): ("restart", r"^restarted between tasks: different after task 2: head\.bias$"),
         leaky.PredictsByAnAttribute(): ("restart", "^restarted between tasks: different at the end: logits$"),

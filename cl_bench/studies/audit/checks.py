@@ -270,13 +270,14 @@ def old_samples(trial: Trial) -> Finding:
 
 
 def memory(trial: Trial) -> Finding:
-    """After every task the model stores at most as many numbers as the method declares (`Method.storage`), and the
-    method hides none outside the model's parameters and buffers.
+    """After every task the model stores at most as many numbers as the method declares (`Method.storage`), the method
+    hides none outside the model's parameters and buffers, and images of the task are found in the model only if the
+    method declares exemplars, and then within the size of their memory (`Method.exemplar_mb`).
 
     Stored numbers are those of the state dict, without backbone weights that equal the pre-trained ones. Hidden numbers
     are tensors, arrays and bytes on the plugin, its class, the strategy or any module of the model (closures included),
     and numbers in lists and other containers that were added since the first task. The check is skipped for methods
-    that declare nothing and hide nothing.
+    that declare nothing, hide nothing and keep no images.
     """
     last = trial.stages[-1]
     hidden: dict[str, int] = {}
@@ -287,10 +288,16 @@ def memory(trial: Trial) -> Finding:
         for number, stage in enumerate(trial.stages, start=1)
         if stage.declared is not None and stage.stored > stage.declared
     ]
+    allowed = trial.method.exemplar_mb
+    excess += [
+        f"images of task {number} are kept in {stage.exemplars:,} bytes, but {allowed:g} MB of exemplars declared"
+        for number, stage in enumerate(trial.stages, start=1)
+        if stage.exemplars > allowed * 1e6
+    ]
     where = [f"{numbers:,} hidden in {path}" for path, numbers in sorted(hidden.items())]
     declared = "undeclared" if last.declared is None else f"of {last.declared:,}"
     figure = f"{last.stored:,} {declared}, {sum(hidden.values()):,} hidden"
-    if last.declared is None and not hidden:
+    if last.declared is None and not (excess or hidden):
         return Finding("memory", "skipped", figure)
     return Finding.judge("memory", not (excess or where), figure, listed([*excess, *where]))
 

@@ -11,10 +11,12 @@ from types import CellType, FunctionType, MappingProxyType, MethodType, ModuleTy
 from typing import Any
 
 import numpy as np
+import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from cl_bench.contract.method import Method, declared_storage
+from cl_bench.data.samples import StoreSamples
 from cl_bench.models.vit import PassState
 from cl_bench.studies.audit.observation import digest
 from cl_bench.training.strategy import ContinualStrategy
@@ -46,6 +48,28 @@ def declared_numbers(
     if type(method).storage is Method.storage:
         return None
     return sum(declared_storage(method, backbone, num_classes, classes).values())
+
+
+def exemplar_bytes(strategy: ContinualStrategy, own: StoreSamples) -> int:
+    """Bytes of the tensors outside the backbone in which images of a task are found as they are.
+
+    Looked for are a few images of the task that has been learned, as stored pixels and in the test view.
+    """
+    positions = np.linspace(0, len(own.labels) - 1, _SOUGHT).astype(np.int64)
+    views = own.view(positions, None, torch.device("cpu")).numpy()
+    stored = own.dataset.store.images[own.ids[positions]]
+    # An image of one colour may be found anywhere.
+    sought = [image.tobytes() for image in (*stored, *views) if image.min() < image.max()]
+    kept = 0
+    for name, tensor in strategy.model.state_dict().items():
+        held = b"" if name.startswith("backbone.") else tensor.detach().cpu().contiguous().numpy().tobytes()
+        if any(image in held for image in sought):
+            kept += len(held)
+    return kept
+
+
+_SOUGHT = 16
+"""Number of images of a task that are looked for in the model."""
 
 
 def hidden_numbers(strategy: ContinualStrategy) -> Callable[[], dict[str, int]]:

@@ -25,7 +25,7 @@ from cl_bench.running.plan import PlannedRun
 from cl_bench.streams import Source
 from cl_bench.streams.scenarios import TaskStream, build
 from cl_bench.studies.audit.module_state import ModuleState
-from cl_bench.studies.audit.numbers import declared_numbers, hidden_numbers, stored_numbers
+from cl_bench.studies.audit.numbers import declared_numbers, exemplar_bytes, hidden_numbers, stored_numbers
 from cl_bench.studies.audit.observation import Reads, digest, fingerprint, recording_reads
 from cl_bench.studies.audit.restarts import Interrupted, Interruption, checkpoint_of
 from cl_bench.training.checkpoint import Checkpoint, restore_random_state
@@ -206,6 +206,7 @@ class TaskObservations:
         late: number of training images that the evaluation read.
         stored, declared: numbers that the model stores after the task, and the declared maximum (None: undeclared).
         hidden: numbers outside the parameters and buffers, by attribute.
+        exemplars: bytes of the tensors in which images of the task are found.
         steps: number of training steps from which the run could resume.
         result: model and logits of the evaluation.
     """
@@ -216,6 +217,7 @@ class TaskObservations:
     stored: int
     declared: int | None
     hidden: Mapping[str, int]
+    exemplars: int
     steps: int
     result: Snapshot
 
@@ -329,6 +331,9 @@ def trial(method: Method, where: Slice, modules: ModuleState, circumstances: Cir
                 process = begin(process)
                 process.strategy.train(experience, eval_streams=[])
             train_reads, test_reads = reads.take()
+            # Only the first run of a method is checked.
+            exemplars = exemplar_bytes(process.strategy, own) if circumstances.usual else 0
+            reads.take()
             process.strategy.eval(test)
             result = Snapshot(process.strategy.left, process.recorder.take())
             late, _ = reads.take()
@@ -341,6 +346,7 @@ def trial(method: Method, where: Slice, modules: ModuleState, circumstances: Cir
                     stored=stored_numbers(process.strategy, pretrained),
                     declared=declared_numbers(method, fresh, len(stream.classes), classes),
                     hidden=process.hidden(),
+                    exemplars=exemplars,
                     steps=process.interruption.steps,
                     result=result,
                 )
