@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
-from cl_bench.reporting.charts import Chart, Heat, Line, Lines, Panel, Ranks, Scatter
+from cl_bench.reporting.charts import Chart, Heat, Line, Lines, Panel, Ranks, Scatter, drawn_part
 
 MINUS = "\N{MINUS SIGN}"
 
@@ -14,7 +14,7 @@ def describe(chart: Chart) -> str:
     """Say which rows are at the top and at the bottom, their values, and how they change from left to right."""
     if chart.seen:
         return chart.seen
-    panels = chart.panels
+    panels = drawn_part(chart).panels
     if len(panels) == 1 or isinstance(panels[0], Scatter):
         return " ".join(text for panel in panels if (text := _panel(panel)))
     lines = [panel for panel in panels if isinstance(panel, Lines)]

@@ -71,12 +71,24 @@ def test_curves_beyond_the_limit_are_grey_and_have_no_place_in_the_legend(highli
     assert len(data) == 8 and data[-1]["name"] in coloured, "drawn last, above the grey ones"
 
 
+def test_points_without_a_colour_of_their_own_are_small_and_grey() -> None:
+    data = figure(chart(scatter(2, 30, 500, 7000), max_drawn=2))["data"]
+    muted = [trace["name"] for trace in data if trace["marker"]["color"] == "muted"]
+    assert muted == ["row-2", "row-3"] and not any(trace["error_x"]["visible"] for trace in data[:2])
+    assert [trace["name"] for trace in data if trace["showlegend"]] == ["row-0", "row-1"]
+
+
 def test_curves_are_described_from_the_highest_to_the_lowest() -> None:
     panel = lines(curve("a", 95, 80), curve("b", 90, 91.26), curve("c", 88, 60.04), levels=(("joint", one(97)),))
     assert describe(chart(panel)) == (
         "Highest at the end: b, which rises from 90.0 to 91.3, then a at 80.0; lowest: c, which falls from 88.0 to "
         "60.0; joint at 97.0 (accuracy over tasks learned)."
     )
+
+
+def test_rows_that_pictures_leave_out_are_not_said_to_be_seen() -> None:
+    panel = lines(curve("a", 95, 80), curve("b", 90, 70), curve("far", 90, 5))
+    assert "far" not in describe(chart(panel, omitted=("far",))) and "far" in describe(chart(panel))
 
 
 def test_small_panels_are_described_by_their_changes() -> None:

@@ -29,9 +29,8 @@ _COLOURS = [[0, "#ffffd9"], [0.25, "#c7e9b4"], [0.5, "#41b6c4"], [0.75, "#225ea8
 def figure(chart: Chart, ceilings: Iterable[str] = ()) -> dict[str, Any]:
     """`data` and `layout` for plotly.js, the `height` in pixels, and `wide` for several columns of panels.
 
-    Curves beyond the first `chart.max_drawn`, or all but those of `chart.highlight` if there are any, are thin and have
-    the colour "muted", which the page replaces by a grey; they have no place in the legend, and their names show when
-    pointed at.
+    Rows without a colour of their own (see `charts.coloured`) are thin curves and small points of the colour "muted",
+    which the page replaces by a grey; they have no place in the legend, and their names show when pointed at.
 
     Args:
         ceilings: labels of rows trained on all tasks at once.
@@ -61,7 +60,7 @@ def figure(chart: Chart, ceilings: Iterable[str] = ()) -> dict[str, Any]:
             # All panels share the range of the first one, as on paper.
             x["matches"], y["matches"] = "x", "y"
         layout[f"xaxis{ref}"], layout[f"yaxis{ref}"] = x, y
-        for trace in _traces(panel, look, _coloured(chart, panel), x, y, named, small):
+        for trace in _traces(panel, look, charts.coloured(chart, panel), x, y, named, small):
             data.append(trace | {"xaxis": f"x{ref}", "yaxis": f"y{ref}"})
         if title := getattr(panel, "title", ""):
             layout["annotations"].append(
@@ -74,11 +73,6 @@ def figure(chart: Chart, ceilings: Iterable[str] = ()) -> dict[str, Any]:
     if isinstance(panels[0], Heat) and columns > 1:
         height = 330
     return {"data": data, "layout": layout, "height": lines * height + 40, "wide": columns > 1}
-
-
-def _coloured(chart: Chart, panel: Panel) -> frozenset[str]:
-    """Labels of the curves of a panel that have their own colour; all others are grey."""
-    return charts.coloured(chart, panel) if isinstance(panel, Lines) else frozenset()
 
 
 def _rows(panel: Panel) -> int:
@@ -137,7 +131,7 @@ def _traces(
     if isinstance(panel, Scatter):
         if panel.log:
             x |= _log_axis([end for point in panel.points for end in (point.x.low, point.x.mean, point.x.high)])
-        return _scatter(panel, look, named)
+        return _scatter(panel, look, coloured, named)
     return _ranks(panel, x, y)
 
 
@@ -250,7 +244,9 @@ def _muted(line: Line) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _scatter(panel: Scatter, look: Mapping[str, Style], named: set[str]) -> list[dict[str, Any]]:
+def _scatter(
+    panel: Scatter, look: Mapping[str, Style], coloured: frozenset[str], named: set[str]
+) -> list[dict[str, Any]]:
     traces: list[dict[str, Any]] = []
     if panel.front:
         by_label = {point.label: point for point in panel.points}
@@ -263,17 +259,20 @@ def _scatter(panel: Scatter, look: Mapping[str, Style], named: set[str]) -> list
                 "showlegend": _first("Pareto front", named),
             }
         )  # fmt: skip
-    for point in panel.points:
-        style = look[point.label]
+    # Grey points first, so that those with a colour are drawn above them.
+    for point in sorted(panel.points, key=lambda point: point.label in coloured):
+        style, own = look[point.label], point.label in coloured
+        mark = {"color": style.colour, "size": 10} if own else {"color": "muted", "size": 7}
         traces.append(
             {
                 "type": "scatter", "mode": "markers", "x": [_number(point.x.mean)], "y": [_number(point.y.mean)],
-                "error_x": _error(point.x), "error_y": _error(point.y), "name": _escaped(point.label),
+                "error_x": _error(point.x) if own else {"visible": False},
+                "error_y": _error(point.y) if own else {"visible": False}, "name": _escaped(point.label),
                 "legendgroup": point.label, "customdata": [[_interval(point.x), _interval(point.y)]],
-                "marker": {"color": style.colour, "symbol": _SYMBOLS.get(style.marker, "star"), "size": 10},
+                "marker": mark | {"symbol": _SYMBOLS.get(style.marker, "star") if own else "circle"},
                 "hovertemplate": f"{panel.x}: %{{x:.4~g}}%{{customdata[0]}}<br>{panel.y}: %{{y:.2f}}%{{customdata[1]}}"
                 "<extra>%{fullData.name}</extra>",
-                "showlegend": _first(point.label, named),
+                "showlegend": own and _first(point.label, named),
             }
         )  # fmt: skip
     return traces
