@@ -18,6 +18,7 @@ from cl_bench.errors import UserError
 from cl_bench.grammar import parse_methods, split_names
 from cl_bench.options import ExecutionOptions, RunOptions, options_of
 from cl_bench.reporting import plots
+from cl_bench.reporting.cells import TABLES
 from cl_bench.reporting.confusions import views
 from cl_bench.reporting.paper.layouts import figure_layouts, table_names
 from cl_bench.reporting.selection import matching
@@ -115,7 +116,7 @@ def check_names(path: str, given: Mapping[str, Any], earlier: Collection[str]) -
         if not str(suite).endswith(".yaml"):
             suites.find(str(suite))
     known = {
-        "table": [*table_names()],
+        "table": [*TABLES, *table_names()],
         "figure": FIGURES,
         "show": [*METHODS, *STREAMS, *backbones.names(), *own],
         "cite": [*METHODS, *STREAMS, *backbones.names(), "cl-bench", *own],
