@@ -207,20 +207,26 @@ def load(*folders: str | Path) -> pd.DataFrame:
     from cl_bench.reporting.report import load_runs
     from cl_bench.reporting.salvage import without_failing_runs
 
-    read = _existing(folders)
+    read = folders_to_read(_existing(folders))
     runs, damaged = load_runs([(folder, folder.name) for folder in read])
     frame = without_failing_runs(stage_frame, runs, damaged.append)
     _warn_damaged(damaged)
     return frame
 
 
-def report(*folders: str | Path, out: str | Path = "reports", pictures: str | Sequence[str] = ()) -> Path:
+def report(
+    *folders: str | Path,
+    out: str | Path = "reports",
+    pictures: str | Sequence[str] = (),
+    reference: bool = True,
+) -> Path:
     """Write the report of stored results like `cl-bench report`: page, tables, numbers of figures; needs no torch.
 
     Args:
-        folders: results folders, see `load`.
+        folders: results folders; by default results/runs.
         out: folder to write to.
         pictures: formats in which every figure is drawn as well: "png", "pdf", "svg", or several of them.
+        reference: whether the reference results that come with cl-bench stand beside runs of the same protocol.
 
     Returns:
         Path of the report's `index.html`.
@@ -230,7 +236,7 @@ def report(*folders: str | Path, out: str | Path = "reports", pictures: str | Se
     """
     from cl_bench.reporting import report as reports
 
-    made = reports.report_folders(_existing(folders), Path(out), _formats(pictures))
+    made = reports.report_folders(_existing(folders), Path(out), _formats(pictures), reference=reference)
     _warn_damaged(made.damaged)
     return made.paths[0]
 
@@ -266,7 +272,7 @@ def _carry_out(sweep: Sweep, missing: Sequence[PlannedRun], progress: bool) -> S
 
 
 def _existing(folders: Sequence[str | Path]) -> list[Path]:
-    """The named folders, or the default ones if none is named.
+    """The named folders.
 
     Raises:
         UserError: a named folder does not exist.
@@ -275,7 +281,7 @@ def _existing(folders: Sequence[str | Path]) -> list[Path]:
     for folder in named:
         if not folder.is_dir():
             raise UserError(f"results folder '{folder}' is not there; name one with stored results")
-    return folders_to_read(named)
+    return named
 
 
 def _formats(pictures: str | Sequence[str]) -> tuple[str, ...]:

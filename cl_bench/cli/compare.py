@@ -15,16 +15,17 @@ from cl_bench.cli.reports import (
     Form,
     Highlight,
     OutFile,
+    Reference,
     Results,
     Rows,
     Siunitx,
     command_line,
+    folders_of_predictions,
     from_sections,
     print_tables,
 )
 from cl_bench.cli.shared import err
 from cl_bench.errors import UserError, unknown_name
-from cl_bench.store import folders_to_read
 
 if TYPE_CHECKING:
     from cl_bench.reporting.runs import Section
@@ -76,6 +77,7 @@ def compare(
     benchmark: Benchmark = None,
     backbone: Backbone = None,
     results: Results = None,
+    reference: Reference = True,
     form: Form = "terminal",
     siunitx: Siunitx = False,
     output: OutFile = None,
@@ -100,7 +102,7 @@ def compare(
         raise UserError(
             f"--across '{across}': rows are paired across precision only; give --across precision, or omit it"
         )
-    stores = folders_to_read(results or ()) if samples else ()
+    stores = folders_of_predictions(results, reference) if samples else ()
 
     def tables(found: list[Section]) -> tuple[list[TextTable], dict[str, str], list[str]]:
         """Tables of comparisons; the reason for each protocol that has none; and what differs in precision alone."""
@@ -136,7 +138,7 @@ def compare(
                     undefined[place] = reason
         return made, undefined, left_out
 
-    made, undefined, left_out = from_sections(tables, results, benchmark, backbone)
+    made, undefined, left_out = from_sections(tables, results, benchmark, backbone, reference=reference)
     if undefined and not made:
         reasons = " and ".join(dict.fromkeys(undefined.values()))
         raise UserError(f"'{against}' cannot be compared: {reasons}; compare by --metric acc, or with another row")

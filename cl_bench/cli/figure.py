@@ -14,16 +14,17 @@ from cl_bench.cli.reports import (
     Backbone,
     Benchmark,
     Highlight,
+    Reference,
     Results,
     Rows,
     check_known,
+    folders_of_predictions,
     from_runs,
     from_sections,
 )
 from cl_bench.cli.shared import err, out, warn
 from cl_bench.errors import UserError, printable
 from cl_bench.grammar import PICTURES, parse_pictures
-from cl_bench.store import folders_to_read
 
 if TYPE_CHECKING:
     from cl_bench.reporting.charts import Chart
@@ -37,6 +38,7 @@ def figure(
     rows: Rows = None,
     highlight: Highlight = None,
     results: Results = None,
+    reference: Reference = True,
     form: Annotated[
         str,
         typer.Option(
@@ -71,13 +73,15 @@ def figure(
     selection = Selection.parse(rows, highlight)
     charts: list[tuple[Chart, str, tuple[str, ...]]] = []
     if name == "ranks":
-        ranks = from_sections(comparison.ranks, results, benchmark, backbone, selection)
+        ranks = from_sections(comparison.ranks, results, benchmark, backbone, selection, reference)
         if ranks is None:
             raise UserError("average ranks need three rows with runs on the same ten streams and seeds; run more seeds")
         charts.append((ranks, ranks.name, ()))
     elif name in plots.NAMES or name in views.NAMES:
         standard = (
-            plots.standard if name in plots.NAMES else partial(_of_predictions, name, folders_to_read(results or ()))
+            plots.standard
+            if name in plots.NAMES
+            else partial(_of_predictions, name, folders_of_predictions(results, reference))
         )
         charts = from_sections(
             lambda found: [
@@ -89,11 +93,17 @@ def figure(
             benchmark,
             backbone,
             selection,
+            reference,
         )
         if not charts:
             raise UserError(f"no stored run can fill the figure '{name}'; see 'cl-bench results ls' for what there is")
     else:
-        made = from_runs(lambda runs: paper_figures.build(name, runs, benchmark, backbone, selection), results)
+        made = from_runs(
+            lambda runs: paper_figures.build(name, runs, benchmark, backbone, selection),
+            results,
+            benchmark or backbone,
+            reference,
+        )
         for note in made.notes:
             err.print(note)
         if made.command:

@@ -47,8 +47,12 @@ def repeat(
     sys.exit(0 if repeat_run(record, arrays, run, pick_device(given.get("device", "auto"))) else 1)
 
 
-def repeat_run(record: RunRecord, arrays: Arrays, run: PlannedRun, device: torch.device) -> bool:
-    """Repeat a stored run and print the differences; returns whether there are none."""
+def repeat_run(record: RunRecord, arrays: Arrays | None, run: PlannedRun, device: torch.device) -> bool:
+    """Repeat a stored run and print the differences; returns whether there are none.
+
+    Args:
+        arrays: the stored predictions; None: only counts are compared.
+    """
     from cl_bench.studies.repeat import repeat
 
     with run_bars(err) as bars:
@@ -60,9 +64,12 @@ def repeat_run(record: RunRecord, arrays: Arrays, run: PlannedRun, device: torch
         table.add_row(name, str(before), str(now), "")
     out.print(f"{escape(found.label)}, seed {record.experiment.seed}, key {found.key}")
     out.print(table)
-    differing = (
-        f"{found.counts} of {found.entries} counts and {found.predictions} of {found.images} final predictions differ"
-        + (" (other hardware or versions round differently, which training amplifies)" if found.environment else "")
+    predictions = f" and {found.predictions} of {found.images} final predictions" if found.images else ""
+    differing = f"{found.counts} of {found.entries} counts{predictions} differ" + (
+        " (other hardware or versions round differently, which training amplifies)" if found.environment else ""
     )
-    out.print("the same in every count and prediction" if found.identical else differing)
+    same = "the same in every count" + (
+        " and prediction" if found.images else "; the reference in the package holds no predictions to compare"
+    )
+    out.print(same if found.identical else differing)
     return found.identical

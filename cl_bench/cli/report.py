@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cl_bench.cli.reports import Against, Columns, Highlight, Results, Rows, Siunitx
+from cl_bench.cli.reports import Against, Columns, Highlight, Reference, Results, Rows, Siunitx
 from cl_bench.cli.results import warn_damaged
 from cl_bench.cli.shared import err, out
 from cl_bench.cli.watch import watch
 from cl_bench.errors import UserError
 from cl_bench.grammar import parse_pictures
-from cl_bench.store import folders_to_read
+from cl_bench.store import folders_to_read, own_folders
 
 if TYPE_CHECKING:
     from cl_bench.reporting.under_way import UnderWay
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 def report(
     results: Results = None,
+    reference: Reference = True,
     output: Annotated[Path, typer.Option("--out", help="Folder to write to.")] = Path("reports"),
     pictures: Annotated[
         str, typer.Option(help="Draw every figure as png, pdf, svg, several of them (png,pdf), or none.")
@@ -57,13 +58,15 @@ def report(
 
     kinds = () if pictures == "none" else parse_pictures(pictures)
     selection = Selection.parse(rows, highlight, columns, against)
-    folders = folders_to_read(results or ())
+    folders = own_folders(results or ())
     index = output / "index.html"
 
     def build(under_way: UnderWay | None = None) -> None:
         with err.status("rendering ..."):
             try:
-                rendered = reports.report_folders(folders, output, kinds, under_way, selection, siunitx)
+                rendered = reports.report_folders(
+                    results or (), output, kinds, under_way, selection, siunitx, reference
+                )
             except reports.NoResults as error:
                 # A folder that the user names is expected to hold runs; without one, the page says how to get some.
                 if results and not follow:

@@ -13,9 +13,11 @@ from cl_bench.cli import completion
 from cl_bench.cli.results import folders_of, warn_damaged
 from cl_bench.cli.shared import out
 from cl_bench.errors import UserError, unknown_name
-from cl_bench.store import DEFAULT_FOLDERS, folders_to_read
+from cl_bench.options.execution import RESULTS_DEFAULT
+from cl_bench.store import REFERENCE, own_folders
 
 if TYPE_CHECKING:
+    from cl_bench.reporting.reference import ReferenceResults
     from cl_bench.reporting.runs import Run, Section
     from cl_bench.reporting.selection import Selection
     from cl_bench.reporting.text_tables import LatexOptions, TextTable
@@ -24,7 +26,14 @@ if TYPE_CHECKING:
 
 Results = Annotated[
     list[Path] | None,
-    typer.Option(help="Folders to read; may be given several times.", show_default=DEFAULT_FOLDERS),
+    typer.Option(help="Folders to read; may be given several times.", show_default=RESULTS_DEFAULT),
+]
+Reference = Annotated[
+    bool,
+    typer.Option(
+        "--reference/--no-reference",
+        help="Put the reference results that come with cl-bench beside runs of the same protocol.",
+    ),
 ]
 Benchmark = Annotated[
     str | None,
@@ -99,11 +108,13 @@ def from_sections(
     benchmark: str | None,
     backbone: str | None,
     selection: Selection | None = None,
+    reference: bool = True,
 ) -> Made:
     """Apply `make` to the stored runs, grouped by protocol; damaged runs are named and skipped.
 
     Args:
         selection: the rows to keep; by default all.
+        reference: whether the reference results join, see `joining`.
 
     Raises:
         UserError: there are no runs, none with this benchmark or backbone, or none of a selected row.
@@ -112,7 +123,8 @@ def from_sections(
     from cl_bench.reporting.runs import sections
     from cl_bench.reporting.salvage import without_failing_runs
 
-    runs, damaged = reports.load_runs([(folder, folder.name) for folder in folders_to_read(results or ())])
+    folders = own_folders(results or ())
+    runs, damaged = reports.load_runs(reports.origins(folders), joining(results, benchmark or backbone, reference))
     for sentence in damaged:
         warn_damaged(sentence)
 
@@ -133,13 +145,41 @@ def _chosen(found: list[Section], benchmark: str | None, backbone: str | None) -
     return found
 
 
-def from_runs(make: Callable[[Sequence[Run]], Made], results: Sequence[Path] | None) -> Made:
-    """Apply `make` to all stored runs, or to none if nothing is stored; damaged runs are named and skipped."""
+def from_runs(
+    make: Callable[[Sequence[Run]], Made], results: Sequence[Path] | None, chosen: str | None, reference: bool = True
+) -> Made:
+    """Apply `make` to all stored runs, or to none if nothing is stored; damaged runs are named and skipped.
+
+    Args:
+        chosen: benchmark or backbone that the user asked for.
+        reference: whether the reference results join, see `joining`.
+    """
     from cl_bench.reporting.runs import collect
     from cl_bench.reporting.salvage import without_failing_runs
 
-    runs = collect([(folder, folder.name) for folder in folders_of(results)], warn_damaged)
+    folders = folders_of(results) if results else own_folders()
+    runs = collect([(folder, folder.name) for folder in folders], warn_damaged, joining(results, chosen, reference))
     return without_failing_runs(make, runs, warn_damaged)
+
+
+def joining(results: Sequence[Path] | None, chosen: str | None, reference: bool) -> ReferenceResults | None:
+    """The reference results that join the runs of the named folders, by default of the default one.
+
+    They join where a run has the same protocol; all of them join if the user asks for a benchmark or backbone, or has
+    named no folder and has no runs.
+
+    Args:
+        chosen: benchmark or backbone that the user asked for.
+        reference: whether any join.
+    """
+    from cl_bench.reporting.reference import of
+
+    return of(own_folders(results or ()), alone=not results, everywhere=chosen is not None) if reference else None
+
+
+def folders_of_predictions(results: Sequence[Path] | None, reference: bool) -> list[Path]:
+    """The folders that may hold predictions: the named ones or the default one, and the reference of a checkout."""
+    return [*own_folders(results or ()), *([REFERENCE] if reference and REFERENCE.is_dir() else [])]
 
 
 def check_known(name: str, what: str, names: Sequence[str] | dict[str, str]) -> None:

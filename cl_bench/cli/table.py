@@ -17,6 +17,7 @@ from cl_bench.cli.reports import (
     Form,
     Highlight,
     OutFile,
+    Reference,
     Results,
     Rows,
     Siunitx,
@@ -45,6 +46,7 @@ def table(
     highlight: Highlight = None,
     against: Against = None,
     results: Results = None,
+    reference: Reference = True,
     form: Form = "terminal",
     siunitx: Siunitx = False,
     output: OutFile = None,
@@ -67,7 +69,7 @@ def table(
             chosen = selection.of(chosen_tables.presented(found))
             return [result_table.text_table(chosen_tables.build(section, selection)) for section in chosen]
 
-        print_tables(from_sections(tables, results, benchmark, backbone), form, output, latex)
+        print_tables(from_sections(tables, results, benchmark, backbone, reference=reference), form, output, latex)
         return
     if against is not None:
         raise UserError(f"--against compares rows of one protocol; use it with 'cl-bench table results', not '{name}'")
@@ -77,7 +79,7 @@ def table(
             streams.find(benchmark)
         return paper_tables.build(name, runs, benchmark, backbone, selection)
 
-    made = from_runs(build, results)
+    made = from_runs(build, results, benchmark or backbone, reference)
     print_table(made.text_table, form, output, latex)
     if made.commands:
         empty = made.cells - made.filled

@@ -16,6 +16,7 @@ from cl_bench.errors import counted
 from cl_bench.reporting import precision
 from cl_bench.reporting.cells import order_text
 from cl_bench.reporting.charts import Chart, Ranks
+from cl_bench.reporting.reference import ORIGIN
 from cl_bench.reporting.runs import Run, Section
 from cl_bench.reporting.text_tables import DASH, Column, TextTable
 from cl_bench.stats import Equivalence, Paired
@@ -169,7 +170,7 @@ def text_table(
         tuple(lines),
         (
             *_notes(pairs, metric, margin),
-            *(_about_samples(unseen, sum(len(pair.blocks) for pair in pairs)) if folders else ()),
+            *(_about_samples(section, folders, unseen, sum(len(one.blocks) for one in pairs)) if folders else ()),
             *_left_out(section, baseline, rows, pairs),
             *precision.across_note(section, [baseline, *(pair.row for pair in pairs)]),
             *left_out,
@@ -258,13 +259,15 @@ def _notes(pairs: Sequence[Pair], metric: str, margin: float | None) -> list[str
     return notes
 
 
-def _about_samples(unseen: int, blocks: int) -> list[str]:
+def _about_samples(section: Section, folders: Sequence[Path], unseen: int, blocks: int) -> list[str]:
     notes = [
         "On the same images: difference in final accuracy on one seed, with the 95 % percentile interval of a "
         "paired bootstrap over the test images of each task; the interval covers the choice of images, not of seeds."
     ]
     if unseen:
-        notes.append(f"No stored predictions on the same images: {unseen} of {counted(blocks, 'pair')} of runs.")
+        packaged = any(run.origin == ORIGIN for run in section.runs) and all(one.name != ORIGIN for one in folders)
+        why = "; the reference results that come with cl-bench hold counts alone" if packaged else ""
+        notes.append(f"No stored predictions on the same images: {unseen} of {counted(blocks, 'pair')} of runs{why}.")
     return notes
 
 

@@ -184,7 +184,8 @@ def _runs(sections: Sequence[Section], places: Mapping[str, str]) -> dict[str, A
 def _repeat_command(run: Run, folder: str) -> str:
     """Command line that repeats a run stored in this folder; a method file is named without its folder."""
     file = run.record.experiment.method_file
-    command = f"cl-bench repeat {run.record.key} --results {_quoted(folder)}"
+    # The runs of the package are in no folder; `cl-bench repeat` finds them without one.
+    command = f"cl-bench repeat {run.record.key}" + (f" --results {_quoted(folder)}" if folder else "")
     return f"{command} --method-file {_quoted(file)}" if file else command
 
 

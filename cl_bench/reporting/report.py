@@ -19,13 +19,15 @@ from cl_bench.reporting.confusions.on_page import on_page
 from cl_bench.reporting.paper import figures as paper_figures
 from cl_bench.reporting.paper import tables as paper_tables
 from cl_bench.reporting.paper.layouts import figure_layouts, table_benchmarks, table_names, table_rows
+from cl_bench.reporting.reference import ORIGIN, ReferenceResults
+from cl_bench.reporting.reference import of as reference_of
 from cl_bench.reporting.runs import Run, Section, collect, label_runs, sections
 from cl_bench.reporting.salvage import without_failing_runs
 from cl_bench.reporting.selection import Selection
 from cl_bench.reporting.text_tables import LatexOptions, TextTable
 from cl_bench.reporting.under_way import UnderWay
 from cl_bench.running.workers import CONTEXT
-from cl_bench.store import RunRecord
+from cl_bench.store import REFERENCE, RunRecord, own_folders
 
 _MAX_CHARTS_IN_ONE_PROCESS = 8
 """Up to this number of pictures, starting other processes, each with its own imports, takes longer than drawing."""
@@ -55,8 +57,10 @@ def tables_of(records: Iterable[RunRecord], origin: str) -> list[result_table.Re
     return [result_table.build(section) for section in sections(label_runs((record, origin) for record in records))]
 
 
-def load_runs(folders: Iterable[tuple[Path, str]]) -> tuple[list[Run], list[str]]:
-    """Read all valid runs of the folders.
+def load_runs(
+    folders: Iterable[tuple[Path, str]], reference: ReferenceResults | None = None
+) -> tuple[list[Run], list[str]]:
+    """Read all valid runs of the folders, and the reference runs that join them.
 
     Args:
         folders: pairs of path and origin name, the preferred one first (see `runs.collect`).
@@ -71,7 +75,7 @@ def load_runs(folders: Iterable[tuple[Path, str]]) -> tuple[list[Run], list[str]
     """
     folders = list(folders)
     damaged: list[str] = []
-    runs = [run for section in sections(collect(folders, damaged.append)) for run in section.runs]
+    runs = [run for section in sections(collect(folders, damaged.append, reference)) for run in section.runs]
     if not runs:
         looked = ", ".join(f"'{path}'" for path, _ in folders) or "no folder at all"
         skipped = f" ({len(damaged)} damaged: {'; '.join(damaged)})" if damaged else ""
@@ -81,19 +85,29 @@ def load_runs(folders: Iterable[tuple[Path, str]]) -> tuple[list[Run], list[str]
 
 
 def report_folders(
-    folders: Sequence[Path],
+    named: Sequence[Path],
     out: Path,
     pictures: Sequence[str] = (),
     under_way: UnderWay | None = None,
     selection: Selection | None = None,
     siunitx: bool = False,
+    reference: bool = True,
 ) -> RenderedReport:
-    """`render` with the folders' names as origins; the page shows the matching `cl-bench report` command."""
+    """`render` with the folders' names as origins; the page shows the matching `cl-bench report` command.
+
+    Args:
+        named: results folders; none: the default one.
+        reference: whether the reference results join, where a run has their protocol. Without any run, those of a
+            checkout are shown, and those of the package are not.
+    """
+    folders = own_folders(named)
     command = " ".join(["cl-bench report", *(f"--results {folder}" for folder in folders), f"--out {out}"])
     command += f" --pictures {','.join(pictures)}" if pictures else ""
     command += f" {shlex.join(selection.flags())}" if selection and selection.flags() else ""
     command += " --siunitx" if siunitx else ""
-    return render(origins(folders), out, command, pictures, under_way, selection, siunitx)
+    command += "" if reference else " --no-reference"
+    joining = reference_of(folders, alone=not named and REFERENCE.is_dir()) if reference else None
+    return render(origins(folders), out, command, pictures, under_way, selection, siunitx, joining)
 
 
 def origins(folders: Sequence[Path]) -> list[tuple[Path, str]]:
@@ -120,6 +134,7 @@ def render(
     under_way: UnderWay | None = None,
     selection: Selection | None = None,
     siunitx: bool = False,
+    reference: ReferenceResults | None = None,
 ) -> RenderedReport:
     """Write the page, `index.html`, and its tables and the numbers of its figures as files.
 
@@ -139,13 +154,17 @@ def render(
         under_way: unfinished runs that the page shows, and how often it reloads; None: it does neither.
         selection: the rows and columns to show; by default all.
         siunitx: write LaTeX tables for the package siunitx.
+        reference: reference results that join the runs of the folders.
 
     Raises:
-        UserError: there is no valid run, no row or column that was chosen, or `out` cannot be written.
+        UserError: there is no valid run, no row or column that was chosen, the reference cannot be read, or `out`
+            cannot be written.
     """
     folders = list(folders)
-    runs, damaged = load_runs(folders)
+    runs, damaged = load_runs(folders, reference)
     places = {origin: str(path) for path, origin in folders}
+    if reference is not None:
+        places.setdefault(ORIGIN, str(reference.path) if reference.has_predictions else "")
 
     def write(chosen: Sequence[Run], to: Path = out) -> RenderedReport:
         return render_sections(sections(chosen), damaged, places, to, command, pictures, under_way, selection, siunitx)
@@ -172,7 +191,7 @@ def render_sections(
 
     Args:
         damaged: one sentence per skipped result file.
-        places: path of the results folder by origin.
+        places: path of the results folder by origin; empty for the results that come with the package.
 
     Raises:
         UserError: `out` cannot be written.
@@ -186,7 +205,7 @@ def render_sections(
     ranks = comparison.ranks(found)
     figures = [*([ranks] if ranks else []), *figures]
     shown = {section.slug: plots.standard(section) for section in found}
-    stores = [Path(path) for path in places.values()]
+    stores = [Path(path) for path in places.values() if path]
     errors = {section.slug: part for section in found if (part := on_page(section, stores)) is not None}
     jobs = [
         (chart, out / "figures" / f"{section.slug}-{name}", pictures, section.ceilings)

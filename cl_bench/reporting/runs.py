@@ -22,6 +22,7 @@ from cl_bench import metrics
 from cl_bench.errors import counted, printable
 from cl_bench.experiment import Environment, Value, value_text
 from cl_bench.reporting.protocol import PROTOCOL_FIELDS, Protocol
+from cl_bench.reporting.reference import ORIGIN, ReferenceResults
 from cl_bench.store import RunRecord, Store
 
 _REPEAT_FIELDS = ("seed", "class_order")
@@ -124,17 +125,30 @@ class Section:
         return tuple(label for label, runs in self.rows.items() if not runs[0].sequential)
 
 
-def collect(folders: Iterable[tuple[Path, str]], on_damaged: Callable[[str], None]) -> list[Run]:
-    """Read all runs of the folders; their labels are unique among the rows of their protocol.
+def collect(
+    folders: Iterable[tuple[Path, str]],
+    on_damaged: Callable[[str], None],
+    reference: ReferenceResults | None = None,
+) -> list[Run]:
+    """Read all runs of the folders, and the reference runs that join them.
+
+    Labels are unique among the rows of their protocol.
 
     A run stored in several folders (same row, seed and class order) is taken from the first of them.
 
     Args:
         folders: pairs of path and origin name; a folder that does not exist holds no runs.
         on_damaged: called for each skipped file, with a sentence that names the file and the reason.
+
+    Raises:
+        UserError: the reference cannot be read.
     """
     with _without_collector():
-        return label_runs((record, origin) for path, origin in folders for record in Store(path).records(on_damaged))
+        found = [(record, origin) for path, origin in folders for record in Store(path).records(on_damaged)]
+        if reference is not None:
+            joining = reference.joining([record for record, _ in found], on_damaged)
+            found += [(record, ORIGIN) for record in joining]
+        return label_runs(found)
 
 
 @contextmanager

@@ -18,6 +18,11 @@ def default_folders() -> list[Path]:
     return [default_results(), REFERENCE]
 
 
+def own_folders(named: Sequence[Path] = ()) -> list[Path]:
+    """The given folders; without any, the default folder for new runs, whether it exists or not."""
+    return list(named or [default_results()])
+
+
 def folders_to_read(named: Sequence[Path] = ()) -> list[Path]:
     """The given folders; without any, the default folders that exist."""
     return list(named or [folder for folder in default_folders() if folder.is_dir()] or [default_results()])

@@ -16,7 +16,7 @@ from cl_bench.running.plan import PlannedRun
 from cl_bench.running.progress import RunProgress
 from cl_bench.running.recipes import Recipe
 from cl_bench.running.runner import execute
-from cl_bench.store import Arrays, RunRecord, matching
+from cl_bench.store import Arrays, RunRecord, Store, compact, matching
 from cl_bench.streams import DataConfig
 
 
@@ -28,7 +28,8 @@ class Comparison:
         label, key: label and key of the run.
         stored, now: final accuracies (fractions).
         counts: number of entries of the count matrices that differ, out of `entries`.
-        predictions: number of test images whose final prediction differs, out of `images`.
+        predictions: number of test images whose final prediction differs, out of `images`; no images: no predictions
+            are stored.
         environment: differences of the environments: (name, stored, now).
     """
 
@@ -48,14 +49,17 @@ class Comparison:
         return not (self.counts or self.predictions)
 
 
-def find(key: str, folders: Iterable[Path]) -> tuple[RunRecord, Arrays]:
-    """The stored run whose key starts with `key`, and its arrays.
+def find(key: str, folders: Iterable[Path]) -> tuple[RunRecord, Arrays | None]:
+    """The stored run whose key starts with `key`, and its arrays; None for arrays of the results in the package.
 
     Raises:
         UserError: no run or more than one run matches.
     """
     searched = [folder for folder in folders if folder.is_dir()]
-    matches = matching(key, searched, lambda damaged: None)
+    matches: list[tuple[RunRecord, Store | None]] = [*matching(key, searched, lambda damaged: None)]
+    if not matches:
+        packaged = compact.unpack(compact.PACKAGED, lambda damaged: None, lambda one, _: one.startswith(key))
+        matches = [(record, None) for record in packaged]
     if not matches:
         where = ", ".join(f"'{folder}'" for folder in searched) or "no existing folder"
         raise UserError(f"no run with the key '{key}' in {where}; keys are in the names of the stored files")
@@ -63,7 +67,7 @@ def find(key: str, folders: Iterable[Path]) -> tuple[RunRecord, Arrays]:
         keys = ", ".join(sorted(record.key for record, _ in matches)[:3])
         raise UserError(f"'{key}' is the start of {len(matches)} keys: {keys} ...; give more digits")
     ((record, store),) = matches
-    return record, store.arrays(record)
+    return record, None if store is None else store.arrays(record)
 
 
 def planned(
@@ -109,12 +113,13 @@ def planned(
 
 
 def repeat(
-    record: RunRecord, arrays: Arrays, run: PlannedRun, device: torch.device, progress: RunProgress | None = None
+    record: RunRecord, arrays: Arrays | None, run: PlannedRun, device: torch.device, progress: RunProgress | None = None
 ) -> Comparison:
-    """Carry out the run again without storing it, and compare the results."""
+    """Carry out the run again without storing it, and compare the results; without arrays, the counts alone."""
     now, again = execute(run, device, progress or RunProgress())
     stored_counts, counts = _counts(record), _counts(now)
-    predicted, predicted_now = arrays["predicted"][-1], again["predicted"][-1]
+    predicted_now = again["predicted"][-1]
+    predicted = predicted_now if arrays is None else arrays["predicted"][-1]
     # Entries that an older version did not record are not compared.
     names = sorted(record.environment.keys() & now.environment.keys())
     return Comparison(
@@ -125,7 +130,7 @@ def repeat(
         counts=sum(one != other for one, other in zip(stored_counts, counts, strict=True)),
         entries=len(counts),
         predictions=int(np.sum(predicted != predicted_now)),
-        images=len(predicted),
+        images=0 if arrays is None else len(predicted),
         environment=tuple(
             (name, record.environment.get(name), now.environment.get(name))
             for name in names
