@@ -24,7 +24,7 @@ from cl_bench import metrics
 from cl_bench.reporting.frames import run_frame
 from cl_bench.reporting.runs import label_runs
 from cl_bench.store import CHECKPOINTS, Store
-from tests.helpers import ROOT, processes
+from tests.helpers import ROOT, logs, processes
 from tests.helpers.command import RUNS, TRIAL, Cli, computed, rows, stored, tree
 from tests.helpers.damage import cut_short
 from tests.helpers.factories import record, write
@@ -115,7 +115,7 @@ def test_functions_are_callable_after_every_module_has_been_imported(tmp_path: P
 
 def test_the_command_line_and_python_make_the_same_records(cl_bench: Cli) -> None:
     outcome = cl_bench("run", "--methods", "sdlora[epochs=1],simplecil", "--seeds", "0-1", *TRIAL)
-    ours = package.run(["sdlora[epochs=1]", "simplecil"], seeds=range(2), results="python", **CUT)
+    ours = package.run(["sdlora[epochs=1]", "simplecil"], seeds=range(2), results="python", log="csv", **CUT)
     same = ("key", "label", "recipe", "experiment", "correct", "correct_task_aware", "total", "arrays_sha256")
     theirs = stored()
     assert len(theirs) == 4
@@ -127,6 +127,7 @@ def test_the_command_line_and_python_make_the_same_records(cl_bench: Cli) -> Non
         (label, seed) for label in ("sdlora[epochs=1]", "simplecil") for seed in (0, 1)
     ]
     assert ours.missing == () and ours.folder == Path("python")
+    assert logs.read(Path("python/logs")).keys() == {run.key for run in ours.records}
     # The same table, as numbers.
     printed = rows(outcome.out)
     for row in ours.table().to_dict("records"):

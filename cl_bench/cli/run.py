@@ -83,8 +83,9 @@ def run_all(sweep: Sweep, missing: Sequence[PlannedRun]) -> int:
     done = len(outcomes) - len(failed)
     computed = f"{done} run(s) computed in {(time.perf_counter() - began) / 60:.1f} min"
     left = len(missing) - len(outcomes)
+    logs = f"; logs: {sweep.log.folder}" if sweep.log and outcomes else ""
     not_begun = f", {left} not begun (--fail-fast)" if left else ""
-    err.print(escape(f"{computed}, {there} already there{not_begun}; results: {sweep.store.root}"))
+    err.print(escape(f"{computed}, {there} already there{not_begun}; results: {sweep.store.root}{logs}"))
     for outcome in failed:
         err.print(f"[bold red]error:[/] {escape(f'{outcome.run.name} failed: {outcome.failure}')}")
     return max((outcome.code for outcome in failed), default=0)

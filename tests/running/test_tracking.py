@@ -125,11 +125,14 @@ def test_a_resumed_run_logs_nothing_twice_and_leaves_nothing_out(whole: Path, re
 
 def test_a_repeated_run_starts_a_new_log(cl_bench: Cli) -> None:
     run = ["run", "--methods", "linear[epochs=1]", *TRIAL, "--log", "csv", "--log-dir", "mine"]
-    assert cl_bench(*run).code == 0
+    first = cl_bench(*run)
+    assert first.code == 0 and first.err.endswith(f"; logs: {Path('mine').absolute()}\n")
     (path,) = Path("mine/csv").glob("*.csv")
     rows = len(path.read_text().splitlines())
     assert cl_bench(*run, "--force").code == 0
     assert len(path.read_text().splitlines()) == rows and not LOGS.exists()
+    again = cl_bench(*run)
+    assert again.code == 0 and "logs:" not in again.err, "a stored run is not repeated, so nothing is logged"
 
 
 SABOTAGE = """

@@ -42,7 +42,9 @@ class MlflowTracker(Tracker):
             experiment = client.get_experiment_by_name(name)
             number = client.create_experiment(name, artifacts) if experiment is None else experiment.experiment_id
         except (MlflowException, OSError) as error:
-            raise UserError(f"--log mlflow cannot log to '{uri}' ({reason(error)}); set MLFLOW_TRACKING_URI") from error
+            raise UserError(
+                f"--log mlflow cannot log to '{uri}' ({reason(error)}); mend MLFLOW_TRACKING_URI"
+            ) from error
         return {"uri": uri, "experiment": str(number)}
 
     def start(self, facts: RunFacts) -> None:

@@ -35,8 +35,10 @@ class WandbTracker(Tracker):
         known = wandb.Settings()
         known.update_from_system_settings()
         known.update_from_env_vars(dict(os.environ))
-        mode, server = known.mode or "online", known.base_url
-        if mode in ("online", "run", "shared") and not (known.api_key or known.identity_token_file or _login(server)):
+        # W&B's own older names of its modes.
+        mode = {"dryrun": "offline", "run": "online"}.get(known.mode, known.mode)
+        server = known.base_url
+        if mode in ("online", "shared") and not (known.api_key or known.identity_token_file or _login(server)):
             raise UserError(
                 f"--log wandb finds no login for {server}; type `wandb login`, set WANDB_API_KEY, or log on this disk "
                 "with WANDB_MODE=offline"
