@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cl_bench.reporting.runs import Section
+from cl_bench.store import REFERENCE
+
 MAX_COLOURED = 6
 """Limit of the rows in colour, unless the user asks for more: more colours are not told apart at a glance."""
 _NUMBERS = ("none", "one", "two", "three", "four", "five", "six")
@@ -27,6 +30,16 @@ class Emphasis:
 
     labels: tuple[str, ...]
     rule: str
+
+
+def in_section(section: Section, finals: Mapping[str, float]) -> Emphasis:
+    """Choose the rows in colour for a chart of one protocol, see `choose`; own rows are those outside the reference.
+
+    Args:
+        finals: final accuracy of the chart's rows, which are rows of the section.
+    """
+    own = [label for label in finals if any(run.origin != REFERENCE.name for run in section.rows[label])]
+    return choose(finals, own, section.highlight, ordered=section.chosen)
 
 
 def choose(

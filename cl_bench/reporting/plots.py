@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from cl_bench.reporting.charts import Chart, Heat, Line, Lines, Panel, Point, Sc
 from cl_bench.reporting.emphasis import Emphasis
 from cl_bench.reporting.runs import Run, Section
 from cl_bench.stats import Summary, summarise, summarise_curves
-from cl_bench.store import REFERENCE, RunRecord
+from cl_bench.store import RunRecord
 
 _BANDS = "Means over runs; bands and bars are 95 % Student-t intervals of the mean."
 NAMES = {
@@ -42,13 +42,7 @@ def standard(section: Section) -> dict[str, Chart]:
     finals = {label: _final(runs) for label, runs in section.rows.items() if label not in at_once}
     if not finals:
         return {}
-    own = [label for label in finals if any(run.origin != REFERENCE.name for run in section.rows[label])]
-
-    def chosen(labels: Iterable[str]) -> Emphasis:
-        some = {label: finals[label] for label in labels}
-        return emphasis.choose(some, own, section.highlight, ordered=section.chosen)
-
-    first = chosen(finals)
+    first = emphasis.in_section(section, finals)
     others = [label for label in finals if label not in first.labels]
     if not section.chosen:
         others.sort(key=lambda label: (-finals[label], label))
@@ -63,7 +57,7 @@ def standard(section: Section) -> dict[str, Chart]:
         _tasks(sequential, first),
         _matrix(sequential, first),
         _stability(sequential, first),
-        _loss(traced, chosen(traced)) if traced else None,
+        _loss(traced, emphasis.in_section(section, {label: finals[label] for label in traced})) if traced else None,
         _cost({**sequential, **ceilings}, first),
     ]
     return {chart.name: chart for chart in made if chart is not None}

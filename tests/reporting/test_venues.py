@@ -55,8 +55,18 @@ def inked(pixels: np.ndarray) -> tuple[float, float]:
     return float(dark.mean()), float(edge.mean())
 
 
-@pytest.mark.parametrize("width", ["neurips", "cvpr", "cvpr:page", "acl", "eccv", "2.5"])
-@pytest.mark.parametrize("panels", [(CURVES,), (POINTS, POINTS), (CELLS, CURVES)], ids=["curves", "points", "mixed"])
+@pytest.mark.parametrize(
+    ("width", "panels"),
+    [
+        ("neurips", (CURVES,)),
+        ("cvpr", (CURVES,)),
+        ("cvpr:page", (POINTS, POINTS)),
+        ("acl", (CELLS, CURVES)),
+        ("eccv", (POINTS, POINTS)),
+        ("2.5", (CELLS, CURVES)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else str(len(value)),
+)
 def test_vector_files_render_at_the_width_of_the_venue(tmp_path: Path, width: str, panels: tuple[Panel, ...]) -> None:
     page = venues.parse_width(width)
     inches = page.column if len(panels) == 1 else page.text
@@ -96,7 +106,7 @@ def letters(figure: Figure) -> list[Text]:
 @pytest.mark.parametrize("name", list(venues.venues()))
 def test_letters_are_those_of_the_venue_and_no_text_covers_another(name: str) -> None:
     page = venues.venues()[name]
-    for panels in ((CURVES,), (POINTS, CELLS), (CURVES, CURVES, CURVES), (STORED, STORED, STORED)):
+    for panels in ((CURVES,), (CELLS, CURVES), (STORED, STORED, STORED)):
         figure = drawing.draw(chart(*panels), (), page)
         found = list(boxes(figure))
         assert outside(figure, found) == [] and overlapping(found) == []

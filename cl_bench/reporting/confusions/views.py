@@ -18,7 +18,6 @@ from cl_bench.reporting.confusions.predicted import KINDS, Integers
 from cl_bench.reporting.emphasis import Emphasis
 from cl_bench.reporting.runs import Section
 from cl_bench.stats import Summary, summarise, summarise_curves
-from cl_bench.store import REFERENCE
 
 NAMES = {
     "errors": "where errors go along the stream: inside the task, to older or to newer tasks",
@@ -84,8 +83,7 @@ def learners_of(section: Section, rows: Mapping[str, RowErrors]) -> list[str]:
 
 def _in_colour(section: Section, rows: Mapping[str, RowErrors]) -> Emphasis:
     finals = {label: _accuracy(row) for label, row in rows.items() if label not in section.ceilings}
-    own = [label for label in finals if any(run.origin != REFERENCE.name for run in section.rows[label])]
-    return emphasis.choose(finals, own, section.highlight, ordered=section.chosen)
+    return emphasis.in_section(section, finals)
 
 
 def _accuracy(row: RowErrors) -> float:
