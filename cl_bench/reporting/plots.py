@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +49,6 @@ def standard(section: Section) -> dict[str, Chart]:
     best = [*first.labels, *others]
     sequential = {label: section.rows[label] for label in best}
     ceilings = {label: section.rows[label] for label in at_once}
-    traced = {label: runs for label, runs in sequential.items() if any(map(_trace, runs))}
     made = [
         _accuracy(sequential, ceilings, first),
         _forgetting(sequential, first),
@@ -57,7 +56,7 @@ def standard(section: Section) -> dict[str, Chart]:
         _tasks(sequential, first),
         _matrix(sequential, first),
         _stability(sequential, first),
-        _loss(traced, emphasis.in_section(section, {label: finals[label] for label in traced})) if traced else None,
+        _loss(sequential, lambda labels: emphasis.in_section(section, {label: finals[label] for label in labels})),
         _cost({**sequential, **ceilings}, first),
     ]
     return {chart.name: chart for chart in made if chart is not None}
@@ -173,17 +172,21 @@ def _matrix(rows: RunsByRow, chosen: Emphasis) -> Chart:
     return Chart("matrix", "Accuracy matrices", text, tuple(panels), len(chosen.labels), chosen.labels)
 
 
-def _loss(rows: RunsByRow, chosen: Emphasis) -> Chart | None:
-    """Mean training loss of every epoch along the stream: a panel per row with a recorded loss, a line per phase."""
-    panels = []
+def _loss(rows: RunsByRow, choose: Callable[[Iterable[str]], Emphasis]) -> Chart | None:
+    """Mean training loss of every epoch along the stream: a panel per row with a recorded loss, a line per phase.
+
+    Args:
+        choose: chooses the rows in colour among those with a panel.
+    """
+    panels = {}
     traces = {label: [trace for run in runs if (trace := _trace(run))] for label, runs in rows.items()}
-    most = max(len({phase for _, phase, _ in trace}) for found in traces.values() for trace in found)
+    most = max((len({phase for _, phase, _ in trace}) for found in traces.values() for trace in found), default=0)
     for label, found in traces.items():
         places = {tuple((stage, phase) for stage, phase, _ in trace) for trace in found}
         # No mean is defined over runs with different numbers of epochs.
         if len(places) == 1:
             points = summarise_curves([[loss for _, _, loss in trace] for trace in found])
-            panels.append(Lines(label, "tasks", "training loss", _phases(label, places.pop(), points, most)))
+            panels[label] = Lines(label, "tasks", "training loss", _phases(label, places.pop(), points, most))
     if not panels:
         return None
     caption = (
@@ -191,9 +194,11 @@ def _loss(rows: RunsByRow, chosen: Emphasis) -> Chart | None:
         "line begins with every task. Losses of methods differ in the terms added to the cross-entropy"
     )
     caption += "; phases of a task minimise different losses, one colour each." if most > 1 else "."
-    shown = Emphasis(tuple(panel.title for panel in panels if panel.title in chosen.labels), chosen.rule)
-    said = emphasis.sentence(shown, [panel.title for panel in panels], {}, panels=True)
-    return Chart("loss", "Learning curves", f"{caption} {_BANDS}{said}", tuple(panels), len(shown.labels), shown.labels)
+    chosen = choose(panels)
+    ordered = (*chosen.labels, *(label for label in panels if label not in chosen.labels))
+    text = f"{caption} {_BANDS}{emphasis.sentence(chosen, panels, {}, panels=True)}"
+    drawn = tuple(panels[label] for label in ordered)
+    return Chart("loss", "Learning curves", text, drawn, len(chosen.labels), chosen.labels)
 
 
 def _phases(label: str, places: Sequence[tuple[int, int]], points: Sequence[Summary], most: int) -> tuple[Line, ...]:

@@ -272,6 +272,16 @@ def test_an_invalid_table_of_losses_is_left_out(tmp_path: Path, rows: list[dict[
 def test_runs_of_other_lengths_have_no_mean_loss(tmp_path: Path) -> None:
     runs = [traced("alpha", 0, losses(3, 1, 4, 2, 5, 3)), traced("alpha", 1, losses(3, 1, 4, epochs=1))]
     assert "loss" not in standard(tmp_path, *runs)
+    # The rows in colour are chosen among those with a mean loss: here those six have none.
+    values = {0: losses(3, 1, 4, epochs=1), 1: losses(3, 1, 4, 2, 5, 3)}
+    best = [
+        record(f"best{i}", seed, tasks=3, first=0.95).model_copy(update={"traces": {"loss": values[seed]}})
+        for i in range(6)
+        for seed in values
+    ]
+    low = traced("low", 0, losses(3, 1, 4, 2, 5, 3))
+    chart = standard(tmp_path / "more", *best, low)["loss"]
+    assert chart.highlight == ("low",) and len(drawing.draw(chart).axes) == 1
 
 
 def test_many_rows_are_all_in_the_numbers_and_the_best_in_colour(tmp_path: Path) -> None:
