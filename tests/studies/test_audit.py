@@ -435,6 +435,22 @@ def test_all_means_every_method_and_every_leak(
     assert outcome.out.count("leaks, but was not caught") == len(leaks)
 
 
+@pytest.mark.parametrize(
+    ("row", "joint", "best"),
+    [
+        ("linear[epochs=9]", "joint[train=linear]", "joint[epochs=9,train=linear]"),
+        ("linear[epochs=2]", "joint[train=linear]", "joint[train=linear]"),
+        ("linear[epochs=9]", "joint[train=linear,epochs=3]", "joint[epochs=3,train=linear]"),
+        ("simplecil", "joint[train=linear]", "joint[train=linear]"),
+    ],
+)
+def test_the_ceiling_trains_as_long_as_the_method_unless_it_says_otherwise(
+    cl_bench: Cli, findings_by_option: list[Method], row: str, joint: str, best: str
+) -> None:
+    outcome = cl_bench("audit", "simplecil", row, *QUICK, "--ceiling", joint)
+    assert outcome.code == 0 and f"ceiling {best}" in " ".join(outcome.out.split())
+
+
 def test_a_named_leak_fails_like_any_other(cl_bench: Cli, findings_by_option: list[Method]) -> None:
     leaks = [name for name in NAMES if LEAKY_OPTION in registry.find(name).defaults]
     outcome = cl_bench("audit", *(f"{leak}[as_published_leaky=true|false]" for leak in leaks))
