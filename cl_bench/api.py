@@ -219,6 +219,11 @@ def report(
     out: str | Path = "reports",
     pictures: str | Sequence[str] = (),
     reference: bool = True,
+    rows: str | Sequence[str] = (),
+    columns: str | Sequence[str] = (),
+    highlight: str | Sequence[str] = (),
+    against: str = "",
+    siunitx: bool = False,
 ) -> Path:
     """Write the report of stored results like `cl-bench report`: page, tables, numbers of figures; needs no torch.
 
@@ -227,16 +232,26 @@ def report(
         out: folder to write to.
         pictures: formats in which every figure is drawn as well: "png", "pdf", "svg", or several of them.
         reference: whether the reference results that come with cl-bench stand beside runs of the same protocol.
+        rows: patterns of the rows to show, in this order, e.g. "sdlora*,coda"; by default all.
+        columns: columns of tables, in this order, e.g. "acc,forgetting,minutes".
+        highlight: patterns of the rows that stand out, in colour or bold.
+        against: row that the others are compared with, in additional columns of tables.
+        siunitx: write LaTeX tables for the package siunitx.
 
     Returns:
         Path of the report's `index.html`.
 
     Raises:
-        UserError: see `load`; or `out` cannot be written, or a picture format is unknown.
+        UserError: see `load`; or `out` cannot be written, or a picture format, row or column is unknown.
     """
     from cl_bench.reporting import report as reports
+    from cl_bench.reporting.selection import Selection
 
-    made = reports.report_folders(_existing(folders), Path(out), _formats(pictures), reference=reference)
+    chosen = [(value if isinstance(value, str) else ",".join(value)) or None for value in (rows, highlight, columns)]
+    selection = Selection.parse(chosen[0], chosen[1], chosen[2], against or None)
+    made = reports.report_folders(
+        _existing(folders), Path(out), _formats(pictures), selection=selection, reference=reference, siunitx=siunitx
+    )
     _warn_damaged(made.damaged)
     return made.paths[0]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from pylatexenc.latexwalker import LatexWalker
 
+import cl_bench as cl_bench_package
 from cl_bench.reporting import result_table, text_tables
 from cl_bench.reporting.render import latex_text
 from cl_bench.reporting.runs import label_runs, sections
@@ -147,6 +148,19 @@ def test_every_format_has_the_chosen_rows_and_columns_in_their_order(cl_bench: C
     ]  # fmt: skip
     figure = next(Path("reports/figures").glob("*-accuracy.csv")).read_text()
     assert {row["label"] for row in rows(figure)} == {"gamma", "alpha", "joint"}
+
+
+def test_the_python_api_takes_the_same_choice(store: Path) -> None:
+    page = cl_bench_package.report(
+        store, out="made", rows=["gamma", "beta"], columns="acc", against="gamma", siunitx=True
+    )
+    (tex,) = Path("made/tables").glob("*.tex")
+    lines = [line.split(" & ")[0] for line in tex.read_text().splitlines() if line.endswith(r"\\")]
+    assert lines == ["method", "gamma", "beta"] and r"\sisetup" in tex.read_text()
+    command = (
+        "cl-bench report --results results/runs --out made --rows gamma,beta --columns acc --against gamma --siunitx"
+    )
+    assert tex.read_text().startswith(f"% {command}\n") and command in page.read_text()
 
 
 def test_differences_are_those_of_compare(cl_bench: Cli, store: Path) -> None:
