@@ -89,7 +89,6 @@ def test_texts_of_a_pdf_are_letters_inside_its_page(tmp_path: Path, width: str) 
     _, pdf = drawing.save(chart(CURVES), tmp_path / "chart", ["pdf"], (), venues.parse_width(width))
     rendered = pdf_page(pdf)
     text = rendered.get_textpage()
-    # The characters with other glyphs in Computer Modern are among the names.
     for expected in ("tasks learned", "top-1 accuracy, %", *NAMES):
         assert text.search(expected).get_next() is not None, expected
     for number in range(text.count_chars()):
@@ -113,8 +112,10 @@ def test_letters_are_those_of_the_venue_and_no_text_covers_another(name: str) ->
         axes = figure.axes[0]
         assert axes.xaxis.label.get_size() == axes.yaxis.label.get_size() == page.label
         assert max(text.get_size() for text in letters(figure)) == page.label
-        fonts = {Path(findfont(FontProperties(family=text.get_fontfamily()))).stem for text in letters(figure)}
-        assert fonts <= ({"cmr10", "STIXGeneral"} if name == "eccv" else {"STIXGeneral"})
+        for text in letters(figure):
+            # Computer Modern as matplotlib has it holds another glyph in the place of the underscore.
+            expected = "cmr10" if name == "eccv" and "_" not in text.get_text() else "STIXGeneral"
+            assert Path(findfont(FontProperties(family=text.get_fontfamily()))).stem == expected, text.get_text()
 
 
 def test_a_width_is_a_venue_a_part_of_its_page_or_inches() -> None:
