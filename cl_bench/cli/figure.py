@@ -60,6 +60,7 @@ def figure(
 ) -> None:
     """Draw a figure of the paper or of every protocol, and write its numbers as CSV."""
     from cl_bench.reporting import comparison, plots
+    from cl_bench.reporting.chosen_tables import presented
     from cl_bench.reporting.confusions import views
     from cl_bench.reporting.paper import figures as paper_figures
     from cl_bench.reporting.paper.layouts import figure_layouts
@@ -86,7 +87,7 @@ def figure(
         charts = from_sections(
             lambda found: [
                 (made[name], f"{section.slug}-{name}", section.ceilings)
-                for section in found
+                for section in presented(found)
                 if name in (made := standard(section))
             ],
             results,

@@ -55,6 +55,14 @@ def test_compare_pairs_my_runs_with_the_reference(cl_bench: Cli, own: Path) -> N
     assert_refused(alone, "'sdlora'")
 
 
+def test_figures_are_of_my_protocol_and_of_no_part_of_it(cl_bench: Cli, own: Path) -> None:
+    """Joint training on the first tasks, from which intransigence is computed, has no figure of its own."""
+    assert cl_bench("figure", "accuracy", "--format", "csv").code == 0
+    (drawn,) = Path("reports/figures").iterdir()
+    text = drawn.read_text()
+    assert "mine" in text and "ranpac" in text and "tasks1" not in drawn.name
+
+
 def test_a_table_of_mine_has_the_rows_of_its_protocol_alone(own: Path) -> None:
     everything = collect([(own / "results" / "runs", "runs")], pytest.fail, ReferenceResults(compact.PACKAGED))
     (section,) = [one for one in sections(everything) if not one.protocol.limits_text()]
