@@ -37,7 +37,7 @@ soak: .venv/test
 	$(BIN)/cl-bench audit --all --whole --ceiling 'joint[epochs=20],joint[train=lora,epochs=20]' --out docs/audit.md
 
 # The rendered copies of the reference results; a test compares their texts and numbers with what is stored. The page,
-# reports/reference/index.html, holds all of them once more in 9 MB, so git does not track it.
+# reports/reference/index.html, holds all of them once more in 6 MB, so git does not track it.
 reports: .venv/demo
 	rm -rf reports/reference
 	$(BIN)/cl-bench report --results results/reference --out reports/reference --pictures png > /dev/null
