@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections import Counter
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from cl_bench.experiment import Limits
 from cl_bench.reporting.charts import Heat, Lines, to_csv
 from cl_bench.reporting.confusions import NoPredictions, RowErrors, measure, pictures, read, rows_of, tables, views
+from cl_bench.reporting.confusions.on_page import NAMES, on_page
 from cl_bench.reporting.render import drawing, interactive
 from cl_bench.reporting.runs import Run, collect, label_runs, sections
 from cl_bench.store import Arrays, RunRecord, Store
@@ -207,6 +211,23 @@ def test_charts_and_tables_show_the_same_numbers(stored: list[Run], tmp_path: Pa
         assert to_csv(chart).count("\n") > 20 and interactive.figure(chart, section.ceilings)["data"]
         if name != "confusion":
             assert drawing.save(chart, tmp_path / name, ("png",))[1].stat().st_size > 5_000
+
+
+def test_the_page_shows_errors_with_images_of_embedded_data_only(stored: list[Run], tmp_path: Path) -> None:
+    (section,) = (section for section in sections(stored) if section.slug == ICONS)
+    part = on_page(section, [REFERENCE])
+    assert part is not None and tuple(part.charts) == NAMES and part.left == ""
+    assert part.command == f"cl-bench errors sdlora --protocol {ICONS} --out FOLDER"
+    row = RowErrors("sdlora", tuple(read(run, [REFERENCE]) for run in stored))
+    shown = pictures.shown(row, row.forgotten_images(1))[0]
+    with Image.open(BytesIO(base64.b64decode(part.images[0].address.removeprefix("data:image/png;base64,")))) as image:
+        np.testing.assert_array_equal(np.asarray(image), shown.pixels[..., 0])
+    assert part.images[0].lines == (shown.item.name, f"→ {shown.item.taken_for}", "2 of 2 runs")
+    assert on_page(section, [tmp_path]) is None
+    factories.write(tmp_path, *(factories.record("alpha", seed, benchmark="photos") for seed in range(2)))
+    (others,) = sections(collect([(tmp_path, "runs")], pytest.fail))
+    found = on_page(others, [tmp_path])
+    assert found is not None and found.images == () and len(found.tables) == 2
 
 
 # --- several orders, domains, faults -----------------------------------------------------------------------------

@@ -130,10 +130,13 @@ def _errors(rows: Mapping[str, RowErrors], ceilings: Mapping[str, RowErrors], ch
         f"After the last task, {best} errs inside the task on {inside:.1f} % of the images, to older tasks on "
         f"{older:.1f} % and to newer ones on {newer:.1f} %."
     )
-    sides = {label: share[3] - share[2] for label, share in shares.items()}
-    if len(rows) > 1:
-        one = max(sides, key=lambda label: abs(sides[label]))
+    leans = {label: summarise(row.shares()[:, -1, 3] - row.shares()[:, -1, 2]) for label, row in rows.items()}
+    certain = [label for label, lean in leans.items() if lean.half_width and abs(lean.mean) > lean.half_width]
+    if certain:
+        one = max(certain, key=lambda label: abs(leans[label].mean))
         seen += f" Most one-sided is {one}: {shares[one][2]:.1f} % to older and {shares[one][3]:.1f} % to newer tasks."
+    elif any(lean.half_width for lean in leans.values()):
+        seen += " No row errs to one side more often than chance may explain."
     return _curves("errors", "Where errors go", caption, panels, chosen, omitted, seen)
 
 

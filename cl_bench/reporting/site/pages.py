@@ -17,6 +17,7 @@ from typing import Any
 from cl_bench.errors import counted, printable
 from cl_bench.reporting import page, page_data, plots, result_table
 from cl_bench.reporting.charts import Chart
+from cl_bench.reporting.confusions.on_page import ErrorsOnPage, on_page
 from cl_bench.reporting.frames import export_frame
 from cl_bench.reporting.intransigence import is_reference
 from cl_bench.reporting.report import NoResults, load_runs, origins, paper_parts
@@ -100,9 +101,21 @@ class _Site:
         return {section.slug: result_table.build(section) for section in self.sections}
 
     @cached_property
-    def charts(self) -> dict[str, dict[str, Chart]]:
-        """Charts by slug and name."""
+    def standard(self) -> dict[str, dict[str, Chart]]:
+        """Charts of counts by slug and name."""
         return {section.slug: plots.standard(section) for section in self.sections}
+
+    @cached_property
+    def errors(self) -> dict[str, ErrorsOnPage]:
+        """What stored predictions show, by slug of the protocols that have any."""
+        stores = [Path(place) for place in self.places.values()]
+        return {section.slug: part for section in self.sections if (part := on_page(section, stores)) is not None}
+
+    @cached_property
+    def charts(self) -> dict[str, dict[str, Chart]]:
+        """All charts by slug and name."""
+        predicted = {slug: part.charts for slug, part in self.errors.items()}
+        return {slug: some | predicted.get(slug, {}) for slug, some in self.standard.items()}
 
     @cached_property
     def paper_parts(self) -> tuple[list[TextTable], list[Chart]]:
@@ -210,7 +223,12 @@ class _Site:
                     name,
                     f"{name}: {counted(rows, 'row')} of continual-learning methods, figures, runs, published numbers.",
                     facts=facts.of_benchmark(name),
-                    protocols=[page.protocol_parts(one, self.tables[one.slug], self.charts[one.slug]) for one in mine],
+                    protocols=[
+                        page.protocol_parts(
+                            one, self.tables[one.slug], self.standard[one.slug], self.errors.get(one.slug)
+                        )
+                        for one in mine
+                    ],
                     published=[one for one in self.published if one.benchmark == name],
                     papers=[],
                     overall=[],
