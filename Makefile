@@ -41,6 +41,7 @@ soak: .venv/test
 reports: .venv/demo
 	rm -rf reports/reference
 	$(BIN)/cl-bench report --results results/reference --out reports/reference --pictures png > /dev/null
+	$(BIN)/python -m tools.shrink_pictures reports/reference
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

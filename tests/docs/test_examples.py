@@ -71,9 +71,10 @@ def test_the_notebook_runs_methods_and_shows_what_they_have_given(
         head, *body = [re.findall(r"<t[hd]>(.*?)</t[hd]>", line) for line in lines]
         return [dict(zip(head, line, strict=True)) for line in body]
 
-    # The bars first, then the table of the report.
+    # The recipe of each row first, then the bars, then the table of the report.
     for cell, names in ((run, ("simplecil", "linear[epochs=2]")), (own, ("small_logits[penalty=0]",))):
-        bars, result = cell.outputs
+        *recipes, bars, result = cell.outputs
+        assert all(any(name in recipe.data["text/plain"] for recipe in recipes) for name in names)
         assert "task 3/3" in bars.data["text/html"]
         assert all(name in output.data["text/html"] for name in names for output in (bars, result))
         assert result.data["text/plain"] == "<Results: 4 runs in results/quickstart>"

@@ -451,7 +451,7 @@ def test_notes_name_the_hardware(runs: Path) -> None:
 
 def test_notes_do_not_list_most_rows(runs: Path) -> None:
     write(runs, *(record(name, 0, origin="none" if name == "e" else "tuned") for name in "abcde"))
-    assert "Hyper-parameters: none (e); tuned (all others)." in built(runs)[0].notes
+    assert "Hyper-parameters: none, epochs=20 (e); tuned, epochs=20 (all others)." in built(runs)[0].notes
 
 
 # --- the house --------------------------------------------------------------------------------------------
