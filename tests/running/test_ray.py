@@ -46,30 +46,6 @@ SWEEP = [
     "0-2",
 ]
 COUNTS = ("key", "stages", "correct", "correct_task_aware", "total", "trainable", "stored", "train_samples", "traces")
-METHOD = """
-from __future__ import annotations
-import os
-from dataclasses import dataclass
-from pathlib import Path
-from cl_bench.contract.method import Method
-from cl_bench.contract.phase import Phase
-from cl_bench.contract.task import Task
-from cl_bench.methods.simplecil import SimpleCIL
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Frail(SimpleCIL):
-    action: str = "live"
-
-    def phases(self, task: Task) -> list[Phase]:
-        if self.action == "fail":
-            raise RuntimeError("it had to come to this")
-        if self.action == "starve":
-            raise MemoryError("no room for 99 bytes")
-        if self.action == "die" and not Path("died").exists():
-            Path("died").touch()
-            os._exit(1)
-        return super().phases(task)
-"""
 
 
 @dataclass
@@ -222,7 +198,7 @@ def test_results_come_back_through_ray_and_a_dead_worker_is_replaced(cluster: Cl
         for name in ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person"):
             for number in range(5):
                 trees.save(tmp_path / "sets" / "pacs" / domain / name / f"{number}.jpg")
-    (tmp_path / "frail.py").write_text(METHOD)
+    (tmp_path / "frail.py").write_text(frail.METHOD)
     driver = cluster.processes.drive(
         tmp_path,
         *("run", "--benchmark", "pacs", "--root", "sets", *TRIAL, "--backbone", "vit_tiny_patch8_32.icons"),

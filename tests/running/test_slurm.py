@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cl_bench.options import ExecutionOptions, RunOptions
-from tests.helpers import ROOT, gate, processes, slurm
+from tests.helpers import ROOT, frail, gate, processes, slurm
 from tests.helpers.command import RUNS, TRIAL, Cli, assert_refused, results
 
 pytest.importorskip("submitit", reason="submitit is not installed: pip install 'cl-bench[slurm]'")
@@ -22,27 +22,6 @@ from cl_bench.running.slurm_executor import SlurmExecutor  # noqa: E402
 from cl_bench.running.sweep import Sweep  # noqa: E402
 
 RUN = ["run", "--benchmark", "icons-tune", "--device", "cpu", *TRIAL]
-FRAIL = """
-from __future__ import annotations
-import os
-from dataclasses import dataclass
-from pathlib import Path
-from cl_bench.contract.phase import Phase
-from cl_bench.contract.task import Task
-from cl_bench.methods.simplecil import SimpleCIL
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Frail(SimpleCIL):
-    action: str = "live"
-
-    def phases(self, task: Task) -> list[Phase]:
-        if self.action == "fail":
-            raise RuntimeError("it had to come to this")
-        if self.action == "die" and not Path("died").exists():
-            Path("died").touch()
-            os._exit(1)
-        return super().phases(task)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +39,7 @@ def ask(environment: dict[str, str], *command: str) -> list[str]:
 
 def test_a_preempted_job_resumes_and_a_dead_one_starts_again(cluster: dict[str, str], tmp_path: Path) -> None:
     gate.lay(tmp_path, 1)
-    (tmp_path / "frail.py").write_text(FRAIL)
+    (tmp_path / "frail.py").write_text(frail.METHOD)
     driver = processes.start(
         tmp_path,
         *(*RUN, "--method-file", "frail.py", *gate.GATED, "gated[epochs=1,batch_size=8],frail[action=die|fail]"),
