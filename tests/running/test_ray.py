@@ -27,7 +27,7 @@ from cl_bench.data import cache, decoding
 from cl_bench.running.runner import Settings
 from cl_bench.running.transport import PackedRun
 from cl_bench.streams import catalogue
-from tests.helpers import ROOT, gate, logs, processes, trees
+from tests.helpers import ROOT, frail, gate, logs, processes, trees
 from tests.helpers.command import RUNS, TRIAL, Outcome, Result, results
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'cl-bench[ray]'")
