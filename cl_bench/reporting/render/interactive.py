@@ -27,7 +27,9 @@ _COLOURS = [[0, "#ffffd9"], [0.25, "#c7e9b4"], [0.5, "#41b6c4"], [0.75, "#225ea8
 
 
 def figure(chart: Chart, ceilings: Iterable[str] = ()) -> dict[str, Any]:
-    """`data` and `layout` for plotly.js, the `height` in pixels, and `wide` for several columns of panels.
+    """`data` and `layout` for plotly.js, the `height` in pixels, `wide` for several columns of panels, and `square`.
+
+    `square` is a map of cells alone, which needs about as much width as height.
 
     Rows without a colour of their own (see `charts.coloured`) are thin curves and small points of the colour "muted",
     which the page replaces by a grey; they have no place in the legend, and their names show when pointed at.
@@ -72,7 +74,9 @@ def figure(chart: Chart, ceilings: Iterable[str] = ()) -> dict[str, Any]:
         height = 110 + 26 * _rows(panels[0])
     if isinstance(panels[0], Heat) and columns > 1:
         height = 330
-    return {"data": data, "layout": layout, "height": lines * height + 40, "wide": columns > 1}
+    # A map of square cells alone needs no more width, or its colour bar would be far from it.
+    square = columns == 1 and isinstance(panels[0], Heat)
+    return {"data": data, "layout": layout, "height": lines * height + 40, "wide": columns > 1, "square": square}
 
 
 def _rows(panel: Panel) -> int:

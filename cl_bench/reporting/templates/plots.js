@@ -14,12 +14,14 @@ function lighter(colour) {
   const found = /^#([0-9a-f]{6})$/i.exec(colour);
   if (!found) return colour;
   const parts = [0, 2, 4].map((i) => parseInt(found[1].slice(i, i + 2), 16));
+  // Greys change places: the darkest on white becomes the lightest, or it would look like a row without emphasis.
+  if (Math.max(...parts) === Math.min(...parts)) return `rgb(${parts.map((part) => Math.round(255 - 0.7 * part)).join(",")})`;
   const light = (0.299 * parts[0] + 0.587 * parts[1] + 0.114 * parts[2]) / 255;
   const mix = light < 0.55 ? 0.42 : 0.1;
   return `rgb(${parts.map((part) => Math.round(part + (255 - part) * mix)).join(",")})`;
 }
 
-function themed(chart) {
+function themed(chart, div) {
   const copy = structuredClone(chart);
   for (const trace of copy.data) {
     for (const part of ["line", "marker"]) {
@@ -40,6 +42,7 @@ function themed(chart) {
     hoverlabel: { bgcolor: ink("--card"), bordercolor: ink("--line"), font: { color: ink("--ink") } } };
   for (const name of Object.keys(layout)) if (/^[xy]axis/.test(name)) layout[name] = { ...axis, ...layout[name] };
   if (copy.wide) layout.width = narrow.matches ? 900 : undefined;
+  else if (copy.square) layout.width = Math.min(copy.height + 200, div.clientWidth);
   return [copy.data, layout];
 }
 
@@ -145,7 +148,7 @@ async function draw(div) {
     div.replaceChildren(el("p", { class: "soft" }, "This browser cannot draw the plots (Chrome 80, Firefox 113, Safari 16.4 or newer can); their numbers are in the files below them."));
     return;
   }
-  const [data, layout] = themed(chart);
+  const [data, layout] = themed(chart, div);
   await Plotly.react(div, apply(div, data), layout, OPTIONS);
   drawn.add(div);
 }
