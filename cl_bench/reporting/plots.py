@@ -17,7 +17,7 @@ from cl_bench.reporting.runs import Run, Section
 from cl_bench.stats import Summary, summarise, summarise_curves
 from cl_bench.store import RunRecord
 
-_BANDS = "Means over runs; bands and bars are 95 % Student-t intervals of the mean."
+_BANDS = "Means over runs; bands and bars, where drawn, are 95 % Student-t intervals of the mean."
 NAMES = {
     "accuracy": "accuracy over the classes seen so far",
     "forgetting": "average forgetting after each task",

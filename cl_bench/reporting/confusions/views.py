@@ -34,7 +34,7 @@ _CLASS_PANELS = 3
 """Limit of the rows in charts of classes."""
 _FORGOTTEN = 12
 """Number of classes in a chart of forgotten classes: a heat map prints the numbers of up to 12 rows."""
-_ON_MEANS = "Means over runs; bands and bars are 95 % Student-t intervals of the mean."
+_ON_MEANS = "Means over runs; bands and bars, where drawn, are 95 % Student-t intervals of the mean."
 _KINDS = (
     "An error inside the task names another class of the image's own task; older and newer are tasks learned before "
     "and after it."

@@ -198,9 +198,12 @@ def _chart(
 
 
 def _caption(panels: Sequence[Panel], counts: set[int], layout: FigureLayout) -> str:
+    """Title and, unless all values are published ones, the number of runs and the meaning of bands."""
+    if not counts:
+        return f"{layout.title}."
     several = counts - {1}
     bands = any(isinstance(panel, Lines) for panel in panels) and several
-    runs = f"{min(counts)}" if len(counts) == 1 else f"{min(counts)} to {max(counts)}" if counts else "no"
+    runs = f"{min(counts)}" if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
     spread = "; bands and bars, where drawn, are 95 % Student-t intervals of the mean" if bands else ""
     return f"{layout.title}. Means over {runs} run{'' if counts == {1} else 's'} per row{spread}."
 
