@@ -62,6 +62,7 @@ class PhaseLoop(SupervisedTemplate):  # type: ignore[misc]
         self._epoch_key: Key = ()
         self._replayed: Rehearsed | None = None
         self._open = False
+        self._padded = self._offered = torch.empty(0)
 
     @property
     def phase(self) -> Phase | None:
@@ -224,6 +225,7 @@ class PhaseLoop(SupervisedTemplate):  # type: ignore[misc]
     def _unpack_minibatch(self) -> None:
         if self.is_training:
             images, labels, self.valid = self.mbatch
+            self._padded = images
             if self._open:
                 images, labels = images[: self.valid], labels[: self.valid]
             self.mbatch = [images, labels]
@@ -231,6 +233,7 @@ class PhaseLoop(SupervisedTemplate):  # type: ignore[misc]
         # Plugins expect a task label; without task labels it is 0, as in Avalanche.
         self.mbatch = [*self.mbatch, torch.zeros_like(self.mbatch[1])]
         super()._unpack_minibatch()
+        self._offered = self.mb_x
 
     def forward(self) -> Tensor | None:
         """Logits [B, num_classes] of the training pass; None if the phase takes its own steps and returns none."""
@@ -239,7 +242,10 @@ class PhaseLoop(SupervisedTemplate):  # type: ignore[misc]
         if self._open:
             self.valid = len(self.mb_y)
         if run.phase.step is None:
-            self._outputs = run.outputs(self.mb_x)
+            # A plugin that changes nothing changes no bit either: the pass then has its padding.
+            self._outputs = run.outputs(self._padded if self.mb_x is self._offered else self.mb_x)
+            if self._open:
+                self._outputs = tuple(output[: self.valid] for output in self._outputs)
             return self._outputs[0]
         self.mbatch = [tensor[: self.valid] for tensor in self.mbatch]
         self._own_step = run.own_step(self.mb_x, self.mb_y, (*self._epoch_key, "step", run.done))
