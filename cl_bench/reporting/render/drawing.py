@@ -14,8 +14,10 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colorbar import Colorbar
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
 from cl_bench.reporting import charts
 from cl_bench.reporting.charts import Chart, Heat, Lines, Ranks, Scatter
@@ -134,8 +136,7 @@ def draw(chart: Chart, ceilings: Iterable[str] = (), page: Page = SCREEN) -> Fig
         for axes, _ in drawn:
             axes.set_xlabel(page.wrapped(axes.get_xlabel(), 0.75 * each, page.label), linespacing=1.0)
             axes.set_ylabel(page.wrapped(axes.get_ylabel(), 0.8 * height, page.label), linespacing=1.0)
-        if heat:
-            _colour_bar(figure, drawn, lines, page)
+        bar = _colour_bar(figure, drawn, lines, page) if heat else None
         if keys:
             figure.legend(
                 handles=keys, loc="outside lower center", ncols=per_row, frameon=False, handlelength=2.6,
@@ -149,6 +150,8 @@ def draw(chart: Chart, ceilings: Iterable[str] = (), page: Page = SCREEN) -> Fig
         if engine := figure.get_layout_engine():
             engine.execute(figure)
         figure.set_layout_engine(None)
+        if bar:
+            _as_high_as_maps(bar, [axes for axes, panel in drawn if isinstance(panel, Heat)])
         for axes in figure.axes:
             for axis in (axes.xaxis, axes.yaxis):
                 # Make the ticks now: a tick takes its style from the settings in effect when it is made.
@@ -189,6 +192,10 @@ def _height(panel: charts.Panel, width: float, page: Page) -> float:
     """Height in inches of a panel of this width, axes included."""
     extra = 0.6 * (page.scale - 1)
     if isinstance(panel, Heat):
+        if _is_wide(panel):
+            # The names of rows and the colour bar take much of the width, the names of columns of the height.
+            names = 0.45 * page.small / 72 * max(map(len, panel.rows))
+            return (width - 0.95 - names) * len(panel.rows) / len(panel.columns) + 0.55 + names + extra
         return (width - 0.35) * len(panel.rows) / len(panel.columns) + 0.55 + extra
     if isinstance(panel, Ranks):
         return page.scale * (0.75 + 0.17 * math.ceil(len(panel.ranks) / 2) + 0.1 * len(panel.groups))
@@ -214,7 +221,7 @@ def _cells_of(panel: charts.Panel) -> object:
     return (panel.rows, panel.columns) if isinstance(panel, Heat) else id(panel)
 
 
-def _colour_bar(figure: Figure, drawn: Sequence[tuple[Axes, charts.Panel]], lines: int, page: Page) -> None:
+def _colour_bar(figure: Figure, drawn: Sequence[tuple[Axes, charts.Panel]], lines: int, page: Page) -> Colorbar:
     """Add one colour bar for all heat maps, which share their scale."""
     heats = [axes for axes, panel in drawn if isinstance(panel, Heat)]
     first = drawn[0][1]
@@ -227,3 +234,15 @@ def _colour_bar(figure: Figure, drawn: Sequence[tuple[Axes, charts.Panel]], line
     bar.set_label(first.unit, size=page.small)
     bar.ax.tick_params(labelsize=page.small - 1)
     bar.outline.set_visible(False)
+    return bar
+
+
+def _as_high_as_maps(bar: Colorbar, maps: Sequence[Axes]) -> None:
+    """Shorten a vertical colour bar that is higher than the maps, whose cells are square, after the layout."""
+    if bar.orientation != "vertical":
+        return
+    for axes in maps:
+        axes.apply_aspect()
+    around, place = Bbox.union([axes.get_position() for axes in maps]), bar.ax.get_position(original=True)
+    low, high = max(place.y0, around.y0), min(place.y1, around.y1)
+    bar.ax.set_position((place.x0, low, place.width, high - low))
