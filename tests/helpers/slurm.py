@@ -10,11 +10,19 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel", "sinfo")
+
+
+PATIENCE = 300
+"""Seconds that the daemons have to start."""
+
+
+class CannotStart(Exception):
+    """Slurm is installed, but its daemons do not run on this host."""
 
 
 def is_installed() -> bool:
@@ -28,6 +36,9 @@ def cluster(cores: int = 2) -> Iterator[dict[str, str]]:
 
     Yields:
         Environment variables with which its commands find it.
+
+    Raises:
+        CannotStart: a daemon ends, or the node does not become idle within `PATIENCE`.
     """
     with ExitStack() as stack:
         # Short: paths of sockets are limited to 108 characters.
@@ -40,6 +51,7 @@ def cluster(cores: int = 2) -> Iterator[dict[str, str]]:
         configuration = folder / "slurm.conf"
         configuration.write_text(_configuration(folder, munge, cores))
         environment = {"SLURM_CONF": str(configuration)}
+        daemons: dict[str, subprocess.Popen[bytes]] = {}
         for command in (
             (
                 "munged", "--foreground", "--force", f"--key-file={key}", f"--socket={munge}",
@@ -53,13 +65,23 @@ def cluster(cores: int = 2) -> Iterator[dict[str, str]]:
                     command, stdout=log, stderr=log, env=os.environ | environment, start_new_session=True
                 )
             stack.callback(_end, process)
+            daemons[command[0]] = process
             if command[0] == "munged":
-                while not munge.exists():
-                    assert process.poll() is None, (folder / "munged.out").read_text()
-                    time.sleep(0.1)
-        while "idle" not in _states(environment):
-            time.sleep(0.2)
+                _wait(munge.exists, daemons, folder)
+        _wait(lambda: "idle" in _states(environment), daemons, folder)
         yield environment
+
+
+def _wait(ready: Callable[[], bool], daemons: Mapping[str, subprocess.Popen[bytes]], folder: Path) -> None:
+    """Wait until `ready`; raise `CannotStart` if a daemon ends before, or after `PATIENCE`."""
+    until = time.monotonic() + PATIENCE
+    while not ready():
+        for name, process in daemons.items():
+            if process.poll() is not None:
+                raise CannotStart(f"{name} ends: {(folder / f'{name}.out').read_text()[-500:]}")
+        if time.monotonic() > until:
+            raise CannotStart(f"the node is not idle after {PATIENCE} s")
+        time.sleep(0.2)
 
 
 def _states(environment: dict[str, str]) -> str:
@@ -107,6 +129,7 @@ MpiDefault=none
 ReturnToService=2
 SchedulerParameters=sched_interval=1,batch_sched_delay=0
 KillWait=2
+SlurmdParameters=config_overrides
 NodeName=here NodeHostname={socket.gethostname()} NodeAddr=127.0.0.1 CPUs={cores} State=UNKNOWN
 PartitionName=main Nodes=here Default=YES MaxTime=INFINITE State=UP
 """
