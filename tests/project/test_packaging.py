@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import os
 import re
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from packaging.utils import canonicalize_name
 
 import cl_bench
 from tests.helpers import ROOT
+from tests.helpers.distributions import build, run, unpack
 
 pytest.importorskip("hatchling", reason="needs `pip install '.[test]'`")
 
@@ -30,14 +30,6 @@ LARGEST_WHEEL = 100 * 10**6
 ATTRIBUTION = "cl_bench/assets/ICONS_ATTRIBUTION.md"
 LICENCES = {"LICENSE", "ASSETS.md", ATTRIBUTION, *(f"LICENSES/{path.name}" for path in (ROOT / "LICENSES").iterdir())}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-
-
-def build(target: str, source: Path, folder: Path) -> Path:
-    """Build the wheel or sdist of the tree `source` into `folder`."""
-    command = [sys.executable, "-m", "hatchling", "build", "-t", target, "-d", str(folder)]
-    subprocess.run(command, cwd=source, check=True, capture_output=True, text=True)
-    (archive,) = folder.iterdir()
-    return archive
 
 
 @pytest.fixture(scope="module")
@@ -65,21 +57,17 @@ def checksums(wheel: Path) -> dict[str, int]:
 def test_the_wheel_runs_from_an_empty_folder(wheel: Path, tmp_path: Path) -> None:
     site, empty = tmp_path / "site", tmp_path / "empty"
     empty.mkdir()
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(site)
+    unpack(wheel, site)
     assert {path.name for path in (site / "cl_bench" / "methods").glob("*.py")} == FILES
     assert not (site / "cl_bench" / "methods.py").exists() and not (site / "methods").exists()
 
-    env = os.environ | {"PYTHONPATH": str(site), "COLUMNS": "200"}
-    listed = subprocess.run(
-        [sys.executable, "-m", "cl_bench", "ls", "methods"], cwd=empty, env=env, capture_output=True, text=True
-    )
+    listed = run(site, empty, "-m", "cl_bench", "ls", "methods")
     assert listed.returncode == 0, listed.stderr
     names = {line.split()[0] for line in listed.stdout.splitlines() if line.strip()}
     assert names >= {Path(name).stem.replace("_", "-") for name in FILES - {"__init__.py"}}
 
     where = "import cl_bench.methods.slca as slca; print(slca.__file__, slca.Finetune.__module__)"
-    imported = subprocess.run([sys.executable, "-c", where], cwd=empty, env=env, capture_output=True, text=True)
+    imported = run(site, empty, "-c", where)
     assert imported.stdout.split() == [str(site / "cl_bench/methods/slca.py"), "cl_bench.methods.finetune"]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 from cl_bench import metrics
 from cl_bench.errors import printable
@@ -21,7 +21,7 @@ from cl_bench.experiment import Limits
 from cl_bench.reporting.report import render
 from cl_bench.store import RunRecord
 from tests.helpers import ROOT
-from tests.helpers.browsers import CHROMIUM, launch
+from tests.helpers.browsers import CHROMIUM, Visit, launch
 from tests.helpers.command import Cli
 from tests.helpers.factories import record, write
 
@@ -70,30 +70,6 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write(folder / "runs", *runs)
     render([(folder / "runs", "runs")], folder / "out", "cl-bench report")
     return folder / "out"
-
-
-class Visit:
-    """An open page with all errors and warnings that occurred on it."""
-
-    def __init__(self, context: BrowserContext, site: Path, address: str = "") -> None:
-        self.requests: list[str] = []
-        self.faults: list[str] = []
-        # No deadline, because a busy machine may take long; the time limit of all tests ends a page that hangs.
-        context.set_default_timeout(0)
-        self.page: Page = context.new_page()
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.on("pageerror", lambda error: self.faults.append(str(error)))
-        # plotly uses `console.trace` for warnings.
-        self.page.on(
-            "console", lambda m: self.faults.append(m.text) if m.type in ("error", "warning", "trace") else None
-        )
-        self.page.on("dialog", lambda dialog: self.faults.append(f"dialog {dialog.message}"))
-        self.page.goto(f"file://{site}/index.html{address}")
-
-    def check(self) -> None:
-        assert self.faults == []
-        assert [url for url in self.requests if not url.startswith(("file://", "blob:file", "data:"))] == []
-        assert len([url for url in self.requests if url.startswith("file://")]) == 1
 
 
 @pytest.fixture
