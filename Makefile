@@ -33,7 +33,7 @@ mutants: .venv/test
 soak: .venv/test
 	CL_BENCH_KILLS=12 $(BIN)/python -m pytest -s tests/training/test_resume.py
 	CL_BENCH_SOAK=1 $(BIN)/python -m pytest tests/studies/test_audit.py tests/golden tests/reporting/test_hostile_records.py \
-		tests/running/test_suites.py tests/streams/test_list_files.py
+		tests/running/test_suites.py tests/streams/test_list_files.py tests/docs/test_tutorial.py
 	$(BIN)/cl-bench audit --all --whole --ceiling 'joint[epochs=20],joint[train=lora,epochs=20]' --out docs/audit.md
 
 # The rendered copies of the reference results; a test compares their texts and numbers with what is stored. The page,

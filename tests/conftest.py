@@ -32,7 +32,7 @@ LONGEST = (
     "test_phases.py", "test_padding.py", "test_audit.py", "test_resume.py", "test_ray.py", "test_workers.py",
     "test_tune.py", "test_scenarios.py", "test_api.py", "test_golden.py", "test_golden_replay.py", "test_examples.py",
     "test_cli.py", "test_page.py", "test_speed_options.py", "test_methods.py", "test_backbones.py", "test_charts.py",
-    "test_kinds.py", "test_site.py", "test_tracking.py",
+    "test_kinds.py", "test_site.py", "test_tracking.py", "test_tutorial.py", "test_slurm.py",
 )  # fmt: skip
 """Files that take the longest, from the first on."""
 
