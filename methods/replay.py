@@ -1,8 +1,8 @@
 """Experience replay (ER): fine-tuning on the images of each task together with exemplars of the tasks before it.
 
-Each step takes a batch of the current task and as many images from the memory, and descends on the cross-entropy of both
-("On Tiny Episodic Memories in Continual Learning", Algorithm 1; Chaudhry et al., 2019, arXiv 1902.10486). New and replayed
-experience have equal parts in CLEAR as well (Rolnick et al., NeurIPS 2019, arXiv 1811.11682).
+Each step takes a batch of the current task and as many images from the memory, and descends on the cross-entropy of
+both ("On Tiny Episodic Memories in Continual Learning", Algorithm 1; Chaudhry et al., 2019, arXiv 1902.10486). New and
+replayed experience have equal parts in CLEAR as well (Rolnick et al., NeurIPS 2019, arXiv 1811.11682).
 
 Here the memory is balanced over the classes, a uniform sample of each class's images, and is updated when a task ends,
 because a task is learned in several epochs; both papers see every image once and update it after every batch. Images
