@@ -117,7 +117,8 @@ def draw(chart: Chart, ceilings: Iterable[str] = (), page: Page = SCREEN) -> Fig
     with mpl.rc_context(_settings(page, grid=not heat)), warnings.catch_warnings():
         # It has no minus, which another family supplies.
         warnings.filterwarnings("ignore", message="cmr10 font should ideally")
-        figure = Figure(figsize=(width, lines * height + below), layout="constrained")
+        # Hinted letters have other widths at another resolution: the layout must be made at that of the picture.
+        figure = Figure(figsize=(width, lines * height + below), dpi=DPI, layout="constrained")
         FigureCanvasAgg(figure)
         grid = figure.subplots(lines, columns, squeeze=False).flatten()
         for axes in grid[len(panels) :]:
