@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -139,6 +140,11 @@ def test_processes_of_this_host_do_what_jobs_do(tmp_path: Path, monkeypatch: pyt
 )
 def test_impossible_options(options: list[str], fragments: list[str], cl_bench: Cli) -> None:
     assert_refused(cl_bench("run", "--methods", "simplecil", *options), *fragments)
+
+
+def test_without_submitit_a_sentence_says_what_to_install(cl_bench: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    assert_refused(cl_bench("run", "--methods", "simplecil", "--executor", "slurm"), "pip install 'cl-bench[slurm]'")
 
 
 def test_without_slurm_the_command_says_so(cl_bench: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
