@@ -173,7 +173,6 @@ class _Sweep:
 
     def outcomes(self, runs: Sequence[PlannedRun], tasks: Sequence[SlurmTask]) -> Generator[Outcome, None, None]:
         """Outcomes of the runs as their jobs end; closing the generator cancels the others."""
-
         replays = [ProgressReplay(run, self.progress) for run in runs]
         offsets = [0] * len(runs)
         pending: dict[int, tuple[SlurmTask, Any]] = {}
