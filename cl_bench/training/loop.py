@@ -225,15 +225,15 @@ class PhaseLoop(SupervisedTemplate):  # type: ignore[misc]
     def _unpack_minibatch(self) -> None:
         if self.is_training:
             images, labels, self.valid = self.mbatch
-            self._padded = images
             if self._open:
-                images, labels = images[: self.valid], labels[: self.valid]
+                self._padded = images.to(self.device)
+                images, labels = self._padded[: self.valid], labels[: self.valid]
+                self._offered = images
             self.mbatch = [images, labels]
         assert self.mbatch is not None
         # Plugins expect a task label; without task labels it is 0, as in Avalanche.
         self.mbatch = [*self.mbatch, torch.zeros_like(self.mbatch[1])]
         super()._unpack_minibatch()
-        self._offered = self.mb_x
 
     def forward(self) -> Tensor | None:
         """Logits [B, num_classes] of the training pass; None if the phase takes its own steps and returns none."""
@@ -243,7 +243,8 @@ class PhaseLoop(SupervisedTemplate):  # type: ignore[misc]
             self.valid = len(self.mb_y)
         if run.phase.step is None:
             # A plugin that changes nothing changes no bit either: the pass then has its padding.
-            self._outputs = run.outputs(self._padded if self.mb_x is self._offered else self.mb_x)
+            unchanged = self._open and self.mb_x is self._offered
+            self._outputs = run.outputs(self._padded if unchanged else self.mb_x)
             if self._open:
                 self._outputs = tuple(output[: self.valid] for output in self._outputs)
             return self._outputs[0]
