@@ -14,7 +14,7 @@ from cl_bench.errors import UserError
 from cl_bench.running.pool import MAX_RETRIES
 from cl_bench.running.ray_cluster import connect, has_resources, parse_address
 from cl_bench.running.ray_worker import Attempt, Mailbox, run_task
-from cl_bench.running.remote import SweepConfig, marker_file
+from cl_bench.running.remote import SweepConfig, check_device, marker_file
 from cl_bench.running.transport import PackedRun, ProgressReplay
 
 if TYPE_CHECKING:
@@ -56,19 +56,11 @@ class RayExecutor:
         """
         if importlib.util.find_spec("ray") is None:
             raise UserError("--executor ray needs Ray, which is not installed; pip install 'cl-bench[ray]'")
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise UserError(
-                f"--device '{self.device}' does not go with --executor ray, which hands out the GPUs; "
-                "expected auto, cpu or cuda"
-            )
         if self.address is not None and self.address != "auto":
             parse_address(self.address)
         if self.gpus is not None and not 0 <= self.gpus <= 1:
             raise UserError(f"--gpus-per-run {self.gpus:g}: a run uses one GPU or a share of it, so expected 0 to 1")
-        if self.device == "cpu" and self.gpus:
-            raise UserError(f"--gpus-per-run {self.gpus:g} and --device cpu contradict each other; leave one out")
-        if self.device == "cuda" and self.gpus == 0:
-            raise UserError("--gpus-per-run 0 and --device cuda contradict each other; leave one out")
+        check_device("ray", self.device, self.gpus)
 
     def __call__(
         self, runs: Sequence[PlannedRun], store: Store, settings: Settings, progress: RunProgress

@@ -166,6 +166,21 @@ def _adopt_environment(config: SweepConfig) -> None:
         os.chdir(config.folder)
 
 
+def check_device(executor: str, device: str, gpus: float | None) -> None:
+    """Check the device and the GPUs per run that a user asks an executor for.
+
+    Raises:
+        UserError: the device is not `auto`, `cpu` or `cuda`, or contradicts the number of GPUs.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(
+            f"--device '{device}' does not go with --executor {executor}, which hands out the GPUs; "
+            "expected auto, cpu or cuda"
+        )
+    if gpus is not None and ((device == "cpu" and gpus > 0) or (device == "cuda" and gpus == 0)):
+        raise UserError(f"--gpus-per-run {gpus:g} and --device {device} contradict each other; leave one out")
+
+
 def becomes_visible(path: Path) -> bool:
     """Whether a file is visible within `SHARED_FILE_TIMEOUT`: network folders show new files late."""
     until = time.monotonic() + SHARED_FILE_TIMEOUT

@@ -10,12 +10,13 @@ import time
 import uuid
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from cl_bench.errors import UserError, first_line
 from cl_bench.running.pool import MAX_RETRIES
-from cl_bench.running.remote import SweepConfig, marker_file
+from cl_bench.running.remote import SweepConfig, check_device, marker_file
 from cl_bench.running.slurm_worker import SlurmTask, read_events
 from cl_bench.running.transport import PackedRun, ProgressReplay
 
@@ -86,19 +87,11 @@ class SlurmExecutor:
         """
         if importlib.util.find_spec("submitit") is None:
             raise UserError("--executor slurm needs submitit, which is not installed; pip install 'cl-bench[slurm]'")
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise UserError(
-                f"--device '{self.device}' does not go with --executor slurm, which hands out the GPUs; "
-                "expected auto, cpu or cuda"
-            )
         if self.gpus is not None and self.gpus not in (0, 1):
             raise UserError(
                 f"--gpus-per-run {self.gpus:g}: with --executor slurm a run takes a whole GPU (1) or none (0)"
             )
-        if self.gpus is not None and (self.device, self.gpus) in (("cpu", 1), ("cuda", 0)):
-            raise UserError(
-                f"--gpus-per-run {self.gpus:g} and --device {self.device} contradict each other; leave one out"
-            )
+        check_device("slurm", self.device, self.gpus)
         if self.cluster == "slurm" and shutil.which("sbatch") is None:
             raise UserError(
                 "--executor slurm: there is no Slurm on this host ('sbatch' is not found); "
@@ -117,7 +110,7 @@ class SlurmExecutor:
             return
         packed = [PackedRun.pack(run) for run in runs]
         with marker_file(store) as marker:
-            device = "cuda" if self._gpus_per_job() else "cpu"
+            device = "cuda" if self._gpus_per_job else "cpu"
             config = SweepConfig.of(store, marker, device, self.cpus, settings)
             folder = store.root.absolute() / FOLDER / uuid.uuid4().hex[:12]
             folder.mkdir(parents=True)
@@ -130,8 +123,9 @@ class SlurmExecutor:
         """The device on which runs will execute."""
         import torch
 
-        return torch.device("cuda" if self._gpus_per_job() else "cpu")
+        return torch.device("cuda" if self._gpus_per_job else "cpu")
 
+    @cached_property
     def _gpus_per_job(self) -> int:
         """Number of GPUs of a job: 0 or 1."""
         if self.gpus is not None:
@@ -149,7 +143,7 @@ class SlurmExecutor:
 
         submitter = submitit.AutoExecutor(folder, cluster=self.cluster, slurm_max_num_timeout=MAX_TIMEOUTS)
         options: dict[str, Any] = {"timeout_min": self.minutes, "cpus_per_task": self.cpus}
-        if gpus := self._gpus_per_job():
+        if gpus := self._gpus_per_job:
             options["gpus_per_node"] = gpus
         if self.cluster == "slurm":
             options["name"] = "cl-bench"
