@@ -266,11 +266,8 @@ class SomeOf:
     names: tuple[str, ...]
 
     def __call__(self, text: str, flag: str) -> tuple[str, ...]:
-        found = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
-        for name in found:
-            if name not in self.names:
-                raise unknown_name(self.what, name, self.names)
-        return found
+        one = OneOf(self.what, self.names)
+        return tuple(dict.fromkeys(one(part.strip(), flag) for part in text.split(",")))
 
 
 def some_of(what: str, *names: str) -> SomeOf:
