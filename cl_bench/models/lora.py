@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -19,6 +20,35 @@ from cl_bench.models.vit import ViT
 Target = Literal["q", "k", "v", "proj"]
 Norm = Literal["product", "frobenius"]
 _QKV = ("q", "k", "v")
+
+
+@dataclass(frozen=True)
+class _Frozen:
+    """Factors of the frozen directions of a bank, side by side.
+
+    Attributes:
+        count: number of directions K.
+        A: [L, P, R, d] with the sum R of the ranks.
+        B: [L, P, d, R].
+        owner: [R, K], 1 where a rank belongs to a direction.
+        state: state of the parameters from which they were made.
+    """
+
+    count: int
+    A: Tensor
+    B: Tensor
+    owner: Tensor
+    state: Any
+
+    @classmethod
+    def of(cls, factors: Sequence[tuple[Tensor, Tensor]], dtype: torch.dtype | None, state: Any) -> _Frozen:
+        """Concatenate the factors (A, B) of directions, rounded to `dtype`."""
+        if not factors:
+            return cls(0, *(torch.empty(0),) * 3, state)
+        As, Bs = zip(*factors, strict=True)
+        A, B = torch.cat(As, dim=2), torch.cat(Bs, dim=3)
+        owner = torch.block_diag(*(A.new_ones(each.shape[2], 1) for each in As))
+        return cls(len(As), A.to(dtype), B.to(dtype), owner, state)
 
 
 class LoRABank(Growing):
@@ -68,6 +98,7 @@ class LoRABank(Growing):
             raise UserError(f"LoRA rank {rank} is more than the backbone's width {self.dim}; choose at most {self.dim}")
         self.A = nn.ParameterList()
         self.B = nn.ParameterList()
+        self._concatenated: dict[torch.dtype | None, _Frozen] = {}
 
     @staticmethod
     def numbers(backbone: VisionTransformer, targets: Sequence[Target], rank: int) -> int:
@@ -138,20 +169,47 @@ class LoRABank(Growing):
         owner = torch.repeat_interleave(torch.eye(len(ranks), dtype=pairs.dtype, device=up.device), ranks, dim=0)
         return owner.T @ pairs @ owner
 
-    def update(self, coefficients: Tensor) -> Tensor:
-        """Weighted sum of the directions, sum_k c_k B_k A_k, as one product of concatenated factors.
+    def update(self, coefficients: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Weighted sum of the directions, sum_k c_k B_k A_k, as a product of concatenated factors.
 
-        The cost hardly depends on the number of directions.
+        Factors of frozen directions are concatenated once, so the cost hardly depends on the number of directions.
 
         Args:
             coefficients: c, [K, L, P].
+            dtype: type to which the factors of frozen directions, and the sum over them, are rounded if the sum changes
+                weights that are rounded to it; None: no rounding.
 
         Returns:
             [L, P, d, d].
         """
-        As, Bs = zip(*map(self.factors, range(len(self))), strict=True)
-        up = torch.cat([B * c[..., None, None] for B, c in zip(Bs, coefficients, strict=True)], dim=3)
-        return up @ torch.cat(As, dim=2)
+        frozen = self._frozen(dtype)
+        trained = [self.factors(k) for k in range(frozen.count, len(self))]
+        downs = [A for A, _ in trained]
+        ups = [B * c[..., None, None] for (_, B), c in zip(trained, coefficients[frozen.count :], strict=True)]
+        if not frozen.count:
+            return torch.cat(ups, dim=3) @ torch.cat(downs, dim=2)
+        # Coefficients are rounded only with their product: a step of a magnitude is often below bf16's resolution.
+        columns = (frozen.owner @ coefficients[: frozen.count].flatten(1)).T.unflatten(0, coefficients.shape[1:])
+        up = frozen.B * columns[:, :, None]
+        if dtype is None:
+            return torch.cat([up, *ups], dim=3) @ torch.cat([frozen.A, *downs], dim=2)
+        update = (up.to(dtype) @ frozen.A).to(coefficients.dtype)
+        return update + torch.cat(ups, dim=3) @ torch.cat(downs, dim=2) if ups else update
+
+    def _frozen(self, dtype: torch.dtype | None) -> _Frozen:
+        """The factors of the first directions that are not trained, concatenated when one of them has changed."""
+        state = []
+        for k in range(len(self)):
+            parameters = self.direction(k)
+            if any(parameter.requires_grad for parameter in parameters):
+                break
+            state.append(tuple((p.data_ptr(), p._version, p.device) for p in parameters))
+        known = self._concatenated.get(dtype)
+        if known is None or known.state != state:
+            with torch.inference_mode(False), torch.no_grad():
+                known = _Frozen.of([self.factors(k) for k in range(len(state))], dtype, state)
+            self._concatenated[dtype] = known
+        return known
 
     def weights(self, backbone: VisionTransformer, update: Tensor) -> dict[str, Tensor]:
         """Changed weights of the backbone, by parameter name.
@@ -225,11 +283,14 @@ class LoRAModel(FeatureModel):
         """Changed weights of the backbone, by parameter name; empty without directions.
 
         Args:
-            update: change of the projections, [L, P, d, d]; None: the model's `update()`.
+            update: change of the projections, [L, P, d, d]; None: the model's `update()`, computed at the precision of
+                the pass.
         """
         if not len(self.bank):
             return {}
-        return self.bank.weights(self.backbone, self.update() if update is None else update)
+        if update is None:
+            update = self.bank.update(self.coefficients(), self.vit.execution.dtype)
+        return self.bank.weights(self.backbone, update)
 
     def features(self, images: Tensor) -> Tensor:
         """CLS features [B, d] of images [B, C, H, W] with the update applied."""
