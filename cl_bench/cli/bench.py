@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @takes(
     "methods", "method_file", "benchmark", "root", "backbone", "pretrained", "size", "precision", "set", "device",
-    "compile", methods="sdlora,coda",
+    "compile", "cuda_graphs", methods="sdlora,coda",
 )  # fmt: skip
 def bench(
     given: Mapping[str, Any],
@@ -46,7 +46,7 @@ def bench(
     planned = plan.plan_options([options], partial(resolve_precision, device=where))
     for remark in dict.fromkeys(remark for run in planned for remark in run.remarks):
         warn(remark)
-    bench_all(planned, where, Settings(compiled=how.compile), task - 1, steps, as_json)
+    bench_all(planned, where, Settings(compiled=how.compile, graphs=how.cuda_graphs), task - 1, steps, as_json)
 
 
 def bench_all(

@@ -29,10 +29,12 @@ class Execution:
     Attributes:
         precision: precision of everything inside the backbone.
         compiled: whether passes are compiled by `torch.compile`, with static shapes.
+        graphs: whether training steps on a GPU are replayed from CUDA graphs (see `cl_bench.training.step_graph`).
     """
 
     precision: Precision = "fp32"
     compiled: bool = False
+    graphs: bool = False
 
     @property
     def dtype(self) -> torch.dtype | None:

@@ -45,6 +45,15 @@ class ExecutionOptions(Options):
         kind="flag",
         no="--no-compile",
     )
+    cuda_graphs: bool = option(
+        "Where and how",
+        "Replay training steps from CUDA graphs, which small networks need on a GPU.",
+        parse_yes_or_no,
+        True,
+        kind="flag",
+        no="--no-cuda-graphs",
+        shown="on a GPU",
+    )
     deterministic: bool = flag("Where and how", "Repeat bit for bit on a GPU, which is slower; a CPU always does.")
     jobs: int | None = option(
         "Where and how",

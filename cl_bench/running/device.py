@@ -55,13 +55,19 @@ def resolve_precision(requested: str, device: torch.device) -> Precision:
 
 
 def set_up(
-    precision: Precision, device: torch.device, *, compiled: bool | None = None, deterministic: bool = False
+    precision: Precision,
+    device: torch.device,
+    *,
+    compiled: bool | None = None,
+    deterministic: bool = False,
+    graphs: bool = True,
 ) -> Execution:
     """Configure torch for a run and return how its passes are executed. TF32 is off, so fp32 means fp32.
 
     Args:
         compiled: compile the backbone; None: only on a GPU.
         deterministic: use slower kernels that repeat their results bit by bit on one device.
+        graphs: replay training steps from CUDA graphs where there are any.
     """
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
@@ -71,7 +77,8 @@ def set_up(
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # Benchmarking may choose another of two equally fast kernels next time, with other rounding.
     torch.backends.cudnn.benchmark = False
-    return Execution(precision, device.type == "cuda" if compiled is None else compiled)
+    on_gpu = device.type == "cuda"
+    return Execution(precision, on_gpu if compiled is None else compiled, on_gpu and graphs)
 
 
 def synchronize(device: torch.device) -> None:

@@ -14,7 +14,7 @@ from avalanche.core import SupervisedPlugin
 from cl_bench import backbones, streams
 from cl_bench.contract.method import build_model
 from cl_bench.errors import UserError
-from cl_bench.experiment import differences, value_text
+from cl_bench.experiment import Precision, differences, value_text
 from cl_bench.models.vit import Execution
 from cl_bench.randomness import seeded
 from cl_bench.running.checkpointing import Checkpointer, StageLog
@@ -41,6 +41,7 @@ class Settings:
         deterministic: use slower kernels that repeat their results bit by bit on one device.
         replace: replace a stored result.
         log: what the run logs to; None: nothing.
+        graphs: replay training steps from CUDA graphs where there are any.
     """
 
     checkpoint_every: float = 10.0
@@ -49,6 +50,11 @@ class Settings:
     deterministic: bool = False
     replace: bool = False
     log: LogConfig | None = None
+    graphs: bool = True
+
+    def set_up(self, precision: Precision, device: torch.device) -> Execution:
+        """Configure torch for a run on a device, and return how its passes are executed."""
+        return set_up(precision, device, compiled=self.compiled, deterministic=self.deterministic, graphs=self.graphs)
 
 
 def run(
@@ -93,7 +99,7 @@ def execute(
     """
     experiment, method = planned.experiment, planned.method
     settings = settings or Settings()
-    execution = set_up(experiment.precision, device, compiled=settings.compiled, deterministic=settings.deterministic)
+    execution = settings.set_up(experiment.precision, device)
     environment = environment_of(device) | {"compiled": execution.compiled, "deterministic": settings.deterministic}
     stream = stream_of(planned)
     joint = method.trains_on == "stream"

@@ -155,7 +155,7 @@ class Sweep:
 
         how = self.how
         settings = Settings(
-            how.checkpoint_every, how.force, how.compile, how.deterministic, replace=how.force, log=self.log
+            how.checkpoint_every, how.force, how.compile, how.deterministic, how.force, self.log, how.cuda_graphs
         )
         executor = self.remote or local_executor(self.planned, self.device, how.jobs)
         outcomes = []

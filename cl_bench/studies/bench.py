@@ -19,7 +19,7 @@ from cl_bench.errors import Diverged
 from cl_bench.experiment import Precision
 from cl_bench.models.base import FeatureModel
 from cl_bench.models.vit import Execution
-from cl_bench.running.device import set_up, synchronize
+from cl_bench.running.device import synchronize
 from cl_bench.running.plan import PlannedRun
 from cl_bench.running.runner import Settings, strategy_of, stream_of
 from cl_bench.training.phase_run import PhaseRun
@@ -118,9 +118,7 @@ def measure(
         steps: steps per group.
         ceiling: FLOP/s by which `Speed.share` is divided; 0: unknown.
     """
-    execution = set_up(
-        planned.experiment.precision, device, compiled=settings.compiled, deterministic=settings.deterministic
-    )
+    execution = settings.set_up(planned.experiment.precision, device)
     stream = stream_of(planned)
     method = planned.method
     strategy = strategy_of(planned, stream, device, execution)

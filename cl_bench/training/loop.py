@@ -20,6 +20,7 @@ from cl_bench.randomness import Key
 from cl_bench.training import plugins
 from cl_bench.training.checkpoint import Position
 from cl_bench.training.phase_run import SMALLER_STEPS, PhaseRun, Resumed
+from cl_bench.training.step_graph import Computed
 
 _STEPS_TRACED = 24
 """Approximate number of optimiser steps per phase after which `Method.step_traces` is called."""
@@ -59,6 +60,7 @@ class PhaseLoop(SupervisedTemplate):  # type: ignore[misc]
         self._outputs: tuple[Tensor, ...] = ()
         self._run: PhaseRun | None = None
         self._own_step: tuple[Tensor, Tensor | None] | None = None
+        self._computed: Computed | None = None
         self._epoch_key: Key = ()
         self._replayed: Rehearsed | None = None
         self._open = False
@@ -99,7 +101,8 @@ class PhaseLoop(SupervisedTemplate):  # type: ignore[misc]
         name = f"{name} of {type(self.method).__name__}"
         if phase.step is not None:
             plugins.check_step(self, name)
-        run = self._run = PhaseRun(phase, name, self.model, self.task.scratch)
+        refusal = plugins.refuse_graphs(self)
+        run = self._run = PhaseRun(phase, name, self.model, self.task.scratch, refusal)
         self.trained |= {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
         _, self.optimizer = run.optimizers[""]
         start = skipped = 0
@@ -242,6 +245,9 @@ class PhaseLoop(SupervisedTemplate):  # type: ignore[misc]
         if self._open:
             self.valid = len(self.mb_y)
         if run.phase.step is None:
+            self._computed = run.replay(self.mb_x, self.mb_y[: self.valid])
+            if self._computed is not None:
+                return self._computed.outputs[0]
             # A plugin that changes nothing changes no bit either: the pass then has its padding.
             unchanged = self._open and self.mb_x is self._offered
             self._outputs = run.outputs(self._padded if unchanged else self.mb_x)
@@ -262,6 +268,8 @@ class PhaseLoop(SupervisedTemplate):  # type: ignore[misc]
         assert self._run is not None and self.mbatch is not None
         if self._own_step is not None:
             loss, total = self._own_step[0], self._own_step[0].double() * self.valid
+        elif self._computed is not None:
+            loss, total = self._computed.loss, self._computed.total
         else:
             if self._open:
                 self._outputs = (self.mb_output, *self._outputs[1:])
@@ -276,7 +284,7 @@ class PhaseLoop(SupervisedTemplate):  # type: ignore[misc]
         return loss
 
     def backward(self) -> None:
-        if self._own_step is None:
+        if self._own_step is None and self._computed is None:
             assert self._run is not None
             self._run.backward(self.loss)
 

@@ -14,6 +14,7 @@ from cl_bench.contract.task import Scratch
 from cl_bench.errors import Diverged, UserError, naming
 from cl_bench.randomness import Key
 from cl_bench.training.checkpoint import Position
+from cl_bench.training.step_graph import Computed, StepGraph
 
 SMALLER_STEPS = "lower the learning rate, or look for a division by zero"
 """Advice in messages about numbers that are not finite."""
@@ -37,8 +38,10 @@ class PhaseRun:
     Args:
         name: name of the phase for messages, e.g. `phase 0 of SDLoRA`.
         model, scratch: must contain all trained parameters; others would be missing from checkpoints.
+        graph_refusal: why steps may not be replayed from a CUDA graph; empty if they may.
 
     Attributes:
+        graph: the CUDA graph of the steps, if there is one.
         optimizers: description and optimiser by name; the main optimiser has the empty name.
         steps: number of steps of an epoch.
         done: number of steps done so far, in all epochs.
@@ -47,8 +50,12 @@ class PhaseRun:
         UserError: the phase trains no parameter, or one outside the model and the scratch.
     """
 
-    def __init__(self, phase: Phase, name: str, model: nn.Module, scratch: Scratch) -> None:
+    def __init__(
+        self, phase: Phase, name: str, model: nn.Module, scratch: Scratch, graph_refusal: str = "they are not asked for"
+    ) -> None:
         self.phase, self.name, self.model, self.scratch = phase, name, model, scratch
+        own_step = "the phase takes steps of its own" if phase.step is not None else ""
+        self.graph = StepGraph(self._computed, model, scratch, own_step or graph_refusal)
         for label, optimization in phase.optimizations().items():
             if not optimization.trainable():
                 which = f"its optimiser '{label}' lists" if label else "it lists"
@@ -127,6 +134,26 @@ class PhaseRun:
         total = losses.detach().sum(dtype=torch.float64)
         return losses.mean(), total if losses.ndim else total * len(labels)
 
+    def _computed(self, inputs: Tensor, labels: Tensor) -> Computed:
+        outputs = self.outputs(inputs)
+        loss, total = self.loss(outputs, labels)
+        parameters = self.phase.trainable()
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        return Computed(tuple(output.detach() for output in outputs), loss.detach(), total, gradients)
+
+    def replay(self, inputs: Tensor, labels: Tensor) -> Computed | None:
+        """Compute outputs, loss and gradients by the phase's CUDA graph; None: the caller must compute them.
+
+        Args:
+            labels: labels of the real samples; with padding among the inputs there is no replay.
+        """
+        with naming(self.name):
+            computed = self.graph(inputs, labels)
+        if computed is not None:
+            for parameter, gradient in zip(self.phase.trainable(), computed.gradients, strict=True):
+                parameter.grad = gradient
+        return computed
+
     def backward(self, loss: Tensor) -> None:
         """Compute the gradients of the loss."""
         with naming(self.name):
@@ -180,7 +207,8 @@ class PhaseRun:
             self.own_step(inputs, labels, key)
         else:
             self.optimizers[""][1].zero_grad()
-            self.backward(self.loss(self.outputs(inputs), labels)[0])
+            if self.replay(inputs, labels) is None:
+                self.backward(self.loss(self.outputs(inputs), labels)[0])
             self.step()
         self.end_step()
 

@@ -152,6 +152,19 @@ def change_batches(strategy: Any) -> bool:
     return any(defines(plugin, hook) for plugin in others(strategy) for hook in CHANGES_BATCHES)
 
 
+def refuse_graphs(strategy: Any) -> str:
+    """Why steps may not be replayed from a CUDA graph, which computes loss and gradients at once; empty if they may."""
+    if strategy.device.type != "cuda":
+        return "a CPU has none"
+    if not strategy.model.vit.execution.graphs:
+        return "they are switched off"
+    for plugin in (strategy.method, *others(strategy)):
+        for hook in ("before_training_iteration", *INSIDE_A_STEP):
+            if defines(plugin, hook):
+                return f"{type(plugin).__name__} defines {hook}"
+    return ""
+
+
 def replayed(strategy: Any, batch_size: int) -> tuple[Samples, int] | None:
     """What a plugin wants to be mixed into each batch by its `ReplayDataLoader`; None if no plugin made a loader.
 
