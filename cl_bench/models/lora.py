@@ -23,8 +23,8 @@ _QKV = ("q", "k", "v")
 
 
 @dataclass(frozen=True)
-class _Frozen:
-    """Factors of the frozen directions of a bank, side by side.
+class FrozenFactors:
+    """Factors of the frozen directions of a bank, side by side: a copy that a pass keeps, and no number of its own.
 
     Attributes:
         count: number of directions K.
@@ -41,7 +41,7 @@ class _Frozen:
     state: Any
 
     @classmethod
-    def of(cls, factors: Sequence[tuple[Tensor, Tensor]], dtype: torch.dtype | None, state: Any) -> _Frozen:
+    def of(cls, factors: Sequence[tuple[Tensor, Tensor]], dtype: torch.dtype | None, state: Any) -> FrozenFactors:
         """Concatenate the factors (A, B) of directions, rounded to `dtype`."""
         if not factors:
             return cls(0, *(torch.empty(0),) * 3, state)
@@ -98,7 +98,7 @@ class LoRABank(Growing):
             raise UserError(f"LoRA rank {rank} is more than the backbone's width {self.dim}; choose at most {self.dim}")
         self.A = nn.ParameterList()
         self.B = nn.ParameterList()
-        self._concatenated: dict[torch.dtype | None, _Frozen] = {}
+        self._concatenated: dict[torch.dtype | None, FrozenFactors] = {}
 
     @staticmethod
     def numbers(backbone: VisionTransformer, targets: Sequence[Target], rank: int) -> int:
@@ -196,7 +196,7 @@ class LoRABank(Growing):
         update = (up.to(dtype) @ frozen.A).to(coefficients.dtype)
         return update + torch.cat(ups, dim=3) @ torch.cat(downs, dim=2) if ups else update
 
-    def _frozen(self, dtype: torch.dtype | None) -> _Frozen:
+    def _frozen(self, dtype: torch.dtype | None) -> FrozenFactors:
         """The factors of the first directions that are not trained, concatenated when one of them has changed."""
         state = []
         for k in range(len(self)):
@@ -207,7 +207,7 @@ class LoRABank(Growing):
         known = self._concatenated.get(dtype)
         if known is None or known.state != state:
             with torch.inference_mode(False), torch.no_grad():
-                known = _Frozen.of([self.factors(k) for k in range(len(state))], dtype, state)
+                known = FrozenFactors.of([self.factors(k) for k in range(len(state))], dtype, state)
             self._concatenated[dtype] = known
         return known
 

@@ -137,8 +137,9 @@ class PhaseRun:
     def _computed(self, inputs: Tensor, labels: Tensor) -> Computed:
         outputs = self.outputs(inputs)
         loss, total = self.loss(outputs, labels)
-        parameters = self.phase.trainable()
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        found = torch.autograd.grad(loss, self.phase.trainable(), allow_unused=True)
+        # As in a parameter's `grad`: the norm of another layout would be summed in another order.
+        gradients = tuple(None if gradient is None else gradient.contiguous() for gradient in found)
         return Computed(tuple(output.detach() for output in outputs), loss.detach(), total, gradients)
 
     def replay(self, inputs: Tensor, labels: Tensor) -> Computed | None:

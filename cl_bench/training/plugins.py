@@ -16,6 +16,7 @@ from avalanche.training.templates.base_sgd import PeriodicEval
 from cl_bench.contract.method import Method
 from cl_bench.data.samples import Samples, samples_of
 from cl_bench.errors import UserError
+from cl_bench.training import step_graph
 
 _OWN_MODEL = "it changes a model that it is given when it is made, but a strategy builds its model from the method"
 _NEAREST_MEAN = (
@@ -154,8 +155,8 @@ def change_batches(strategy: Any) -> bool:
 
 def refuse_graphs(strategy: Any) -> str:
     """Why steps may not be replayed from a CUDA graph, which computes loss and gradients at once; empty if they may."""
-    if strategy.device.type != "cuda":
-        return "a CPU has none"
+    if not step_graph.Captured.supports(strategy.device):
+        return "only a GPU has them"
     if not strategy.model.vit.execution.graphs:
         return "they are switched off"
     for plugin in (strategy.method, *others(strategy)):

@@ -122,10 +122,9 @@ class StepGraph:
 
     def _observed(self, images: Tensor, labels: Tensor) -> Computed:
         """Compute a step, and refuse to capture it if the host waited for the device."""
-        with warnings.catch_warnings(record=True) as caught, _warning_of_waits():
-            warnings.simplefilter("always")
+        with Captured.waits() as waits:
             computed = self._compute(images, labels)
-        if any("synchroniz" in str(warning.message) for warning in caught):
+        if waits:
             self.refusal = "the host reads a number from the device in every step"
         return computed
 
@@ -141,12 +140,35 @@ class StepGraph:
 class Captured:
     """A captured step: its inputs and results have fixed places in the device's memory."""
 
+    @staticmethod
+    def supports(device: torch.device) -> bool:
+        """Whether steps on a device can be captured."""
+        return device.type == "cuda"
+
+    @staticmethod
+    @contextmanager
+    def waits() -> Iterator[list[str]]:
+        """Context that collects torch's warnings of places where the host waits for the device."""
+        before, found = torch.cuda.get_sync_debug_mode(), list[str]()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                yield found
+            finally:
+                torch.cuda.set_sync_debug_mode(before)
+        found += [str(warning.message) for warning in caught if "synchroniz" in str(warning.message)]
+
     def __init__(self, compute: Compute, model: nn.Module, scratch: Scratch, images: Tensor, labels: Tensor) -> None:
         self._images, self._labels = images.clone(), labels.clone()
         self._places = list(_places(model, scratch))
-        self._graph = torch.cuda.CUDAGraph()
-        pool, *_ = _pool(images.device)
-        self._computed = _capture(self._graph, pool, lambda: compute(self._images, self._labels))
+        self._computed, self._run = self._captured(lambda: compute(self._images, self._labels))
+
+    def _captured(self, compute: Callable[[], Computed]) -> tuple[Computed, Callable[[], object]]:
+        """The results of a computation, and a function that overwrites them by those of the present inputs."""
+        graph = torch.cuda.CUDAGraph()
+        pool, *_ = _pool(self._images.device)
+        return _capture(graph, pool, compute), graph.replay
 
     def fits(self, images: Tensor) -> bool:
         """Whether images have the shape and layout of the captured ones."""
@@ -160,7 +182,7 @@ class Captured:
         """Compute a step. The gradients, and outputs other than the logits, are overwritten by the next replay."""
         self._images.copy_(images)
         self._labels.copy_(labels)
-        self._graph.replay()
+        self._run()
         computed = self._computed
         outputs = (computed.outputs[0].clone(), *computed.outputs[1:])
         return replace(computed, outputs=outputs, loss=computed.loss.clone(), total=computed.total.clone())
@@ -178,17 +200,6 @@ def _places(model: nn.Module, scratch: Scratch) -> Iterator[tuple[str, Any, str,
                 yield f"{prefix}.{key}".lstrip("."), holder, key, _place(tensor)
     for key, tensor in scratch.items():
         yield f"task.scratch['{key}']", scratch, key, _place(tensor)
-
-
-@contextmanager
-def _warning_of_waits() -> Iterator[None]:
-    """Context in which torch warns when the host waits for the device."""
-    before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
 
 
 @cache

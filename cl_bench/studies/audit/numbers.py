@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cl_bench.contract.method import Method, declared_storage
 from cl_bench.data.samples import StoreSamples
+from cl_bench.models.lora import FrozenFactors
 from cl_bench.models.vit import PassState
 from cl_bench.studies.audit.observation import digest
 from cl_bench.training.strategy import ContinualStrategy
@@ -159,7 +160,7 @@ def census(strategy: ContinualStrategy, attributes: frozenset[str]) -> Census:
 
 _NUMBERS = (int, float, complex, np.generic)
 _CONTAINERS = (dict, MappingProxyType, list, tuple, set, frozenset, deque)
-_SKIPPED = (*_NUMBERS, str, type(None), type, ModuleType, ContinualStrategy, PassState)
+_SKIPPED = (*_NUMBERS, str, type(None), type, ModuleType, ContinualStrategy, PassState, FrozenFactors)
 
 
 def _inside(value: Any) -> list[Any]:
