@@ -19,20 +19,43 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cl_bench import backbones
+
 CLASSES, RANK = 100, 10
 
 
-def vit() -> Any:
-    """ViT-B/16 at 224 with random weights and no head."""
-    return timm.create_model("vit_base_patch16_224", pretrained=False, num_classes=0)
+@dataclass(frozen=True)
+class Network:
+    """A backbone, by default with random weights.
+
+    Attributes:
+        backbone: its name.
+        size: side of its input in pixels; None: its own.
+        pretrained: whether the name is that of trained weights.
+    """
+
+    backbone: str
+    size: int | None = None
+    pretrained: bool = False
+
+    def vit(self) -> Any:
+        """The timm ViT without a head."""
+        return backbones.build_backbone(backbones.find(self.backbone, pretrained=self.pretrained, size=self.size))
+
+
+NETWORKS = {
+    "ViT-B/16 at 224": Network("vit_base_patch16_224"),
+    "ViT-S/14 at 112": Network("vit_small_patch14_dinov2", 112),
+    "ViT-Ti/8 at 32": Network("vit_tiny_patch8_32.icons", pretrained=True),
+}
 
 
 class DecoupledQKV(nn.Module):
@@ -67,22 +90,22 @@ class DecoupledQKV(nn.Module):
 class SDLoRA(nn.Module):
     """A ViT with SD-LoRA's directions: one current and `earlier` frozen ones."""
 
-    def __init__(self, earlier: int) -> None:
+    def __init__(self, vit: Any, earlier: int) -> None:
         super().__init__()
-        self.vit = vit().requires_grad_(False)
+        self.vit = vit.requires_grad_(False)
         self.current = nn.Parameter(torch.tensor(0.8))
         self.old = nn.ParameterList(nn.Parameter(torch.tensor(0.8)) for _ in range(earlier))
         for block in self.vit.blocks:
             block.attn.qkv = DecoupledQKV(block.attn.qkv, earlier, self.current, self.old)
-        self.head = nn.Linear(768, CLASSES)
+        self.head = nn.Linear(self.vit.embed_dim, CLASSES)
         self.folder = tempfile.TemporaryDirectory()
         self.files = [Path(self.folder.name) / f"{k}.pt" for k in range(earlier)]
         for file in self.files:
-            torch.save([torch.zeros(RANK, 768) for _ in range(24)], file)
+            torch.save([torch.zeros(RANK, vit.embed_dim) for _ in range(24)], file)
 
     def forward(self, images: Tensor) -> Tensor:
         for _ in range(48):
-            nn.Linear(768, RANK, bias=False).to(images.device)
+            nn.Linear(self.vit.embed_dim, RANK, bias=False).to(images.device)
         for file in self.files:
             torch.load(file)
         return self.head(self.vit(images))
@@ -109,12 +132,12 @@ class InfLoRAAttention(nn.Module):
 
 
 class InfLoRA(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, vit: Any) -> None:
         super().__init__()
-        self.vit = vit().requires_grad_(False)
+        self.vit = vit.requires_grad_(False)
         for block in self.vit.blocks:
             block.attn = InfLoRAAttention(block.attn)
-        self.head = nn.Linear(768, CLASSES)
+        self.head = nn.Linear(self.vit.embed_dim, CLASSES)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.vit(images))
@@ -124,14 +147,14 @@ class Prefixed(nn.Module):
     """A ViT with prefixes of 8 rows in its first blocks: a weighted sum over a pool by an attended query (CODA), or the
     prefix of the nearest key (the experts of DualPrompt, the prompts of L2P)."""
 
-    def __init__(self, attended: bool, blocks: int, pool: int = 100, length: int = 8) -> None:
+    def __init__(self, vit: Any, attended: bool, blocks: int, pool: int = 100, length: int = 8) -> None:
         super().__init__()
-        self.vit = vit()
+        self.vit, dim = vit, vit.embed_dim
         self.attended, self.blocks = attended, blocks
-        self.pool = nn.Parameter(torch.randn(blocks, pool, length, 768) / 28)
-        self.keys = nn.Parameter(torch.randn(blocks, pool, 768) / 28)
-        self.attention = nn.Parameter(torch.randn(blocks, pool, 768) / 28)
-        self.head = nn.Linear(768, CLASSES)
+        self.pool = nn.Parameter(torch.randn(blocks, pool, length, dim) / dim**0.5)
+        self.keys = nn.Parameter(torch.randn(blocks, pool, dim) / dim**0.5)
+        self.attention = nn.Parameter(torch.randn(blocks, pool, dim) / dim**0.5)
+        self.head = nn.Linear(self.vit.embed_dim, CLASSES)
 
     def prefix(self, query: Tensor, number: int) -> tuple[Tensor, Tensor]:
         if self.attended:
@@ -177,15 +200,15 @@ class Prepended(nn.Module):
     """A frozen ViT with the 5 prompts of the nearest keys, 5 tokens each, prepended to the sequence; attention without
     a fused kernel; the input of the head is the mean of the prompts' outputs."""
 
-    def __init__(self, pool: int = 10, top: int = 5, length: int = 5) -> None:
+    def __init__(self, vit: Any, pool: int = 10, top: int = 5, length: int = 5) -> None:
         super().__init__()
-        self.vit = vit().requires_grad_(False)
+        self.vit, dim = vit.requires_grad_(False), vit.embed_dim
         for block in self.vit.blocks:
             block.attn.fused_attn = False
         self.top = top
-        self.pool = nn.Parameter(torch.randn(pool, length, 768) / 28)
-        self.keys = nn.Parameter(torch.randn(pool, 768) / 28)
-        self.head = nn.Linear(768, CLASSES)
+        self.pool = nn.Parameter(torch.randn(pool, length, dim) / dim**0.5)
+        self.keys = nn.Parameter(torch.randn(pool, dim) / dim**0.5)
+        self.head = nn.Linear(self.vit.embed_dim, CLASSES)
 
     def forward(self, images: Tensor) -> Tensor:
         with torch.no_grad():
@@ -199,23 +222,23 @@ class Prepended(nn.Module):
 
 
 class FineTuning(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, vit: Any) -> None:
         super().__init__()
-        self.vit = vit()
-        self.head = nn.Linear(768, CLASSES)
+        self.vit = vit
+        self.head = nn.Linear(self.vit.embed_dim, CLASSES)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.vit(images))
 
 
-REFERENCES: dict[str, Callable[[], nn.Module]] = {
-    "sdlora, task 1": lambda: SDLoRA(0),
-    "sdlora, task 10": lambda: SDLoRA(9),
+REFERENCES: dict[str, Callable[[Any], nn.Module]] = {
+    "sdlora, task 1": lambda vit: SDLoRA(vit, 0),
+    "sdlora, task 10": lambda vit: SDLoRA(vit, 9),
     "inflora": InfLoRA,
-    "coda": lambda: Prefixed(attended=True, blocks=5),
-    "dualprompt": lambda: Prefixed(attended=False, blocks=5, pool=10),
+    "coda": lambda vit: Prefixed(vit, attended=True, blocks=5),
+    "dualprompt": lambda vit: Prefixed(vit, attended=False, blocks=5, pool=10),
     "l2p": Prepended,
-    "l2p, prefix": lambda: Prefixed(attended=False, blocks=1, pool=30),
+    "l2p, prefix": lambda vit: Prefixed(vit, attended=False, blocks=1, pool=30),
     "finetune": FineTuning,
 }
 

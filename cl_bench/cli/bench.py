@@ -75,7 +75,11 @@ def bench_all(
             found.append(bench.measure(run, device, settings, task=task, steps=steps, ceiling=ceiling))
     name = bench.device_name(device)
     if as_json:
-        rows = [asdict(speed) | {"rate": speed.rate, "headroom": speed.headroom} for speed in found]
+        rows = [
+            asdict(speed)
+            | {"rate": speed.rate, "headroom": speed.headroom, "bound": speed.regime and speed.regime.bound}
+            for speed in found
+        ]
         # JSON has no NaN, which stands for methods without training steps.
         rows = [{key: None if value != value else value for key, value in row.items()} for row in rows]
         document = {"device": name, "precision": experiment.precision, "ceiling": ceiling, "rows": rows}
@@ -99,6 +103,8 @@ def bench_all(
         table.add_row(escape(speed.label), *("-" if cell == "nan" else cell for cell in cells), *memory)
     out.print(table)
     for speed in found:
+        if speed.regime is not None:
+            out.print(escape(f"{speed.label}: {speed.regime.advice(speed.graph_refusal)}"))
         if speed.waits:
             out.print(escape(f"{speed.label}: the host waits for the device in every step"))
         if speed.fault:

@@ -22,6 +22,8 @@ from cl_bench.models.vit import Execution
 from cl_bench.running.device import synchronize
 from cl_bench.running.plan import PlannedRun
 from cl_bench.running.runner import Settings, strategy_of, stream_of
+from cl_bench.studies.regime import Regime, observe
+from cl_bench.training import plugins
 from cl_bench.training.phase_run import PhaseRun
 from cl_bench.training.strategy import ContinualStrategy
 
@@ -44,6 +46,8 @@ class Speed:
         prediction: predicted images per second from the second evaluation on, when frozen queries are cached.
         data: training views made from stored images, per second.
         waits: whether the host waits for the device during a step; None on a CPU.
+        regime: what bounds the step; None on a CPU.
+        graph_refusal: why steps are not replayed from a CUDA graph; empty if they are.
         fault: why the timed steps are not valid training (parameters that are not finite); empty if they are.
     """
 
@@ -56,6 +60,8 @@ class Speed:
     prediction: float
     data: float
     waits: bool | None
+    regime: Regime | None = None
+    graph_refusal: str = ""
     fault: str = ""
 
     @property
@@ -131,6 +137,7 @@ def measure(
     batches = TrainingBatches(samples, phase.batch_size if phase else 128, ("bench",), device)
     images, labels, _ = next(iter(batches))
     step, first, memory, waits, fault = float("nan"), 0.0, 0, None, ""
+    regime, refusal = None, "there are no steps"
     if phase is not None:
         phase_run, run = training_step(strategy, phase, images, labels)
         began = time.perf_counter()
@@ -142,6 +149,8 @@ def measure(
         step = seconds(run, device, steps)
         memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
         waits = _waits(run) if device.type == "cuda" else None
+        regime = observe(run, step) if device.type == "cuda" else None
+        refusal = phase_run.graph.refusal
         try:
             phase_run.check_finite()
         except Diverged as error:
@@ -157,6 +166,8 @@ def measure(
         prediction=_prediction(strategy, images, device, steps),
         data=_data(batches, device, steps),
         waits=waits,
+        regime=regime,
+        graph_refusal=refusal,
         fault=fault,
     )
     del strategy, phase, images
@@ -177,7 +188,8 @@ def training_step(
     """A started phase, and a function that takes one training step of it, as the strategy does."""
     assert strategy.task is not None
     strategy.model.train()
-    run = PhaseRun(phase, "the first phase", strategy.model, strategy.task.scratch)
+    refusal = plugins.refuse_graphs(strategy)
+    run = PhaseRun(phase, "the first phase", strategy.model, strategy.task.scratch, refusal)
     return run, lambda: run.take(images, labels, ("bench",))
 
 
