@@ -7,9 +7,10 @@ rate changes, and the host launches it while the device is still computing.
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, TypeVar
@@ -132,7 +133,8 @@ class StepGraph:
         try:
             self._captured = Captured(self._compute, self._model, self._scratch, images, labels)
         except RuntimeError as error:
-            self._drop(f"the step cannot be captured: {reason(error)}")
+            # The end of a broken capture fails as well, which says less.
+            self._drop(f"the step cannot be captured: {reason(error.__context__ or error)}")
         else:
             StepGraph.captures += 1
 
@@ -157,7 +159,8 @@ class Captured:
                 yield found
             finally:
                 torch.cuda.set_sync_debug_mode(before)
-        found += [str(warning.message) for warning in caught if "synchroniz" in str(warning.message)]
+        # The mode warns of itself, too.
+        found += [str(warning.message) for warning in caught if "called a synchronizing" in str(warning.message)]
 
     def __init__(self, compute: Compute, model: nn.Module, scratch: Scratch, images: Tensor, labels: Tensor) -> None:
         self._images, self._labels = images.clone(), labels.clone()
@@ -215,15 +218,32 @@ def _pool(device: torch.device) -> tuple[Any, torch.cuda.CUDAGraph, Tensor]:
 
 
 def _capture(graph: torch.cuda.CUDAGraph, pool: Any, run: Callable[[], T]) -> T:
-    """Capture the kernels that a function launches, on a stream of its own; nothing is executed."""
+    """Capture the kernels that a function launches, on a stream of its own; nothing is executed.
+
+    Raises:
+        RuntimeError: something in the function cannot be captured.
+    """
     stream = torch.cuda.Stream()
     torch.cuda.synchronize()
-    with torch.cuda.stream(stream):
-        # Another thread may prepare batches meanwhile, which is no part of the step.
-        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
-        try:
-            result = run()
-        finally:
-            graph.capture_end()
+    collecting = gc.isenabled()
+    # Freed objects of another step would wait for the device in the middle of the capture.
+    gc.disable()
+    try:
+        with torch.cuda.stream(stream):
+            # Another thread may prepare batches meanwhile, which is no part of the step.
+            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+            try:
+                result = run()
+            finally:
+                graph.capture_end()
+    except RuntimeError:
+        # The allocator would go on serving the broken capture.
+        with suppress(AttributeError, RuntimeError):
+            torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+        _pool.cache_clear()
+        raise
+    finally:
+        if collecting:
+            gc.enable()
     torch.cuda.current_stream().wait_stream(stream)
     return result
