@@ -5,7 +5,8 @@ layers in bf16 and fp8, GELU, the norms and attention, as `torch.compile` makes 
 (`benchmarks/trial_kernels.py`); then a chain of 12 blocks with everything frozen but the qkv weights, as in SD-LoRA,
 forward and backward. Milliseconds are medians of CUDA graphs that go round several inputs, so launches cost nothing and
 no input is in the cache; errors are relative, ||x - reference|| / ||reference||, to the same in fp32.
-`--tiny` tries everything on small shapes, also on a CPU; `TRITON_INTERPRET=1` then runs the kernels too.
+`--tiny` tries everything on small shapes, also on a CPU; `TRITON_INTERPRET=1` then runs the kernels too (it multiplies
+no bf16, so attention's errors mean nothing there, and it rounds towards 0).
 """
 
 from __future__ import annotations
@@ -739,8 +740,9 @@ def chains(report: Report, name: str, shape: Shape, names: Iterable[str]) -> Non
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--tiny", action="store_true", help="small shapes, to try the script")
-    parser.add_argument("--parts", nargs="*", default=["gelu", "attention", "chain", "products", "norms"])
-    parser.add_argument("--shapes", nargs="*", help="of " + ", ".join(SHAPES) + " (default: all)")
+    parts = ["gelu", "attention", "chain", "products", "norms"]
+    parser.add_argument("--parts", nargs="*", choices=parts, default=parts, help="in the order given (default: all)")
+    parser.add_argument("--shapes", nargs="*", choices=list(SHAPES), help="networks (default: all)")
     parser.add_argument("--repeats", type=int, default=10, help="timed replays (default: %(default)s)")
     parser.add_argument("--budget", type=float, default=175, help="seconds after which nothing is begun")
     parser.add_argument("--backend", default="inductor", help="of torch.compile (default: %(default)s)")
