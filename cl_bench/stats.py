@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats as scipy_stats
 from scipy.special import stdtr, stdtrit
 
 LEVEL = 0.95
@@ -316,7 +315,9 @@ def average_ranks(table: pd.DataFrame, higher: bool = True) -> Ranking:
     Raises:
         ValueError: there are fewer than ten blocks or three rows, or a value is missing.
     """
+    # Imported here: with scipy.stats, both take a second, which no other table needs.
     import scikit_posthocs
+    from scipy.stats import friedmanchisquare
 
     blocks, rows = table.shape
     if blocks < FEWEST_BLOCKS or rows < 3 or table.isna().any(axis=None):
@@ -326,7 +327,7 @@ def average_ranks(table: pd.DataFrame, higher: bool = True) -> Ranking:
     ranked = table.rank(axis=1, ascending=not higher)
     means = ranked.mean().sort_values(kind="stable")
     alike = not (ranked.nunique(axis=1) > 1).any()
-    p = 1.0 if alike else float(scipy_stats.friedmanchisquare(*(table[name] for name in table)).pvalue)
+    p = 1.0 if alike else float(friedmanchisquare(*(table[name] for name in table)).pvalue)
     order = list(means.index)
     if alike:
         return Ranking({str(n): float(means[n]) for n in order}, p, (tuple(map(str, order)),), blocks)
