@@ -26,9 +26,6 @@ from cl_bench.store.index import NAME, SETTLED_NS
 
 TASKS, CLASSES, IMAGES = 10, 10, 60
 BACKBONE = "vit_tiny_patch8_32.icons"
-LOSSES: list[dict[str, Scalar]] = [
-    {"stage": task, "phase": 0, "epoch": epoch, "loss": 1 / (epoch + 1)} for task in range(TASKS) for epoch in range(4)
-]
 LOAD = """
 import sys, time
 from pathlib import Path
@@ -42,16 +39,29 @@ print(len(frame), read - began, time.perf_counter() - began)
 """
 
 
-def record(number: int, rows: int = 50, benchmark: str = "icons-100", backbone: str = BACKBONE) -> RunRecord:
-    """Synthetic run `number`: one of `rows` methods, with a seed of its own and traces like those of real runs."""
-    method, seed = f"method-{number % rows}", number // rows
+def record(
+    number: int,
+    rows: int = 50,
+    benchmark: str = "icons-100",
+    backbone: str = BACKBONE,
+    tasks: int = TASKS,
+    methods: int | None = None,
+) -> RunRecord:
+    """Synthetic run `number`: one of `rows` rows, with a seed of its own and traces like those of real runs.
+
+    Args:
+        methods: number of methods; the rows of a method differ in their rank. None: every row is a method.
+    """
+    row, seed = number % rows, number // rows
+    method, rank = f"method-{row % (methods or rows)}", 4 * (1 + row // (methods or rows))
+    random = np.random.default_rng(number)
     experiment = Experiment(
         method=method,
         revision=1,
-        hyperparameters={"epochs": 20, "lr": 0.01, "rank": 4},
+        hyperparameters={"epochs": 20, "lr": 0.01, "rank": rank},
         defaults={"epochs": 20, "lr": 0.01, "rank": 4},
         benchmark=benchmark,
-        tasks=TASKS,
+        tasks=tasks,
         class_order=f"permutation:{seed}",
         split="5b" * 32,
         transforms=ImageTransforms(size=32, crop_scale=(0.7, 1.0), mean=(0.5,) * 3, std=(0.5,) * 3),
@@ -59,40 +69,50 @@ def record(number: int, rows: int = 50, benchmark: str = "icons-100", backbone: 
         weights="c4" * 32,
         seed=seed,
     )
-    hits = np.random.default_rng(number).integers(IMAGES // 2, IMAGES, (TASKS, TASKS)).tolist()
+    hits = random.integers(IMAGES // 2, IMAGES, (tasks, tasks)).tolist()
+    losses: list[dict[str, Scalar]] = [
+        {"stage": task, "phase": 0, "epoch": epoch, "loss": random.uniform(0.5, 1.5) / (epoch + 1)}
+        for task in range(tasks)
+        for epoch in range(4)
+    ]
     return RunRecord(
         key=experiment.key,
-        label=method,
+        label=method if rank == 4 else f"{method}[rank={rank}]",
         recipe="tuned",
         experiment=experiment,
-        stages=[[task] for task in range(TASKS)],
+        stages=[[task] for task in range(tasks)],
         correct=[[count if j <= t else None for j, count in enumerate(row)] for t, row in enumerate(hits)],
         correct_task_aware=hits,
-        total=[IMAGES] * TASKS,
-        classes=[f"class-{index}" for index in range(TASKS * CLASSES)],
-        train_seconds=[10.0] * TASKS,
-        eval_seconds=[1.0] * TASKS,
-        train_samples=[4000] * TASKS,
-        eval_samples=[IMAGES * TASKS] * TASKS,
-        trainable=[36_900] * TASKS,
-        stored=[1_930] * TASKS,
+        total=[IMAGES] * tasks,
+        classes=[f"class-{index}" for index in range(tasks * CLASSES)],
+        train_seconds=random.uniform(9, 11, tasks).tolist(),
+        eval_seconds=random.uniform(0.9, 1.1, tasks).tolist(),
+        train_samples=[4000] * tasks,
+        eval_samples=[IMAGES * tasks] * tasks,
+        trainable=[36_900] * tasks,
+        stored=[1_930] * tasks,
         flops_per_image=36_000_000,
         forward_passes=1,
         peak_memory_bytes=700_000_000,
         environment={"python": "3.11", "torch": "2.11", "device": "cpu", "threads": 2},
-        traces={"loss": LOSSES},
+        traces={"loss": losses},
     )
 
 
 def arrays(run: RunRecord) -> dict[str, np.ndarray[Any, Any]]:
-    """Predictions that agree with the counts: the first images of a task are hits, the others are one class off."""
-    task = np.repeat(np.arange(TASKS), IMAGES)
-    within = np.tile(np.arange(IMAGES), TASKS)
+    """Predictions that agree with the counts: the first images of a task are hits, the others any other class seen."""
+    tasks = len(run.total)
+    task = np.repeat(np.arange(tasks), IMAGES)
+    within = np.tile(np.arange(IMAGES), tasks)
     label = task * CLASSES + within % CLASSES
+    random = np.random.default_rng(run.experiment.seed)
+    seen = CLASSES * (1 + np.arange(tasks))[:, None]
+    other = (label + random.integers(1, np.broadcast_to(seen, (tasks, len(label))))) % seen
 
     def predicted(rows: list[list[int | None]]) -> np.ndarray[Any, Any]:
         hits = np.array([[-1 if count is None else count for count in row] for row in rows])[:, task]
-        return np.where(hits < 0, -1, np.where(within < hits, label, (label + 1) % (TASKS * CLASSES))).astype(np.int16)
+        wrong = np.where(other == label, (label + 1) % seen, other)
+        return np.where(hits < 0, -1, np.where(within < hits, label, wrong)).astype(np.int16)
 
     return {
         "label": label.astype(np.int16),
