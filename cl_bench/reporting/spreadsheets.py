@@ -1,8 +1,12 @@
-"""Data frames as CSV in which spreadsheets find no formula."""
+"""Data frames and lists as CSV in which spreadsheets find no formula."""
 
 from __future__ import annotations
 
+import csv
+import io
 import re
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import pandas as pd
@@ -26,9 +30,32 @@ def to_csv(frame: pd.DataFrame, float_format: str | None = None) -> str:
     return shown.to_csv(index=False, lineterminator="\n", float_format=float_format)
 
 
+def lines_to_csv(head: Sequence[str], lines: Iterable[Sequence[object]], float_format: str) -> str:
+    """CSV of some lines, as `to_csv` makes it of a frame with these columns; None and NaN are empty cells.
+
+    Args:
+        float_format: format of floats, e.g. `%.10g`.
+    """
+
+    def text(value: object) -> object:
+        if isinstance(value, float):
+            return float_format % value if value == value else ""
+        return _inert_text(value) if isinstance(value, str) else value
+
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(map(_inert, head))
+    writer.writerows([text(value) for value in line] for line in lines)
+    return buffer.getvalue()
+
+
 def _inert(value: Any) -> Any:
     """Put an apostrophe before a text that looks like a formula; texts that are numbers stay as they are."""
-    if not isinstance(value, str):
-        return value
+    return _inert_text(value) if isinstance(value, str) else value
+
+
+@lru_cache(maxsize=4096)
+def _inert_text(value: str) -> str:
+    """`_inert` of a text; labels of rows and tasks recur in every line of a chart."""
     text = printable(value)
     return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text

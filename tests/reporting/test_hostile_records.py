@@ -308,3 +308,7 @@ def test_texts_that_are_formulas_in_spreadsheets_are_neutral_and_numbers_stay_nu
     assert {row[2] for row in rows} == {"-1.5"}
     assert [row[3] for row in rows[:6]] == ["1", "", "'=1", "-2", "-1.5", ""]
     assert [row[4] for row in rows[:3]] == ["-1", "", "1"]
+    exact = spreadsheets.to_csv(frame, "%.10g")
+    lines = [[None if pd.isna(value) else value for value in row] for row in frame.itertuples(index=False)]
+    lines[1][3] = float("nan")
+    assert spreadsheets.lines_to_csv(list(frame), lines, "%.10g") == exact
