@@ -1,18 +1,19 @@
 """The page of a report: one self-contained HTML file that needs no network.
 
-The tables are plain HTML, readable without JavaScript. One block of JSON (`page_data`) holds the data for sorting,
-details and plots, which the scripts (`templates/page.js`, `templates/plots.js`) build from it.
+The tables are plain HTML, readable without JavaScript. One block of JSON holds the data for sorting; other blocks,
+compressed, hold those of details, plots and downloads (see `page_data`). The scripts `templates/page.js` and
+`templates/plots.js` read them.
 """
 
 from __future__ import annotations
 
 import base64
-import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
@@ -23,9 +24,10 @@ from cl_bench.reporting.cells import TABLE_METRICS
 from cl_bench.reporting.charts import Chart
 from cl_bench.reporting.confusions.on_page import ErrorsOnPage
 from cl_bench.reporting.descriptions import describe
+from cl_bench.reporting.page_data import PageData
 from cl_bench.reporting.result_table import ResultTable
-from cl_bench.reporting.runs import Run, Section
-from cl_bench.reporting.text_tables import LatexOptions, TextTable
+from cl_bench.reporting.runs import Section
+from cl_bench.reporting.text_tables import TextTable
 from cl_bench.reporting.under_way import UnderWay
 from cl_bench.store import REFERENCE
 
@@ -33,65 +35,91 @@ SCRIPTS = ("page.js", "plots.js")
 """Scripts of a page in `templates/`, in the order in which they run."""
 
 
+class FigureText(NamedTuple):
+    """What a page says about a chart, without the chart itself.
+
+    Attributes:
+        name, title, caption: those of the chart.
+        seen: what is seen on it, in words.
+    """
+
+    name: str
+    title: str
+    caption: str
+    seen: str
+
+    @classmethod
+    def of(cls, chart: Chart) -> FigureText:
+        return cls(chart.name, chart.title, chart.caption, describe(chart))
+
+
+@dataclass(frozen=True)
+class DataBlocks:
+    """The data of a page as they stand in it.
+
+    Attributes:
+        json: what is read at once.
+        parts: what is unpacked when it is needed (see `PageData.parts`).
+    """
+
+    json: Markup
+    parts: Mapping[str, str]
+
+    @classmethod
+    def of(cls, data: PageData, **more: object) -> DataBlocks:
+        """The blocks of some data, with further values to read at once."""
+        return cls(to_json(data.at_once | more), data.parts)
+
+
 def render(
-    sections: Sequence[Section],
-    built: Sequence[ResultTable],
-    charts: Mapping[str, Mapping[str, Chart]],
-    errors: Mapping[str, ErrorsOnPage],
+    protocols: Sequence[Mapping[str, Any]],
     papers: Sequence[TextTable],
-    figures: Sequence[Chart],
+    figures: Sequence[FigureText],
+    data: PageData,
     damaged: Sequence[str],
     command: str,
-    places: Mapping[str, str],
-    runs: Sequence[Run],
-    latex: LatexOptions,
+    places: Sequence[str],
     under_way: UnderWay | None = None,
 ) -> str:
-    """Render the page as HTML; without any section, it says what to type.
+    """Render the page as HTML; without any protocol, it says what to type.
 
     Args:
-        sections, built: per protocol, in the same order. On the page, protocols with runs of the user's own come
-            before those with reference runs alone, and cut-down trials come last among either.
-        charts: by slug of the protocol and name of the chart.
-        errors: what stored predictions show, by slug of the protocols that have any.
+        protocols: `protocol_parts` of each, in the order of the page (see `in_order`).
         papers: tables of papers.
         figures: figures of papers, and figures over all protocols.
+        data: of all these protocols and figures.
         damaged: one sentence per result file that was skipped.
         command: command line that makes this report.
-        places: path of the results folder by origin, for the command that repeats a run.
-        runs: all runs, including those that are not shown and those that only serve as references (see
-            `intransigence.references`).
-        latex: how the LaTeX tables are written.
+        places: paths of the results folders.
         under_way: unfinished runs, and how often the page reloads; None: it shows none and stays.
     """
-    order = sorted(range(len(sections)), key=lambda number: (_place(sections[number]), number))
-    sections, built = [sections[i] for i in order], [built[i] for i in order]
-    tables = [*map(result_table.text_table, built), *papers]
-    drawn = {slug: {**some, **(errors[slug].charts if slug in errors else {})} for slug, some in charts.items()}
-    data = page_data.build(sections, built, drawn, figures, places, runs)
-    data["files"] = page_data.files(sections, tables, drawn, figures, latex)
     return (
         environment()
         .get_template("index.html.j2")
         .render(
-            protocols=[
-                protocol_parts(section, table, charts[section.slug], errors.get(section.slug))
-                for section, table in zip(sections, built, strict=True)
-            ],
+            protocols=protocols,
             papers=papers,
             overall=figures,
             damaged=damaged,
             command=command,
             under_way=under_way,
-            places=list(places.values()),
-            runs=sum(len(section.runs) for section in sections),
-            rows=sum(len(section.rows) for section in sections),
-            data=to_json(data),
+            places=places,
+            runs=sum(protocol["runs"] for protocol in protocols),
+            rows=sum(len(protocol["table"].rows) for protocol in protocols),
+            data=DataBlocks.of(data),
             plotly=base64.b64encode(plotly()).decode(),
             style=Markup(source("page.css")),
             scripts=[Markup(source(name)) for name in SCRIPTS],
         )
     )
+
+
+def in_order(sections: Sequence[Section]) -> list[Section]:
+    """Protocols in the order of the page: those with runs of the user's own come first, cut-down trials last of either.
+
+    Among equals, those with most rows come first.
+    """
+    return sorted(sections, key=_place)
 
 
 def is_own(section: Section) -> bool:
@@ -107,13 +135,15 @@ def _place(section: Section) -> tuple[bool, bool, int]:
 def protocol_parts(
     section: Section, table: ResultTable, charts: Mapping[str, Chart], errors: ErrorsOnPage | None = None
 ) -> dict[str, Any]:
-    """What the template `protocol.html.j2` shows of one protocol."""
+    """What the template `protocol.html.j2` shows of one protocol; holds none of the charts."""
     return {
         "table": table,
         "protocol": table.protocol,
         "own": is_own(section),
-        "charts": charts,
-        "errors": errors,
+        "runs": len(section.runs),
+        "charts": {name: FigureText.of(chart) for name, chart in charts.items()},
+        "errors": replace(errors, charts={}) if errors else None,
+        "error_charts": {name: FigureText.of(chart) for name, chart in errors.charts.items()} if errors else {},
         "details": page_data.details(section),
     }
 
@@ -131,7 +161,6 @@ def environment() -> Environment:
     made.filters |= {"breakable": _breakable, "published_cell": _published_cell}
     made.globals |= {
         "cell": result_table.cell,
-        "describe": describe,
         "main_columns": {**{name: metrics.METRICS[name].title for name in TABLE_METRICS}, "seeds": "seeds"},
         "max_rows_in_pairs": page_data.MAX_ROWS_IN_PAIRS,
         "metrics": page_data.METRICS,
@@ -158,11 +187,10 @@ def plotly() -> bytes:
 
 def to_json(data: object) -> Markup:
     """JSON for a script element, escaped so that no text from a result file can end the element."""
-    text = json.dumps(data, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    text = page_data.to_json(data)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
-    # Lone surrogates, which occur in damaged file names, cannot be encoded as UTF-8.
-    return Markup(text.encode("utf-8", "backslashreplace").decode())
+    return Markup(text)
 
 
 def _published_cell(value: tuple[float, float | None] | None) -> str:

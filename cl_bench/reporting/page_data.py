@@ -1,11 +1,14 @@
-"""The data of a page for its script, as plain values for JSON: rows, runs, pairs of rows, charts and files."""
+"""The data of a page for its script: rows, pairs of rows, and, packed, the runs, charts and files of each protocol."""
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,7 +16,6 @@ import pandas as pd
 
 from cl_bench import metrics
 from cl_bench.experiment import Value, value_text
-from cl_bench.reporting import charts as chart_data
 from cl_bench.reporting import comparison, precision, text_tables
 from cl_bench.reporting.cells import TABLE_METRICS
 from cl_bench.reporting.charts import Chart
@@ -31,63 +33,104 @@ MAX_ROWS_IN_PAIRS = 45
 """Largest number of rows for which the page shows all pairs."""
 
 
-def build(
-    sections: Sequence[Section],
-    tables: Sequence[ResultTable],
-    charts: Mapping[str, Mapping[str, Chart]],
-    figures: Sequence[Chart],
-    places: Mapping[str, str],
-    runs: Sequence[Run],
-) -> dict[str, Any]:
-    """The data of a page.
-
-    Args:
-        sections, tables: per protocol, in the same order, which is that of the page.
-        charts: by slug of the protocol and name of the chart.
-        figures: charts of no single protocol.
-        places: path of the results folder by origin, for the command that repeats a run.
-        runs: all runs, including those that only serve as references (see `intransigence.references`).
-    """
-    numbers = run_frame(runs).set_index("key") if runs else pd.DataFrame()
-    return {
-        "metrics": {
-            name: {"title": title, "description": description, "higher": higher}
-            for name, (title, description, higher) in METRICS.items()
-        },
-        "columns": tables[0].metric_columns if tables else TABLE_METRICS,
-        "chosen": any(section.chosen for section in sections),
-        "protocols": [_protocol(section, table, numbers) for section, table in zip(sections, tables, strict=True)],
-        **_runs(sections, places),
-        "charts": {
-            f"{section.slug}/{name}": interactive.figure(chart, section.ceilings)
-            for section in sections
-            for name, chart in charts[section.slug].items()
-        }
-        | {f"paper/{chart.name}": interactive.figure(chart) for chart in figures},
-    }
-
-
-def files(
-    sections: Sequence[Section],
-    tables: Sequence[TextTable],
-    charts: Mapping[str, Mapping[str, Chart]],
-    figures: Sequence[Chart],
-    latex: LatexOptions | None = None,
-) -> dict[str, str]:
-    """Texts of the files beside a page, by path, so that a page that was moved alone still offers them."""
-    return (
-        {f"tables/{table.name}.{form}": text_tables.write(table, form, latex) for table in tables for form in FORMS}
-        | {
-            f"figures/{section.slug}-{name}.csv": chart_data.to_csv(chart)
-            for section in sections
-            for name, chart in charts[section.slug].items()
-        }
-        | {f"figures/{chart.name}.csv": chart_data.to_csv(chart) for chart in figures}
-    )
-
-
 FORMS = ("csv", "md", "tex")
 """Formats of the tables that a page offers."""
+_PAPERS = "papers"
+_LEVEL = 6
+"""Level of compression; higher ones take twice as long for 2 % less."""
+
+
+@dataclass(frozen=True)
+class PageData:
+    """The data of a page, which grows by one protocol after the other, so that their charts need not be kept.
+
+    The page reads at once what its tables show. Its `parts`, nearly all of the data, are seen on demand: the script of
+    the page unpacks each when it is needed.
+
+    Attributes:
+        columns: names of the metrics that tables show.
+        numbers: metrics of all runs by key, see `frames.run_frame`.
+        places: path of the results folder by origin, for the command that repeats a run.
+        parts: texts of `packed` by name: `runs/SLUG`, the runs of a protocol by key, and the settings that they share;
+            `charts/SLUG`, for plotly.js by `SLUG/NAME`; `files/SLUG`, texts of files by path. Charts and files of no
+            single protocol have the slug `papers`.
+    """
+
+    columns: Sequence[str]
+    numbers: pd.DataFrame
+    places: Mapping[str, str]
+    parts: dict[str, str] = field(default_factory=dict)
+    _protocols: list[dict[str, Any]] = field(default_factory=list)
+    _charts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _chosen: list[bool] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, tables: Sequence[ResultTable], places: Mapping[str, str], runs: Sequence[Run]) -> PageData:
+        """Data without any protocol.
+
+        Args:
+            tables: result tables of the protocols that will be added.
+            runs: all runs, including those that only serve as references (see `intransigence.references`).
+        """
+        columns = tables[0].metric_columns if tables else TABLE_METRICS
+        return cls(columns, run_frame(runs).set_index("key") if runs else pd.DataFrame(), places)
+
+    def add(
+        self, section: Section, table: ResultTable, charts: Mapping[str, Chart], files: Mapping[str, str] | None = None
+    ) -> None:
+        """Add a protocol.
+
+        Args:
+            charts: by name.
+            files: texts by path, which a page that was moved alone still offers; None: the page links to its files.
+        """
+        slug = section.slug
+        self._protocols.append(_protocol(section, table, self.numbers))
+        self._chosen.append(section.chosen)
+        self.parts[f"runs/{slug}"] = packed(_runs(section, self.places))
+        drawn = {f"{slug}/{name}": interactive.figure(chart, section.ceilings) for name, chart in charts.items()}
+        self._add(slug, drawn, files)
+
+    def add_papers(self, charts: Sequence[Chart], files: Mapping[str, str] | None = None) -> None:
+        """Add charts of no single protocol; `files`, as for `add`, are theirs and those of the papers' tables."""
+        self._add(_PAPERS, {f"paper/{chart.name}": interactive.figure(chart) for chart in charts}, files)
+
+    def _add(self, slug: str, drawn: Mapping[str, dict[str, Any]], files: Mapping[str, str] | None) -> None:
+        self._charts.update({name: interactive.outline(figure) for name, figure in drawn.items()})
+        for kind, part in (("charts", drawn), ("files", files)):
+            if part:
+                self.parts[f"{kind}/{slug}"] = packed(part)
+
+    @property
+    def at_once(self) -> dict[str, Any]:
+        """What the page reads at once, as plain values for JSON; charts have only what lays out their place."""
+        return {
+            "metrics": {
+                name: {"title": title, "description": description, "higher": higher}
+                for name, (title, description, higher) in METRICS.items()
+            },
+            "columns": self.columns,
+            "chosen": any(self._chosen),
+            "protocols": self._protocols,
+            "charts": self._charts,
+        }
+
+
+def packed(value: object) -> str:
+    """JSON of a value, compressed with gzip, as base64."""
+    return base64.b64encode(gzip.compress(to_json(value).encode(), _LEVEL, mtime=0)).decode()
+
+
+def to_json(value: object) -> str:
+    """JSON of a value that can be encoded as UTF-8."""
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    # Lone surrogates, which occur in damaged file names, cannot be encoded as UTF-8.
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def files_of_tables(tables: Sequence[TextTable], latex: LatexOptions | None = None) -> dict[str, str]:
+    """Texts of the files of tables that a page offers, by path."""
+    return {f"tables/{table.name}.{form}": text_tables.write(table, form, latex) for table in tables for form in FORMS}
 
 
 def _protocol(section: Section, table: ResultTable, numbers: pd.DataFrame) -> dict[str, Any]:
@@ -146,8 +189,8 @@ def _pairs(section: Section, labels: Sequence[str]) -> list[list[float | int | s
     ]  # fmt: skip
 
 
-def _runs(sections: Sequence[Section], places: Mapping[str, str]) -> dict[str, Any]:
-    """All runs by key; settings common to many runs (experiment, hyper-parameters, environment) are stored once."""
+def _runs(section: Section, places: Mapping[str, str]) -> dict[str, Any]:
+    """Runs by key; settings common to many of them (experiment, hyper-parameters, environment) are stored once."""
     shared: dict[str, int] = {}
     texts: list[dict[str, str]] = []
 
@@ -160,24 +203,23 @@ def _runs(sections: Sequence[Section], places: Mapping[str, str]) -> dict[str, A
         return shared[key]
 
     runs = {}
-    for section in sections:
-        for run in section.runs:
-            record, experiment = run.record, run.record.experiment
-            runs[record.key] = {
-                "label": run.label,
-                "seed": experiment.seed,
-                "order": experiment.class_order if len(experiment.class_order) < 60 else "explicit list",
-                "acc": _rounded(100 * metrics.acc(record.correct, record.total)),
-                "minutes": _rounded(record.seconds / 60),
-                "finished": f"{record.finished:%Y-%m-%d %H:%M} UTC" if record.finished else "",
-                "correct": record.correct,
-                "total": record.total,
-                "settings": number(experiment.hyperparameters),
-                "experiment": number(_experiment(run)),
-                "environment": number(record.environment),
-                "mixed": run.mixed,
-                "command": _repeat_command(run, places.get(run.origin, run.origin)),
-            }
+    for run in section.runs:
+        record, experiment = run.record, run.record.experiment
+        runs[record.key] = {
+            "label": run.label,
+            "seed": experiment.seed,
+            "order": experiment.class_order if len(experiment.class_order) < 60 else "explicit list",
+            "acc": _rounded(100 * metrics.acc(record.correct, record.total)),
+            "minutes": _rounded(record.seconds / 60),
+            "finished": f"{record.finished:%Y-%m-%d %H:%M} UTC" if record.finished else "",
+            "correct": record.correct,
+            "total": record.total,
+            "settings": number(experiment.hyperparameters),
+            "experiment": number(_experiment(run)),
+            "environment": number(record.environment),
+            "mixed": run.mixed,
+            "command": _repeat_command(run, places.get(run.origin, run.origin)),
+        }
     return {"runs": runs, "shared": texts}
 
 

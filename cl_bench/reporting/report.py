@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from cl_bench.errors import UserError, printable
 from cl_bench.files import write_atomically
-from cl_bench.reporting import charts, chosen_tables, comparison, page, plots, result_table, text_tables
+from cl_bench.reporting import chosen_tables, comparison, page, plots, result_table
 from cl_bench.reporting.charts import Chart
 from cl_bench.reporting.confusions.on_page import on_page
+from cl_bench.reporting.files_beside import FileWriter
+from cl_bench.reporting.page_data import PageData
 from cl_bench.reporting.paper import figures as paper_figures
 from cl_bench.reporting.paper import tables as paper_tables
 from cl_bench.reporting.paper.layouts import figure_layouts, table_benchmarks, table_names, table_rows
@@ -26,11 +27,7 @@ from cl_bench.reporting.salvage import without_failing_runs
 from cl_bench.reporting.selection import Selection
 from cl_bench.reporting.text_tables import LatexOptions, TextTable
 from cl_bench.reporting.under_way import UnderWay
-from cl_bench.running.workers import CONTEXT
 from cl_bench.store import REFERENCE, RunRecord, own_folders
-
-_MAX_CHARTS_IN_ONE_PROCESS = 8
-"""Up to this number of pictures, starting other processes, each with its own imports, takes longer than drawing."""
 
 
 class NoResults(UserError):
@@ -199,57 +196,41 @@ def render_sections(
     runs = [run for section in everything for run in section.runs]
     selection = selection or Selection()
     found = selection.of(chosen_tables.presented(everything))
-    built = [chosen_tables.build(section, selection) for section in found]
+    tables = {section.slug: chosen_tables.build(section, selection) for section in found}
     papers, figures = paper_parts(runs, selection)
-    latex = LatexOptions(siunitx, command)
     ranks = comparison.ranks(found)
     figures = [*([ranks] if ranks else []), *figures]
-    shown = {section.slug: plots.standard(section) for section in found}
+    ordered = page.in_order(found)
+    named = {printable(origin): printable(path) for origin, path in places.items()}
+    data = PageData.of([tables[section.slug] for section in ordered], named, runs)
     stores = [Path(path) for path in places.values() if path]
-    errors = {section.slug: part for section in found if (part := on_page(section, stores)) is not None}
-    jobs = [
-        (chart, out / "figures" / f"{section.slug}-{name}", pictures, section.ceilings)
-        for section in found
-        for name, chart in [
-            *shown[section.slug].items(),
-            *(errors[section.slug].charts.items() if section.slug in errors else ()),
-        ]
-    ]
-    jobs += [(chart, out / "figures" / chart.name, pictures, ()) for chart in figures]
+    parts: list[dict[str, Any]] = []
+    files = FileWriter(out, pictures, LatexOptions(siunitx, command))
     try:
-        index = out / "index.html"
-        for folder in ("tables", "figures"):
-            (out / folder).mkdir(parents=True, exist_ok=True)
-        written = [
-            path
-            for table in (*map(result_table.text_table, built), *papers)
-            for path in write_table(table, out / "tables", text_tables.FORMATS, latex)
-        ]
-        written += [path for paths in _save(jobs) for path in paths]
-        folders = {printable(origin): printable(path) for origin, path in places.items()}
-        command = printable(command)
-        text = page.render(
-            found, built, shown, errors, papers, figures, damaged, command, folders, runs, latex, under_way
-        )
-        write_atomically(index, text.encode())
+        files.make_folders()
+        # The charts of one protocol after the other, because those of all would not fit into the memory of a laptop.
+        for section in ordered:
+            table, shown, errors = tables[section.slug], plots.standard(section), on_page(section, stores)
+            charts = {**shown, **(errors.charts if errors else {})}
+            stems = {f"{section.slug}-{name}": chart for name, chart in charts.items()}
+            written = files.tables([result_table.text_table(table)]) | files.charts(stems, section.ceilings)
+            data.add(section, table, charts, written)
+            parts.append(page.protocol_parts(section, table, shown, errors))
+        stems = {chart.name: chart for chart in figures}
+        data.add_papers(figures, files.tables(papers) | files.charts(stems))
+        files.draw()
+        texts = list(map(page.FigureText.of, figures))
+        shown_command, folders = printable(command), list(named.values())
+        text = page.render(parts, papers, texts, data, damaged, shown_command, folders, under_way)
+        write_atomically(out / "index.html", text.encode())
     except OSError as error:
         raise UserError(
             f"report folder '{out}' cannot be written ({error.strerror}: {error.filename}); name another one"
         ) from error
-    return RenderedReport([index, *written], list(damaged), built)
-
-
-def write_table(table: TextTable, folder: Path, forms: Iterable[str], latex: LatexOptions) -> list[Path]:
-    """Write a table in these formats; returns the paths.
-
-    Raises:
-        OSError: the folder cannot be written.
-    """
-    paths = []
-    for form in forms:
-        paths.append(folder / f"{table.name}.{form}")
-        write_atomically(paths[-1], text_tables.write(table, form, latex).encode())
-    return paths
+    except Exception:
+        files.discard()
+        raise
+    return RenderedReport([out / "index.html", *files.paths], list(damaged), list(tables.values()))
 
 
 def paper_parts(runs: Sequence[Run], selection: Selection | None = None) -> tuple[list[TextTable], list[Chart]]:
@@ -274,26 +255,3 @@ def paper_parts(runs: Sequence[Run], selection: Selection | None = None) -> tupl
             if figure is not None and figure.chart is not None and figure.filled:
                 made_figures.append(figure.chart)
     return made_tables, made_figures
-
-
-def _save(jobs: Sequence[tuple[Chart, Path, Sequence[str], Sequence[str]]]) -> list[list[Path]]:
-    """Write every chart; many pictures are drawn by several processes."""
-    if not any(pictures for _, _, pictures, _ in jobs):
-        return [_save_numbers(chart, stem) for chart, stem, _, _ in jobs]
-    workers = min(os.cpu_count() or 1, len(jobs))
-    if workers == 1 or len(jobs) <= _MAX_CHARTS_IN_ONE_PROCESS:
-        return [_draw(job) for job in jobs]
-    with ProcessPoolExecutor(workers, mp_context=CONTEXT) as pool:
-        return list(pool.map(_draw, jobs, chunksize=2))
-
-
-def _save_numbers(chart: Chart, stem: Path) -> list[Path]:
-    path = stem.with_name(f"{stem.name}.csv")
-    write_atomically(path, charts.to_csv(chart).encode())
-    return [path]
-
-
-def _draw(job: tuple[Chart, Path, Sequence[str], Sequence[str]]) -> list[Path]:
-    from cl_bench.reporting.render import drawing
-
-    return drawing.save(*job)

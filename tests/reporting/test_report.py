@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from cl_bench.reporting.render import drawing
 from cl_bench.reporting.report import RenderedReport, load_runs, render
 from cl_bench.reporting.runs import collect, sections
 from cl_bench.store import RunRecord
+from tests.helpers import reports
 from tests.helpers.command import Cli, assert_refused
 from tests.helpers.factories import WEIGHTS, arrays, edit, npz, record, write
 
@@ -394,8 +394,7 @@ def test_a_single_task_has_nothing_to_forget_wherever_it_is_shown(cl_bench: Cli)
     for text in (*texts.values(), page, done.out):
         assert "1 task " in text.replace("$", " ") and "A single task is learned, so forgetting" in text
         assert not re.search(r"\b1 tasks\b|[^\d]0\.00 ± 0\.00", text)
-    (data,) = re.findall(r'id="data">(.*?)</script>', page)
-    (protocol,) = json.loads(data)["protocols"]
+    (protocol,) = reports.at_once(page)["protocols"]
     undefined = {"forgetting", "forgetting_rwalk", "forgetting_coda", "bwt", "bwt_all", "fwt", "intransigence"}
     assert all({*metrics.METRICS, "fwt", "intransigence"} - {*row["metrics"]} == undefined for row in protocol["rows"])
     figures = {path.name.removeprefix(f"{stem}-") for path in Path("out/figures").iterdir()}
@@ -425,6 +424,24 @@ def test_the_same_records_give_the_same_bytes(drawn: tuple[Path, RenderedReport]
     assert {path.suffix for path in first.paths} == {".html", ".md", ".csv", ".tex", ".png", ".pdf", ".svg"}
     for one, two in zip(first.paths, second.paths, strict=True):
         assert one.read_bytes() == two.read_bytes(), one.name
+
+
+def test_a_page_that_is_moved_alone_still_has_its_charts_and_the_files_beside_it(
+    drawn: tuple[Path, RenderedReport],
+) -> None:
+    written = drawn[1].paths
+    page = written[0].read_text()
+    offered = {path: text for texts in reports.parts(page, "files").values() for path, text in texts.items()}
+    beside = {path.relative_to(written[0].parent).as_posix(): path for path in written[1:]}
+    assert offered.keys() == {name for name in beside if name.endswith((".csv", ".md", ".tex"))}
+    assert all(beside[name].read_text() == text for name, text in offered.items())
+    charts = {key: chart for part in reports.parts(page, "charts").values() for key, chart in part.items()}
+    outlines = reports.at_once(page)["charts"]
+    assert {*re.findall(r'data-chart="([^"]+)"', page)} == charts.keys() == outlines.keys()
+    for key, outline in outlines.items():
+        named = [trace["name"] for trace in charts[key]["data"] if trace.get("showlegend") is not False]
+        assert outline["height"] == charts[key]["height"]
+        assert [one["name"] for one in outline["legend"]] == (named if len(named) > 1 else [])
 
 
 def test_rows_whose_samples_see_their_batch_are_marked(runs: Path) -> None:

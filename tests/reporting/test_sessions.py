@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 from cl_bench.experiment import Session
 from cl_bench.store import Store
 from cl_bench.store.record import RunRecord, parse
+from tests.helpers import reports
 from tests.helpers.command import RUNS, Cli
 from tests.helpers.factories import edit, record, write
 
@@ -56,10 +56,10 @@ def test_tables_and_the_page_mark_the_row(runs: Cli) -> None:
     page = Path("out/index.html").read_text()
     (row,) = re.findall(r'<tr title="([^"]*)">', page)
     assert row == "A run was resumed in another environment: seed 0: threads 4, then 2; torch 2.8.0, then 2.9.0"
-    (data,) = re.findall(r'id="data">(.*?)</script>', page)
-    found = json.loads(data)
-    assert [bool(row["mixed"]) for row in found["protocols"][0]["rows"]].count(True) == 1
-    assert [run["mixed"] for run in found["runs"].values() if run["mixed"]] == [
+    (protocol,) = reports.at_once(page)["protocols"]
+    assert [bool(row["mixed"]) for row in protocol["rows"]].count(True) == 1
+    (part,) = reports.parts(page, "runs").values()
+    assert [run["mixed"] for run in part["runs"].values() if run["mixed"]] == [
         "threads 4, then 2; torch 2.8.0, then 2.9.0"
     ]
 

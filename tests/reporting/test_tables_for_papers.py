@@ -1,7 +1,6 @@
 """Tables for a paper: chosen rows and columns, differences from one row, best and second best, and siunitx."""
 
 import csv
-import json
 import re
 from io import StringIO
 from pathlib import Path
@@ -14,7 +13,7 @@ from cl_bench.reporting import result_table, text_tables
 from cl_bench.reporting.render import latex_text
 from cl_bench.reporting.runs import label_runs, sections
 from cl_bench.reporting.text_tables import Column, LatexOptions, TextTable
-from tests.helpers import factories
+from tests.helpers import factories, reports
 from tests.helpers.command import Cli
 
 RANKED = TextTable(
@@ -138,11 +137,7 @@ def test_every_format_has_the_chosen_rows_and_columns_in_their_order(cl_bench: C
     assert cl_bench("report", *chosen).code == 0
     (written,) = Path("reports/tables").glob("*.csv")
     assert [row["label"] for row in rows(written.read_text())] == ["gamma", "alpha", "joint"]
-    page = re.search(
-        r'<script type="application/json" id="data">(.*?)</script>', Path("reports/index.html").read_text()
-    )
-    assert page is not None
-    (protocol,) = json.loads(page[1])["protocols"]
+    (protocol,) = reports.at_once(Path("reports/index.html").read_text())["protocols"]
     assert [(row["label"], row["highlight"]) for row in protocol["rows"]] == [
         ("gamma", False), ("alpha", True), ("joint", False),
     ]  # fmt: skip

@@ -79,6 +79,17 @@ def figure(chart: Chart, ceilings: Iterable[str] = ()) -> dict[str, Any]:
     return {"data": data, "layout": layout, "height": lines * height + 40, "wide": columns > 1, "square": square}
 
 
+def outline(figure: Mapping[str, Any]) -> dict[str, Any]:
+    """What lays out the place of a `figure` before it is drawn: its `height`, and the traces in its `legend`.
+
+    A legend of one trace is left out.
+    """
+    shown = [trace for trace in figure["data"] if trace.get("showlegend") is not False and trace.get("legendgroup")]
+    parts = ("legendgroup", "name", "mode", "line", "marker")
+    legend = [{name: trace[name] for name in parts if name in trace} for trace in shown]
+    return {"height": figure["height"], "legend": legend if len(legend) > 1 else []}
+
+
 def _rows(panel: Panel) -> int:
     return len(panel.ranks) if isinstance(panel, Ranks) else 0
 

@@ -17,9 +17,11 @@ from typing import Any
 from cl_bench.errors import counted, printable
 from cl_bench.reporting import page, page_data, plots, result_table
 from cl_bench.reporting.charts import Chart
+from cl_bench.reporting.charts import to_csv as chart_to_csv
 from cl_bench.reporting.confusions.on_page import ErrorsOnPage, on_page
 from cl_bench.reporting.frames import export_frame
 from cl_bench.reporting.intransigence import is_reference
+from cl_bench.reporting.page_data import PageData
 from cl_bench.reporting.report import NoResults, load_runs, origins, paper_parts
 from cl_bench.reporting.result_table import ResultTable
 from cl_bench.reporting.runs import Run, Section, sections
@@ -210,10 +212,10 @@ class _Site:
         for name, path in self.paths["benchmarks"].items():
             mine = [section for section in self.sections if section.protocol.benchmark == name]
             tables = [self.tables[section.slug] for section in mine]
-            data = page_data.build(
-                mine, tables, self.charts, [], self.places, [run for section in mine for run in section.runs]
-            )
-            data["pages"] = {method: f"../{page}" for method, page in self.paths["methods"].items()}
+            data = PageData.of(tables, self.places, [run for section in mine for run in section.runs])
+            for section, table in zip(mine, tables, strict=True):
+                data.add(section, table, self.charts[section.slug])
+            pages = {method: f"../{page}" for method, page in self.paths["methods"].items()}
             rows = sum(len(section.rows) for section in mine)
             yield (
                 path,
@@ -232,7 +234,7 @@ class _Site:
                     published=[one for one in self.published if one.benchmark == name],
                     papers=[],
                     overall=[],
-                    data=page.to_json(data) if mine else None,
+                    data=page.DataBlocks.of(data, pages=pages) if mine else None,
                     interactive=bool(mine),
                 ),
             )
@@ -276,7 +278,8 @@ class _Site:
     def papers(self) -> str:
         """The papers' tables with published numbers beside ours, and their figures."""
         papers, overall = self.paper_parts
-        data = page_data.build([], [], {}, overall, self.places, [])
+        data = PageData.of([], self.places, [])
+        data.add_papers(overall)
         return self._render(
             "published",
             "published.html",
@@ -284,8 +287,8 @@ class _Site:
             "Numbers of papers on continual learning, beside those of stored runs where the protocol is the paper's.",
             published=self.published,
             papers=papers,
-            overall=overall,
-            data=page.to_json(data) if overall else None,
+            overall=list(map(page.FigureText.of, overall)),
+            data=page.DataBlocks.of(data) if overall else None,
             interactive=bool(overall),
         )
 
@@ -293,5 +296,8 @@ class _Site:
         """Tables and numbers of figures that pages link to, and all runs as one table."""
         papers, overall = self.paper_parts
         tables = [*map(result_table.text_table, self.tables.values()), *papers]
-        found = page_data.files(self.sections, tables, self.charts, overall)
+        charts = [(f"{slug}-{name}", chart) for slug, some in self.charts.items() for name, chart in some.items()]
+        charts += [(chart.name, chart) for chart in overall]
+        found = page_data.files_of_tables(tables)
+        found |= {f"figures/{name}.csv": chart_to_csv(chart) for name, chart in charts}
         return found | ({"runs.csv": to_csv(export_frame(self.runs))} if self.runs else {})

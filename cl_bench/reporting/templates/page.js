@@ -3,6 +3,9 @@
 // Texts from result files enter the page as text nodes, never as HTML.
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
+// The rest of the data: JSON of the runs, charts and files of each protocol, which is unpacked when it is needed.
+const parts = new Map();
+const UNREADABLE = "This browser cannot unpack the data of this page (Chrome 80, Firefox 113, Safari 16.4 or newer can)";
 const FRESH = { metric: DATA.columns[0] ?? "acc", filter: "", benchmark: "", backbone: "", protocol: "", origin: "", sort: "", down: true };
 const state = { ...FRESH };
 let place = ""; // id of the part of the page that the address names
@@ -17,6 +20,19 @@ function el(name, attributes = {}, ...children) {
   node.append(...children.filter((child) => child !== null));
   return node;
 }
+
+async function unpacked(packed) {
+  const bytes = Uint8Array.from(atob(packed.trim()), (character) => character.charCodeAt(0));
+  return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+}
+
+function part(name) {
+  if (!parts.has(name)) parts.set(name, unpacked(document.querySelector(`[data-part="${CSS.escape(name)}"]`).textContent).then(JSON.parse));
+  return parts.get(name);
+}
+
+// Name of the part of a protocol, or of the papers, that an element belongs to.
+const partOf = (kind, element) => `${kind}/${element.closest("section.protocol")?.dataset.slug ?? "papers"}`;
 
 const fixed = (value) => value.toFixed(2);
 const signed = (value) => (value < 0 ? "\u2212" : "+") + Math.abs(value).toFixed(2);
@@ -144,13 +160,18 @@ function cell(row, metric, range) {
   return el("td", { class: "primary" }, spread(value), bar);
 }
 
-function detail(row, width) {
-  const runs = row.runs.map((key) => [key, DATA.runs[key]]);
-  const list = el("table", {},
+function runsOf(row, found) {
+  const runs = row.runs.map((key) => [key, found.runs[key]]);
+  return el("table", {},
     el("thead", {}, el("tr", {}, ...["run", "seed", "class order", "acc, %", "minutes", "finished"].map((name) => el("th", { scope: "col" }, name)))),
     el("tbody", {}, ...runs.map(([key, run]) => el("tr", {},
-      el("th", { scope: "row" }, el("button", { class: "row run", type: "button", title: "Accuracy matrix, settings and the command that repeats this run", onclick: () => showRun(key) }, el("code", {}, key))),
+      el("th", { scope: "row" }, el("button", { class: "row run", type: "button", title: "Accuracy matrix, settings and the command that repeats this run", onclick: () => showRun(key, found) }, el("code", {}, key))),
       el("td", {}, String(run.seed)), el("td", {}, run.order), el("td", {}, fixed(run.acc)), el("td", {}, String(run.minutes.toPrecision(3))), el("td", {}, run.finished)))));
+}
+
+function detail(row, width, slug) {
+  const list = el("div");
+  part(`runs/${slug}`).then((found) => list.replaceChildren(runsOf(row, found)), () => list.replaceChildren(el("p", { class: "soft" }, `${UNREADABLE}, so its runs are not listed.`)));
   return el("tr", { class: "detail" }, el("td", { colspan: String(width) }, el("div", {},
     el("p", { class: "soft" }, row.about, row.ceiling ? "; trained on all tasks at once" : ""),
     el("p", {}, el("code", {}, row.settings || "no hyper-parameters")),
@@ -181,7 +202,7 @@ function leaderboard(section, protocol) {
       el("th", { scope: "row" }, el("button", { class: "row", type: "button", "data-row": row.label, "aria-expanded": String(open.has(key)), title: "Details and runs" }, ...breakable(row.name))),
       ...names.map((name) => cell(row, name, range)),
       ...row.cells.map((text) => el("td", {}, text))));
-    if (open.has(key)) body.append(detail(row, width));
+    if (open.has(key)) body.append(detail(row, width, protocol.slug));
   }
   const top = el("thead", {}, el("tr", {}, head("method", "method", "method and the options that were set"),
     ...names.map((name) => head(name, DATA.metrics[name].title, DATA.metrics[name].description)),
@@ -253,8 +274,8 @@ function matrix(run) {
     }))))));
 }
 
-function showRun(key) {
-  const run = DATA.runs[key];
+function showRun(key, found) {
+  const run = found.runs[key];
   const dialog = document.getElementById("run");
   document.getElementById("run-title").replaceChildren(`${run.label}, seed ${run.seed}`);
   document.getElementById("run-body").replaceChildren(
@@ -264,9 +285,9 @@ function showRun(key) {
     el("h3", {}, "Accuracy matrix"),
     el("p", { class: "soft" }, "Accuracy on each task (columns) after each stage (rows), in percent."),
     matrix(run),
-    el("h3", {}, "Experiment"), fields(DATA.shared[run.experiment]),
-    el("h3", {}, "Hyper-parameters"), fields(DATA.shared[run.settings]),
-    el("h3", {}, "Environment"), fields(DATA.shared[run.environment]),
+    el("h3", {}, "Experiment"), fields(found.shared[run.experiment]),
+    el("h3", {}, "Hyper-parameters"), fields(found.shared[run.settings]),
+    el("h3", {}, "Environment"), fields(found.shared[run.environment]),
     run.mixed ? el("p", { class: "mixed" }, `The run was interrupted and resumed in another environment: ${run.mixed}.`) : "");
   dialog.showModal();
 }
@@ -350,9 +371,11 @@ function start() {
 }
 
 for (const link of document.querySelectorAll("a[data-file]")) {
-  link.addEventListener("click", (event) => {
+  link.addEventListener("click", async (event) => {
     event.preventDefault();
-    const url = URL.createObjectURL(new Blob([DATA.files[link.dataset.file]], { type: "text/plain" }));
+    const texts = await part(partOf("files", link)).catch(() => null);
+    if (!texts) return link.replaceWith(`${link.textContent} (${UNREADABLE}; the file lies beside it)`);
+    const url = URL.createObjectURL(new Blob([texts[link.dataset.file]], { type: "text/plain" }));
     el("a", { href: url, download: link.dataset.file.split("/")[1] }).click();
     setTimeout(() => URL.revokeObjectURL(url), 10000);
   });

@@ -74,8 +74,7 @@ function swatch(trace) {
 
 function legend(div) {
   // plotly's own legend cannot be reached by keyboard, has small targets and scrolls: this one is HTML below the plot.
-  const chart = DATA.charts[div.dataset.chart];
-  const entries = chart.data.filter((trace) => trace.showlegend !== false && trace.legendgroup);
+  const entries = DATA.charts[div.dataset.chart].legend;
   const old = div.nextElementSibling?.matches(".legend") ? div.nextElementSibling : null;
   if (entries.length < 2) return;
   const off = old ? new Set([...old.querySelectorAll("[aria-pressed=false]")].map((button) => button.dataset.group)) : new Set();
@@ -114,11 +113,6 @@ function reserve() {
 
 let plotly = null;
 
-async function unpacked(packed) {
-  const bytes = Uint8Array.from(atob(packed), (character) => character.charCodeAt(0));
-  return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
-}
-
 async function loadScript() {
   const source = document.getElementById("plotly");
   const script = el("script");
@@ -128,7 +122,7 @@ async function loadScript() {
     document.head.append(script);
     return loaded;
   }
-  script.textContent = await unpacked(source.textContent.trim());
+  script.textContent = await unpacked(source.textContent);
   document.head.append(script);
 }
 
@@ -141,11 +135,11 @@ function loadPlotly() {
 const OPTIONS = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "toImage"] };
 
 async function draw(div) {
-  const chart = DATA.charts[div.dataset.chart];
+  let chart;
   try {
-    await loadPlotly();
+    [chart] = await Promise.all([part(partOf("charts", div)).then((charts) => charts[div.dataset.chart]), loadPlotly()]);
   } catch {
-    div.replaceChildren(el("p", { class: "soft" }, "This browser cannot draw the plots (Chrome 80, Firefox 113, Safari 16.4 or newer can); their numbers are in the files below them."));
+    div.replaceChildren(el("p", { class: "soft" }, `${UNREADABLE}, nor draw its plots: their numbers are in the folder 'figures' beside it.`));
     return;
   }
   const [data, layout] = themed(chart, div);
