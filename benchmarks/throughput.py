@@ -39,7 +39,10 @@ def measure(
         command += [] if found.pretrained else ["--pretrained", "no"]
         command += [] if found.size is None else ["--size", str(found.size)]
         began = time.time()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ | {"CL_BENCH_DATA": str(data)})
+        environment = os.environ | {"CL_BENCH_DATA": str(data)}
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
+        if done.returncode:
+            sys.exit(done.stderr[-2000:])
         wall = time.time() - began
         stored = sorted(path.stat().st_mtime - began for path in results.rglob("*.json"))
         records = list(Store(results).records(sys.exit))

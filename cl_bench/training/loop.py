@@ -245,6 +245,8 @@ class PhaseLoop(SupervisedTemplate):  # type: ignore[misc]
         if self._open:
             self.valid = len(self.mb_y)
         if run.phase.step is None:
+            # What keeps the last step's autograd graph alive would tie a captured step to the stream of the last.
+            self._outputs, self.mb_output = (), None
             self._computed = run.replay(self.mb_x, self.mb_y[: self.valid])
             if self._computed is not None:
                 return self._computed.outputs[0]

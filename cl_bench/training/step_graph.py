@@ -133,6 +133,7 @@ class StepGraph:
         try:
             self._captured = Captured(self._compute, self._model, self._scratch, images, labels)
         except RuntimeError as error:
+            _recover(images.device)
             # The end of a broken capture fails as well, which says less.
             self._drop(f"the step cannot be captured: {reason(error.__context__ or error)}")
         else:
@@ -236,14 +237,18 @@ def _capture(graph: torch.cuda.CUDAGraph, pool: Any, run: Callable[[], T]) -> T:
                 result = run()
             finally:
                 graph.capture_end()
-    except RuntimeError:
-        # The allocator would go on serving the broken capture.
-        with suppress(AttributeError, RuntimeError):
-            torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
-        _pool.cache_clear()
-        raise
     finally:
         if collecting:
             gc.enable()
     torch.cuda.current_stream().wait_stream(stream)
     return result
+
+
+def _recover(device: torch.device) -> None:
+    """End what a broken capture has left open in the allocator and in the device's random generator."""
+    pool, *_ = _pool(device)
+    with suppress(AttributeError, RuntimeError):
+        torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+    _pool.cache_clear()
+    # The generator believes in a capture until one has ended well.
+    _pool(device)

@@ -148,6 +148,25 @@ def test_a_method_learns_also_from_what_a_plugin_does_between_steps() -> None:
     assert all(torch.equal(a, b) for a, b in zip(kept[0].logits, kept[1].logits, strict=True))
 
 
+def test_a_plugin_that_keeps_the_losses_breaks_nothing(captured: Callable[[], int]) -> None:
+    """Each keeps the autograd graph of its step alive, beside which no step can be captured; the next run is fine."""
+
+    class KeepsLosses(SupervisedPlugin):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.losses: list[Tensor] = []
+
+        def after_training_iteration(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+            self.losses.append(strategy.loss)
+
+    settings = {"epochs": 4, "batch_size": 8}
+    kept = KeepsLosses()
+    on, off = (learned(small("sdlora", **settings), *plugins, execution=e) for plugins, e in (([kept], ON), ([], OFF)))
+    assert equal(on, off)
+    before = captured()
+    assert learned(small("sdlora", **settings)).refusals == {""} and captured() == before + 1
+
+
 # --- what is not replayed ----------------------------------------------------------------------------------------
 
 
