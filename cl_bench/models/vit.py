@@ -30,11 +30,14 @@ class Execution:
         precision: precision of everything inside the backbone.
         compiled: whether passes are compiled by `torch.compile`, with static shapes.
         graphs: whether training steps on a GPU are replayed from CUDA graphs (see `cl_bench.training.step_graph`).
+        whole: whether fp32 features come from timm's own pass, bit for bit. Otherwise, the last block computes only
+            what the features need, as in bf16: the same in exact arithmetic, rounded differently.
     """
 
     precision: Precision = "fp32"
     compiled: bool = False
     graphs: bool = False
+    whole: bool = True
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -179,7 +182,8 @@ class ViT:
             images = padded(images, more)
             into = (*map_tensors(into[:2], lambda rows: padded(rows, more)), into[2])
         run = compiled_pass() if execution.compiled else run_pass
-        result = run(BackbonePass(self.backbone, output, blocks), given, execution.dtype, images, *into)
+        network = BackbonePass(self.backbone, output, blocks, execution.whole)
+        result = run(network, given, execution.dtype, images, *into)
         return map_tensors(result, lambda rows: rows[:size])
 
 

@@ -75,11 +75,18 @@ def run_pass(
 
 
 class BackbonePass(nn.Module):
-    """A pass through some blocks of a backbone that returns one kind of output."""
+    """A pass through some blocks of a backbone that returns one kind of output.
 
-    def __init__(self, backbone: VisionTransformer, output: Output, blocks: range | None) -> None:
+    Args:
+        backbone: the timm ViT.
+        output: kind of output.
+        blocks: consecutive blocks of the pass; None: all.
+        whole: compute the last block for all tokens in fp32, even if features come from one; in bf16 it never is.
+    """
+
+    def __init__(self, backbone: VisionTransformer, output: Output, blocks: range | None, whole: bool = True) -> None:
         super().__init__()
-        self.backbone, self.output, self.whole = backbone, output, blocks is None
+        self.backbone, self.output, self.all, self.whole = backbone, output, blocks is None, whole
         self.first, self.end = (0, len(backbone.blocks)) if blocks is None else (blocks.start, blocks.stop)
 
     def forward(
@@ -91,8 +98,12 @@ class BackbonePass(nn.Module):
     ) -> Any:
         backbone = self.backbone
         rounded = images.dtype == torch.bfloat16
-        plain = not prefixes and prompts is None and not parallel and self.whole
-        if plain and not rounded and self.output == "features":
+        # Features come from one token, so the last block needs the keys and values of the others only.
+        # Checkpointing of activations is left to timm's own pass.
+        needed = rounded or not (self.whole or backbone.grad_checkpointing)
+        reduced = needed and self.output == "features" and _reads_one_token(backbone)
+        plain = not prefixes and prompts is None and not parallel and self.all
+        if plain and not rounded and not reduced and self.output == "features":
             # The fp32 reference is timm's own pass.
             return backbone(images)
         x = images
@@ -101,21 +112,19 @@ class BackbonePass(nn.Module):
             x = backbone.norm_pre(backbone.patch_drop(x))
         if prompts is not None:
             x = torch.cat([prompts.to(x.dtype), x], dim=1)
-        of_one = self.output == "features" and backbone.global_pool == "token" and backbone.attn_pool is None
         inputs, branch_inputs = [], {}
         for number in range(self.first, self.end):
             block = backbone.blocks[number]
             entered = self.output == "attention inputs" or number in prefixes or number in parallel
-            if not entered and not (rounded and type(block) is Block and type(block.attn) is Attention):
+            # A function that is given all tokens needs the whole block.
+            last = reduced and number == self.end - 1 and not callable(parallel.get(number))
+            if not entered and not ((rounded or last) and _is_standard(block)):
                 x = block(x)
                 continue
             seen = block.norm1(x)
             inputs.append(seen)
-            # Features come from one token, so the last block needs the keys and values of the others only, unless a
-            # function is given all tokens. The fp32 reference computes everything.
             module = parallel.get(number)
-            alone = module is None or isinstance(module, tuple)
-            rows = 1 if rounded and of_one and alone and number == self.end - 1 else None
+            rows = 1 if last else None
             x = x[:, :rows] + block.drop_path1(block.ls1(_attend(block.attn, seen, prefixes.get(number), rows)))
             branch: Tensor | int = 0
             if module is not None:
@@ -131,6 +140,19 @@ class BackbonePass(nn.Module):
             return x
         features = backbone.forward_head(x, pre_logits=True)
         return features if self.output == "features" else (features, branch_inputs)
+
+
+def _reads_one_token(backbone: VisionTransformer) -> bool:
+    """Whether the features of a pass are the first token; a distilled ViT averages two."""
+    usual = type(backbone).forward_head is VisionTransformer.forward_head
+    return usual and backbone.global_pool == "token" and backbone.attn_pool is None
+
+
+def _is_standard(block: Any) -> bool:
+    """Whether timm's code for a block can be replaced by that of this module, which has no dropout."""
+    if not (type(block) is Block and type(block.attn) is Attention):
+        return False
+    return not (block.attn.attn_drop.p or block.attn.proj_drop.p)
 
 
 def _branch_output(module: Parallel, x: Tensor) -> Tensor:
@@ -157,7 +179,7 @@ def _patches(embed: Any, images: Tensor) -> Tensor:
 
 def _attend(attention: Attention, x: Tensor, prefix: Prefix | None, rows: int | None) -> Tensor:
     """timm's `Attention` with extra key and value rows; its output for all tokens, or for the first `rows` only."""
-    if prefix is None and x.dtype != torch.bfloat16:
+    if prefix is None and rows is None and x.dtype != torch.bfloat16:
         return attention(x)
     linear, layer, width = nn.functional.linear, attention.qkv, attention.num_heads * attention.head_dim
     if rows is None:

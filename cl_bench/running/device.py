@@ -65,7 +65,7 @@ def set_up(
     """Configure torch for a run and return how its passes are executed. TF32 is off, so fp32 means fp32.
 
     Args:
-        compiled: compile the backbone; None: only on a GPU.
+        compiled: compile the backbone; None: only on a GPU. False with fp32 is the reference path, timm's own pass.
         deterministic: use slower kernels that repeat their results bit by bit on one device.
         graphs: replay training steps from CUDA graphs where there are any.
     """
@@ -78,7 +78,8 @@ def set_up(
     # Benchmarking may choose another of two equally fast kernels next time, with other rounding.
     torch.backends.cudnn.benchmark = False
     on_gpu = device.type == "cuda"
-    return Execution(precision, on_gpu if compiled is None else compiled, on_gpu and graphs)
+    reference = precision == "fp32" and compiled is False
+    return Execution(precision, on_gpu if compiled is None else compiled, on_gpu and graphs, whole=reference)
 
 
 def synchronize(device: torch.device) -> None:

@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
 
 from cl_bench import streams
 from cl_bench.contract.method import Method
@@ -25,7 +27,7 @@ from cl_bench.methods.sdlora import SDLoRA
 from cl_bench.models.heads import Classifier
 from cl_bench.models.legacy import attention_inputs, cls_features, tokens
 from cl_bench.models.vit import Execution, ViT
-from cl_bench.models.vit_pass import compiled_pass
+from cl_bench.models.vit_pass import compiled_pass, map_tensors
 from cl_bench.running.runner import flops_of
 from cl_bench.streams.scenarios import build
 from cl_bench.studies.audit.numbers import hidden_numbers
@@ -44,10 +46,10 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 
 
-def vit(**options: Any) -> VisionTransformer:
+def vit(kind: type[VisionTransformer] = VisionTransformer, **options: Any) -> VisionTransformer:
     torch.manual_seed(0)
     sizes = {"img_size": 16, "patch_size": 4, "in_chans": 3, "embed_dim": 48, "depth": 3, "num_heads": 3}
-    model = VisionTransformer(**(sizes | options), num_classes=0)
+    model = kind(**(sizes | options), num_classes=0)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.15)
     return model.eval()
@@ -127,6 +129,43 @@ def test_without_anything_put_in_fp32_is_timms_own_pass(name: str) -> None:
 def test_the_last_block_of_one_token_gives_what_all_tokens_give(kind: str) -> None:
     network, into = ViT(vit(), BF16), put_in()[kind]
     assert alike(network.features(images(), **into), network.tokens(images(), **into)[:, 0]) > 0.9999
+
+
+@pytest.mark.parametrize("name", [*ARCHITECTURES, "distilled"])
+@pytest.mark.parametrize("kind", ["nothing", "weights", "prefixes", "bottlenecks"])
+def test_the_reduced_last_block_is_exact(name: str, kind: str) -> None:
+    """In fp64, features and gradients are those of the whole pass to rounding, with fewer operations.
+
+    Only features of one token can be reduced.
+    """
+    backbone = vit(kind=VisionTransformerDistilled) if name == "distilled" else vit(**ARCHITECTURES[name])
+    backbone = backbone.double().requires_grad_(False)
+    into = map_tensors(put_in()[kind], lambda leaf: leaf.detach().double().requires_grad_(True))
+    inputs, leaves = images().double().requires_grad_(True), leaves_of(into)
+    found, operations = [], []
+    for whole in (True, False):
+        network = ViT(backbone, Execution(whole=whole))
+        features = network.features(inputs, **into)
+        gradients = torch.autograd.grad(features.square().sum(), [inputs, *leaves], allow_unused=True)
+        found.append((features, *gradients))
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            network.features(inputs, **into)
+        operations.append(counter.get_total_flops())
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-11, atol=1e-11)
+    of_one = name != "distilled" and ARCHITECTURES[name].get("global_pool", "token") == "token"
+    assert (operations[1] < operations[0]) == of_one
+
+
+def test_dropout_and_checkpointing_of_activations_are_left_to_timm() -> None:
+    dropping = vit(attn_drop_rate=0.5).train()
+    checkpointing = vit()
+    checkpointing.set_grad_checkpointing()
+    for backbone in (dropping, checkpointing):
+        torch.manual_seed(3)
+        found = ViT(backbone, Execution(whole=False)).features(images())
+        torch.manual_seed(3)
+        assert torch.equal(found, backbone(images()))
 
 
 def test_attention_inputs_are_what_the_attention_sees() -> None:
