@@ -39,9 +39,9 @@ class ExecutionOptions(Options):
     device: str = option("Where and how", "Device: auto, cpu, cuda or cuda:N.", parse_text, "auto")
     compile: bool | None = option(
         "Where and how",
-        "Compile the backbone with torch.compile.",
+        "Compile passes with torch.compile.",
         parse_yes_or_no,
-        shown="on a GPU",
+        shown="on a GPU, if that saves time in this run",
         kind="flag",
         no="--no-compile",
     )

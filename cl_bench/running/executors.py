@@ -150,6 +150,9 @@ class ProgressSender(RunProgress):
     def warn(self, text: str) -> None:
         self.send("warn", text)
 
+    def note(self, text: str) -> None:
+        self.send("note", text)
+
     def stage(self, index: int, stages: int, accuracy: float, seconds: float) -> None:
         self.send("stage", index, stages, accuracy, seconds)
 

@@ -27,5 +27,8 @@ class RunProgress:
     def warn(self, text: str) -> None:
         """The user should read this sentence."""
 
+    def note(self, text: str) -> None:
+        """A choice that was made for the run, worth a line the first time."""
+
     def stage(self, index: int, stages: int, accuracy: float, seconds: float) -> None:
         """Stage `index` is evaluated: accuracy on the tasks so far (fraction), seconds since the run started."""

@@ -107,6 +107,7 @@ class RunBars(RunProgress):
         on_line: called with each line to print.
         on_warning: called with each warning, a sentence.
         numbers: source of the running numbers of runs, shared by the views of concurrent runs; None: a new one from 1.
+        notes: notes that were printed, shared by the views of concurrent runs; None: none yet.
     """
 
     def __init__(
@@ -116,14 +117,16 @@ class RunBars(RunProgress):
         on_line: Callable[[str], None],
         on_warning: Callable[[str], None],
         numbers: Iterator[int] | None = None,
+        notes: set[str] | None = None,
     ) -> None:
         self.bars, self.runs, self.on_line, self.on_warning = bars, runs, on_line, on_warning
         self.numbers = numbers or itertools.count(1)
+        self.notes = set() if notes is None else notes
         self.name = ""
         self.bar: TaskID | None = None
 
     def for_concurrent_run(self) -> RunProgress:
-        return RunBars(self.bars, self.runs, self.on_line, self.on_warning, self.numbers)
+        return RunBars(self.bars, self.runs, self.on_line, self.on_warning, self.numbers, self.notes)
 
     def start(self, run: PlannedRun, images: int) -> None:
         self.name = f"[{next(self.numbers)}/{self.runs}] {run.name}"
@@ -138,6 +141,11 @@ class RunBars(RunProgress):
 
     def warn(self, text: str) -> None:
         self.on_warning(text)
+
+    def note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.add(text)
+            self.on_line(text)
 
     def stage(self, index: int, stages: int, accuracy: float, seconds: float) -> None:
         assert self.bar is not None

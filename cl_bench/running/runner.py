@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from cl_bench.errors import UserError
 from cl_bench.experiment import Precision, differences, value_text
 from cl_bench.models.vit import Execution
 from cl_bench.randomness import seeded
+from cl_bench.running import compile_choice
 from cl_bench.running.checkpointing import Checkpointer, StageLog
 from cl_bench.running.device import environment_of, peak_memory, set_up, synchronize
 from cl_bench.running.plan import PlannedRun
@@ -37,7 +38,7 @@ class Settings:
     Attributes:
         checkpoint_every: minutes between checkpoints inside a task.
         fresh: ignore an existing checkpoint and start from the beginning.
-        compiled: compile the backbone; None: only on a GPU, where this saves time.
+        compiled: compile passes; None: only on a GPU, for a run of which this saves time (see `compile_choice`).
         deterministic: use slower kernels that repeat their results bit by bit on one device.
         replace: replace a stored result.
         log: what the run logs to; None: nothing.
@@ -99,9 +100,14 @@ def execute(
     """
     experiment, method = planned.experiment, planned.method
     settings = settings or Settings()
-    execution = settings.set_up(experiment.precision, device)
-    environment = environment_of(device) | {"compiled": execution.compiled, "deterministic": settings.deterministic}
     stream = stream_of(planned)
+    environment = environment_of(device)
+    if settings.compiled is None and device.type == "cuda":
+        choice = compile_choice.of_run(planned, stream, environment, checkpoint)
+        progress.note(f"{planned.label}: {choice.why}")
+        settings = replace(settings, compiled=choice.compiled)
+    execution = settings.set_up(experiment.precision, device)
+    environment |= {"compiled": execution.compiled, "deterministic": settings.deterministic}
     joint = method.trains_on == "stream"
     experiences = list(stream.joint if joint else stream.train)
     stages = [list(range(len(stream.tasks)))] if joint else [[task] for task in range(len(stream.tasks))]
@@ -138,6 +144,8 @@ def execute(
             log.probe.after_stage(index, strategy, stream.test)
             progress.advance(test_images)
             progress.stage(index, len(stages), _accuracy(counts), time.perf_counter() - began)
+            if execution.compiled and index == done:
+                compile_choice.remember_graphs(planned, environment)
             if index + 1 < len(stages):
                 checkpointer.write(strategy)
                 if index == done:

@@ -165,6 +165,17 @@ def read(path: Path, key: str) -> Checkpoint | None:
     return Checkpoint(facts, tensors)
 
 
+def environment_of_writer(path: Path) -> Environment:
+    """Environment of the process that wrote this checkpoint; empty if that cannot be read."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return {}
+        with safe_open(path, "pt") as file:
+            return Facts.model_validate_json((file.metadata() or {}).get(_META, "{}")).environment
+    except (OSError, SafetensorError, ValueError, RuntimeError):
+        return {}
+
+
 def _infinite(tensors: Mapping[str, Tensor]) -> list[str]:
     """Names of the tensors with values that are not finite."""
     return [name for name, t in sorted(tensors.items()) if t.is_floating_point() and not bool(t.isfinite().all())]

@@ -28,6 +28,9 @@ from cl_bench.training.evaluation import Counts, Evaluation, mask_of, undecided
 from cl_bench.training.loop import PhaseLoop
 from cl_bench.training.phase_run import Resumed
 
+EVALUATION_BATCH = 256
+"""Images per evaluation batch, unless a strategy is told otherwise."""
+
 
 def _sizes(phase: Phase) -> dict[int, int]:
     """Number of elements of each parameter that a phase trains, by the parameter's id."""
@@ -71,7 +74,7 @@ class ContinualStrategy(PhaseLoop):
         seed: int = 0,
         device: str | torch.device = "cpu",
         execution: Execution | None = None,
-        eval_mb_size: int = 256,
+        eval_mb_size: int = EVALUATION_BATCH,
         evaluator: EvaluationPlugin | None = None,
         eval_every: int = -1,
     ) -> None:
