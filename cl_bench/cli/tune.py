@@ -15,6 +15,7 @@ from rich.text import Text
 
 from cl_bench.cli import completion
 from cl_bench.cli.shared import err, loading, out, split_given, takes, warn
+from cl_bench.errors import UserError
 from cl_bench.options import ExecutionOptions, RunOptions
 from cl_bench.running.progress_bars import timed_bars
 from cl_bench.store import Store
@@ -70,6 +71,8 @@ def tune(
     rows, left_out = searchable(targets)
     for remark in (*fixed.remarks, *([left_out] if left_out else [])):
         warn(remark)
+    if how.jobs == "auto":
+        raise UserError("--jobs auto is for cl-bench run; give tune the number of trials that run at a time, e.g. 4")
     search = Search(
         stream=stream,
         data=data,

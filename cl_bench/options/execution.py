@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from cl_bench.errors import UserError
 from cl_bench.grammar import number_between, parse_path, parse_text, parse_whole_number, parse_yes_or_no, some_of
 from cl_bench.options.option import Options, flag, option, parse_minutes, parse_setting
 
@@ -19,6 +20,15 @@ RESULTS_DEFAULT = f"{RESULTS_VARIABLE}, else results/runs"
 def default_results() -> Path:
     """The folder for results if none is named: `CL_BENCH_RESULTS`, else `results/runs` in the current folder."""
     return Path(os.environ.get(RESULTS_VARIABLE) or "results/runs")
+
+
+def parse_jobs(text: str, flag: str) -> int | Literal["auto"]:
+    """A number of concurrent runs, or `auto`."""
+    if text.strip() == "auto":
+        return "auto"
+    if not text.strip().isascii() or not text.strip().isdigit():
+        raise UserError(f"{flag} '{text}' is not valid; expected a whole number of at least 1, or auto")
+    return parse_whole_number(text, flag)
 
 
 TrackerName = Literal["csv", "tensorboard", "wandb", "mlflow"]
@@ -55,10 +65,10 @@ class ExecutionOptions(Options):
         shown="on a GPU",
     )
     deterministic: bool = flag("Where and how", "Repeat bit for bit on a GPU, which is slower; a CPU always does.")
-    jobs: int | None = option(
+    jobs: int | Literal["auto"] | None = option(
         "Where and how",
-        "Concurrent runs on this host, which share its cores or GPUs.",
-        parse_whole_number,
+        "Concurrent runs on this host, which share its cores or GPUs; auto: as many as finish most on a GPU.",
+        parse_jobs,
         shown="1 on a GPU; on a CPU as many as fit",
         metavar="N",
     )

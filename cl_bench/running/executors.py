@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import starmap
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 
@@ -25,6 +25,7 @@ from cl_bench.backbones import Backbone
 from cl_bench.contract.registry import FILE_MODULE
 from cl_bench.errors import UserError
 from cl_bench.running import memory, runner
+from cl_bench.running.job_search import JobSearch
 from cl_bench.running.plan import PlannedRun
 from cl_bench.running.pool import TaskFailed, WorkerPool
 from cl_bench.running.progress import RunProgress
@@ -82,12 +83,15 @@ class SequentialExecutor:
 class ConcurrentExecutor:
     """Executes up to `jobs` concurrent runs in worker processes of this host, which share its cores and GPUs.
 
+    With `search` it begins with one run per GPU, and keeps the number that finishes the most work (see `JobSearch`).
+
     Small matrices gain little from a second thread: on 2 cores, two concurrent runs take two thirds of the time of two
     consecutive ones.
     """
 
     device: torch.device
     jobs: int
+    search: bool = False
 
     def __call__(
         self, runs: Sequence[PlannedRun], store: Store, settings: Settings, progress: RunProgress
@@ -100,7 +104,9 @@ class ConcurrentExecutor:
 
         replays = [ProgressReplay(run, progress) for run in runs]
         threads = max(1, torch.get_num_threads() // self.jobs)
-        with WorkerPool(min(self.jobs, max(1, len(runs))), threads, partial(put, None)) as workers:
+        most = min(self.jobs, max(1, len(runs)))
+        search = self._search(most) if self.search else None
+        with WorkerPool(most if search is None else search.jobs, threads, partial(put, None)) as workers:
             ended = []
             for index, run in enumerate(runs):
                 call = (_run_in_worker, PackedRun.pack(run), store, self.device, settings)
@@ -114,9 +120,31 @@ class ConcurrentExecutor:
                     progress.warn(*content)
                 elif content == (ended[place],):
                     left -= 1
+                    if search is not None:
+                        search.end(place)
                     yield _outcome(runs[place], ended[place])
                 else:
                     replays[place].apply(*content)
+                    if search is not None and not search.done:
+                        if workers.limit < search.jobs:
+                            search.stop(workers.limit)
+                        search.hear(place, time.monotonic(), *content[1:])
+                        workers.limit = search.jobs
+            if search is not None and search.rates:
+                progress.warn(search.summary())
+
+    def _search(self, most: int) -> JobSearch:
+        gpus = [self.device.index] if self.device.index is not None else list(range(torch.cuda.device_count()))
+        return JobSearch(min(max(1, len(gpus)), most), most, partial(_have_room, gpus))
+
+
+def _have_room(gpus: Sequence[int]) -> bool:
+    """Whether each of these GPUs has as much free memory as its runs use now, and a quarter more."""
+    for index in gpus:
+        free, total = torch.cuda.mem_get_info(index)
+        if free < 1.25 * (total - free):
+            return False
+    return True
 
 
 def _outcome(run: PlannedRun, future: Future[tuple[str, int]]) -> Outcome:
@@ -213,14 +241,19 @@ def _run_in_worker(packed: PackedRun, store: Store, device: torch.device, settin
 
 
 def local_executor(
-    planned: Sequence[PlannedRun], device: torch.device, jobs: int | None
+    planned: Sequence[PlannedRun], device: torch.device, jobs: int | Literal["auto"] | None
 ) -> SequentialExecutor | ConcurrentExecutor:
     """The executor for runs on this host.
 
     Args:
         planned: all runs of the command, stored ones included, so that repeating a command gives a run as many threads.
-        jobs: number of concurrent runs; None: one on a GPU, on the CPU as many as its cores and memory allow.
+        jobs: number of concurrent runs; None: one on a GPU, on the CPU as many as its cores and memory allow; `auto`:
+            the same on the CPU, and on a GPU as many as finish the most work, which is measured.
     """
+    if jobs == "auto":
+        if device.type == "cuda":
+            return ConcurrentExecutor(device, max(1, torch.get_num_threads()), search=True)
+        jobs = None
     if jobs is None:
         jobs = min(len(planned), torch.get_num_threads()) if device.type == "cpu" and planned else 1
         if jobs > 1:

@@ -255,6 +255,8 @@ def _remote_executor(how: ExecutionOptions) -> RemoteExecutor | None:
     if how.executor == "slurm":
         from cl_bench.running.slurm_executor import SlurmExecutor
 
+        if how.jobs == "auto":
+            raise UserError("--jobs auto is for this host alone; with --executor slurm, give a number or leave it out")
         return SlurmExecutor(
             device=how.device,
             partition=how.partition,
