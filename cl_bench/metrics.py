@@ -14,7 +14,7 @@ pooled; PILOT, InfLoRA and the SD-LoRA code) and *over tasks* (mean of the per-t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -131,8 +131,9 @@ def forgetting(correct: Counts, total: Totals) -> float:
 
 def forgetting_curve(correct: Counts, total: Totals) -> NDArray[np.float64]:
     """`forgetting` after each stage k = 0..T-1 (NaN at the first), over the tasks learned before k. Shape [stages]."""
-    stages = range(1, len(correct) + 1)
-    return np.array([forgetting([row[:k] for row in correct[:k]], total[:k]) for k in stages])
+    accuracy = accuracy_matrix(correct, total)
+    stages = range(1, len(accuracy) + 1)
+    return np.array([_mean(_best(accuracy[:k, : k - 1]) - accuracy[k - 1, : k - 1]) for k in stages])
 
 
 def forgetting_rwalk(correct: Counts, total: Totals) -> float:
@@ -274,6 +275,16 @@ METRICS: Mapping[str, Metric] = {
     ),
 }
 """Metrics by their names in tables, reports and on the command line."""
+
+
+def values(correct: Counts, total: Totals) -> dict[str, float]:
+    """All metrics by name, as `value` gives each; the counts are converted and looked through once."""
+    sequential = is_sequential(correct, total)
+    hits = cast(Counts, np.array(correct, dtype=np.float64))
+    return {
+        name: float("nan") if metric.sequential and not sequential else metric.value(hits, total)
+        for name, metric in METRICS.items()
+    }
 
 
 def value(name: str, correct: Counts, total: Totals) -> float:

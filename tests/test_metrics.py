@@ -190,3 +190,10 @@ def test_metrics_by_name(run: Run) -> None:
     defined = {name for name in metrics.METRICS if not np.isnan(metrics.value(name, *joint))}
     alone = {name for name, metric in metrics.METRICS.items() if metric.tasks == 1}
     assert defined == ({"acc", "acc_task"} if len(run[1]) > 1 else alone)
+
+
+@pytest.mark.parametrize("correct", [[[3, None], [2, 4]], [[3, 4]], [[3, None, None], [2, 4, None], [1, 0, 5]]])
+def test_all_values_are_those_of_each_metric(correct: list[list[int | None]]) -> None:
+    total = [5] * len(correct[-1])
+    one_by_one = {name: metrics.value(name, correct, total) for name in metrics.METRICS}
+    assert metrics.values(correct, total) == pytest.approx(one_by_one, rel=0, abs=0, nan_ok=True)

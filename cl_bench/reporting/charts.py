@@ -193,33 +193,30 @@ def to_csv(chart: Chart) -> str:
     heat map, `label` is the name of the row and `x` the name of the column.
     """
     lines = (
-        [number, panel.title, *(row.get(column) for column in _COLUMNS[2:])]
+        (number, panel.title, *values)
         for number, panel in enumerate(chart.panels, start=1)
-        for row in _values(panel)
+        for values in _values(panel)
     )
     # A data frame of all these values would take several times as long.
     return spreadsheets.lines_to_csv(_COLUMNS, lines, "%.10g")
 
 
-def _values(panel: Panel) -> Iterator[dict[str, object]]:
+def _values(panel: Panel) -> Iterator[tuple[object, ...]]:
+    """The values of a panel, each as the last columns of its line, from `kind` on."""
     if isinstance(panel, Lines):
         for line in panel.lines:
             for x, y in zip(line.x, line.y, strict=True):
-                yield {"kind": "line", "label": line.label, "x": x, **_summary("y", y)}
-        for label, level in panel.levels:
-            yield {"kind": "level", "label": label, **_summary("y", level)}
+                yield "line", line.label, x, None, None, y.mean, y.low, y.high, y.n
+        for label, y in panel.levels:
+            yield "level", label, None, None, None, y.mean, y.low, y.high, y.n
     elif isinstance(panel, Heat):
         for name, row in zip(panel.rows, panel.values, strict=True):
             for column, value in zip(panel.columns, row, strict=True):
-                yield {"kind": "cell", "label": name, "x": column, "y": value}
+                yield "cell", name, column, None, None, value, None, None, None
     elif isinstance(panel, Scatter):
         for point in panel.points:
-            # Both summaries have a count `n`; that of y replaces that of x.
-            yield {"kind": "point", "label": point.label, **_summary("x", point.x), **_summary("y", point.y)}
+            across, up = point.x, point.y
+            yield "point", point.label, across.mean, across.low, across.high, up.mean, up.low, up.high, up.n
     else:
         for label, rank in panel.ranks:
-            yield {"kind": "rank", "label": label, "y": rank}
-
-
-def _summary(axis: str, value: Summary) -> dict[str, object]:
-    return {axis: value.mean, f"{axis}_low": value.low, f"{axis}_high": value.high, "n": value.n}
+            yield "rank", label, None, None, None, rank, None, None, None

@@ -138,7 +138,7 @@ def _at_stage(run: Run, stage: int) -> dict[str, Any]:
     seen = [task for task, hits in enumerate(record.correct[stage]) if hits is not None]
     total = [record.total[task] for task in seen]
     correct = [[row[task] for task in seen] for row in record.correct[: stage + 1]]
-    values = {name: metrics.value(name, correct, total) for name in metrics.METRICS}
+    values = metrics.values(correct, total)
     aware = sum(record.correct_task_aware[stage][task] for task in seen) / sum(total)
     per_stage = {name: getattr(record, name)[stage] for name in _OF_A_STAGE}
     return {"stage": stage, "tasks_seen": len(seen), **values, "acc_task_aware": aware, **per_stage}
@@ -150,10 +150,9 @@ _STAGE = ("stage", "tasks_seen", *metrics.METRICS, "acc_task_aware", *_OF_A_STAG
 
 def _flat(run: Run, known: Mapping[StreamKey, Mapping[str, Mapping[int, float]]]) -> dict[str, Any]:
     record = run.record
-    counts = (record.correct, record.total)
     return {
         **_facts(run),
-        **{name: metrics.value(name, *counts) for name in metrics.METRICS},
+        **metrics.values(record.correct, record.total),
         "fwt": _forward_transfer(run),
         "intransigence": next((sum(v) / len(v) for v in intransigence(run, known).values()), float("nan")),
         "minutes": record.seconds / 60,

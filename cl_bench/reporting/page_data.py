@@ -209,7 +209,7 @@ def _runs(section: Section, places: Mapping[str, str]) -> dict[str, Any]:
             "label": run.label,
             "seed": experiment.seed,
             "order": experiment.class_order if len(experiment.class_order) < 60 else "explicit list",
-            "acc": _rounded(100 * metrics.acc(record.correct, record.total)),
+            "acc": _rounded(100 * run.acc),
             "minutes": _rounded(record.seconds / 60),
             "finished": f"{record.finished:%Y-%m-%d %H:%M} UTC" if record.finished else "",
             "correct": record.correct,

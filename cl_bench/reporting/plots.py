@@ -315,7 +315,7 @@ def _cost(rows: RunsByRow, chosen: Emphasis) -> Chart:
 
 
 def _acc(run: Run) -> float:
-    return 100 * metrics.acc(run.record.correct, run.record.total)
+    return 100 * run.acc
 
 
 def _front(points: Sequence[Point]) -> tuple[str, ...]:

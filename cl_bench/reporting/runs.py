@@ -13,6 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +56,15 @@ class Run:
         """Resolved precision of the backbone, `fp32` or `bf16`."""
         return self.record.experiment.precision
 
-    @property
+    @cached_property
     def sequential(self) -> bool:
         """Whether the tasks were learned one after the other; if not, only final accuracy is defined."""
         return metrics.is_sequential(self.record.correct, self.record.total)
+
+    @cached_property
+    def acc(self) -> float:
+        """Final accuracy, a fraction (`metrics.acc`)."""
+        return metrics.acc(self.record.correct, self.record.total)
 
     @property
     def hardware(self) -> str:

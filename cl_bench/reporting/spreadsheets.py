@@ -37,15 +37,20 @@ def lines_to_csv(head: Sequence[str], lines: Iterable[Sequence[object]], float_f
         float_format: format of floats, e.g. `%.10g`.
     """
 
-    def text(value: object) -> object:
-        if isinstance(value, float):
-            return float_format % value if value == value else ""
-        return _inert_text(value) if isinstance(value, str) else value
-
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(map(_inert, head))
-    writer.writerows([text(value) for value in line] for line in lines)
+    writer.writerows(
+        [
+            (float_format % value if value == value else None)
+            if isinstance(value, float)
+            else _inert_text(value)
+            if isinstance(value, str)
+            else value
+            for value in line
+        ]
+        for line in lines
+    )
     return buffer.getvalue()
 
 

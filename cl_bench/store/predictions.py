@@ -83,6 +83,8 @@ def fault(
     if (images := np.bincount(task, minlength=len(total)).tolist()) != list(total):
         return f"'task' has {images} images per task, the record has {list(total)}"
     for name, rows in counts.items():
+        if _agree(arrays[name], label, task, total, classes, rows):
+            continue
         for stage, (predicted, row) in enumerate(zip(arrays[name], rows, strict=True)):
             if predicted.min() < -1 or predicted.max() >= classes:
                 return f"'{name}' of stage {stage + 1} holds labels outside 0 to {classes - 1}"
@@ -96,6 +98,29 @@ def fault(
                         f"({evaluated[j]} of {total[j]} images predicted), the record has {count}"
                     )
     return ""
+
+
+def _agree(
+    predicted: NDArray[Any],
+    label: NDArray[Any],
+    task: NDArray[np.int64],
+    total: Sequence[int],
+    classes: int,
+    rows: Sequence[Sequence[int | None]],
+) -> bool:
+    """Whether predictions [stages, images] have exactly the counts `rows`; all stages are counted at once."""
+    if predicted.min() < -1 or predicted.max() >= classes:
+        return False
+    stages, tasks = len(predicted), len(total)
+    place = task + tasks * np.arange(stages)[:, None]
+
+    def counted(chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+        return np.bincount(place[chosen], minlength=stages * tasks).reshape(stages, tasks)
+
+    tested, hits = counted(predicted >= 0), counted(predicted == label)
+    whole = (tested == 0) | (tested == np.array(total))
+    expected = np.array([[-1 if count is None else count for count in row] for row in rows])
+    return bool(whole.all() and (np.where(tested > 0, hits, -1) == expected).all())
 
 
 def _array(member: Any, name: str, shape: tuple[int, ...], room: int) -> NDArray[Any]:

@@ -266,6 +266,11 @@ class Store:
         Raises:
             DamagedRecord: the stored record cannot be trusted, or its arrays have wrong shapes.
         """
+        with suppress(OSError, ValueError), open_regular(self.arrays_path(record), _room(record)) as file:
+            content = file.read()
+            # Predictions that belong to the record in hand need no second look at its JSON.
+            if hashlib.sha256(content).hexdigest() == record.arrays_sha256:
+                return predictions.unpack(io.BytesIO(content), len(record.stages), sum(record.total))
         path = self.json_path(record.experiment)
         with self.opened(path) as stored:
             try:

@@ -119,6 +119,12 @@ class RowErrors:
         return all(run.run.sequential for run in self.runs)
 
     @cached_property
+    def accuracy(self) -> float:
+        """Share of the images that are right after the last stage, mean over runs."""
+        finals = [(run.final, run.label) for run in self.runs]
+        return float(np.mean([np.mean(final[final >= 0] == label[final >= 0]) for final, label in finals]))
+
+    @cached_property
     def one_order(self) -> bool:
         """Whether all runs learn the classes in the same order."""
         return len({run.classes for run in self.runs}) == 1

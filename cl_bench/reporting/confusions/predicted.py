@@ -146,8 +146,8 @@ def measure(run: Run, arrays: Arrays, task: int | None = None) -> RunErrors:
         task_of_class=tasks,
         flow=flow,
         by_task=by_task,
-        class_right=np.stack([np.bincount(label[hits], minlength=classes) for hits in right]),
-        class_tested=np.stack([np.bincount(label[these], minlength=classes) for these in tested]),
+        class_right=_by_stage(label, right, classes),
+        class_tested=_by_stage(label, tested, classes),
         learned=learned,
         label=label,
         task=of,
@@ -191,11 +191,21 @@ def _by_task(
     target = tasks[predicted]
     kind = np.select([predicted == label, target == of, target < of], [0, 1, 2], 3)
     tested, number = predicted >= 0, len(record.total)
-    flow = np.stack(
-        [_table(of[these], kinds[these], number, len(KINDS)) for these, kinds in zip(tested, kind, strict=True)]
-    )
+    flow = _by_stage(of * len(KINDS) + kind, tested, number * len(KINDS)).reshape(-1, number, len(KINDS))
     last = tested[-1]
     return flow, _table(of[last], target[-1][last], number, number_of(record.experiment.tasks))
+
+
+def _by_stage(values: Integers, chosen: NDArray[np.bool_], size: int) -> Integers:
+    """How often each of the numbers below `size` occurs in every stage, among the chosen values; int64 [S, size].
+
+    Args:
+        values: [n], or [S, n] where they depend on the stage.
+        chosen: [S, n].
+    """
+    stages = len(chosen)
+    places = values + size * np.arange(stages)[:, None]
+    return np.bincount(places[chosen], minlength=stages * size).reshape(stages, size)
 
 
 def _table(rows: Integers, columns: Integers, height: int, width: int) -> Integers:

@@ -77,18 +77,13 @@ def learners_of(section: Section, rows: Mapping[str, RowErrors]) -> list[str]:
     first = _in_colour(section, rows).labels
     others = [label for label in rows if label not in {*first, *section.ceilings}]
     if not section.chosen:
-        others.sort(key=lambda label: (-_accuracy(rows[label]), label))
+        others.sort(key=lambda label: (-rows[label].accuracy, label))
     return [*first, *others]
 
 
 def _in_colour(section: Section, rows: Mapping[str, RowErrors]) -> Emphasis:
-    finals = {label: _accuracy(row) for label, row in rows.items() if label not in section.ceilings}
+    finals = {label: row.accuracy for label, row in rows.items() if label not in section.ceilings}
     return emphasis.in_section(section, finals)
-
-
-def _accuracy(row: RowErrors) -> float:
-    """Share of the images that are right after the last stage, mean over runs."""
-    return float(np.mean([np.mean(run.final[run.final >= 0] == run.label[run.final >= 0]) for run in row.runs]))
 
 
 def _left_out(rows: Collection[str], limit: int) -> str:
