@@ -86,9 +86,8 @@ def test_a_sweep_grows_to_the_number_that_is_found(tmp_path: Path, monkeypatch: 
     """Real workers: it begins with one and asks for a second one; every run is stored, and the rates are told."""
     monkeypatch.setattr(job_search, "WINDOW", 0.0)
     limits = Limits(tasks=2, train_per_class=3, test_per_class=2)
-    specs = [
-        plan.RunSpec(method=registry.find("linear"), options=settings, seed=seed, limits=limits) for seed in range(4)
-    ]
+    linear = registry.find("linear")
+    specs = [plan.RunSpec(method=linear, options={"epochs": 2}, seed=seed, limits=limits) for seed in range(4)]
     runs, store, said = plan.plan(specs), Store(tmp_path), list[str]()
     progress = RunProgress()
     monkeypatch.setattr(progress, "warn", said.append)
