@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 TASKS, PER_CLASS = 2, 3
 
 SMALL = Work(blocks=12, steps=20, step_tflop=0.3, views=20, batches=4, batch_tflop=0.6)
-PAPER = Work(blocks=12, steps=8000, step_tflop=4.5, views=8000, batches=400, batch_tflop=9.0)
+PAPER = Work(blocks=12, steps=16000, step_tflop=4.5, views=16000, batches=400, batch_tflop=9.0)
 
 
 def planned(method: str = "linear", seed: int = 0, precision: Any = "fp32", **options: Any) -> plan.PlannedRun:
@@ -50,7 +50,7 @@ def test_a_run_is_compiled_if_that_saves_more_than_it_costs() -> None:
     small = choose(SMALL, cached=False)
     assert not small.compiled and not choose(SMALL, cached=True).compiled
     assert f"{SMALL.cost(False):.0f} s" in small.why and "--compile" in small.why
-    between = [n for n in range(0, 8000, 20) if choose(replace(PAPER, steps=n, views=n), cached=True).compiled]
+    between = [n for n in range(0, 16000, 40) if choose(replace(PAPER, steps=n, views=n), cached=True).compiled]
     fresh = [n for n in between if choose(replace(PAPER, steps=n, views=n), cached=False).compiled]
     assert 0 < len(fresh) < len(between), "graphs of an earlier run lower the number of steps that pay"
     assert fresh == between[-len(fresh) :], "and more steps pay more"
