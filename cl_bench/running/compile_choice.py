@@ -39,7 +39,7 @@ class Graph:
     saved_per_tflop: float
 
 
-# Measured on one H200 in bf16 with replayed steps (docs/performance.md, "A whole run" and "Small networks"): compiled and
+# Measured on one H200 in bf16 with replayed steps (docs/performance.md, "A whole run", "Small networks"): compiled and
 # eager steps of SD-LoRA, CODA-Prompt and fine-tuning on three networks of 0.02 to 4.5 TFLOP a step.
 VIEW = Graph(fresh=9.5, cached=2.0, saved=2.0, saved_per_tflop=0.0)
 """The training view; its cost includes the start of the compiler's workers."""

@@ -34,7 +34,9 @@ def test_filling_up_the_last_batch_has_no_effect(name: str) -> None:
         if key.endswith(".factors") and value.ndim == 3:
             # Statistics of nearly singular covariances, which amplify rounding.
             value, models[1][key] = value @ value.mT, models[1][key] @ models[1][key].mT
-        torch.testing.assert_close(models[1][key], value, atol=2e-6, rtol=1e-5, msg=lambda m, key=key: f"{key}: {m}")
+        # A sum over samples rounds like its largest entries.
+        atol = 2e-6 * max(1.0, float(value.abs().max()))
+        torch.testing.assert_close(models[1][key], value, atol=atol, rtol=1e-5, msg=lambda m, key=key: f"{key}: {m}")
 
 
 @pytest.mark.parametrize("batch_size", [8, 20, 25])

@@ -30,6 +30,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ON, OFF = Execution(graphs=True), Execution()
+READS = "the host reads a number from the device in every step"
 
 
 class StandIn(step_graph.Captured):
@@ -116,9 +117,11 @@ def test_replayed_steps_give_the_bits_of_computed_ones(row: str, captured: Calla
     settings = {"epochs": 4, "batch_size": 8, "clip_norm": 1.0}
     on, off = (learned(small(row, **settings), execution=execution, stages=3) for execution in (ON, OFF))
     assert equal(on, off)
-    assert on.refusals == {""} and captured() == len(on.step_graphs) >= 3
+    replayed = [graph for graph in on.step_graphs if not graph.refusal]
+    # On a GPU, alignment reads the norms of its logits in every step.
+    assert on.refusals <= {"", READS} and captured() == len(replayed) >= 3
     # Of 4 epochs of 2 whole batches and a padded one, the first step may compile, and the second is observed.
-    assert min(graph.replays for graph in on.step_graphs) == 6
+    assert min(graph.replays for graph in replayed) == 6
 
 
 def test_a_learning_rate_changes_from_epoch_to_epoch_while_steps_are_replayed() -> None:
@@ -253,5 +256,5 @@ def test_a_loss_that_reads_a_number_from_the_device_is_computed(captured: Callab
         cross_entropy = self.cross_entropy(task)
         return lambda logits, labels: cross_entropy(logits, labels) * float(logits.detach().abs().max() > 0)
 
-    assert learned(trains(reading)()).refusals == {"the host reads a number from the device in every step"}
+    assert learned(trains(reading)()).refusals == {READS}
     assert not captured()
