@@ -258,6 +258,68 @@ def test_a_method_with_alpha_is_scaled_and_one_of_its_rank_is_as_before(name: st
     assert distance(updates[6.0], updates[None]) > 0.1
 
 
+# --- the sum over frozen directions ----------------------------------------------------------------------------
+
+
+def bank_of(ranks: Sequence[int], seed: int, trained: int = 1) -> LoRABank:
+    """A bank with random directions of these ranks, of which the last `trained` are not frozen."""
+    bank, generator = LoRABank(tiny_vit(), rank=max(ranks)), torch.Generator().manual_seed(seed)
+    for number, rank in enumerate(ranks):
+        bank.grow(rank, generator, torch.device("cpu"), zero=False)
+        for parameter in bank.direction(number):
+            parameter.requires_grad_(number >= len(ranks) - trained)
+    return bank
+
+
+def summed(bank: LoRABank, coefficients: Tensor) -> Tensor:
+    """sum_k c_k B_k A_k, direction by direction in fp64."""
+    pairs = [[factor.double() for factor in bank.factors(k)] for k in range(len(bank))]
+    return torch.stack(
+        [c.double()[..., None, None] * (B @ A) for c, (A, B) in zip(coefficients, pairs, strict=True)]
+    ).sum(0)
+
+
+@given(ranks=st.lists(st.integers(1, 4), min_size=1, max_size=6), trained=st.integers(0, 2), seed=SEEDS)
+@settings(max_examples=20, deadline=None)
+def test_the_sum_over_frozen_directions_is_that_of_each(ranks: list[int], trained: int, seed: int) -> None:
+    """Also the gradients of all coefficients and of the trained directions."""
+    bank = bank_of(ranks, seed, trained)
+    generator = torch.Generator().manual_seed(seed + 1)
+    c = torch.randn(len(ranks), DEPTH, 2, generator=generator, requires_grad=True)
+    weights = torch.randn(DEPTH, 2, DIM, DIM, generator=generator)
+    leaves = [c, *(p for k in range(len(ranks)) for p in bank.direction(k) if p.requires_grad)]
+    found, expected = bank.update(c), summed(bank, c)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+    gradients = [torch.autograd.grad((update * weights).sum(), leaves) for update in (found, expected)]
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_frozen_direction_that_changes_is_seen() -> None:
+    """By a step in place, and when it is dropped."""
+    bank, c = bank_of([2, 3, 1], seed=0), torch.ones(3, DEPTH, 2)
+    bank.update(c)
+    bank.A[0].mul_(2)
+    torch.testing.assert_close(bank.update(c).double(), summed(bank, c), rtol=1e-5, atol=1e-6)
+    bank.drop()
+    torch.testing.assert_close(bank.update(c[:2]).double(), summed(bank, c[:2]), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.5])
+@torch.no_grad()
+def test_rounding_the_sum_adds_less_than_rounding_the_weights(share: float) -> None:
+    """Of a hundred directions, which change the weights by this share of their norm. Without rounding it would be
+    exactly what rounding the weights costs."""
+    bank, c = bank_of([4] * 100, seed=1), torch.rand(100, DEPTH, 2, generator=torch.Generator().manual_seed(2))
+    change = summed(bank, c)
+    frozen = torch.randn(change.shape, generator=torch.Generator().manual_seed(3)) * change.std() / share
+    exact = frozen.double() + change
+    unavoidable = (exact.bfloat16().double() - exact).norm()
+    total = ((frozen + bank.update(c, torch.bfloat16)).bfloat16().double() - exact).norm()
+    assert total**2 - unavoidable**2 < unavoidable**2
+
+
 @pytest.mark.parametrize("row", LORA)
 def test_merged_weights_predict_the_same_after_training(row: str) -> None:
     model: Any = trained(row).model
