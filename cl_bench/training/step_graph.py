@@ -170,9 +170,17 @@ class Captured:
 
     def _captured(self, compute: Callable[[], Computed]) -> tuple[Computed, Callable[[], object]]:
         """The results of a computation, and a function that overwrites them by those of the present inputs."""
-        graph = torch.cuda.CUDAGraph()
-        pool, *_ = _pool(self._images.device)
-        return _capture(graph, pool, compute), graph.replay
+        device = self._images.device
+        with torch.cuda.device(device):
+            graph = torch.cuda.CUDAGraph()
+            pool, *_ = _pool(device)
+            computed = _capture(graph, pool, compute)
+
+        def replay() -> None:
+            with torch.cuda.device(device):
+                graph.replay()
+
+        return computed, replay
 
     def fits(self, images: Tensor) -> bool:
         """Whether images have the shape and layout of the captured ones."""
@@ -246,9 +254,10 @@ def _capture(graph: torch.cuda.CUDAGraph, pool: Any, run: Callable[[], T]) -> T:
 
 def _recover(device: torch.device) -> None:
     """End what a broken capture has left open in the allocator and in the device's random generator."""
-    pool, *_ = _pool(device)
-    with suppress(AttributeError, RuntimeError):
-        torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
-    _pool.cache_clear()
-    # The generator believes in a capture until one has ended well.
-    _pool(device)
+    with torch.cuda.device(device):
+        pool, *_ = _pool(device)
+        with suppress(AttributeError, RuntimeError):
+            torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+        _pool.cache_clear()
+        # The generator believes in a capture until one has ended well.
+        _pool(device)
