@@ -54,8 +54,8 @@ class Phase(Optimization):
 
     A step computes the outputs of `forward`, the `loss`, and the gradient of the loss's mean, clips the gradient, takes
     the optimiser's step and calls `after_step`. A phase with a `step` function of its own replaces everything but
-    `after_step`. On a GPU, forward pass, loss and gradients may be replayed from a CUDA graph: only the values of tensors
-    may change in them from step to step, and these in place.
+    `after_step`. On a GPU, forward pass, loss and gradients may be replayed from a CUDA graph: from step to step only
+    the values of tensors may change in them, and these in place.
 
     Attributes:
         epochs: passes over the task's samples, or over `batches`.
