@@ -65,8 +65,8 @@ def set_up(
     """Configure torch for a run and return how its passes are executed. TF32 is off, so fp32 means fp32.
 
     Args:
-        compiled: compile passes and training views; None: only on a GPU. False with fp32 is the reference path,
-            timm's own pass.
+        compiled: compile passes and training views; None: only on a GPU. Without it, fp32 is the reference path, timm's
+            own pass.
         deterministic: use slower kernels that repeat their results bit by bit on one device.
         graphs: replay training steps from CUDA graphs where there are any.
     """
@@ -79,12 +79,11 @@ def set_up(
     # Benchmarking may choose another of two equally fast kernels next time, with other rounding.
     torch.backends.cudnn.benchmark = False
     on_gpu = device.type == "cuda"
-    reference = precision == "fp32" and compiled is False
     compiled = on_gpu if compiled is None else compiled
     if on_gpu:
         # Training views on a GPU are compiled wherever they are made, unless this says otherwise.
         torch.compiler.set_stance("default" if compiled else "force_eager")
-    return Execution(precision, compiled, on_gpu and graphs, whole=reference)
+    return Execution(precision, compiled, on_gpu and graphs, whole=not compiled)
 
 
 def synchronize(device: torch.device) -> None:
