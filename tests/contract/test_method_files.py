@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import reports
 from tests.helpers.command import RUNS, TRIAL, Cli, assert_refused, computed, rows, stored, tree
 from tests.helpers.factories import record, write
 
@@ -72,8 +74,8 @@ def test_the_page_names_the_command_that_repeats_a_run(cl_bench: Cli) -> None:
     assert "--method-file my_probe.py" in cl_bench(*command, "--dry-run").out.splitlines()[0]
     assert cl_bench(*command).code == 0
     assert cl_bench("report").code == 0
-    page = Path("reports/index.html").read_text()
-    (found,) = set(re.findall(r"cl-bench (repeat [^\"<]*)", page))
+    (runs,) = reports.parts(Path("reports/index.html").read_text(), "runs").values()
+    (found,) = set(re.findall(r"cl-bench (repeat [^\"<]*)", json.dumps(runs)))
     assert found == f"repeat {stored()[0]['key']} --results results/runs --method-file my_probe.py"
     repeated = cl_bench(*shlex.split(found))
     assert repeated.code == 0 and "the same in every count" in repeated.out
