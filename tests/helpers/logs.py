@@ -17,8 +17,8 @@ MEASURED_ANEW = ("time/", "memory/")
 def read(folder: Path) -> dict[str, pd.DataFrame]:
     """The CSV logs in a folder for logs, by key of the run."""
     paths = (folder / "csv").glob("*.csv")
-    # The other engine of older pandas may change the last bit.
-    tables = {path: pd.read_csv(path, index_col="step", engine="python") for path in paths}
+    # Numbers are read by Python: older pandas may change the last bit.
+    tables = {path: pd.read_csv(path, dtype=str).map(float).set_index("step") for path in paths}
     return {path.stem.rpartition("-")[2]: table for path, table in tables.items()}
 
 
