@@ -17,9 +17,9 @@ MEASURED_ANEW = ("time/", "memory/")
 def read(folder: Path) -> dict[str, pd.DataFrame]:
     """The CSV logs in a folder for logs, by key of the run."""
     paths = (folder / "csv").glob("*.csv")
-    # Numbers are read by Python: older pandas may change the last bit.
-    tables = {path: pd.read_csv(path, dtype=str).map(float).set_index("step") for path in paths}
-    return {path.stem.rpartition("-")[2]: table for path, table in tables.items()}
+    # Older pandas may otherwise change the last bit; newer ones warn of the option.
+    exactly: dict[str, Any] = {"float_precision": "round_trip"} if int(pd.__version__.partition(".")[0]) < 3 else {}
+    return {path.stem.rpartition("-")[2]: pd.read_csv(path, index_col="step", **exactly) for path in paths}
 
 
 def repeatable(logged: pd.DataFrame) -> pd.DataFrame:
