@@ -85,16 +85,13 @@ def steps(method: str, network: str, tasks: list[int], batch: int, graphs: bool)
 
 def run(method: str, network: str, epochs: int) -> dict[str, float]:
     """Seconds per task of the parts of a run of 100 tasks with 500 images each, in its first and last ten tasks."""
-    found = NETWORKS[network]
     with tempfile.TemporaryDirectory() as name:
         data, results = Path(name) / "data", Path(name) / "results"
         synthetic(data / "cifar100")
         os.environ["CL_BENCH_DATA"] = str(data)
         command = [sys.executable, "-m", "cl_bench", "run", "--methods", method, "--benchmark", "cifar100"]
-        command += ["--tasks", "100", "--backbone", found.backbone, "--results", str(results)]
+        command += ["--tasks", "100", *NETWORKS[network].flags, "--results", str(results)]
         command += ["--set", f"epochs={epochs}", "--set", "batch_size=128"]
-        command += [] if found.pretrained else ["--pretrained", "no"]
-        command += [] if found.size is None else ["--size", str(found.size)]
         began = time.perf_counter()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         wall = time.perf_counter() - began

@@ -46,6 +46,12 @@ class Network:
     size: int | None = None
     pretrained: bool = False
 
+    @property
+    def flags(self) -> list[str]:
+        """Options of `cl-bench run` that choose this network."""
+        words = ["--backbone", self.backbone, *([] if self.pretrained else ["--pretrained", "no"])]
+        return words if self.size is None else [*words, "--size", str(self.size)]
+
     def vit(self) -> Any:
         """The timm ViT without a head."""
         return backbones.build_backbone(backbones.find(self.backbone, pretrained=self.pretrained, size=self.size))

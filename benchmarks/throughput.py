@@ -30,14 +30,11 @@ def measure(
     data: Path, methods: str, network: str, epochs: int, jobs: int, seeds: int, more: list[str]
 ) -> dict[str, float]:
     """Seconds of a sweep, and runs a minute once all workers are at work."""
-    found = NETWORKS[network]
     with tempfile.TemporaryDirectory() as name:
         results = Path(name) / "results"
         command = [sys.executable, "-m", "cl_bench", "run", "--methods", methods, "--benchmark", "cifar100"]
-        command += ["--backbone", found.backbone, "--results", str(results), "--seeds", f"0-{seeds - 1}"]
+        command += [*NETWORKS[network].flags, "--results", str(results), "--seeds", f"0-{seeds - 1}"]
         command += ["--set", f"epochs={epochs}", "--set", "batch_size=128", "--jobs", str(jobs), *more]
-        command += [] if found.pretrained else ["--pretrained", "no"]
-        command += [] if found.size is None else ["--size", str(found.size)]
         began = time.time()
         environment = os.environ | {"CL_BENCH_DATA": str(data)}
         done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
