@@ -32,7 +32,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from cl_bench.contract import schedules
-from cl_bench.contract.gradient import GradientMethod
+from cl_bench.contract.lora_method import LoRAMethod
 from cl_bench.contract.method import Traces
 from cl_bench.contract.phase import Phase
 from cl_bench.contract.schedules import Schedule
@@ -147,7 +147,7 @@ _ADAM: Mapping[str, Value] = {"batch_size": 128, "optimizer": "adam", "lr": 5e-4
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class InfLoRA(GradientMethod):
+class InfLoRA(LoRAMethod):
     """Hyper-parameters; the defaults are the released ones for CIFAR-100.
 
     Attributes:

@@ -19,6 +19,7 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from cl_bench.contract.search import Choice, Depending, LogUniform, Range
+from cl_bench.contract.task import Task
 from cl_bench.models.lora import LoRABank
 
 from .inclora import IncLoRA
@@ -53,5 +54,5 @@ class NLoRA(IncLoRA):
     optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
     lr: PositiveFloat = 1e-3
 
-    def penalty(self, bank: LoRABank) -> Tensor:
-        return self.sparsity * absolute_sum(bank, self.product)
+    def penalty(self, task: Task) -> Tensor:
+        return self.sparsity * absolute_sum(task.model.bank, self.product)

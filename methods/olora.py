@@ -22,6 +22,7 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from cl_bench.contract.search import Choice, LogUniform, Range
+from cl_bench.contract.task import Task
 from cl_bench.models.lora import LoRABank
 
 from .inclora import IncLoRA
@@ -61,7 +62,9 @@ class OLoRA(IncLoRA):
     shrinkage: NonNegativeFloat = 0.0
     optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
     lr: PositiveFloat = 1e-3
+    boundary: Literal["stack"] = "stack"
 
-    def penalty(self, bank: LoRABank) -> Tensor:
+    def penalty(self, task: Task) -> Tensor:
+        bank = task.model.bank
         penalty = self.orthogonality * overlap(bank)
         return penalty + self.shrinkage * size(bank) if self.shrinkage else penalty

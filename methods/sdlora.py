@@ -22,7 +22,7 @@ from pydantic import PositiveFloat, PositiveInt
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from cl_bench.contract.gradient import GradientMethod
+from cl_bench.contract.lora_method import LoRAMethod
 from cl_bench.contract.method import Traces
 from cl_bench.contract.phase import Phase
 from cl_bench.contract.task import Task
@@ -96,7 +96,7 @@ _PAPER: Mapping[str, Value] = {
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class SDLoRA(GradientMethod):
+class SDLoRA(LoRAMethod):
     """Hyper-parameters; the defaults are the released ones for ImageNet-R.
 
     The ablations of the paper's Table 4 are `directions=first`, `directions=shared` and `magnitudes=current`.

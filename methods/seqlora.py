@@ -6,14 +6,8 @@ masks; the defaults here are q and v, one head, and the masked loss, all of whic
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
-
-from timm.models.vision_transformer import VisionTransformer
-
-from cl_bench.contract.task import Task
-from cl_bench.data.samples import TaskSamples
+from typing import ClassVar, Literal
 
 from .inclora import IncLoRA
 
@@ -25,9 +19,4 @@ class SeqLoRA(IncLoRA):
     paper: ClassVar[str] = "sequential LoRA (floor)"
     citations: ClassVar[tuple[str, ...]] = ("hu2022lora",)
 
-    def storage(self, backbone: VisionTransformer, num_classes: int, classes: Sequence[int]) -> dict[str, int]:
-        return super().storage(backbone, num_classes, classes[:1])
-
-    def before_task(self, task: Task, images: TaskSamples) -> None:
-        if not len(task.model.bank):
-            super().before_task(task, images)
+    boundary: Literal["continue", "stack", "merge"] = "continue"

@@ -20,13 +20,11 @@ from cl_bench.contract.part import Part
 from cl_bench.contract.phase import Phase
 from cl_bench.contract.search import Range
 from cl_bench.contract.task import Task
+from cl_bench.contract.task import Traces as Traces
 from cl_bench.data.samples import TaskSamples
 from cl_bench.errors import UserError
-from cl_bench.experiment import Scalar, Scenario, Value
+from cl_bench.experiment import Scenario, Value
 from cl_bench.models.base import FeatureModel
-
-Traces = dict[str, list[dict[str, Scalar]]]
-"""Traced rows by the name of their table."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

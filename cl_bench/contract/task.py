@@ -13,7 +13,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from cl_bench.errors import UserError
+from cl_bench.experiment import Scalar
 from cl_bench.randomness import Key, generator
+
+Traces = dict[str, list[dict[str, Scalar]]]
+"""Traced rows by the name of their table."""
 
 
 class Scratch(MutableMapping[str, Tensor]):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -56,7 +56,11 @@ class LoRABank(Growing):
 
     The parameters of one direction stack all blocks and projections: `A[k]` is [L, P, r, d], `B[k]` is [L, P, d, r]
     with L blocks and P projections; ranks may differ between directions. A direction maps x to (B A) x. Norms, inner
-    products and updates use `factors`, which a variant of LoRA overrides to make A and B from its parameters.
+    products and updates use `factors`.
+
+    A variant of LoRA whose factors are made from other parameters (gates, shared chunks, packed ranks) overrides three
+    points: `parts`, the names of the parameter lists; `start`, the parameters of a new direction; and `factors`.
+    `factors` of a direction that is not trained must depend on its parameters alone.
 
     Args:
         backbone: ViT whose shape the bank follows.
@@ -65,9 +69,18 @@ class LoRABank(Growing):
         rank: rank of the largest direction that will be added.
         alpha: every direction is scaled by alpha / rank (LoRA; Hu et al. 2022); None: by 1.
 
+    Attributes:
+        parts: names of the lists that hold the parameters of the directions, in the order of `direction`.
+        base: update of directions that have been folded into it, [L, P, d, d]; None: none can be (see `keep_base`).
+
     Raises:
         UserError: the backbone lacks a projection, a target is named twice, or the rank exceeds the backbone's width.
     """
+
+    parts: ClassVar[tuple[str, ...]] = ("A", "B")
+    A: nn.ParameterList
+    B: nn.ParameterList
+    base: Tensor | None
 
     def __init__(
         self,
@@ -96,8 +109,9 @@ class LoRABank(Growing):
             raise UserError(f"LoRA targets {'+'.join(targets) or 'none'}: name each projection once, e.g. q+v")
         if rank > self.dim:
             raise UserError(f"LoRA rank {rank} is more than the backbone's width {self.dim}; choose at most {self.dim}")
-        self.A = nn.ParameterList()
-        self.B = nn.ParameterList()
+        for part in self.parts:
+            setattr(self, part, nn.ParameterList())
+        self.register_buffer("base", None)
         self._concatenated: dict[torch.dtype | None, FrozenFactors] = {}
 
     @staticmethod
@@ -105,14 +119,34 @@ class LoRABank(Growing):
         """Number of parameters of one direction: 2 r d per block and projection."""
         return len(backbone.blocks) * len(targets) * 2 * rank * int(backbone.embed_dim)
 
+    def keep_base(self) -> None:
+        """Give the bank a base of its own, so that directions can be folded into it."""
+        device = next(self.parameters(), torch.empty(0)).device
+        self.base = torch.zeros(self.blocks, len(self.targets), self.dim, self.dim, device=device)
+
+    @torch.no_grad()
+    def fold(self, coefficients: Tensor) -> None:
+        """Add the weighted sum of the directions to the base, and remove the directions.
+
+        Args:
+            coefficients: weights of the K directions, [K, L, P].
+        """
+        assert self.base is not None, "keep_base() first"
+        self.base = self.update(coefficients)
+        while len(self):
+            self.drop()
+
     def __len__(self) -> int:
         """Number of directions."""
-        return len(self.A)
+        return len(self._lists()[0])
 
-    def append(self, A: Tensor, B: Tensor) -> None:
-        """Add a direction with the parameters A [L, P, r, d] and B [L, P, d, r]."""
-        self.A.append(nn.Parameter(A))
-        self.B.append(nn.Parameter(B))
+    def _lists(self) -> list[nn.ParameterList]:
+        return [getattr(self, part) for part in self.parts]
+
+    def append(self, *parameters: Tensor) -> None:
+        """Add a direction with its parameters, in the order of `parts`: A [L, P, r, d] and B [L, P, d, r]."""
+        for each, parameter in zip(self._lists(), parameters, strict=True):
+            each.append(nn.Parameter(parameter))
 
     def grow(self, rank: int, generator: torch.Generator, device: torch.device, zero: bool = True) -> None:
         """Add a direction with A ~ U(-1/sqrt(d), 1/sqrt(d)) and B = 0, the start of LoRA.
@@ -126,18 +160,30 @@ class LoRABank(Growing):
 
         def uniform(*shape: int) -> Tensor:
             drawn = torch.rand(self.blocks, len(self.targets), *shape, generator=generator, device="cpu")
-            return ((drawn * 2 - 1) / math.sqrt(self.dim)).to(device)
+            return (drawn * 2 - 1) / math.sqrt(self.dim)
 
         down, up = uniform(rank, self.dim), uniform(self.dim, rank)
-        self.append(down, torch.zeros_like(up) if zero else up)
+        started = self.start(down, torch.zeros_like(up) if zero else up, generator)
+        self.append(*(parameter.to(device) for parameter in started))
+
+    def start(self, A: Tensor, B: Tensor, generator: torch.Generator) -> Sequence[Tensor]:
+        """Parameters of a new direction, in the order of `parts`.
+
+        Args:
+            A: the start of LoRA, [L, P, r, d].
+            B: the start of LoRA, [L, P, d, r].
+            generator: CPU generator from which A and B were drawn, for further draws.
+        """
+        return A, B
 
     def drop(self) -> None:
         """Remove the last direction."""
-        self.A, self.B = nn.ParameterList(list(self.A)[:-1]), nn.ParameterList(list(self.B)[:-1])
+        for part, each in zip(self.parts, self._lists(), strict=True):
+            setattr(self, part, nn.ParameterList(list(each)[:-1]))
 
     def direction(self, k: int) -> list[nn.Parameter]:
-        """Trained parameters of direction k: A [L, P, r, d] and B [L, P, d, r], without the scale."""
-        return [self.A[k], self.B[k]]
+        """Trained parameters of direction k, in the order of `parts`: A [L, P, r, d] and B [L, P, d, r], unscaled."""
+        return [each[k] for each in self._lists()]
 
     def factors(self, k: int) -> tuple[Tensor, Tensor]:
         """Factors A [L, P, r, d] and B [L, P, d, r] of direction k; by default its parameters, B times the scale."""
@@ -170,7 +216,7 @@ class LoRABank(Growing):
         return owner.T @ pairs @ owner
 
     def update(self, coefficients: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """Weighted sum of the directions, sum_k c_k B_k A_k, as a product of concatenated factors.
+        """Weighted sum of the directions, sum_k c_k B_k A_k, as a product of concatenated factors, added to the base.
 
         Factors of frozen directions are concatenated once, so the cost hardly depends on the number of directions.
 
@@ -182,6 +228,13 @@ class LoRABank(Growing):
         Returns:
             [L, P, d, d].
         """
+        if not len(self):
+            assert self.base is not None, "a bank without directions and base has no update"
+            return self.base
+        update = self._product(coefficients, dtype)
+        return update if self.base is None else self.base + update
+
+    def _product(self, coefficients: Tensor, dtype: torch.dtype | None) -> Tensor:
         frozen = self._frozen(dtype)
         trained = [self.factors(k) for k in range(frozen.count, len(self))]
         downs = [A for A, _ in trained]
@@ -244,6 +297,7 @@ class LoRAModel(FeatureModel):
         targets: projections to update, see `LoRABank`.
         rank: rank of the largest direction that will be added.
         alpha: every direction is scaled by alpha / rank; None: by 1.
+        bank: makes the bank from (backbone, targets, rank, alpha): a subclass of `LoRABank`.
 
     Raises:
         UserError: see `LoRABank`.
@@ -258,9 +312,10 @@ class LoRAModel(FeatureModel):
         targets: Sequence[Target],
         rank: int,
         alpha: float | None = None,
+        bank: Callable[[VisionTransformer, Sequence[Target], int, float | None], LoRABank] = LoRABank,
     ) -> None:
         super().__init__(backbone.requires_grad_(False), linear_head(backbone.num_features, num_classes))
-        self.bank = LoRABank(backbone, targets, rank, alpha)
+        self.bank = bank(backbone, targets, rank, alpha)
 
     def grow(self, rank: int, generator: torch.Generator) -> None:
         """Add a direction at the start of LoRA, where its product is 0.
@@ -275,6 +330,10 @@ class LoRAModel(FeatureModel):
         """Coefficients of the K directions, [K, L, P]; by default 1."""
         return torch.ones(len(self.bank), self.bank.blocks, len(self.bank.targets), device=self.device)
 
+    def merge(self) -> None:
+        """Fold all directions into the bank's base: the model computes the same function without them."""
+        self.bank.fold(self.coefficients())
+
     def update(self) -> Tensor:
         """Change of the projections by all directions, [L, P, d, d]."""
         return self.bank.update(self.coefficients())
@@ -286,7 +345,7 @@ class LoRAModel(FeatureModel):
             update: change of the projections, [L, P, d, d]; None: the model's `update()`, computed at the precision of
                 the pass.
         """
-        if not len(self.bank):
+        if not len(self.bank) and self.bank.base is None:
             return {}
         if update is None:
             update = self.bank.update(self.coefficients(), self.vit.execution.dtype)

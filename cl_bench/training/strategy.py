@@ -162,6 +162,8 @@ class ContinualStrategy(PhaseLoop):
         self._settle()
         with torch.no_grad():
             self._trace(self.method.traces(task))
+            for part in self.method.parts:
+                self._trace(part.traces(task))
         task.scratch.clear()
         self.trainable = sum(trained.values())
         self.tasks_learned += 1
@@ -235,6 +237,8 @@ class ContinualStrategy(PhaseLoop):
             self.task.scratch.update(resumed.scratch)
         else:
             with self._hook(self.task, "before"):
+                for part in self.method.parts:
+                    part.before_task(self.task)
                 self.method.before_task(self.task, own)
             self.model.to(self.device)
             self._settle()

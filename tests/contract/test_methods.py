@@ -134,7 +134,7 @@ PINNED: dict[str, tuple[int, dict[str, Any]]] = {
             "as_published_leaky": False,
         },
     ),
-    "inclora": (1, COMMON | {"rank": 10, "targets": ["q", "v"], "alpha": None}),
+    "inclora": (1, COMMON | {"rank": 10, "targets": ["q", "v"], "alpha": None, "boundary": "stack"}),
     "inflora": (
         1,
         COMMON
@@ -187,6 +187,7 @@ PINNED: dict[str, tuple[int, dict[str, Any]]] = {
             "rank": 8,
             "targets": ["q", "v"],
             "alpha": None,
+            "boundary": "stack",
             "sparsity": 0.4,
             "product": "AB",
         },
@@ -208,6 +209,7 @@ PINNED: dict[str, tuple[int, dict[str, Any]]] = {
             "rank": 8,
             "targets": ["q", "v"],
             "alpha": None,
+            "boundary": "stack",
             "orthogonality": 0.5,
             "shrinkage": 0.0,
         },
@@ -247,7 +249,7 @@ PINNED: dict[str, tuple[int, dict[str, Any]]] = {
             "index": "paper",
         },
     ),
-    "seqlora": (1, COMMON | {"rank": 10, "targets": ["q", "v"], "alpha": None}),
+    "seqlora": (1, COMMON | {"rank": 10, "targets": ["q", "v"], "alpha": None, "boundary": "continue"}),
     "simplecil": (1, {}),
     "slca": (
         1,
@@ -440,6 +442,8 @@ STORED: dict[str, Callable[[int, dict[str, Any]], int]] = {
         HEAD + t * 2 * 2 * 2 * DIM + 4 * DIM**2 + 5 * DIM + HEAD + CLASSES + 2 * 4 * t * (DIM**2 + DIM + 3)
     ),
     "inclora": lambda t, traces: HEAD + t * direction(),
+    # A direction, and a matrix per projection.
+    "inclora[boundary=merge]": lambda t, traces: HEAD + direction() + PLACES * DIM**2,
     "inflora": inflora,
     "inflora[memory=plain]": inflora,
     "joint": lambda t, traces: WHOLE,

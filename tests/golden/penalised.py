@@ -117,7 +117,7 @@ def _paper(suite: Suite, t: int) -> Iterator[Check]:
     model = method.build(suite.vit(), 1)
     assert isinstance(model, LoRAModel)
     model.bank.append(*(factor.double() for factor in suite.factors(f"task{t}")))
-    penalty = method.penalty(model.bank)
+    penalty = method.penalty(Task(t, (), (), 1, None, model, ()))
     penalty.backward()
     yield from fixture.compare(f"{key}/penalty", penalty, 1e-10)
     for letter, factor in zip("AB", model.bank.direction(-1), strict=True):

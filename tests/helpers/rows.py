@@ -21,6 +21,7 @@ NAMES = registry.names()
 VARIANTS = [
     "dualprompt[keys=per-block]",
     "finetune[loss=masked]",
+    "inclora[boundary=merge]",
     "inflora[memory=plain]",
     "joint[train=lora]",
     "joint[train=linear]",
@@ -92,11 +93,11 @@ GRADIENT = [row for row in ROWS if isinstance(small(row), GradientMethod)]
 LORA = [row for row in ROWS if isinstance(fresh(row), LoRAModel)]
 GROWING = [row for row in ROWS if banks(fresh(row))]
 FROZEN_BACKBONE = [row for row in ROWS if not any(p.requires_grad for p in fresh(row).backbone.parameters())]
-# Rows whose tasks share one direction, or drop all directions but the first.
+# Rows whose tasks share one direction, or drop all directions but the first, or fold them.
 ONE_DIRECTION = [
+    *(row for row in LORA if getattr(small(row), "boundary", "stack") != "stack"),
     "joint[train=lora]",
     "sdlora-kd[residual=relative,tau=2]",
     "sdlora[directions=first]",
     "sdlora[directions=shared]",
-    "seqlora",
 ]

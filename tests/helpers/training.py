@@ -99,3 +99,12 @@ def one_by_one(strategy: ContinualStrategy, stream: Any, classes: Sequence[Seque
             found["predicted"].append(seen[int(logits[seen].argmax())] if known else -1)
             found["predicted_task_aware"].append(list(own)[int(logits[list(own)].argmax())])
     return {name: np.array(values) for name, values in found.items()}
+
+
+def all_images() -> Tensor:
+    return torch.cat([images_of(experience)[0] for experience in cut().test])
+
+
+def distance(left: Tensor, right: Tensor) -> float:
+    """max |left - right| / max |right|."""
+    return float((left - right).detach().abs().max() / right.detach().abs().max())

@@ -25,9 +25,20 @@ from cl_bench.methods.sdlora_rr import SDLoRARR
 from cl_bench.models.lora import LoRABank, LoRAModel, Target, attention_covariances
 from cl_bench.randomness import seeded
 from tests.helpers.command import TRIAL, Cli, assert_refused, computed, stored
-from tests.helpers.rows import LORA, small
+from tests.helpers.rows import LORA, ONE_DIRECTION, small
 from tests.helpers.tiny import CLASSES, TASKS, cut, tiny_vit
-from tests.helpers.training import Spy, experiences, images_of, same, snapshot, strategy_of, train, trained
+from tests.helpers.training import (
+    Spy,
+    all_images,
+    distance,
+    experiences,
+    images_of,
+    same,
+    snapshot,
+    strategy_of,
+    train,
+    trained,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -48,10 +59,6 @@ def task_images(task: int = 0) -> TaskSamples:
     return TaskSamples(samples_of(cut().train[task].dataset), ("lora", task), torch.device("cpu"))
 
 
-def all_images() -> Tensor:
-    return torch.cat([images_of(experience)[0] for experience in cut().test])
-
-
 def normal(generator: torch.Generator, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=generator)
 
@@ -63,19 +70,15 @@ def fill(bank: LoRABank, k: int, generator: torch.Generator) -> None:
         factor.copy_(normal(generator, *factor.shape) * 0.2)
 
 
-def distance(left: Tensor, right: Tensor) -> float:
-    """max |left - right| / max |right|."""
-    return float((left - right).abs().max() / right.abs().max())
-
-
 # --- what a task trains ----------------------------------------------------------------------------------------
 
 
-def expected_changes(row: str, stage: int) -> set[str]:
+def expected_changes(row: str, stage: int, parts: Sequence[str]) -> set[str]:
     """Names in the state dict that training changes in a stage (0-based)."""
     name = row.partition("[")[0]
-    last = 0 if name in ("seqlora", "joint") or "directions=" in row else min(stage, 1) if row == DROPPING else stage
-    changed = {"head.weight", "head.bias", f"bank.A.{last}", f"bank.B.{last}"}
+    last = 0 if row in ONE_DIRECTION else stage
+    last = min(stage, 1) if row == DROPPING else last
+    changed = {"head.weight", "head.bias", *(f"bank.{part}.{last}" for part in parts)}
     if name == "inflora":
         changed.remove(f"bank.A.{last}")
     if name.startswith("sdlora"):
@@ -101,7 +104,8 @@ def test_a_task_trains_its_own_direction_and_nothing_else(row: str) -> None:
         strategy.train(experience, eval_streams=[])
         before, after = states[0], states[-1]
         assert before.keys() == after.keys()
-        assert {name for name in before if not torch.equal(before[name], after[name])} == expected_changes(row, stage)
+        changed = {name for name in before if not torch.equal(before[name], after[name])}
+        assert changed == expected_changes(row, stage, strategy.model.bank.parts)
         moved = (before["head.weight"] != after["head.weight"]).any(dim=1)
         assert set(np.flatnonzero(moved.numpy()).tolist()) == set(experience.classes_in_this_experience)
 
@@ -157,8 +161,10 @@ def hooked(model: LoRAModel, coefficients: Sequence[Sequence[Sequence[float]]], 
                     continue
                 start = 0 if layer == "proj" else "qkv".index(target) * width
                 for k in range(len(model.bank)):
-                    A, B = (factor[block, place] for factor in model.bank.direction(k))
+                    A, B = (factor[block, place] for factor in model.bank.factors(k))
                     output[..., start : start + width] += coefficients[k][block][place] * (inputs[0] @ A.T @ B.T)
+                if model.bank.base is not None:
+                    output[..., start : start + width] += inputs[0] @ model.bank.base[block, place].T
             return output
 
         return getattr(model.backbone.blocks[block].attn, layer).register_forward_hook(add)

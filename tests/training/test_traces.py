@@ -161,3 +161,41 @@ def test_a_probe_that_cannot_be_measured_is_refused_before_any_run(cl_bench: Cal
     assert outcome.code == 2 and "Did you mean 'interpolation'" in outcome.err
     with pytest.raises(UserError):
         PROBES["interpolation"].check(nn.Linear(2, 2), "linear")
+
+
+@pytest.mark.parametrize("row", ["sdlora", "seqlora", "inclora[boundary=merge]", "sdlora-kd[residual=relative,tau=2]"])
+def test_what_each_task_does_to_the_update(row: str) -> None:
+    """Computed a second time from the whole updates before and after each task, by singular values."""
+    strategy = strategy_of(small(row, lr=0.05))
+    updates: list[torch.Tensor] = []
+    for experience in cut().train:
+        strategy.train(experience, eval_streams=[])
+        updates.append(strategy.model.update().detach().double())  # type: ignore[operator]
+    rows = strategy.traces["updates"]
+    assert [(r["stage"], r["target"]) for r in rows] == [(stage, target) for stage in range(3) for target in "qv"]
+    for stage, (first, second) in enumerate(zip([torch.zeros_like(updates[0]), *updates], updates, strict=False)):
+        change = second - first
+        for place, row_of in enumerate(rows[2 * stage : 2 * stage + 2]):
+            expected = {
+                "norm": second[:, place].norm(),
+                "change": change[:, place].norm(),
+                "rank": participation(second[:, place]),
+                "change_rank": participation(change[:, place]),
+            }
+            if stage:
+                pairs = list(zip(change[:, place], first[:, place], strict=True))
+                cosines = [torch.nn.functional.cosine_similarity(d.flatten(), u.flatten(), dim=0) for d, u in pairs]
+                expected["cosine"] = torch.stack(cosines).mean()
+                expected["input_overlap"] = torch.stack([overlap(d.T @ d, u.T @ u) for d, u in pairs]).mean()
+                expected["output_overlap"] = torch.stack([overlap(d @ d.T, u @ u.T) for d, u in pairs]).mean()
+            found = {name: value for name, value in row_of.items() if name not in ("stage", "target")}
+            assert found == pytest.approx({name: float(v) for name, v in expected.items()}, rel=1e-4, abs=1e-6)
+
+
+def participation(updates: torch.Tensor) -> torch.Tensor:
+    squares = torch.linalg.svdvals(updates).square()
+    return (squares.sum(1).square() / squares.square().sum(1)).mean()
+
+
+def overlap(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    return (left * right).sum() / (left.norm() * right.norm())
