@@ -61,18 +61,22 @@ def error(value: Tensor | np.ndarray, reference: np.ndarray, floor: float = 0.0)
 def train(
     phase: Phase, forward: Callable[[Tensor], Any], batches: Callable[[int], Iterable[tuple[Tensor, Tensor]]]
 ) -> Tensor:
-    """Run a phase on the batches of each epoch; returns the loss of every batch, before its step."""
+    """Run a phase on the batches of each epoch, equally many in all; returns the loss of each, before its step."""
     optimizer, losses = phase.optimizer(phase.parameters), []
     base = [group["lr"] for group in optimizer.param_groups]
     for epoch in range(phase.epochs):
         for group, lr in zip(optimizer.param_groups, base, strict=True):
             group["lr"] = lr * phase.schedule(epoch, phase.epochs)
-        for inputs, labels in batches(epoch):
+        listed = list(batches(epoch))
+        for inputs, labels in listed:
             optimizer.zero_grad()
             loss = phase.loss(forward(inputs), labels).mean()
             losses.append(loss.detach())
             loss.backward()
             take_step(phase, optimizer)
+            if phase.after_step is not None:
+                with torch.no_grad():
+                    phase.after_step(len(losses), len(listed) * phase.epochs)
     return torch.stack(losses)
 
 

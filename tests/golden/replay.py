@@ -1,6 +1,7 @@
 """Replay a golden file of any kind: python -m tests.golden.replay FILE [--kind NAME].
 
-Without --kind, the file's name up to its first dot is the kind: sdlora.seed7.npz holds numbers of SD-LoRA.
+Without --kind, the file's name up to its first dot is the kind: sdlora.seed7.npz holds numbers of SD-LoRA. A leading
+`zoo-a-` or `zoo-b-`, the name of a collection of files, is left out.
 
 Exit status: 0 all quantities pass, 1 some fail or an array is not used, 2 the file cannot be replayed.
 """
@@ -8,6 +9,7 @@ Exit status: 0 all quantities pass, 1 some fail or an array is not used, 2 the f
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -56,7 +58,7 @@ def kind_of(path: Path, fixture: Fixture, name: str | None) -> Kind:
     Raises:
         Unusable: no such kind, or the keys are not those of this kind.
     """
-    wanted = name if name is not None else path.name.partition(".")[0]
+    wanted = name if name is not None else re.sub(r"^zoo-[ab]-", "", path.name.partition(".")[0])
     known = ", ".join(KINDS)
     if wanted not in KINDS:
         source = "--kind" if name is not None else "The name of the file"
