@@ -18,6 +18,7 @@ from typing import Any
 
 from cl_bench.contract.hyperparameters import validated, validators
 from cl_bench.contract.method import Method
+from cl_bench.contract.near_names import unknown_method
 from cl_bench.contract.sources import ENTRY_POINTS, check_entry_point, check_file_name
 from cl_bench.contract.sources import names as names
 from cl_bench.errors import UserError, unknown_name
@@ -102,14 +103,14 @@ def find(name: str) -> MethodEntry:
     """Find an installed method by name.
 
     Raises:
-        UserError: no method has this name (the message suggests the closest one), two have it, or its package does not
+        UserError: no method has this name (the message suggests the closest ones), two have it, or its package does not
             import.
     """
     # The entry points are read once: that takes longer than anything else here.
     points = entry_points(group=ENTRY_POINTS)
     known = names(points)
     if name not in known:
-        raise unknown_name("method", name, known, "'cl-bench ls methods' describes them.")
+        raise unknown_method(name, known, points)
     for point in points:
         if point.name == name:
             check_entry_point(point)

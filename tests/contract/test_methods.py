@@ -335,9 +335,29 @@ def test_unknown_hyper_parameters_are_refused_with_a_guess(name: str) -> None:
         found.configure({"zzz": 1})
 
 
-def test_unknown_methods_are_refused_with_a_guess() -> None:
-    with pytest.raises(UserError, match="unknown method 'sd-lora'.*Did you mean 'sdlora'"):
-        registry.find("sd-lora")
+@pytest.mark.parametrize(
+    ("wanted", "meant", "others"),
+    [
+        ("sd-lora", "sdlora", ["sdlora-kd", "sdlora-rr"]),
+        ("sdlroa", "sdlora", ["sdlora-kd"]),
+        # The paper's name is nearer than any name of a method.
+        ("hide-prompt", "hide", []),
+        ("O-LoRA", "olora", ["nlora"]),
+    ],
+)
+def test_unknown_methods_are_refused_with_guesses_and_their_papers(wanted: str, meant: str, others: list[str]) -> None:
+    with pytest.raises(UserError) as refused:
+        registry.find(wanted)
+    said = str(refused.value)
+    assert said.startswith(f"unknown method '{wanted}'; known: coda, ")
+    assert f"Did you mean '{meant}'? '{meant}' is {registry.find(meant).cls.paper}" in said
+    for other in others:
+        assert f"'{other}' is {registry.find(other).cls.paper}" in said
+
+
+def test_an_unknown_method_that_is_near_to_none_gets_no_guess() -> None:
+    with pytest.raises(UserError, match=r"slca[^']*\. 'cl-bench ls methods' describes them\.$"):
+        registry.find("zzz")
 
 
 @pytest.mark.parametrize("name", NAMES)
