@@ -15,6 +15,7 @@ from rich.table import Table
 
 from cl_bench.cli.shared import out
 from cl_bench.errors import printable
+from cl_bench.running.signals import raise_if_interrupted
 from cl_bench.store import CHECKPOINTS
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def watch(folders: Sequence[Path], index: Path, seconds: float, build: Callable[
     before: set[tuple[str, int]] | None = None
     try:
         while True:
+            raise_if_interrupted()
             now = _state(folders)
             if now != before:
                 before = now

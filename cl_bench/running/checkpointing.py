@@ -18,6 +18,7 @@ from cl_bench.experiment import Environment, Session
 from cl_bench.running.device import peak_memory
 from cl_bench.running.plan import PlannedRun
 from cl_bench.running.progress import RunProgress
+from cl_bench.running.signals import raise_if_interrupted
 from cl_bench.running.tracking import Tracking
 from cl_bench.store import Arrays, predictions
 from cl_bench.streams.scenarios import TaskStream
@@ -196,6 +197,7 @@ class Checkpointer(SupervisedPlugin):  # type: ignore[misc]
         self.tracking.stage(self.log.stages, self.log.total, self.steps, peak_memory(self.device))
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        raise_if_interrupted()
         if strategy.phase.batches is None:
             self._samples += len(strategy.mb_y)
             self.progress.advance(len(strategy.mb_y))

@@ -15,6 +15,8 @@ INTERRUPTED = "interrupted; finished results are stored, and the same command co
 
 _TERMINATION = {getattr(signal, name): signal.SIG_DFL for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)}
 """Signals that ask a process to end, with the handler that a process starts with."""
+_came: list[int] = []
+"""Numbers of the signals that have interrupted the present work."""
 
 
 @contextmanager
@@ -61,6 +63,18 @@ def stop_command_on_signal() -> Iterator[Callable[[], int]]:
         yield exit_code
 
 
+def raise_if_interrupted() -> None:
+    """Interrupt again if a signal has come: where it came, the exception may have met code that swallows it.
+
+    For loops that would go on for long. Python itself swallows exceptions in callbacks of its garbage collector.
+
+    Raises:
+        KeyboardInterrupt: a signal has come in one of the blocks above.
+    """
+    if _came:
+        raise KeyboardInterrupt
+
+
 @contextmanager
 def _interrupt_once(default: Mapping[int, Any], then: Any) -> Iterator[list[int]]:
     """The first of these signals raises `KeyboardInterrupt`; from then on all of them have the handler `then`.
@@ -77,6 +91,7 @@ def _interrupt_once(default: Mapping[int, Any], then: Any) -> Iterator[list[int]
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         received.append(number)
+        _came.append(number)
         for each in handled:
             signal.signal(each, then)
         raise KeyboardInterrupt
@@ -89,3 +104,5 @@ def _interrupt_once(default: Mapping[int, Any], then: Any) -> Iterator[list[int]
         if not received:
             for number in handled:
                 signal.signal(number, default[number])
+        else:
+            _came.remove(received[0])

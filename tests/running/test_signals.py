@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from cl_bench.running.memory import is_exhausted
-from cl_bench.running.signals import stop_block_on_signal
+from cl_bench.running.signals import raise_if_interrupted, stop_block_on_signal
 
 
 @pytest.fixture
@@ -35,6 +35,22 @@ def test_what_ends_a_process_at_once_is_raised_meanwhile(number: signal.Signals,
             closed = True
     assert ended.value.code == code and closed
     assert signal.getsignal(number) == signal.SIG_DFL
+
+
+def test_a_signal_that_other_code_swallows_is_raised_again() -> None:
+    raise_if_interrupted()
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        with pytest.raises(SystemExit), stop_block_on_signal():
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+                signal.pause()
+            except BaseException as swallowed:
+                assert isinstance(swallowed, KeyboardInterrupt)
+            raise_if_interrupted()
+        raise_if_interrupted()
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_a_signal_keeps_the_meaning_that_a_script_has_given_to_it() -> None:
