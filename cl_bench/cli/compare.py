@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
 Columns = Annotated[
     str | None,
     typer.Option(
-        help="Columns, in this order: runs, difference, p, holm, effect, wins; within, tost, samples if asked for.",
+        help="Columns, in this order: runs, difference, p, holm, effect, wins; within, tost, samples if asked for; of "
+        "traces also value, baseline.",
         show_default="all",
         autocompletion=completion.one_of("runs", "difference", "p", "holm", "effect", "wins", separator=","),
     ),
@@ -59,6 +61,18 @@ def compare(
     metric: Annotated[
         str, typer.Option(help="Metric: acc, aaa, forgetting, ...", autocompletion=completion.METRIC)
     ] = "acc",
+    trace: Annotated[
+        str | None,
+        typer.Option(
+            help="Compare what runs traced instead: the name of a trace, such as updates, or updates.norm, several "
+            "with commas.",
+            show_default=False,
+        ),
+    ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(help="A line for each stage, block or other place of the trace.", show_default="mean over all"),
+    ] = None,
     margin: Annotated[
         float | None,
         typer.Option(help="Also test equivalence within this many percentage points.", show_default=False),
@@ -82,9 +96,9 @@ def compare(
     siunitx: Siunitx = False,
     output: OutFile = None,
 ) -> None:
-    """Compare rows by paired tests on the same seeds and class orders: difference, p, effect size, equivalence."""
+    """Compare rows by paired tests on the same seeds and class orders: a metric, or what runs traced."""
     from cl_bench import metrics
-    from cl_bench.reporting import comparison, precision, text_tables
+    from cl_bench.reporting import comparison, precision, text_tables, traces
     from cl_bench.reporting.selection import Selection, matching
 
     named = named or []
@@ -102,10 +116,21 @@ def compare(
         raise UserError(
             f"--across '{across}': rows are paired across precision only; give --across precision, or omit it"
         )
+    if by is not None and trace is None:
+        raise UserError(f"--by {by} splits a trace; name one, e.g. --trace updates --by {by}")
+    if trace is not None and (samples or margin is not None):
+        raise UserError("--trace compares what runs traced, without --margin and --samples; leave them out")
     stores = folders_of_predictions(results, reference) if samples else ()
+    wanted = traces.Wanted.parse(trace) if trace is not None else ()
+    build = (
+        partial(traces.text_table, wanted=wanted, by=by or "")
+        if wanted
+        else partial(comparison.text_table, metric=metric, margin=margin, folders=stores)
+    )
 
     def tables(found: list[Section]) -> tuple[list[TextTable], dict[str, str], list[str]]:
         """Tables of comparisons; the reason for each protocol that has none; and what differs in precision alone."""
+        traces.check(found, wanted, by or "")
         known = {label for section in found for label in section.rows}
         selection.check(dict.fromkeys(sorted(known), ""))
         row = _label(against, found)
@@ -127,12 +152,12 @@ def compare(
             if selection.rows and not chosen:
                 continue
             for one in precision.comparisons(section, row, chosen, across is not None):
-                table = comparison.text_table(one.section, one.baseline, one.rows, metric, margin, stores, one.left_out)
+                table = build(one.section, one.baseline, one.rows, left_out=one.left_out)
                 if table is None:
                     left_out.extend(one.left_out)
                 else:
                     made.append(text_tables.with_columns(table, selection.columns) if selection.columns else table)
-                if reason := comparison.why_undefined(one.section, one.baseline, metric):
+                if reason := "" if wanted else comparison.why_undefined(one.section, one.baseline, metric):
                     protocol = section.protocol
                     place = f"{protocol.benchmark}, {protocol.shape} (protocol {protocol.digest})"
                     undefined[place] = reason
@@ -146,6 +171,8 @@ def compare(
         err.print(f"no comparison with '{against}' on {protocol}: {reason}", markup=False)
     if not made and left_out:
         raise UserError(f"'{against}' has nothing to be compared with. {' '.join(dict.fromkeys(left_out))}")
+    if not made and trace is not None:
+        raise UserError(f"no row to be compared with '{against}' traced '{trace}'; name rows that did, or run them")
     if not made:
         needs = f", and {metric} needs tasks learned one after the other" if metrics.METRICS[metric].sequential else ""
         raise UserError(

@@ -179,7 +179,11 @@ class Method(SupervisedPlugin):  # type: ignore[misc]
         return {}
 
     def traces(self, task: Task) -> Traces:
-        """Rows to store with the run after a task, such as learned magnitudes, by the name of their table."""
+        """Rows to store with the run after a task, such as learned magnitudes, by the name of their table.
+
+        Texts, and the columns `stage` (`task.index`), `phase`, `epoch`, `step`, `task`, `block`, `target`, `direction`
+        and `link`, say where a row was measured. All other numbers are measurements for `cl-bench compare --trace`.
+        """
         return {}
 
     def step_traces(self, task: Task, step: int) -> Traces:
