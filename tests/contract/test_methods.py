@@ -214,6 +214,24 @@ PINNED: dict[str, tuple[int, dict[str, Any]]] = {
             "shrinkage": 0.0,
         },
     ),
+    "prolora": (
+        1,
+        COMMON
+        | {
+            "optimizer": "adamw",
+            "lr": 0.001,
+            "rank": 8,
+            "targets": ["q", "v"],
+            "alpha": None,
+            "boundary": "continue",
+            "unshared": 1,
+            "share_a": 7,
+            "share_b": 7,
+            "rotate": True,
+            "stride": "shared",
+            "bound": "full",
+        },
+    ),
     "ranpac": (
         1,
         COMMON
@@ -480,6 +498,8 @@ STORED: dict[str, Callable[[int, dict[str, Any]], int]] = {
     "olora": lambda t, traces: HEAD + t * direction(),
     # The pre-trained weights, and a change of them for each task.
     "optima": lambda t, traces: WHOLE + (1 + t) * (WHOLE - HEAD),
+    # Three shared ranks in chunks of 11 columns and of 16 rows, and one of LoRA.
+    "prolora": lambda t, traces: HEAD + direction(1) + PLACES * 3 * (11 + 16),
     # Bottlenecks, the first task's head, projection, G, Q and the solution, lambda.
     "ranpac": lambda t, traces: DEPTH * (8 * DIM + 4 + DIM) + CLASSES * DIM + 1 + 48 * (DIM + 48 + 2 * CLASSES) + 1,
     "ranpac[adaptation=frozen,projection=0]": lambda t, traces: DIM * (DIM + 2 * CLASSES) + 1,

@@ -21,6 +21,7 @@ from cl_bench.methods.dualprompt import DualPromptModel
 from cl_bench.methods.l2p import L2PModel
 from cl_bench.methods.nlora import absolute_sum
 from cl_bench.methods.olora import overlap
+from cl_bench.methods.prolora import PRoLoRABank
 from cl_bench.methods.ranpac import RIDGES, RidgeHead, validation_errors
 from cl_bench.models.adapters import Adapters
 from cl_bench.models.lora import LoRABank
@@ -39,6 +40,7 @@ from tests.golden import (
     l2p,
     mos,
     penalised,
+    prolora,
     prototypes,
     recipe,
     sdlora,
@@ -91,6 +93,14 @@ def test_every_key_is_used_and_every_check_is_a_test(kind: str) -> None:
 def with_the_last(bank: LoRABank) -> Tensor:
     """O-LoRA's overlap with the last of the earlier directions alone."""
     return (bank.A[-2] @ bank.A[-1].transpose(2, 3)).abs().sum() if len(bank) > 1 else torch.zeros(())
+
+
+def backwards(bank: PRoLoRABank, k: int) -> tuple[Tensor, Tensor]:
+    """PRoLoRA's chunks rotated downwards and to the right."""
+    (m, n), (s_A, s_B) = bank.shares, bank.strides
+    A = torch.cat([bank.A[k].roll(j * s_A, dims=2) for j in range(m)], dim=3)
+    B = torch.cat([bank.B[k].roll(j * s_B, dims=3) for j in range(n)], dim=2)
+    return A[..., : bank.dim], B[:, :, : bank.dim]
 
 
 def swapped(prompts: Tensor) -> Prefix:
@@ -214,6 +224,7 @@ _CLLORA, _OF_CLLORA = CLLoRA.phases, "tests.helpers.kinds.cllora.CLLoRA"
 _GELUS = "tests.golden.recipe.GELUS"
 _OLORA, _NLORA = "cl_bench.methods.olora", "cl_bench.methods.nlora"
 _SCALED = "cl_bench.models.lora.LoRABank.factors"
+_SHARED = "cl_bench.methods.prolora.PRoLoRABank.shared"
 _QUERY = "cl_bench.models.prompts.PromptModel.query"
 _CODA_PREFIXES = "cl_bench.methods.coda.CODAModel.prefixes"
 _MOS = "tests.helpers.kinds.mos"
@@ -244,6 +255,7 @@ PARTS: Mapping[str, Callable[..., Iterator[Check]]] = {
     "inflora": lambda **options: inflora.trained(inflora.Suite(fixture("inflora"), "d64"), **options),
     "olora": lambda **options: penalised.OLORA.checks(fixture("olora"), **options),
     "nlora": lambda **options: penalised.NLORA.checks(fixture("nlora"), **options),
+    "prolora": lambda **options: prolora.checks(fixture("prolora"), **options),
     "coda": lambda **options: coda.checks(fixture("coda"), **options),
     "dualprompt": lambda **options: dualprompt.checks(fixture("dualprompt"), **options),
     "l2p": lambda **options: l2p.checks(fixture("l2p"), **options),
@@ -301,6 +313,21 @@ WRONG = {
     ),
     "nlora, no penalty": Wrong("nlora", {"d32/t0/mid/loss": 0.1, "d48/t1/mid/grad_B": 0.1}, {"sparsity": 0.0}),
     "nlora, decayed": Wrong("nlora", {"d32/t0/mid/after3/B": 5e-2}, {"weight_decay": 1.0}),
+    "prolora, not rotated": Wrong(
+        "prolora",
+        {"d64-uneven/expanded/A": 0.5, "d64-even/deltaW": 0.5, "d64-even/features": 1e-2},
+        {"rotate": False},
+    ),
+    "prolora, rotated the other way": Wrong(
+        "prolora",
+        {"d64-uneven/expanded/B": 0.5, "d64-even/deltaW": 0.5, "d64-uneven/grad/B0": 0.5},
+        patch={_SHARED: backwards},
+    ),
+    "prolora, strides from all ranks": Wrong(
+        "prolora", {"d64-uneven/stride": 1.0, "d64-even/stride": 1.0, "d64-even/deltaW": 0.5}, {"stride": "rank"}
+    ),
+    "prolora, started in the bound of a chunk": Wrong("prolora", {"d64-even/init_max_abs": 0.3}, {"bound": "chunk"}),
+    "prolora, not scaled": Wrong("prolora", {"d64-even/deltaW": 0.4, "d64-uneven/features": 1e-2}, {"alpha": 8.0}),
     "coda, keys and values swapped": Wrong(
         "coda",
         {"t0.prompt_K": 1.0, "t2.prompt_V": 1.0, "t1.logits": 4e-2, "t2.mu0.1.grad.K": 1.0},

@@ -50,6 +50,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "l2p": {"pool": 4, "length": 2, "top": 2},
     "nlora": {"rank": 3},
     "olora": {"rank": 3},
+    "prolora": {"rank": 4, "share_a": 3, "share_b": 2},
     "ranpac": {"width": 4, "projection": 48},
     # Fewer images than there are, so that room must be made for those of the next task.
     "replay": {"buffer_mb": 0.0105},

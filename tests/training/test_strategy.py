@@ -124,7 +124,7 @@ def test_lora_takes_any_rank_up_to_the_width(name: str) -> None:
     with pytest.raises(UserError, match="LoRA rank 33 is more than the backbone's width 32; choose at most 32"):
         strategy_of(small(name, rank=33))
     model = train(strategy_of(small(name, rank=32, epochs=1)), cut(), stages=1).model
-    assert [tuple(factor.shape[2:]) for factor in model.bank.direction(0)] == [(32, 32), (32, 32)]
+    assert [tuple(factor.shape[2:]) for factor in model.bank.factors(0)] == [(32, 32), (32, 32)]
     assert bool(model.bank.B[0].any()) and bool(model.bank.B[0].isfinite().all())
 
 
