@@ -115,7 +115,27 @@ class Ranks:
     note: str
 
 
-Panel = Lines | Heat | Scatter | Ranks
+@dataclass(frozen=True)
+class Dots:
+    """A panel with a value per row and its interval, one row below the other, e.g. sorted by value (a forest plot).
+
+    Attributes:
+        x: title of the axis of values.
+        values: pairs of label and value, from top to bottom; None: undefined. Panels that stand side by side have the
+            same labels, which are written once.
+    """
+
+    title: str
+    x: str
+    values: tuple[tuple[str, Summary | None], ...]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels from top to bottom."""
+        return tuple(label for label, _ in self.values)
+
+
+Panel = Lines | Heat | Scatter | Ranks | Dots
 
 
 @dataclass(frozen=True)
@@ -161,6 +181,8 @@ def coloured(chart: Chart, panel: Panel) -> frozenset[str]:
         return frozenset(chosen | levels | _standing_out(chart, rows))
     if isinstance(panel, Scatter):
         return frozenset(_standing_out(chart, [point.label for point in panel.points]))
+    if isinstance(panel, Dots):
+        return frozenset(_standing_out(chart, panel.labels))
     return frozenset()
 
 
@@ -179,6 +201,8 @@ def _drawn(panel: Panel, chart: Chart) -> Panel:
     if isinstance(panel, Scatter):
         points = tuple(point for point in panel.points if point.label not in chart.omitted)
         return replace(panel, points=points, front=tuple(label for label in panel.front if label not in chart.omitted))
+    if isinstance(panel, Dots):
+        return replace(panel, values=tuple(pair for pair in panel.values if pair[0] not in chart.omitted))
     return panel
 
 
@@ -188,8 +212,8 @@ _COLUMNS = ("panel", "title", "kind", "label", "x", "x_low", "x_high", "y", "y_l
 def to_csv(chart: Chart) -> str:
     """The numbers of a chart as CSV, one line per value, in drawing order; floats with 10 significant digits.
 
-    Columns: `panel` (from 1), `title`, `kind` (`line`, `level`, `cell`, `point`, `rank`), `label`, `x`, `y` with its
-    interval `y_low`, `y_high` and number of runs `n`, and `x_low`, `x_high` of points; empty where undefined. For a
+    Columns: `panel` (from 1), `title`, `kind` (`line`, `level`, `cell`, `point`, `rank`, `dot`), `label`, `x`, `y` with
+    its interval `y_low`, `y_high` and number of runs `n`, and `x_low`, `x_high` of points; empty where undefined. For a
     heat map, `label` is the name of the row and `x` the name of the column.
     """
     lines = (
@@ -217,6 +241,10 @@ def _values(panel: Panel) -> Iterator[tuple[object, ...]]:
         for point in panel.points:
             across, up = point.x, point.y
             yield "point", point.label, across.mean, across.low, across.high, up.mean, up.low, up.high, up.n
+    elif isinstance(panel, Dots):
+        for label, shown in panel.values:
+            numbers = (shown.mean, shown.low, shown.high, shown.n) if shown else (None,) * 4
+            yield "dot", label, None, None, None, *numbers
     else:
         for label, rank in panel.ranks:
             yield "rank", label, None, None, None, rank, None, None, None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
-from cl_bench.reporting.charts import Chart, Heat, Line, Lines, Panel, Ranks, Scatter, drawn_part
+from cl_bench.reporting.charts import Chart, Dots, Heat, Line, Lines, Panel, Ranks, Scatter, drawn_part
 
 MINUS = "\N{MINUS SIGN}"
 
@@ -15,7 +15,7 @@ def describe(chart: Chart) -> str:
     if chart.seen:
         return chart.seen
     panels = drawn_part(chart).panels
-    if len(panels) == 1 or isinstance(panels[0], Scatter):
+    if len(panels) == 1 or isinstance(panels[0], Scatter | Dots):
         return " ".join(text for panel in panels if (text := _panel(panel)))
     lines = [panel for panel in panels if isinstance(panel, Lines)]
     heats = [panel for panel in panels if isinstance(panel, Heat)]
@@ -29,6 +29,8 @@ def _panel(panel: Panel) -> str:
         return _points(panel)
     if isinstance(panel, Heat):
         return _last_rows([panel])
+    if isinstance(panel, Dots):
+        return _dots(panel)
     return _ranks(panel) if isinstance(panel, Ranks) else ""
 
 
@@ -102,6 +104,16 @@ def _points(panel: Scatter) -> str:
     if left is not highest:
         text += f", {left.label} is farthest left with {_number(left.y.mean)} at {_number(left.x.mean)}"
     return f"Against {panel.x.partition(',')[0]}, {text}."
+
+
+def _dots(panel: Dots) -> str:
+    """The rows with the lowest and the highest value."""
+    found = [(value.mean, label) for label, value in panel.values if value is not None]
+    if not found:
+        return ""
+    (low, first), (high, last) = min(found), max(found)
+    text = f"{panel.title or panel.x}: lowest {first} with {_number(low)}"
+    return f"{text}, highest {last} with {_number(high)}." if len(found) > 1 else f"{text}."
 
 
 def _ranks(panel: Ranks) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cl_bench import metrics
-from cl_bench.reporting import emphasis
+from cl_bench.reporting import emphasis, learned_updates
 from cl_bench.reporting.charts import Chart, Heat, Line, Lines, Panel, Point, Scatter
 from cl_bench.reporting.emphasis import Emphasis
 from cl_bench.reporting.runs import Run, Section
@@ -25,6 +25,7 @@ NAMES = {
     "tasks": "accuracy on each task, as more are learned",
     "matrix": "accuracy on every task after each task",
     "stability": "stability against plasticity",
+    "updates": "which rows forget least, and how each task changes their weights",
     "loss": "training loss along the stream, by phase",
     "cost": "accuracy against parameters, stored numbers and FLOPs",
 }
@@ -49,6 +50,10 @@ def standard(section: Section) -> dict[str, Chart]:
     best = [*first.labels, *others]
     sequential = {label: section.rows[label] for label in best}
     ceilings = {label: section.rows[label] for label in at_once}
+
+    def choose(labels: Iterable[str]) -> Emphasis:
+        return emphasis.in_section(section, {label: finals[label] for label in labels})
+
     made = [
         _accuracy(sequential, ceilings, first),
         _forgetting(sequential, first),
@@ -56,7 +61,8 @@ def standard(section: Section) -> dict[str, Chart]:
         _tasks(sequential, first),
         _matrix(sequential, first),
         _stability(sequential, first),
-        _loss(sequential, lambda labels: emphasis.in_section(section, {label: finals[label] for label in labels})),
+        learned_updates.chart({label: section.rows[label] for label in finals}, choose, ordered=section.chosen),
+        _loss(sequential, choose),
         _cost({**sequential, **ceilings}, first),
     ]
     return {chart.name: chart for chart in made if chart is not None}

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from matplotlib.colors import to_rgb
 
 from cl_bench.reporting import charts, plots
-from cl_bench.reporting.charts import Chart, Heat, Line, Lines, Point, Ranks, Scatter
+from cl_bench.reporting.charts import Chart, Dots, Heat, Line, Lines, Point, Ranks, Scatter
 from cl_bench.reporting.render import drawing, styles, text_layout
 from cl_bench.reporting.report import load_runs, render
 from cl_bench.reporting.runs import sections
@@ -326,12 +326,15 @@ def test_no_text_is_cut_or_covers_another(tmp_path: Path, tasks: int, count: int
         run = record(label.partition("[")[0], 0, tasks=tasks, label=label, drop=0.01 + 0.002 * number)
         rows = [{"stage": t, "phase": 0, "epoch": e, "loss": 1 / (e + 1)} for t in range(tasks) for e in range(3)]
         # Names of rows at the same place would touch inevitably.
-        update = {"traces": {"loss": rows}, "trainable": [1000 * 2**number] * tasks,
+        updates = [{"stage": t, "target": "q", "change": 1 + number} for t in range(tasks)]
+        update = {"traces": {"loss": rows, "updates": updates}, "trainable": [1000 * 2**number] * tasks,
                   "flops_per_image": 10**6 * 2**number, "peak_memory_bytes": 10**6 * 2**number,
                   "train_seconds": [1.5**number] * tasks}  # fmt: skip
         runs.append(run.model_copy(update=update))
     made = standard(tmp_path, *runs)
-    assert set(made) >= set(plots.NAMES) - ({"retention", "forgetting", "stability"} if tasks == 1 else set())
+    assert set(made) >= set(plots.NAMES) - (
+        {"retention", "forgetting", "stability", "updates"} if tasks == 1 else set()
+    )
     for name, chart in made.items():
         figure = drawing.draw(chart, [LONG[3]])
         found = list(boxes(figure))
@@ -379,6 +382,7 @@ def test_text_of_result_files_is_not_parsed_as_mathematics(tmp_path: Path, label
         Lines(label, label, label, (Line(label, (1, 2), value), Line(f"{label}2", (1, 2), value))),
         Scatter(label, label, label, (Point(label, value[0], value[1]),)),
         Heat(label, label, label, (label,), (label,), ((1.0,),), label, 0, 2),
+        Dots(label, label, ((label, value[0]),)),
     )
     for panel in (*panels, Ranks("", ((label, 1.0), ("b", 2.0)), ((label, "b"),), label)):
         chart = Chart("chart", label, label, (panel,))

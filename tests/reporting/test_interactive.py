@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from cl_bench.reporting.charts import Chart, Heat, Line, Lines, Panel, Point, Ranks, Scatter
+from cl_bench.reporting.charts import Chart, Dots, Heat, Line, Lines, Panel, Point, Ranks, Scatter
 from cl_bench.reporting.descriptions import describe
-from cl_bench.reporting.render.interactive import figure
+from cl_bench.reporting.render.interactive import figure, outline
 from cl_bench.stats import Summary
 
 
@@ -108,6 +108,27 @@ def test_matrices_are_described_by_their_last_rows() -> None:
         "In the last row (after learning 2), highest and lowest mean: b 80.0 on average, at least 70.0; a 40.0, at "
         "least 20.0 (accuracy, %)."
     )
+
+
+def test_rows_below_each_other_share_their_names_and_have_no_legend() -> None:
+    rows = (("a<b", one(3.0, 0.5)), ("b", None), ("c", one(1.0)))
+    made = figure(chart(Dots("forgetting, task known", "points", rows), Dots("size", "norm", rows), highlight=("c",)))
+    axes = [made["layout"][name] for name in ("yaxis", "yaxis2")]
+    assert axes[0]["ticktext"] == ["a&lt;b", "b", "c"] and axes[0]["range"] == [2.5, -0.5]
+    assert axes[1]["matches"] == "y" and not axes[1]["showticklabels"]
+    drawn = [(trace["name"], trace["x"], trace["y"], trace["marker"]["color"] == "muted") for trace in made["data"]]
+    assert drawn == [("a&lt;b", [3.0], [0], True), ("c", [1.0], [2], False)] * 2
+    assert made["layout"]["annotations"][0]["text"] == "forgetting,<br>task known"
+    assert not any(trace["showlegend"] for trace in made["data"]) and outline(made)["legend"] == []
+
+
+def test_values_by_row_are_described_by_their_ends() -> None:
+    rows = Dots("forgetting", "points", (("a", one(12.0)), ("b", None), ("c", one(3.0))))
+    sizes = Dots("size", "norm", (("a", one(0.5)),))
+    assert (
+        describe(chart(rows, sizes)) == "forgetting: lowest c with 3.0, highest a with 12.0. size: lowest a with 0.5."
+    )
+    assert describe(chart(Dots("size", "norm", (("a", None),)))) == ""
 
 
 def test_points_and_ranks_are_described() -> None:

@@ -20,8 +20,8 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from cl_bench.reporting import charts
-from cl_bench.reporting.charts import Chart, Heat, Lines, Ranks, Scatter
-from cl_bench.reporting.render import direct_labels, legend, scatter
+from cl_bench.reporting.charts import Chart, Dots, Heat, Lines, Ranks, Scatter
+from cl_bench.reporting.render import direct_labels, dots, legend, scatter
 from cl_bench.reporting.render.look import Look
 from cl_bench.reporting.render.panels import DRAW, place_lines
 from cl_bench.reporting.render.text_layout import SCREEN, Page
@@ -104,10 +104,11 @@ def draw(chart: Chart, ceilings: Iterable[str] = (), page: Page = SCREEN) -> Fig
     chart = charts.drawn_part(chart)
     panels = chart.panels
     heat = isinstance(panels[0], Heat)
-    columns = _columns(len(panels), page)
+    by_row = [panel for panel in panels if isinstance(panel, Dots)]
+    columns = dots.columns(by_row, page) if by_row else _columns(len(panels), page)
     lines = math.ceil(len(panels) / columns)
     width = page.text if len(panels) > 1 or _is_wide(panels[0]) else page.column
-    each = width / columns
+    each = (width - dots.names_width(by_row, page)) / columns
     shared = len(panels) >= _SMALL and len({_axes_of(panel) for panel in panels}) == 1
     height = max(_height(p, each, page) for p in panels) - (0.3 if heat and shared else 0)
     direct = all(isinstance(panel, Lines) and direct_labels.fit(panel, look, each, height) for panel in panels)
@@ -134,6 +135,7 @@ def draw(chart: Chart, ceilings: Iterable[str] = (), page: Page = SCREEN) -> Fig
             place_lines([(axes, panel) for axes, panel in group if isinstance(panel, Lines)], look)
         if shared:
             _share_axes(drawn, columns)
+        dots.share_names(drawn, columns)
         for axes, _ in drawn:
             axes.set_xlabel(page.wrapped(axes.get_xlabel(), 0.75 * each, page.label), linespacing=1.0)
             axes.set_ylabel(page.wrapped(axes.get_ylabel(), 0.8 * height, page.label), linespacing=1.0)
@@ -186,7 +188,7 @@ def _columns(count: int, page: Page) -> int:
 
 def _is_wide(panel: charts.Panel) -> bool:
     """Whether a single panel needs the width of the text."""
-    return isinstance(panel, Ranks) or (isinstance(panel, Heat) and len(panel.columns) > 40)
+    return isinstance(panel, Ranks | Dots) or (isinstance(panel, Heat) and len(panel.columns) > 40)
 
 
 def _height(panel: charts.Panel, width: float, page: Page) -> float:
@@ -198,6 +200,8 @@ def _height(panel: charts.Panel, width: float, page: Page) -> float:
             names = 0.45 * page.small / 72 * max(map(len, panel.rows))
             return (width - 0.95 - names) * len(panel.rows) / len(panel.columns) + 0.55 + names + extra
         return (width - 0.35) * len(panel.rows) / len(panel.columns) + 0.55 + extra
+    if isinstance(panel, Dots):
+        return dots.height(panel, page)
     if isinstance(panel, Ranks):
         return page.scale * (0.75 + 0.17 * math.ceil(len(panel.ranks) / 2) + 0.1 * len(panel.groups))
     if isinstance(panel, Scatter):

@@ -6,21 +6,20 @@ The script of the page fills in the colours of text, axes and background, light 
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from cl_bench.reporting import charts
-from cl_bench.reporting.charts import Chart, Heat, Line, Lines, Panel, Ranks, Scatter
-from cl_bench.reporting.render import styles
+from cl_bench.reporting.charts import Chart, Dots, Heat, Line, Lines, Panel, Ranks, Scatter
+from cl_bench.reporting.render import interactive_rows, styles
+from cl_bench.reporting.render.plotly_values import SYMBOLS, error_bar, escaped, interval_text, rounded, rounded_all
 from cl_bench.reporting.render.styles import Style
-from cl_bench.stats import Summary
 
-_SYMBOLS = {
-    "o": "circle", "s": "square", "^": "triangle-up", "D": "diamond", "v": "triangle-down", "P": "cross", "X": "x",
-    "<": "triangle-left", ">": "triangle-right",
-}  # fmt: skip
 _BANDS = 4
 """Limit of the curves with bands; for more curves, hover texts show the intervals."""
+_NARROW = 14
+"""Letters in a line of the title of one of many narrow panels."""
 _DARK = 0.67
 """Position on the colour scale (luminance 0.18) above which white text has the higher contrast, below it black."""
 _COLOURS = [[0, "#ffffd9"], [0.25, "#c7e9b4"], [0.5, "#41b6c4"], [0.75, "#225ea8"], [1, "#081d58"]]
@@ -40,36 +39,53 @@ def figure(chart: Chart, ceilings: Iterable[str] = ()) -> dict[str, Any]:
     panels = charts.drawn_part(chart).panels
     # Styles are assigned to the rows of all panels, drawn or not, so that a row looks the same in every chart.
     look = styles.by_label(_labels(chart.panels), set(ceilings) | {label for p in panels for label in _levels(p)})
-    columns = 1 if len(panels) == 1 else 2 if len(panels) in (2, 4) else 3
+    by_row = isinstance(panels[0], Dots)
+    columns = len(panels) if by_row else 1 if len(panels) == 1 else 2 if len(panels) in (2, 4) else 3
     lines = math.ceil(len(panels) / columns)
     data: list[dict[str, Any]] = []
     layout: dict[str, Any] = {"annotations": [], "hovermode": "closest"}
     named: set[str] = set()
-    small = len(panels) > 4
+    small = len(panels) > 4 and not by_row
     for number, panel in enumerate(panels):
         column, line = number % columns, number // columns
         ref = "" if number == 0 else str(number + 1)
-        gap_x, gap_y = (0.09 if columns > 1 else 0.0), ((0.2 if small else 0.34) / lines if lines > 1 else 0.0)
+        gap_x = 0.02 if by_row else 0.09 if columns > 1 else 0.0
+        gap_y = (0.2 if small else 0.34) / lines if lines > 1 else 0.0
         width, height = (1 - gap_x * (columns - 1)) / columns, (1 - gap_y * (lines - 1)) / lines
         left, top = column * (width + gap_x), 1 - line * (height + gap_y)
-        x = {"domain": _numbers([left, left + width]), "anchor": f"y{ref}", "title": {"text": getattr(panel, "x", "")}}
-        y = {"domain": _numbers([top - height, top]), "anchor": f"x{ref}", "title": {"text": getattr(panel, "y", "")}}
+        x: dict[str, Any] = {
+            "domain": rounded_all([left, left + width]),
+            "anchor": f"y{ref}",
+            "title": {"text": getattr(panel, "x", "")},
+        }
+        y: dict[str, Any] = {
+            "domain": rounded_all([top - height, top]),
+            "anchor": f"x{ref}",
+            "title": {"text": getattr(panel, "y", "")},
+        }
         if small:
             # Small multiples have the titles of axes only at the left and lower edges.
             x["title"] = {"text": panel.x if line == lines - 1 and not isinstance(panel, Ranks) else ""}
-            y["title"] = {"text": panel.y if column == 0 and not isinstance(panel, Ranks) else ""}
+            y["title"] = {"text": panel.y if column == 0 and not isinstance(panel, Ranks | Dots) else ""}
         if (small or chart.same_scale) and number and isinstance(panel, Lines):
             # All panels share the range of the first one, as on paper.
             x["matches"], y["matches"] = "x", "y"
         layout[f"xaxis{ref}"], layout[f"yaxis{ref}"] = x, y
+        if by_row and number:
+            # The names are those of the first panel.
+            y |= {"matches": "y", "showticklabels": False}
         for trace in _traces(panel, look, charts.coloured(chart, panel), x, y, named, small):
             data.append(trace | {"xaxis": f"x{ref}", "yaxis": f"y{ref}"})
         if title := getattr(panel, "title", ""):
+            wrapped = textwrap.wrap(title, _NARROW) if by_row else [title]
             layout["annotations"].append(
-                {"text": _escaped(title), "x": round(left + width / 2, 4), "y": round(top, 4), "xref": "paper",
-                 "yref": "paper", "showarrow": False, "xanchor": "center", "yanchor": "bottom", "font": {"size": 12}}
+                {"text": "<br>".join(map(escaped, wrapped)), "x": round(left + width / 2, 4), "y": round(top, 4),
+                 "xref": "paper", "yref": "paper", "showarrow": False, "xanchor": "center", "yanchor": "bottom",
+                 "font": {"size": 12}}
             )  # fmt: skip
     height = {Heat: 300, Ranks: 90 + 26 * _rows(panels[0])}.get(type(panels[0]), 340) if small or columns > 1 else 420
+    if by_row:
+        height = 70 + 19 * _rows(panels[0])
     if isinstance(panels[0], Ranks):
         height = 110 + 26 * _rows(panels[0])
     if isinstance(panels[0], Heat) and columns > 1:
@@ -91,7 +107,7 @@ def outline(figure: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rows(panel: Panel) -> int:
-    return len(panel.ranks) if isinstance(panel, Ranks) else 0
+    return len(panel.ranks) if isinstance(panel, Ranks) else len(panel.values) if isinstance(panel, Dots) else 0
 
 
 def _labels(panels: Sequence[Panel]) -> list[str]:
@@ -101,6 +117,8 @@ def _labels(panels: Sequence[Panel]) -> list[str]:
             found += [line.label for line in panel.lines if line.order is None]
         elif isinstance(panel, Scatter):
             found += [point.label for point in panel.points]
+        elif isinstance(panel, Dots):
+            found += panel.labels
         found += _levels(panel)
     return found
 
@@ -135,7 +153,7 @@ def _traces(
         return [
             {
                 "type": "heatmap", "x": list(panel.columns), "y": list(panel.rows),
-                "z": [[None if v is None else _number(v) for v in row] for row in panel.values],
+                "z": [[None if v is None else rounded(v) for v in row] for row in panel.values],
                 "zmin": panel.low, "zmax": panel.high, "colorscale": _COLOURS, "xgap": 1, "ygap": 1,
                 "textfont": {"size": 10}, "showscale": bar, "showlegend": False, "hoverongaps": False,
                 "colorbar": {"title": {"text": panel.unit, "side": "right"}, "thickness": 12, "outlinewidth": 0},
@@ -147,7 +165,9 @@ def _traces(
         if panel.log:
             x |= _log_axis([end for point in panel.points for end in (point.x.low, point.x.mean, point.x.high)])
         return _scatter(panel, look, coloured, named)
-    return _ranks(panel, x, y)
+    if isinstance(panel, Dots):
+        return interactive_rows.dots(panel, look, coloured, y)
+    return interactive_rows.ranks(panel, x, y)
 
 
 def _legible(value: float | None, panel: Heat) -> str:
@@ -172,7 +192,7 @@ def _log_axis(values: Sequence[float | None]) -> dict[str, Any]:
         inside = [tick for tick in ticks if low / 1.3 <= tick <= high * 1.3]
         if len(inside) >= 3:
             break
-    return {"type": "log", "tickvals": _numbers(inside), "ticktext": [_short(tick) for tick in inside]}
+    return {"type": "log", "tickvals": rounded_all(inside), "ticktext": [_short(tick) for tick in inside]}
 
 
 def _short(value: float) -> str:
@@ -202,16 +222,16 @@ def _lines(
     # Grey curves first, so that those with a colour are drawn above them.
     for line in sorted(panel.lines, key=lambda line: line.label in coloured):
         style = look[line.label] if line.order is None else styles.sequential(line.order)
-        group = {"legendgroup": line.label, "name": _escaped(line.label)}
+        group = {"legendgroup": line.label, "name": escaped(line.label)}
         named_here = line.label != panel.title and not (small and line.order is not None)
         if line.label not in coloured:
             traces.append(group | _muted(line))
             continue
         if len(panel.lines) <= _BANDS and not line.breaks and all(value.half_width is not None for value in line.y):
-            low, high = [_number(v.low) for v in line.y], [_number(v.high) for v in line.y]
+            low, high = [rounded(v.low) for v in line.y], [rounded(v.high) for v in line.y]
             traces.append(
                 group
-                | {"type": "scatter", "mode": "lines", "x": [*_numbers(line.x), *_numbers(line.x[::-1])],
+                | {"type": "scatter", "mode": "lines", "x": [*rounded_all(line.x), *rounded_all(line.x[::-1])],
                    "y": [*high, *low[::-1]], "fill": "toself", "fillcolor": _faint(style.colour), "line": {"width": 0},
                    "hoverinfo": "skip", "showlegend": False}
             )  # fmt: skip
@@ -219,11 +239,12 @@ def _lines(
             group
             | {
                 "type": "scatter", "mode": "lines+markers" if len(line.x) <= 30 else "lines",
-                "x": _strokes(line, _numbers(line.x)), "y": _strokes(line, [_number(value.mean) for value in line.y]),
+                "x": _strokes(line, rounded_all(line.x)),
+                "y": _strokes(line, [rounded(value.mean) for value in line.y]),
                 "line": {"color": style.colour, "width": 2, "dash": _dash(style)},
-                "marker": {"color": style.colour, "symbol": _SYMBOLS.get(style.marker, "circle"),
+                "marker": {"color": style.colour, "symbol": SYMBOLS.get(style.marker, "circle"),
                            "size": 7 if style.marker and not small else 4},
-                "customdata": _strokes(line, [_interval(value) for value in line.y]),
+                "customdata": _strokes(line, [interval_text(value) for value in line.y]),
                 "hovertemplate": "%{x}: %{y:.2f}%{customdata}<extra>%{fullData.name}</extra>",
                 "showlegend": named_here and _first(line.label, named),
             }
@@ -233,9 +254,9 @@ def _lines(
         style = look[label]
         traces.append(
             {
-                "type": "scatter", "mode": "lines", "x": [min(places), max(places)], "y": [_number(level.mean)] * 2,
-                "line": {"color": style.colour, "width": 2, "dash": _dash(style)}, "name": _escaped(label),
-                "legendgroup": label, "customdata": [_interval(level)] * 2, "showlegend": _first(label, named),
+                "type": "scatter", "mode": "lines", "x": [min(places), max(places)], "y": [rounded(level.mean)] * 2,
+                "line": {"color": style.colour, "width": 2, "dash": _dash(style)}, "name": escaped(label),
+                "legendgroup": label, "customdata": [interval_text(level)] * 2, "showlegend": _first(label, named),
                 "hovertemplate": "%{y:.2f}%{customdata}<extra>%{fullData.name}</extra>",
             }
         )  # fmt: skip
@@ -253,8 +274,8 @@ def _strokes(line: Line, values: Sequence[Any]) -> list[Any]:
 def _muted(line: Line) -> dict[str, Any]:
     """A thin grey curve without a place in the legend."""
     return {
-        "type": "scatter", "mode": "lines", "x": _numbers(line.x), "y": [_number(value.mean) for value in line.y],
-        "line": {"color": "muted", "width": 1.2}, "customdata": [_interval(value) for value in line.y],
+        "type": "scatter", "mode": "lines", "x": rounded_all(line.x), "y": [rounded(value.mean) for value in line.y],
+        "line": {"color": "muted", "width": 1.2}, "customdata": [interval_text(value) for value in line.y],
         "hovertemplate": "%{x}: %{y:.2f}%{customdata}<extra>%{fullData.name}</extra>", "showlegend": False,
     }  # fmt: skip
 
@@ -268,8 +289,8 @@ def _scatter(
         front = [by_label[label] for label in panel.front]
         traces.append(
             {
-                "type": "scatter", "mode": "lines", "x": [_number(p.x.mean) for p in front],
-                "y": [_number(p.y.mean) for p in front], "line": {"shape": "hv", "dash": "4px,3px", "width": 1.5},
+                "type": "scatter", "mode": "lines", "x": [rounded(p.x.mean) for p in front],
+                "y": [rounded(p.y.mean) for p in front], "line": {"shape": "hv", "dash": "4px,3px", "width": 1.5},
                 "name": "Pareto front", "legendgroup": "front", "hoverinfo": "skip",
                 "showlegend": _first("Pareto front", named),
             }
@@ -280,40 +301,14 @@ def _scatter(
         mark = {"color": style.colour, "size": 10} if own else {"color": "muted", "size": 7}
         traces.append(
             {
-                "type": "scatter", "mode": "markers", "x": [_number(point.x.mean)], "y": [_number(point.y.mean)],
-                "error_x": _error(point.x) if own else {"visible": False},
-                "error_y": _error(point.y) if own else {"visible": False}, "name": _escaped(point.label),
-                "legendgroup": point.label, "customdata": [[_interval(point.x), _interval(point.y)]],
-                "marker": mark | {"symbol": _SYMBOLS.get(style.marker, "star") if own else "circle"},
+                "type": "scatter", "mode": "markers", "x": [rounded(point.x.mean)], "y": [rounded(point.y.mean)],
+                "error_x": error_bar(point.x) if own else {"visible": False},
+                "error_y": error_bar(point.y) if own else {"visible": False}, "name": escaped(point.label),
+                "legendgroup": point.label, "customdata": [[interval_text(point.x), interval_text(point.y)]],
+                "marker": mark | {"symbol": SYMBOLS.get(style.marker, "star") if own else "circle"},
                 "hovertemplate": f"{panel.x}: %{{x:.4~g}}%{{customdata[0]}}<br>{panel.y}: %{{y:.2f}}%{{customdata[1]}}"
                 "<extra>%{fullData.name}</extra>",
                 "showlegend": own and _first(point.label, named),
-            }
-        )  # fmt: skip
-    return traces
-
-
-def _ranks(panel: Ranks, x: dict[str, Any], y: dict[str, Any]) -> list[dict[str, Any]]:
-    """Rows from best to worst; bars to the right of the ranks join rows without significant difference."""
-    labels = [label for label, _ in panel.ranks]
-    place = {label: number for number, label in enumerate(labels)}
-    last = max(rank for _, rank in panel.ranks)
-    x |= {"title": {"text": "average rank"}, "range": [0.5, last + 0.8 + 0.35 * len(panel.groups)]}
-    y |= {"autorange": "reversed", "tickvals": list(range(len(labels))), "ticktext": list(map(_escaped, labels))}
-    traces: list[dict[str, Any]] = [
-        {
-            "type": "scatter", "mode": "markers", "x": [_number(rank) for _, rank in panel.ranks],
-            "y": list(range(len(labels))), "text": list(map(_escaped, labels)),
-            "marker": {"size": 10, "color": "#0173b2"},
-            "hovertemplate": "%{text}: %{x:.2f}<extra></extra>", "showlegend": False,
-        }
-    ]  # fmt: skip
-    for number, group in enumerate(panel.groups):
-        traces.append(
-            {
-                "type": "scatter", "mode": "lines", "x": [last + 0.5 + 0.35 * number] * 2,
-                "y": [place[group[0]] - 0.25, place[group[-1]] + 0.25], "line": {"width": 5, "color": "#8a8a8a"},
-                "hoverinfo": "skip", "showlegend": False,
             }
         )  # fmt: skip
     return traces
@@ -327,17 +322,6 @@ def _first(label: str, named: set[str]) -> bool:
     return True
 
 
-def _interval(value: Summary) -> str:
-    runs = f", {value.n} runs" if value.n > 1 else ", 1 run"
-    return (f" ± {value.half_width:.2f}" if value.half_width is not None else "") + runs
-
-
-def _error(value: Summary) -> dict[str, Any]:
-    if value.half_width is None:
-        return {"visible": False}
-    return {"type": "data", "array": [_number(value.half_width)], "thickness": 1, "width": 0}
-
-
 def _dash(style: Style) -> str:
     """The dash for plotly: lengths on and off in pixels, or `solid`."""
     return ",".join(f"{2 * length:g}px" for length in style.dash) or "solid"
@@ -346,17 +330,3 @@ def _dash(style: Style) -> str:
 def _faint(colour: str) -> str:
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red},{green},{blue},0.13)"
-
-
-def _number(value: float | None) -> float | None:
-    """Round to six significant digits, since the page holds many numbers; None if not finite."""
-    return None if value is None or not math.isfinite(value) else float(f"{value:.6g}")
-
-
-def _numbers(values: Iterable[float]) -> list[float | None]:
-    return [_number(value) for value in values]
-
-
-def _escaped(text: str) -> str:
-    """Escape a text for plotly.js, which reads texts as HTML."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

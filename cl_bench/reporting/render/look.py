@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cl_bench.reporting import charts
-from cl_bench.reporting.charts import Chart, Line, Lines, Panel, Scatter
+from cl_bench.reporting.charts import Chart, Dots, Line, Lines, Panel, Scatter
 from cl_bench.reporting.render import styles
 from cl_bench.reporting.render.styles import Style
 from cl_bench.reporting.render.text_layout import Page
@@ -61,4 +61,6 @@ def _labels(chart: Chart) -> list[str]:
             found += [line.label for line in panel.lines if line.order is None]
         elif isinstance(panel, Scatter):
             found += [point.label for point in panel.points]
+        elif isinstance(panel, Dots):
+            found += panel.labels
     return found

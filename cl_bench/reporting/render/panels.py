@@ -1,4 +1,4 @@
-"""Drawing of each kind of panel on its axes: curves, heat maps, points and ranks."""
+"""Drawing of each kind of panel on its axes: curves, heat maps, points, ranks and values by row."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from cl_bench.reporting.charts import Heat, Line, Lines, Ranks, Scatter
-from cl_bench.reporting.render import scatter, styles
+from cl_bench.reporting.charts import Dots, Heat, Line, Lines, Ranks, Scatter
+from cl_bench.reporting.render import dots, scatter, styles
 from cl_bench.reporting.render.look import Look, dash
 from cl_bench.reporting.render.text_layout import FAINT
 from cl_bench.stats import Summary
@@ -215,4 +215,5 @@ DRAW: Mapping[type, Callable[[Axes, Any, Look], None]] = {
     Heat: _draw_heat,
     Scatter: scatter.draw,
     Ranks: _draw_ranks,
+    Dots: dots.draw,
 }
