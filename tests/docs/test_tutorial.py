@@ -143,6 +143,8 @@ def test_the_page_shows_my_row_beside_the_reference(day: Day, browser: Browser, 
         pytest.fail("the row cannot be reached by keyboard")
     page.keyboard.press("Enter")
     assert page.evaluate("document.activeElement.getAttribute('aria-expanded')") == "true"
+    # The runs of a row are in a file of their own, which is read when the row is opened.
+    section.locator("tr.detail button.run").first.wait_for()
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     assert "--method-file my_probe.py" in page.locator("dialog#run").inner_text()
