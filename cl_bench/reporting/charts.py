@@ -123,16 +123,24 @@ class Dots:
         x: title of the axis of values.
         values: pairs of label and value, from top to bottom; None: undefined. Panels that stand side by side have the
             same labels, which are written once.
+        log: whether the axis is logarithmic, unless a value is 0 or below.
     """
 
     title: str
     x: str
     values: tuple[tuple[str, Summary | None], ...]
+    log: bool = False
 
     @property
     def labels(self) -> tuple[str, ...]:
         """The labels from top to bottom."""
         return tuple(label for label, _ in self.values)
+
+    @property
+    def logarithmic(self) -> bool:
+        """Whether the axis is logarithmic."""
+        found = [value.mean for _, value in self.values if value is not None]
+        return self.log and bool(found) and min(found) > 0
 
 
 Panel = Lines | Heat | Scatter | Ranks | Dots

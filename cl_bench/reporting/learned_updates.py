@@ -40,15 +40,15 @@ def _overlap(run: Run) -> float:
     return _traced(run, "input_overlap")
 
 
-_SHOWN: tuple[tuple[str, str, Callable[[Run], float]], ...] = (
-    ("forgetting", "points", _forgetting),
-    ("forgetting, task known", "points", _task_aware_forgetting),
-    ("final accuracy", "%", lambda run: 100 * run.acc),
-    ("overlap of changes", "0 to 1", _overlap),
-    ("size of a change", "norm", lambda run: _traced(run, "change")),
-    ("rank of a change", "effective rank", lambda run: _traced(run, "change_rank")),
+_SHOWN: tuple[tuple[str, str, Callable[[Run], float], bool], ...] = (
+    ("forgetting", "points", _forgetting, False),
+    ("forgetting, task known", "points", _task_aware_forgetting, False),
+    ("final accuracy", "%", lambda run: 100 * run.acc, False),
+    ("overlap of changes", "0 to 1", _overlap, False),
+    ("size of a change", "norm", lambda run: _traced(run, "change"), True),
+    ("rank of a change", "effective rank", lambda run: _traced(run, "change_rank"), False),
 )
-"""The panels: title, unit, and the value of a run, not a number where it is undefined."""
+"""The panels: title, unit, value of a run (not a number where it is undefined), and whether it spans magnitudes."""
 
 
 def chart(
@@ -61,14 +61,14 @@ def chart(
         ordered: whether the user chose the rows, whose order is then kept.
     """
     traced = {label: found for label, runs in rows.items() if (found := [run for run in runs if _has(run)])}
-    shown_values = {label: [_summary(runs, value) for _, _, value in _SHOWN] for label, runs in traced.items()}
+    shown_values = {label: [_summary(runs, value) for _, _, value, _ in _SHOWN] for label, runs in traced.items()}
     forgotten = {label: first.mean for label, (first, *_) in shown_values.items() if first is not None}
     if not forgotten:
         return None
     shown = list(forgotten) if ordered else sorted(forgotten, key=lambda label: (forgotten[label], label))
     panels = tuple(
-        Dots(title, unit, tuple((label, shown_values[label][number]) for label in shown))
-        for number, (title, unit, _) in enumerate(_SHOWN)
+        Dots(title, unit, tuple((label, shown_values[label][number]) for label in shown), log)
+        for number, (title, unit, _, log) in enumerate(_SHOWN)
     )
     chosen = choose(shown)
     caption = (

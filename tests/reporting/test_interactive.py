@@ -122,6 +122,14 @@ def test_rows_below_each_other_share_their_names_and_have_no_legend() -> None:
     assert not any(trace["showlegend"] for trace in made["data"]) and outline(made)["legend"] == []
 
 
+def test_an_axis_of_rows_is_logarithmic_on_request_unless_a_value_is_0() -> None:
+    def axis(*values: float) -> Any:
+        rows = tuple((f"m{number}", one(value)) for number, value in enumerate(values))
+        return figure(chart(Dots("size", "norm", rows, log=True)))["layout"]["xaxis"].get("type", "linear")
+
+    assert axis(0.01, 3.0) == "log" and axis(0.0, 3.0) == "linear"
+
+
 def test_values_by_row_are_described_by_their_ends() -> None:
     rows = Dots("forgetting", "points", (("a", one(12.0)), ("b", None), ("c", one(3.0))))
     sizes = Dots("size", "norm", (("a", one(0.5)),))

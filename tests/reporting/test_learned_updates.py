@@ -96,6 +96,24 @@ def test_a_value_that_no_run_defines_has_no_marker(tmp_path: Path) -> None:
     drawing.draw(chart)
 
 
+def test_sizes_of_several_magnitudes_have_a_logarithmic_axis_unless_one_is_0(tmp_path: Path) -> None:
+    def sized(folder: Path, *sizes: float) -> str:
+        runs = [
+            record(f"m{number}", 0).model_copy(
+                update={"traces": {"updates": [{"stage": 0, "target": "q", "change": size}]}}
+            )
+            for number, size in enumerate(sizes)
+        ]
+        chart = made(folder, *runs)
+        assert chart is not None
+        figure = drawing.draw(chart)
+        assert {axes.get_xscale() for axes in figure.axes[:4]} == {"linear"}
+        return str(figure.axes[4].get_xscale())
+
+    assert sized(tmp_path / "a", 0.01, 0.2, 3.0) == "log"
+    assert sized(tmp_path / "b", 0.0, 0.2, 3.0) == "linear"
+
+
 def test_there_is_no_chart_without_the_trace_or_with_one_task(tmp_path: Path) -> None:
     assert made(tmp_path / "a", record("alpha", 0), record("joint", 0, joint=True)) is None
     assert made(tmp_path / "b", learned("flat", 0, 0.1, tasks=1)) is None

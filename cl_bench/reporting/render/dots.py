@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from cl_bench.reporting.charts import Dots, Panel
-from cl_bench.reporting.render import styles
+from cl_bench.reporting.render import scatter, styles
 from cl_bench.reporting.render.look import Look
 from cl_bench.reporting.render.text_layout import FAINT, Page
 
@@ -43,6 +43,8 @@ def draw(axes: Axes, panel: Dots, look: Look) -> None:
     if low < 0 < high:
         axes.axvline(0, color=FAINT, linewidth=0.6, zorder=1)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 5, 10]))
+    if panel.logarithmic:
+        scatter.log_axis(axes, [value.mean for _, value in panel.values if value is not None], look.page)
     axes.tick_params(axis="y", length=0)
 
 

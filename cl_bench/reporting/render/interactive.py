@@ -13,7 +13,15 @@ from typing import Any
 from cl_bench.reporting import charts
 from cl_bench.reporting.charts import Chart, Dots, Heat, Line, Lines, Panel, Ranks, Scatter
 from cl_bench.reporting.render import interactive_rows, styles
-from cl_bench.reporting.render.plotly_values import SYMBOLS, error_bar, escaped, interval_text, rounded, rounded_all
+from cl_bench.reporting.render.plotly_values import (
+    SYMBOLS,
+    error_bar,
+    escaped,
+    interval_text,
+    log_axis,
+    rounded,
+    rounded_all,
+)
 from cl_bench.reporting.render.styles import Style
 
 _BANDS = 4
@@ -163,10 +171,10 @@ def _traces(
         ]  # fmt: skip
     if isinstance(panel, Scatter):
         if panel.log:
-            x |= _log_axis([end for point in panel.points for end in (point.x.low, point.x.mean, point.x.high)])
+            x |= log_axis([end for point in panel.points for end in (point.x.low, point.x.mean, point.x.high)])
         return _scatter(panel, look, coloured, named)
     if isinstance(panel, Dots):
-        return interactive_rows.dots(panel, look, coloured, y)
+        return interactive_rows.dots(panel, look, coloured, x, y)
     return interactive_rows.ranks(panel, x, y)
 
 
@@ -174,33 +182,6 @@ def _legible(value: float | None, panel: Heat) -> str:
     """Black or white, whichever has the higher contrast on the colour of a cell."""
     share = 0.0 if value is None else (value - panel.low) / ((panel.high - panel.low) or 1)
     return "#fff" if share > _DARK else "#000"
-
-
-def _log_axis(values: Sequence[float | None]) -> dict[str, Any]:
-    """A logarithmic axis with ticks at powers of ten, and at 2 and 5 times these where powers alone are too few.
-
-    Values that differ by less than a factor of three get a linear axis, which always has enough ticks.
-    """
-    positive = [value for value in values if value is not None and 0 < value < math.inf]
-    low, high = min(positive), max(positive)
-    if high < 3 * low:
-        return {"nticks": 5}
-    decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
-    inside: list[float] = []
-    for steps in ((1,), (1, 3), (1, 2, 5)):
-        ticks = [step * 10.0**decade for decade in decades for step in steps]
-        inside = [tick for tick in ticks if low / 1.3 <= tick <= high * 1.3]
-        if len(inside) >= 3:
-            break
-    return {"type": "log", "tickvals": rounded_all(inside), "ticktext": [_short(tick) for tick in inside]}
-
-
-def _short(value: float) -> str:
-    """A tick in few characters: `0.02`, `500`, `20k`, `1M`."""
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:g}{unit}"
-    return f"{value:g}"
 
 
 def _lines(

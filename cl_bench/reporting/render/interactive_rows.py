@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cl_bench.reporting.charts import Dots, Ranks
-from cl_bench.reporting.render.plotly_values import SYMBOLS, error_bar, escaped, interval_text, rounded
+from cl_bench.reporting.render.plotly_values import SYMBOLS, error_bar, escaped, interval_text, log_axis, rounded
 from cl_bench.reporting.render.styles import Style
 
 
@@ -36,10 +36,14 @@ def ranks(panel: Ranks, x: dict[str, Any], y: dict[str, Any]) -> list[dict[str, 
     return traces
 
 
-def dots(panel: Dots, look: Mapping[str, Style], coloured: frozenset[str], y: dict[str, Any]) -> list[dict[str, Any]]:
+def dots(
+    panel: Dots, look: Mapping[str, Style], coloured: frozenset[str], x: dict[str, Any], y: dict[str, Any]
+) -> list[dict[str, Any]]:
     """A marker per row, from top to bottom; the names of all rows are at the axis, so that none needs the legend."""
     names = list(map(escaped, panel.labels))
     y |= {"range": [len(names) - 0.5, -0.5], "tickvals": list(range(len(names))), "ticktext": names}
+    if panel.logarithmic:
+        x |= log_axis([value.mean for _, value in panel.values if value is not None])
     traces: list[dict[str, Any]] = []
     for place, (label, value) in enumerate(panel.values):
         if value is None:

@@ -48,12 +48,12 @@ def draw(axes: Axes, panel: Scatter, look: Look) -> None:
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
     if panel.log:
-        _log_axis(axes, [point.x.mean for point in panel.points], look.page)
+        log_axis(axes, [point.x.mean for point in panel.points], look.page)
     elif panel.points and min(point.x.mean for point in panel.points) >= 0 and "%" not in panel.x:
         axes.set_xlim(left=0)
 
 
-def _log_axis(axes: Axes, means: Sequence[float], page: Page) -> None:
+def log_axis(axes: Axes, means: Sequence[float], page: Page) -> None:
     """Make the x axis logarithmic, with ticks at round numbers even where it spans less than a decade."""
     axes.set_xscale("log")
     if max(means) < 1.5 * min(means):
