@@ -500,6 +500,8 @@ def test_the_keyboard_is_enough(visit: Visit) -> None:
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none"
     page.keyboard.press("Enter")
     assert page.evaluate("document.activeElement.getAttribute('aria-expanded')") == "true"
+    # The runs of a row may come from a file of their own, which is read when the row is opened.
+    page.locator("tr.detail button.run").first.wait_for()
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     assert page.locator("dialog#run").is_visible()
