@@ -71,9 +71,8 @@ def choose_runs(stream: StreamColumn, labels: Sequence[str], runs: Sequence[Run]
     fitting: defaultdict[str, defaultdict[tuple[Protocol, str], list[Run]]] = defaultdict(lambda: defaultdict(list))
     sizes: defaultdict[tuple[Protocol, str], int] = defaultdict(int)
     trials = 0
-    for run in sorted(runs, key=lambda run: (run.record.experiment.seed, run.record.experiment.class_order, run.label)):
-        if run.record.label not in labels or not stream.fits(run.protocol):
-            continue
+    ours = [run for run in runs if stream.fits(run.protocol) and run.record.label in labels]
+    for run in sorted(ours, key=lambda run: (run.record.experiment.seed, run.record.experiment.class_order, run.label)):
         if run.protocol.limits_text():
             trials += 1
             continue

@@ -123,15 +123,15 @@ def _with_rows(panels: Iterable[PanelLayout], selection: Selection) -> list[Pane
 def _choose(panel: PanelLayout, runs: Iterable[Run]) -> tuple[dict[str, list[Run]], list[str]]:
     """The runs of a panel by row, of the protocol and precision with the most runs; and a note on the other runs."""
     fitting: defaultdict[tuple[Protocol, str], list[Run]] = defaultdict(list)
+    limits = {"tasks": panel.limit_tasks} if panel.limit_tasks else {}
     for run in runs:
         protocol = run.protocol
-        limits = protocol.limits.model_dump(exclude_none=True)
         if (
             protocol.benchmark == panel.benchmark
             and protocol.num_tasks == panel.tasks
             and panel.backbone in (None, protocol.backbone)
-            and limits == ({"tasks": panel.limit_tasks} if panel.limit_tasks else {})
             and run.record.label in panel.rows
+            and protocol.limits.model_dump(exclude_none=True) == limits
             and _has(panel.kind, run)
         ):
             fitting[protocol, run.precision].append(run)
