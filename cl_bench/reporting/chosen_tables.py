@@ -24,14 +24,22 @@ def presented(everything: Sequence[Section]) -> list[Section]:
     return [section for section in everything if not is_reference(section, joint)] or list(everything)
 
 
+def check(selection: Selection) -> None:
+    """Check the names of the columns; first of all, since no difference can be taken of an unknown metric.
+
+    Raises:
+        UserError: unknown column.
+    """
+    check_columns(selection.columns, NAMES if selection.against else ())
+
+
 def build(section: Section, selection: Selection) -> ResultTable:
     """The result table of a section with the columns that the user chose, and the differences asked for.
 
     Raises:
         UserError: unknown column.
     """
-    # Checked first, since no difference can be taken of an unknown metric.
-    check_columns(selection.columns, NAMES if selection.against else ())
+    check(selection)
     extra = differences(section, selection.columns) if section.against else []
     there = [column.name for column in extra]
     columns = [name for name in selection.columns if name not in NAMES or name in there]

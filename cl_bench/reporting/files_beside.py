@@ -76,6 +76,12 @@ class FileWriter:
         write_atomically(path, text.encode())
         return path
 
+    def join(self, other: FileWriter) -> None:
+        """Take over the files that another writer of this report has written, and the pictures that it has to draw."""
+        self._tables += other._tables
+        self._figures |= other._figures
+        self._jobs += other._jobs
+
     def discard(self) -> None:
         """Remove the files written so far, whose runs turned out to be unusable."""
         for path in self.paths:

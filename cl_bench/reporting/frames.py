@@ -11,7 +11,7 @@ import pandas as pd
 
 from cl_bench import metrics
 from cl_bench.reporting.cells import COST_COLUMNS, TABLE_METRICS
-from cl_bench.reporting.intransigence import StreamKey, intransigence, references
+from cl_bench.reporting.intransigence import References, intransigence, references
 from cl_bench.reporting.result_table import ResultTable
 from cl_bench.reporting.runs import Run
 from cl_bench.stats import Summary
@@ -148,13 +148,24 @@ _OF_A_STAGE = ("train_seconds", "eval_seconds", "train_samples", "trainable", "s
 _STAGE = ("stage", "tasks_seen", *metrics.METRICS, "acc_task_aware", *_OF_A_STAGE)
 
 
-def _flat(run: Run, known: Mapping[StreamKey, Mapping[str, Mapping[int, float]]]) -> dict[str, Any]:
+def metric_values(run: Run, known: References) -> dict[str, float]:
+    """Each of `metrics.METRICS` and `EXTRA_METRICS` of a run: a fraction, NaN where undefined.
+
+    Args:
+        known: result of `intransigence.references`.
+    """
+    return {
+        **metrics.values(run.record.correct, run.record.total),
+        "fwt": _forward_transfer(run),
+        "intransigence": next((sum(v) / len(v) for v in intransigence(run, known).values()), float("nan")),
+    }
+
+
+def _flat(run: Run, known: References) -> dict[str, Any]:
     record = run.record
     return {
         **_facts(run),
-        **metrics.values(record.correct, record.total),
-        "fwt": _forward_transfer(run),
-        "intransigence": next((sum(v) / len(v) for v in intransigence(run, known).values()), float("nan")),
+        **metric_values(run, known),
         "minutes": record.seconds / 60,
         "trainable": max(record.trainable, default=0),
         "tuning_trials": record.tuning_trials,

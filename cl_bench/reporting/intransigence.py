@@ -12,6 +12,8 @@ from cl_bench.reporting.runs import Run, Section
 
 StreamKey = tuple[Protocol, str, int, str]
 """A protocol without its cut to the first tasks, a precision, a seed and a class order."""
+References = Mapping[StreamKey, Mapping[str, Mapping[int, float]]]
+"""Accuracies on task k of joint training on the first k tasks, by stream, label of the joint row, and k - 1."""
 
 
 def references(runs: Iterable[Run]) -> dict[StreamKey, dict[str, dict[int, float]]]:
@@ -32,7 +34,7 @@ def references(runs: Iterable[Run]) -> dict[StreamKey, dict[str, dict[int, float
     return dict(found)
 
 
-def intransigence(run: Run, known: Mapping[StreamKey, Mapping[str, Mapping[int, float]]]) -> dict[str, list[float]]:
+def intransigence(run: Run, known: References) -> dict[str, list[float]]:
     """Intransigence per task (see `metrics`), as fractions: accuracy of joint training minus that of the run.
 
     Args:

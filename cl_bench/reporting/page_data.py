@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from cl_bench import metrics
 from cl_bench.experiment import Value, value_text
 from cl_bench.reporting import comparison, precision, text_tables
 from cl_bench.reporting.cells import TABLE_METRICS
 from cl_bench.reporting.charts import Chart
-from cl_bench.reporting.frames import EXTRA_METRICS, run_frame
+from cl_bench.reporting.frames import EXTRA_METRICS, metric_values
+from cl_bench.reporting.intransigence import References
 from cl_bench.reporting.protocol import Protocol
 from cl_bench.reporting.render import interactive
 from cl_bench.reporting.result_table import ResultRow, ResultTable
@@ -31,7 +31,8 @@ METRICS = {name: (m.title, m.description, m.higher) for name, m in metrics.METRI
 """All metrics of the page: title, description, whether more is better."""
 MAX_ROWS_IN_PAIRS = 45
 """Largest number of rows for which the page shows all pairs."""
-
+Numbers = Mapping[str, Mapping[str, float]]
+"""Metrics of runs by key and name, as fractions."""
 
 FORMS = ("csv", "md", "tex")
 """Formats of the tables that a page offers."""
@@ -41,65 +42,77 @@ _LEVEL = 6
 
 
 @dataclass(frozen=True)
+class ProtocolData:
+    """The data of one protocol, which hold none of its charts: those of all protocols would not fit into memory.
+
+    Attributes:
+        columns: names of the metrics that tables show.
+        chosen: whether the user chose the rows.
+        protocol: what the script reads at once.
+        outlines: what lays out the place of each chart, by `SLUG/NAME`.
+        parts: see `PageData.parts`.
+    """
+
+    columns: Sequence[str]
+    chosen: bool
+    protocol: dict[str, Any]
+    outlines: dict[str, dict[str, Any]]
+    parts: dict[str, str]
+
+    @classmethod
+    def of(
+        cls,
+        section: Section,
+        table: ResultTable,
+        charts: Mapping[str, Chart],
+        places: Mapping[str, str],
+        references: References,
+        files: Mapping[str, str] | None = None,
+    ) -> ProtocolData:
+        """The data of a section.
+
+        Args:
+            charts: by name.
+            places: path of the results folder by origin, for the command that repeats a run.
+            references: result of `intransigence.references` of all runs.
+            files: texts by path, which a page that was moved alone still offers; None: the page links to its files.
+        """
+        slug = section.slug
+        drawn = {f"{slug}/{name}": interactive.figure(chart, section.ceilings) for name, chart in charts.items()}
+        parts = {f"runs/{slug}": packed(_runs(section, places))} | _packed_parts(slug, drawn, files)
+        numbers = {run.record.key: metric_values(run, references) for run in section.runs}
+        protocol = _protocol(section, table, numbers)
+        return cls(table.metric_columns, section.chosen, protocol, _outlines(drawn), parts)
+
+
+@dataclass(frozen=True)
 class PageData:
-    """The data of a page, which grows by one protocol after the other, so that their charts need not be kept.
+    """The data of a page, which grows by one protocol after the other.
 
     The page reads at once what its tables show. Its `parts`, nearly all of the data, are seen on demand: the script of
     the page unpacks each when it is needed.
 
     Attributes:
-        columns: names of the metrics that tables show.
-        numbers: metrics of all runs by key, see `frames.run_frame`.
-        places: path of the results folder by origin, for the command that repeats a run.
         parts: texts of `packed` by name: `runs/SLUG`, the runs of a protocol by key, and the settings that they share;
             `charts/SLUG`, for plotly.js by `SLUG/NAME`; `files/SLUG`, texts of files by path. Charts and files of no
             single protocol have the slug `papers`.
     """
 
-    columns: Sequence[str]
-    numbers: pd.DataFrame
-    places: Mapping[str, str]
     parts: dict[str, str] = field(default_factory=dict)
-    _protocols: list[dict[str, Any]] = field(default_factory=list)
+    _protocols: list[ProtocolData] = field(default_factory=list)
     _charts: dict[str, dict[str, Any]] = field(default_factory=dict)
-    _chosen: list[bool] = field(default_factory=list)
 
-    @classmethod
-    def of(cls, tables: Sequence[ResultTable], places: Mapping[str, str], runs: Sequence[Run]) -> PageData:
-        """Data without any protocol.
-
-        Args:
-            tables: result tables of the protocols that will be added.
-            runs: all runs, including those that only serve as references (see `intransigence.references`).
-        """
-        columns = tables[0].metric_columns if tables else TABLE_METRICS
-        return cls(columns, run_frame(runs).set_index("key") if runs else pd.DataFrame(), places)
-
-    def add(
-        self, section: Section, table: ResultTable, charts: Mapping[str, Chart], files: Mapping[str, str] | None = None
-    ) -> None:
-        """Add a protocol.
-
-        Args:
-            charts: by name.
-            files: texts by path, which a page that was moved alone still offers; None: the page links to its files.
-        """
-        slug = section.slug
-        self._protocols.append(_protocol(section, table, self.numbers))
-        self._chosen.append(section.chosen)
-        self.parts[f"runs/{slug}"] = packed(_runs(section, self.places))
-        drawn = {f"{slug}/{name}": interactive.figure(chart, section.ceilings) for name, chart in charts.items()}
-        self._add(slug, drawn, files)
+    def add(self, protocol: ProtocolData) -> None:
+        """Add a protocol."""
+        self._protocols.append(protocol)
+        self._charts.update(protocol.outlines)
+        self.parts.update(protocol.parts)
 
     def add_papers(self, charts: Sequence[Chart], files: Mapping[str, str] | None = None) -> None:
-        """Add charts of no single protocol; `files`, as for `add`, are theirs and those of the papers' tables."""
-        self._add(_PAPERS, {f"paper/{chart.name}": interactive.figure(chart) for chart in charts}, files)
-
-    def _add(self, slug: str, drawn: Mapping[str, dict[str, Any]], files: Mapping[str, str] | None) -> None:
-        self._charts.update({name: interactive.outline(figure) for name, figure in drawn.items()})
-        for kind, part in (("charts", drawn), ("files", files)):
-            if part:
-                self.parts[f"{kind}/{slug}"] = packed(part)
+        """Add charts of no single protocol; `files`, as for `ProtocolData.of`, include those of papers' tables."""
+        drawn = {f"paper/{chart.name}": interactive.figure(chart) for chart in charts}
+        self._charts.update(_outlines(drawn))
+        self.parts.update(_packed_parts(_PAPERS, drawn, files))
 
     @property
     def at_once(self) -> dict[str, Any]:
@@ -109,11 +122,19 @@ class PageData:
                 name: {"title": title, "description": description, "higher": higher}
                 for name, (title, description, higher) in METRICS.items()
             },
-            "columns": self.columns,
-            "chosen": any(self._chosen),
-            "protocols": self._protocols,
+            "columns": self._protocols[0].columns if self._protocols else TABLE_METRICS,
+            "chosen": any(one.chosen for one in self._protocols),
+            "protocols": [one.protocol for one in self._protocols],
             "charts": self._charts,
         }
+
+
+def _outlines(drawn: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {name: interactive.outline(figure) for name, figure in drawn.items()}
+
+
+def _packed_parts(slug: str, drawn: Mapping[str, dict[str, Any]], files: Mapping[str, str] | None) -> dict[str, str]:
+    return {f"{kind}/{slug}": packed(part) for kind, part in (("charts", drawn), ("files", files)) if part}
 
 
 def packed(value: object) -> str:
@@ -133,7 +154,7 @@ def files_of_tables(tables: Sequence[TextTable], latex: LatexOptions | None = No
     return {f"tables/{table.name}.{form}": text_tables.write(table, form, latex) for table in tables for form in FORMS}
 
 
-def _protocol(section: Section, table: ResultTable, numbers: pd.DataFrame) -> dict[str, Any]:
+def _protocol(section: Section, table: ResultTable, numbers: Numbers) -> dict[str, Any]:
     """The data of a protocol for the script."""
     protocol = section.protocol
     return {
@@ -147,8 +168,8 @@ def _protocol(section: Section, table: ResultTable, numbers: pd.DataFrame) -> di
     }
 
 
-def _row(table: ResultTable, row: ResultRow, runs: Sequence[Run], numbers: pd.DataFrame) -> dict[str, Any]:
-    mine = numbers.loc[[run.record.key for run in runs], list(METRICS)].to_numpy(dtype=np.float64)
+def _row(table: ResultTable, row: ResultRow, runs: Sequence[Run], numbers: Numbers) -> dict[str, Any]:
+    mine = np.array([[numbers[run.record.key][name] for name in METRICS] for run in runs])
     found: dict[str, list[float | int | None]] = {}
     for name, column in zip(METRICS, mine.T, strict=True):
         values = column[np.isfinite(column)]

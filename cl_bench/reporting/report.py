@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import shlex
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from cl_bench.errors import UserError, printable
 from cl_bench.files import write_atomically
-from cl_bench.reporting import chosen_tables, comparison, page, plots, result_table
+from cl_bench.reporting import chosen_tables, comparison, page, result_table
 from cl_bench.reporting.charts import Chart
-from cl_bench.reporting.confusions.on_page import on_page
 from cl_bench.reporting.files_beside import FileWriter
+from cl_bench.reporting.intransigence import references
 from cl_bench.reporting.page_data import PageData
 from cl_bench.reporting.paper import figures as paper_figures
 from cl_bench.reporting.paper import tables as paper_tables
 from cl_bench.reporting.paper.layouts import figure_layouts, table_benchmarks, table_names, table_rows
+from cl_bench.reporting.protocols import ProtocolRenderer, ReportSettings
 from cl_bench.reporting.reference import ORIGIN, ReferenceResults
 from cl_bench.reporting.reference import of as reference_of
 from cl_bench.reporting.runs import Run, Section, collect, label_runs, sections
@@ -183,44 +183,45 @@ def render_sections(
     under_way: UnderWay | None = None,
     selection: Selection | None = None,
     siunitx: bool = False,
+    processes: int | None = None,
 ) -> RenderedReport:
     """`render` for runs that are loaded already.
 
     Args:
         damaged: one sentence per skipped result file.
         places: path of the results folder by origin; empty for the results that come with the package.
+        processes: number of processes that share the protocols; None: see `ProtocolRenderer`.
 
     Raises:
         UserError: `out` cannot be written.
     """
     runs = [run for section in everything for run in section.runs]
     selection = selection or Selection()
+    chosen_tables.check(selection)
     found = selection.of(chosen_tables.presented(everything))
-    tables = {section.slug: chosen_tables.build(section, selection) for section in found}
-    papers, figures = paper_parts(runs, selection)
-    ranks = comparison.ranks(found)
-    figures = [*([ranks] if ranks else []), *figures]
-    ordered = page.in_order(found)
     named = {printable(origin): printable(path) for origin, path in places.items()}
-    data = PageData.of([tables[section.slug] for section in ordered], named, runs)
-    stores = [Path(path) for path in places.values() if path]
-    parts: list[dict[str, Any]] = []
-    files = FileWriter(out, pictures, LatexOptions(siunitx, command))
+    data, latex = PageData(), LatexOptions(siunitx, command)
+    tables: dict[str, result_table.ResultTable] = {}
+    stores = tuple(Path(path) for path in places.values() if path)
+    files = FileWriter(out, pictures, latex)
+    settings = ReportSettings(out, tuple(pictures), latex, selection, named, stores, references(runs))
     try:
         files.make_folders()
-        # The charts of one protocol after the other, because those of all would not fit into the memory of a laptop.
-        for section in ordered:
-            table, shown, errors = tables[section.slug], plots.standard(section), on_page(section, stores)
-            charts = {**shown, **(errors.charts if errors else {})}
-            stems = {f"{section.slug}-{name}": chart for name, chart in charts.items()}
-            written = files.tables([result_table.text_table(table)]) | files.charts(stems, section.ceilings)
-            data.add(section, table, charts, written)
-            parts.append(page.protocol_parts(section, table, shown, errors))
+        with ProtocolRenderer(page.in_order(found), settings, processes) as renderer:
+            papers, figures = paper_parts(runs, selection)
+            ranks = comparison.ranks(found)
+            figures = [*([ranks] if ranks else []), *figures]
+            rendered = renderer.results()
+        for one in rendered:
+            files.join(one.files)
+            data.add(one.data)
+            tables[one.table.slug] = one.table
         stems = {chart.name: chart for chart in figures}
         data.add_papers(figures, files.tables(papers) | files.charts(stems))
         files.draw()
         texts = list(map(page.FigureText.of, figures))
         shown_command, folders = printable(command), list(named.values())
+        parts = [one.parts for one in rendered]
         text = page.render(parts, papers, texts, data, damaged, shown_command, folders, under_way)
         write_atomically(out / "index.html", text.encode())
     except OSError as error:
@@ -230,7 +231,9 @@ def render_sections(
     except Exception:
         files.discard()
         raise
-    return RenderedReport([out / "index.html", *files.paths], list(damaged), list(tables.values()))
+    return RenderedReport(
+        [out / "index.html", *files.paths], list(damaged), [tables[section.slug] for section in found]
+    )
 
 
 def paper_parts(runs: Sequence[Run], selection: Selection | None = None) -> tuple[list[TextTable], list[Chart]]:
@@ -238,20 +241,25 @@ def paper_parts(runs: Sequence[Run], selection: Selection | None = None) -> tupl
 
     Only their rows among those selected are shown; without any, a table or figure is left out.
     """
-    others = sorted({run.protocol.benchmark for run in runs})
+    by_benchmark: defaultdict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        by_benchmark[run.protocol.benchmark].append(run)
+    others = sorted(by_benchmark)
     selection = selection or Selection()
     made_tables, made_figures = [], []
     for name in table_names():
         chosen = selection.rows_of(table_rows(name))
         for benchmark in (None, *(other for other in others if other not in table_benchmarks(name))):
-            table = paper_tables.build(name, runs, benchmark, selection=chosen) if chosen else None
+            fitting = runs if benchmark is None else by_benchmark[benchmark]
+            table = paper_tables.build(name, fitting, benchmark, selection=chosen) if chosen else None
             if table is not None and table.filled:
                 made_tables.append(table.text_table)
     for name, layout in figure_layouts().items():
         own = {panel.benchmark for panel in layout.panels}
         chosen = selection.rows_of(dict.fromkeys((row for panel in layout.panels for row in panel.rows), ""))
         for benchmark in (None, *(other for other in others if other not in own)):
-            figure = paper_figures.build(name, runs, benchmark, selection=chosen) if chosen else None
+            fitting = runs if benchmark is None else by_benchmark[benchmark]
+            figure = paper_figures.build(name, fitting, benchmark, selection=chosen) if chosen else None
             if figure is not None and figure.chart is not None and figure.filled:
                 made_figures.append(figure.chart)
     return made_tables, made_figures

@@ -14,7 +14,8 @@ import pickle
 import signal
 import sys
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -84,8 +85,8 @@ class Worker:
         self.pipe, theirs = CONTEXT.Pipe()
         self.process = CONTEXT.Process(target=_work, args=(theirs, index, threads))
         try:
-            with theirs:
-                _start_without_interrupts(self.process)
+            with theirs, interrupts_blocked():
+                self.process.start()
         except OSError:
             self.pipe.close()
             raise
@@ -132,18 +133,28 @@ class Worker:
         self.process.terminate()
 
 
-def _start_without_interrupts(process: BaseProcess) -> None:
-    """Start a process that ignores Ctrl-C and SIGHUP from its beginning, since its parent handles them."""
-    # If the tracker started together with the process, it would unblock the signals.
+@contextmanager
+def interrupts_blocked() -> Iterator[None]:
+    """Processes started in this block ignore Ctrl-C and SIGHUP from their beginning, since their parent handles them.
+
+    They have to call `become_helper`.
+    """
+    # If the tracker started together with a process, it would unblock the signals.
     resource_tracker.ensure_running()
     if not hasattr(signal, "pthread_sigmask"):
-        process.start()
+        yield
         return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
     try:
-        process.start()
+        yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def become_helper() -> None:
+    """Make this process end with its parent and ignore Ctrl-C and SIGHUP; SIGTERM raises `SystemExit` in its task."""
+    _ignore_interrupts()
+    _end_with_parent()
 
 
 @dataclass(frozen=True)
@@ -189,8 +200,7 @@ def pick_worker_gpu(device: torch.device) -> torch.device:
 def _work(pipe: Connection, index: int, threads: int) -> None:
     """Entry point of a worker process: carry out tasks until the parent closes the pipe."""
     global _state
-    _ignore_interrupts()
-    _end_with_parent()
+    become_helper()
     try:
         with quiet_imports():
             import torch

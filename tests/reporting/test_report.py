@@ -23,7 +23,7 @@ from cl_bench.reporting.cells import DASH, human_count
 from cl_bench.reporting.confusions import on_page
 from cl_bench.reporting.frames import run_frame
 from cl_bench.reporting.render import drawing
-from cl_bench.reporting.report import RenderedReport, load_runs, render
+from cl_bench.reporting.report import RenderedReport, load_runs, render, render_sections
 from cl_bench.reporting.runs import collect, sections
 from cl_bench.store import RunRecord
 from tests.helpers import reports
@@ -487,3 +487,26 @@ def test_factory_arrays_agree_with_the_counts() -> None:
             own = data["task"] == task
             expected = hits if hits is not None else 0
             assert int((data["predicted"][stage] == data["label"])[own].sum()) == expected
+
+
+def in_processes(runs: Path, out: Path, processes: int) -> RenderedReport:
+    found, _ = load_runs([(runs, "runs")])
+    return render_sections(sections(found), [], {"runs": str(runs)}, out, COMMAND, processes=processes)
+
+
+def test_protocols_shared_among_processes_make_the_same_report(runs: Path, tmp_path: Path) -> None:
+    for tasks in (10, 5, 4):
+        for method in ("alpha", "beta"):
+            write(runs, record(method, tasks=tasks, classes_per_task=20 if tasks < 10 else 10))
+    alone, shared = (in_processes(runs, tmp_path / str(processes), processes) for processes in (1, 2))
+    assert [table.slug for table in shared.tables] == [table.slug for table in alone.tables]
+    assert len(alone.tables) == 3
+    for one, other in zip(alone.paths, shared.paths, strict=True):
+        assert one.name == other.name
+        assert one.read_bytes() == other.read_bytes()
+    # The first protocol is rendered by the other process.
+    number = tmp_path / "2" / "figures" / f"{SLUG}-accuracy.csv"
+    number.unlink()
+    number.mkdir()
+    with pytest.raises(UserError, match=f"report folder .* cannot be written .*{number.name}"):
+        in_processes(runs, tmp_path / "2", 2)

@@ -20,8 +20,8 @@ from cl_bench.reporting.charts import Chart
 from cl_bench.reporting.charts import to_csv as chart_to_csv
 from cl_bench.reporting.confusions.on_page import ErrorsOnPage, on_page
 from cl_bench.reporting.frames import export_frame
-from cl_bench.reporting.intransigence import is_reference
-from cl_bench.reporting.page_data import PageData
+from cl_bench.reporting.intransigence import is_reference, references
+from cl_bench.reporting.page_data import PageData, ProtocolData
 from cl_bench.reporting.report import NoResults, load_runs, origins, paper_parts
 from cl_bench.reporting.result_table import ResultTable
 from cl_bench.reporting.runs import Run, Section, sections
@@ -212,9 +212,9 @@ class _Site:
         for name, path in self.paths["benchmarks"].items():
             mine = [section for section in self.sections if section.protocol.benchmark == name]
             tables = [self.tables[section.slug] for section in mine]
-            data = PageData.of(tables, self.places, [run for section in mine for run in section.runs])
+            data, joint = PageData(), references(run for section in mine for run in section.runs)
             for section, table in zip(mine, tables, strict=True):
-                data.add(section, table, self.charts[section.slug])
+                data.add(ProtocolData.of(section, table, self.charts[section.slug], self.places, joint))
             pages = {method: f"../{page}" for method, page in self.paths["methods"].items()}
             rows = sum(len(section.rows) for section in mine)
             yield (
@@ -278,7 +278,7 @@ class _Site:
     def papers(self) -> str:
         """The papers' tables with published numbers beside ours, and their figures."""
         papers, overall = self.paper_parts
-        data = PageData.of([], self.places, [])
+        data = PageData()
         data.add_papers(overall)
         return self._render(
             "published",
