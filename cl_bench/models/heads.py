@@ -96,12 +96,13 @@ class CosineHead(nn.Module):
         return self.scale * cosine(features, self.weight)
 
 
-def task_norm(logits: Tensor, tasks: Sequence[Sequence[int]]) -> Tensor:
+def task_norm(logits: Tensor, tasks: Sequence[Tensor]) -> Tensor:
     """Mean over tasks of the norm of the task's logits, [B, C] -> [B, 1]: SLCA's logit normalisation.
 
     Args:
         logits: [B, C].
-        tasks: labels of each task.
+        tasks: labels of each task, int64 [n], on the device of the logits: lists would be copied there in every call,
+            for which the host waits.
     """
-    norms = [logits[:, list(columns)].norm(dim=1) + 1e-7 for columns in tasks]
+    norms = [logits[:, columns].norm(dim=1) + 1e-7 for columns in tasks]
     return torch.stack(norms, dim=1).mean(dim=1, keepdim=True)

@@ -83,9 +83,9 @@ class ClassStatistics(Growing):
         self.counts = torch.cat([self.counts, counts])
         self.means = torch.cat([self.means, means.to(self.means.dtype)])
 
-    def by_task(self) -> list[list[int]]:
-        """Labels of each task, in the order of the tasks."""
-        return [self.labels[self.tasks == task].tolist() for task in self.tasks.unique()]
+    def by_task(self) -> list[Tensor]:
+        """Labels of each task, int64 [n], in the order of the tasks."""
+        return [self.labels[self.tasks == task] for task in self.tasks.unique()]
 
     def draw(self, noise: Tensor, shrink: float = 0.0) -> Tensor:
         """Map standard normal noise to features of all Gaussians.

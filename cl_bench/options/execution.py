@@ -26,9 +26,10 @@ def parse_jobs(text: str, flag: str) -> int | Literal["auto"]:
     """A number of concurrent runs, or `auto`."""
     if text.strip() == "auto":
         return "auto"
-    if not text.strip().isascii() or not text.strip().isdigit():
-        raise UserError(f"{flag} '{text}' is not valid; expected a whole number of at least 1, or auto")
-    return parse_whole_number(text, flag)
+    try:
+        return parse_whole_number(text, flag)
+    except UserError as error:
+        raise UserError(f"{error}, or auto") from None
 
 
 TrackerName = Literal["csv", "tensorboard", "wandb", "mlflow"]

@@ -25,6 +25,7 @@ from cl_bench.running.runner import Settings, strategy_of, stream_of
 from cl_bench.studies.regime import Regime, observe
 from cl_bench.training import plugins
 from cl_bench.training.phase_run import PhaseRun
+from cl_bench.training.step_graph import Captured
 from cl_bench.training.strategy import ContinualStrategy
 
 GROUPS = 5
@@ -148,7 +149,10 @@ def measure(
             torch.cuda.reset_peak_memory_stats(device)
         step = seconds(run, device, steps)
         memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
-        waits = _waits(run) if device.type == "cuda" else None
+        if device.type == "cuda":
+            with Captured.waits() as places:
+                run()
+            waits = bool(places)
         regime = observe(run, step) if device.type == "cuda" else None
         refusal = phase_run.graph.refusal
         try:
@@ -191,20 +195,6 @@ def training_step(
     refusal = plugins.refuse_graphs(strategy)
     run = PhaseRun(phase, "the first phase", strategy.model, strategy.task.scratch, refusal)
     return run, lambda: run.take(images, labels, ("bench",))
-
-
-def _waits(run: Callable[[], None]) -> bool:
-    """Whether the host waits for the device during a step."""
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        run()
-    except RuntimeError as error:
-        if "synchroniz" not in str(error):
-            raise
-        return True
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    return False
 
 
 def _prediction(strategy: ContinualStrategy, images: Tensor, device: torch.device, steps: int) -> float:

@@ -79,7 +79,7 @@ class StepGraph:
 
     Attributes:
         refusal: why steps are not replayed; empty if they are, or may be later.
-        replays: number of replayed steps.
+        replays: number of replayed steps, without those that were only compared.
     """
 
     captures = 0
@@ -87,7 +87,7 @@ class StepGraph:
 
     def __init__(self, compute: Compute, model: nn.Module, scratch: Scratch, refusal: str = "") -> None:
         self.refusal = refusal
-        self.replays = 0
+        self.replays = self._compared = 0
         self._compute, self._model, self._scratch = compute, model, scratch
         self._steps = 0
         self._captured: Captured | None = None
@@ -107,7 +107,7 @@ class StepGraph:
         if moved := self._captured.moved():
             self._drop(f"'{moved}' was replaced by another tensor; change it in place")
             return None
-        if self.replays >= _CHECKED:
+        if self._compared == _CHECKED:
             self.replays += 1
             return self._captured.replay(images, labels)
         computed = self._compute(images, labels)
@@ -115,7 +115,7 @@ class StepGraph:
             self._drop(
                 "a replayed step gives other numbers, so the loss or the forward pass depends on more than tensors"
             )
-        self.replays += 1
+        self._compared += 1
         return computed
 
     def _drop(self, refusal: str) -> None:

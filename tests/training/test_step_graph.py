@@ -117,11 +117,10 @@ def test_replayed_steps_give_the_bits_of_computed_ones(row: str, captured: Calla
     settings = {"epochs": 4, "batch_size": 8, "clip_norm": 1.0}
     on, off = (learned(small(row, **settings), execution=execution, stages=3) for execution in (ON, OFF))
     assert equal(on, off)
-    replayed = [graph for graph in on.step_graphs if not graph.refusal]
-    # On a GPU, alignment reads the norms of its logits in every step.
-    assert on.refusals <= {"", READS} and captured() == len(replayed) >= 3
-    # Of 4 epochs of 2 whole batches and a padded one, the first step may compile, and the second is observed.
-    assert min(graph.replays for graph in replayed) == 6
+    assert on.refusals == {""} and captured() == len(on.step_graphs) >= 3
+    # Of 4 epochs of 2 whole batches and a padded one, the first step may compile, the second is observed, and two are
+    # compared.
+    assert min(graph.replays for graph in on.step_graphs) == 4
 
 
 def test_a_learning_rate_changes_from_epoch_to_epoch_while_steps_are_replayed() -> None:
@@ -211,7 +210,7 @@ def test_a_loss_with_a_number_of_its_own_is_computed(captured: Callable[[], int]
     kind = trains(growing)
     strategy = learned(kind())
     (graph,) = strategy.step_graphs
-    assert "other numbers" in graph.refusal and graph.replays <= 2
+    assert "other numbers" in graph.refusal and not graph.replays
 
 
 def test_a_phase_with_steps_of_its_own_is_computed() -> None:

@@ -7,8 +7,6 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
-from scipy.spatial.distance import squareform
 
 from cl_bench.errors import counted
 from cl_bench.reporting import emphasis
@@ -286,6 +284,10 @@ def _neighbours(shares: Shares) -> NDArray[np.intp]:
     The leaves of average linkage with optimal order (Bar-Joseph et al. 2001), where two classes are the nearer the more
     often one is taken for the other; at most `_MAX_CLASSES`, those with most errors.
     """
+    # Imported here, since the table at the end of a run, which has no chart, would wait for it.
+    from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
+    from scipy.spatial.distance import squareform
+
     confused = shares + shares.T
     np.fill_diagonal(confused, 0)
     chosen = np.sort(np.argsort(-confused.sum(axis=0), kind="stable")[:_MAX_CLASSES])
