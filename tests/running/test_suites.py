@@ -7,11 +7,13 @@ import os
 from pathlib import Path
 
 import pytest
+import timm
 import tomli_w
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cl_bench.contract import registry
 from cl_bench.errors import UserError
 from cl_bench.options import RunOptions, options_of
 from cl_bench.running import recipes, suites
@@ -42,6 +44,22 @@ def test_shipped_suites_are_whole(name: str) -> None:
     assert suite.title
     for grid in suite.runs:
         assert grid.seeds == ((0,) if name == "quickstart" else (0, 1, 2, 3, 4))
+
+
+UNEQUAL = {"inflora[rank=16]": 147_456}
+"""Rows of the suite which-lora whose first direction has more numbers or fewer: factors that are not trained count."""
+
+
+def test_rows_of_which_lora_train_equally_many_numbers() -> None:
+    backbone = timm.create_model("vit_tiny_patch16_224", num_classes=0)
+    rows = {
+        str(spec): spec for grid in suites.find("which-lora").runs for cell in grid.cells() for spec in cell.methods
+    }
+    assert set(UNEQUAL) <= set(rows)
+    for row, spec in rows.items():
+        method = registry.find(spec.name).configure(spec.options)
+        numbers = method.storage(backbone, 100, [10])["directions"]
+        assert numbers == pytest.approx(UNEQUAL.get(row, 8 * 2 * 192 * 2 * 12), rel=0.01), row
 
 
 def test_the_papers_tables_are_there() -> None:
