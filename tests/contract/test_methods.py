@@ -232,6 +232,26 @@ PINNED: dict[str, tuple[int, dict[str, Any]]] = {
             "bound": "full",
         },
     ),
+    "raclora": (
+        1,
+        COMMON
+        | {
+            "optimizer": "adamw",
+            "lr": 0.001,
+            "rank": 2,
+            "targets": ["q", "v"],
+            "alpha": None,
+            "boundary": "stack",
+            "links": None,
+            "sketch": "right",
+            "train": "one",
+            "draw": "uniform",
+            "draw_std": None,
+            "orthonormal": False,
+            "moments": "fresh",
+            "schedule_over": "task",
+        },
+    ),
     "ranpac": (
         1,
         COMMON
@@ -278,6 +298,30 @@ PINNED: dict[str, tuple[int, dict[str, Any]]] = {
             "schedule": "steps",
             "milestones": [18],
             "align": True,
+        },
+    ),
+    "xgblora": (
+        1,
+        COMMON
+        | {
+            "optimizer": "adamw",
+            "lr": 0.001,
+            "rank": 1,
+            "targets": ["q", "v"],
+            "alpha": None,
+            "boundary": "stack",
+            "links": None,
+            "sketch": "right",
+            "train": "both",
+            "draw": "uniform",
+            "draw_std": None,
+            "orthonormal": False,
+            "moments": "fresh",
+            "schedule_over": "task",
+            "blocks": None,
+            "select": "uniform",
+            "shrinkage": 1.0,
+            "norm_penalty": 0.0,
         },
     ),
 }
@@ -500,6 +544,9 @@ STORED: dict[str, Callable[[int, dict[str, Any]], int]] = {
     "optima": lambda t, traces: WHOLE + (1 + t) * (WHOLE - HEAD),
     # Three shared ranks in chunks of 11 columns and of 16 rows, and one of LoRA.
     "prolora": lambda t, traces: HEAD + direction(1) + PLACES * 3 * (11 + 16),
+    # A link per epoch.
+    "raclora": lambda t, traces: HEAD + t * direction(),
+    "raclora[sketch=left,moments=keep]": lambda t, traces: HEAD + t * direction(),
     # Bottlenecks, the first task's head, projection, G, Q and the solution, lambda.
     "ranpac": lambda t, traces: DEPTH * (8 * DIM + 4 + DIM) + CLASSES * DIM + 1 + 48 * (DIM + 48 + 2 * CLASSES) + 1,
     "ranpac[adaptation=frozen,projection=0]": lambda t, traces: DIM * (DIM + 2 * CLASSES) + 1,
@@ -526,6 +573,7 @@ STORED: dict[str, Callable[[int, dict[str, Any]], int]] = {
     "sdlora-rr": lambda t, traces: HEAD + sum(direction(4 - task) + 1 + PLACES for task in range(1, t + 1)),
     "seqlora": lambda t, traces: HEAD + direction(),
     "simplecil": lambda t, traces: CLASSES * (DIM + 1),
+    "xgblora": lambda t, traces: HEAD + t * direction(1),
     "slca": lambda t, traces: WHOLE + HEAD + 4 * t * (DIM**2 + DIM + 3),
 }
 

@@ -42,6 +42,7 @@ from tests.golden import (
     penalised,
     prolora,
     prototypes,
+    raclora,
     recipe,
     sdlora,
     sema,
@@ -256,6 +257,7 @@ PARTS: Mapping[str, Callable[..., Iterator[Check]]] = {
     "olora": lambda **options: penalised.OLORA.checks(fixture("olora"), **options),
     "nlora": lambda **options: penalised.NLORA.checks(fixture("nlora"), **options),
     "prolora": lambda **options: prolora.checks(fixture("prolora"), **options),
+    "raclora": lambda **options: raclora.checks(fixture("raclora"), **options),
     "coda": lambda **options: coda.checks(fixture("coda"), **options),
     "dualprompt": lambda **options: dualprompt.checks(fixture("dualprompt"), **options),
     "l2p": lambda **options: l2p.checks(fixture("l2p"), **options),
@@ -328,6 +330,16 @@ WRONG = {
     ),
     "prolora, started in the bound of a chunk": Wrong("prolora", {"d64-even/init_max_abs": 0.3}, {"bound": "chunk"}),
     "prolora, not scaled": Wrong("prolora", {"d64-even/deltaW": 0.4, "d64-uneven/features": 1e-2}, {"alpha": 8.0}),
+    "raclora, a new optimiser for every link": Wrong(
+        "raclora",
+        {"mlp/train_first/chain1/l2/trained": 0.5, "mlp/both/optimizer_steps_at_end": 1.0},
+        {"moments": "fresh"},
+    ),
+    "raclora, alpha over rank": Wrong("raclora", {"mlp/train_second/grad/l2_lora_B": 0.4}, {"alpha": 1.0}),
+    "raclora, both factors": Wrong(
+        "raclora", {"mlp/train_first/trainable": 1.0, "mlp/train_second/chain0/l2/merged": 5e-3}, {"train": "both"}
+    ),
+    "raclora, decayed": Wrong("raclora", {"mlp/train_first/chain2/l1/merged": 5e-3}, {"weight_decay": 1.0}),
     "coda, keys and values swapped": Wrong(
         "coda",
         {"t0.prompt_K": 1.0, "t2.prompt_V": 1.0, "t1.logits": 4e-2, "t2.mu0.1.grad.K": 1.0},

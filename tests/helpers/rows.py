@@ -28,6 +28,7 @@ VARIANTS = [
     "l2p[prompts=prefix]",
     "linear[align=true,align_covariance=variance]",
     "nlora[product=BA]",
+    "raclora[sketch=left,moments=keep]",
     "ranpac[adaptation=frozen,projection=0]",
     "ranpac[adaptation=ssf]",
     "replay[loss=masked]",
@@ -51,6 +52,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "nlora": {"rank": 3},
     "olora": {"rank": 3},
     "prolora": {"rank": 4, "share_a": 3, "share_b": 2},
+    "raclora": {"rank": 3},
     "ranpac": {"width": 4, "projection": 48},
     # Fewer images than there are, so that room must be made for those of the next task.
     "replay": {"buffer_mb": 0.0105},
@@ -58,6 +60,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "sdlora-kd": {"rank": 3},
     "sdlora-rr": {"rank": 3, "rank_mu": 2, "rank_nu": 1, "mu": 2, "nu": 3},
     "seqlora": {"rank": 3},
+    # So that the boosters of a task change all blocks.
+    "xgblora": {"select": "balanced"},
     "slca": {"align_epochs": 1, "align_samples": 16, "milestones": [1]},
 }
 QUICK = {"epochs": 2, "batch_size": 16}
@@ -90,10 +94,17 @@ def banks(model: Any) -> list[nn.ParameterList]:
     return [child for child in owner.children() if isinstance(child, nn.ParameterList)]
 
 
+def links(method: Method) -> int:
+    """Number of directions, prompts or keys that a task adds to each of the lists: more than one in a chain."""
+    return len(getattr(method, "chain", (1,)))
+
+
 GRADIENT = [row for row in ROWS if isinstance(small(row), GradientMethod)]
 LORA = [row for row in ROWS if isinstance(fresh(row), LoRAModel)]
 GROWING = [row for row in ROWS if banks(fresh(row))]
 FROZEN_BACKBONE = [row for row in ROWS if not any(p.requires_grad for p in fresh(row).backbone.parameters())]
+# The kind of factor that a row designs or draws and then freezes, as its position in `banks`.
+DESIGNED = {"inflora": 0, "inflora[memory=plain]": 0, "raclora": 0, "raclora[sketch=left,moments=keep]": 1}
 # Rows whose tasks share one direction, or drop all directions but the first, or fold them.
 ONE_DIRECTION = [
     *(row for row in LORA if getattr(small(row), "boundary", "stack") != "stack"),

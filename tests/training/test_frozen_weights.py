@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.helpers.rows import FROZEN_BACKBONE, GRADIENT, GROWING, ONE_DIRECTION, ROWS, banks, small
+from tests.helpers.rows import DESIGNED, FROZEN_BACKBONE, GRADIENT, GROWING, ONE_DIRECTION, ROWS, banks, links, small
 from tests.helpers.tiny import CLASSES, cut, tiny_vit
 from tests.helpers.training import (
     Spy,
@@ -40,25 +40,26 @@ def test_only_full_training_touches_the_backbone() -> None:
 
 @pytest.mark.parametrize("name", [row for row in GROWING if row not in ONE_DIRECTION])
 def test_earlier_directions_and_components_stay_and_the_current_ones_move(name: str) -> None:
-    stream = cut()
-    started: dict[int, list[Tensor]] = {}
+    stream, plugin = cut(), small(name, lr=0.05, epochs=links(small(name)))
+    count = links(plugin)
 
-    def start(strategy: Any) -> None:
-        started.setdefault(strategy.tasks_learned, [bank[-1].detach().clone() for bank in banks(strategy.model)])
+    def latest(strategy: Any) -> list[list[Tensor]]:
+        return [[part.detach().clone() for part in list(bank)[-count:]] for bank in banks(strategy.model)]
 
-    spy = Spy(before_training_epoch=start)
-    strategy = strategy_of(small(name, lr=0.05, epochs=1), spy)
-    finished: list[list[Tensor]] = []
+    started: dict[int, list[list[Tensor]]] = {}
+    spy = Spy(before_training_epoch=lambda strategy: started.setdefault(strategy.tasks_learned, latest(strategy)))
+    strategy = strategy_of(plugin, spy)
+    finished: list[list[Tensor]] = [[] for _ in banks(strategy.model)]
     for task, experience in enumerate(stream.train):
         strategy.train(experience, eval_streams=[])
-        for bank, old in zip(banks(strategy.model), zip(*finished, strict=True), strict=bool(finished)):
-            assert len(bank) == task + 1
-            assert all(torch.equal(a, b) for a, b in zip(list(bank)[:-1], old, strict=True))
-            assert not any(part.requires_grad for part in list(bank)[:-1])
-        finished.append([bank[-1].detach().clone() for bank in banks(strategy.model)])
-        moved = [not torch.equal(a, b) for a, b in zip(started[task], finished[task], strict=True)]
-        # InfLoRA designs A and trains B.
-        assert moved == [not name.startswith("inflora"), *[True] * (len(moved) - 1)]
+        own = latest(strategy)
+        for place, (bank, old) in enumerate(zip(banks(strategy.model), finished, strict=True)):
+            assert len(bank) == (task + 1) * count
+            assert all(torch.equal(a, b) for a, b in zip(list(bank)[:-count], old, strict=True))
+            assert not any(part.requires_grad for part in list(bank)[:-count])
+            moved = [not torch.equal(a, b) for a, b in zip(started[task][place], own[place], strict=True)]
+            assert moved == [place != DESIGNED.get(name)] * count
+            old += own[place]
 
 
 @pytest.mark.parametrize("name", ONE_DIRECTION)
