@@ -130,7 +130,7 @@ class Task:
         num_classes: number of classes of the whole stream, the size of the head.
         num_tasks: length of the stream; None for methods that do not declare `needs_num_tasks`.
         model: the model that `Method.build` returned.
-        key: key of all random draws in this task.
+        key: key of all random draws in this task; its last part is the number of the task.
         scratch: tensors that last until the task ends.
     """
 
@@ -143,6 +143,12 @@ class Task:
     key: Key
     scratch: Scratch = field(default_factory=Scratch)
 
-    def generator(self, purpose: str) -> torch.Generator:
-        """Make a CPU generator for one purpose in this task; equal purposes give equal draws, on any machine."""
-        return generator((*self.key, purpose))
+    def generator(self, purpose: str, *, every_task: bool = False) -> torch.Generator:
+        """Make a CPU generator for one purpose in this task; equal purposes give equal draws, on any machine.
+
+        Args:
+            purpose: what the numbers are drawn for.
+            every_task: whether all tasks of a run draw the same numbers.
+        """
+        key = self.key[:-1] if every_task else self.key
+        return generator((*key, purpose))

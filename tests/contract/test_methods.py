@@ -214,6 +214,22 @@ PINNED: dict[str, tuple[int, dict[str, Any]]] = {
             "shrinkage": 0.0,
         },
     ),
+    "controlled-lora": (
+        1,
+        COMMON
+        | {
+            "optimizer": "adamw",
+            "lr": 0.001,
+            "rank": 8,
+            "targets": ["q", "v"],
+            "alpha": None,
+            "boundary": "continue",
+            "subspace": None,
+            "control": 1.0,
+            "sides": "both",
+            "redraw": "task",
+        },
+    ),
     "prolora": (
         1,
         COMMON
@@ -514,6 +530,8 @@ def inflora(t: int, traces: dict[str, list[dict[str, Any]]]) -> int:
 STORED: dict[str, Callable[[int, dict[str, Any]], int]] = {
     # 12 / 3 components per task: P [blocks, 4, length 4, d], K and A [blocks, 4, d].
     "coda": lambda t, traces: HEAD + t * DEPTH * 4 * DIM * (4 + 1 + 1),
+    "controlled-lora": lambda t, traces: HEAD + direction(),
+    "controlled-lora[redraw=once,boundary=stack]": lambda t, traces: HEAD + t * direction(),
     # General prompts, an expert and a key per task.
     "dualprompt": lambda t, traces: HEAD + 2 * 2 * DIM + t * (2 * 2 * DIM + DIM),
     "dualprompt[keys=per-block]": lambda t, traces: HEAD + 2 * 2 * DIM + t * (2 * 2 * DIM + DIM),

@@ -1,4 +1,4 @@
-"""O-LoRA's and N-LoRA's golden files, replayed: a new direction per task, a penalty on it, and AdamW."""
+"""Golden files of O-LoRA, N-LoRA and CLoRA, replayed: a new direction per task, a penalty on it, and AdamW."""
 
 from __future__ import annotations
 
@@ -11,16 +11,26 @@ import torch
 from torch import Tensor
 
 from cl_bench.contract.task import Task
+from cl_bench.methods.controlled_lora import CLoRA
 from cl_bench.methods.inclora import IncLoRA
 from cl_bench.methods.nlora import NLoRA
 from cl_bench.methods.olora import OLoRA
 from cl_bench.models.lora import LoRAModel
-from tests.golden import Check, Fixture, Kind, lora, train
-from tests.golden.sdlora import Suite
+from tests.golden import Check, Fixture, Kind, lora, sdlora, train
 
 CASES = ("mid", "init", "scaled", "clipped")
-_INPUTS = rf"{lora.INPUTS}|/scaling$"
+_INPUTS = rf"{lora.INPUTS}|/scaling$|/P_(in|out)/"
 _STEPS = 3
+_FACTORS = {"input": "A", "output": "B"}
+
+
+class Suite(sdlora.Suite):
+    """One size of network, and what is stored of its projections."""
+
+    def stacked(self, folder: str) -> Tensor:
+        """Arrays of all projections in a folder of the suite, [L, P, ...]."""
+        stored = [self.fixture[f"{self.name}/{folder}/{name}"] for _, _, name in self.projections()]
+        return torch.stack([torch.from_numpy(array) for array in stored]).unflatten(0, (-1, len(self.letters)))
 
 
 class Case:
@@ -47,6 +57,9 @@ class Case:
         self.model, self.images = model, suite.images(t)
         self.labels = torch.from_numpy(fixture[f"{key}/labels"]).long()
         self.task = Task(t, tuple(range(t * own, total)), tuple(range(total)), total, None, model, ())
+        for name in ("P_in", "P_out"):
+            if fixture.any(f"{suite.name}/t{t}/{name}/"):
+                self.task.scratch[name] = suite.stacked(f"t{t}/{name}")
         self.phase = method.phases(self.task)[0]
         self.cross_entropy = method.cross_entropy(self.task)
 
@@ -71,8 +84,7 @@ class Case:
 def checks(fixture: Fixture, make: Callable[..., IncLoRA], **options: Any) -> Iterator[Check]:
     """All comparisons; options change the method."""
     for suite in Suite.all(fixture):
-        settings = {"lr": float(fixture["cfg/lr"]), "loss": "all"}
-        method = make(float(fixture["cfg/lambda_1"]), float(fixture["cfg/lambda_2"]), **settings | options)
+        method = make(suite, **{"lr": float(fixture["cfg/lr"]), "loss": "all"} | options)
         for t in suite.tasks:
             for case in CASES:
                 if f"{suite.name}/t{t}/{case}/labels" in fixture:
@@ -85,6 +97,10 @@ def _released(suite: Suite, t: int, case: str, method: IncLoRA) -> Iterator[Chec
     compare, key, c = suite.fixture.compare, f"{suite.name}/t{t}/{case}", Case(suite, t, case, method)
     for name, value in c.forward().items():
         yield from compare(f"{key}/{name}", value, 1e-4 if name == "grad_norm" else 1e-5)
+    if isinstance(method, CLoRA):
+        for side, terms in method.regulariser(c.task).items():
+            for block, p, name in suite.projections():
+                yield from compare(f"{key}/reg_{_FACTORS[side]}/{name}", terms[block, p], 1e-5)
     for letter, factor in zip("AB", c.model.bank.direction(-1), strict=True):
         # Without a penalty nothing reaches A from B = 0: where all is 0, errors are absolute.
         still = letter == "A" and case == "init"
@@ -129,16 +145,29 @@ def _gradient(parameter: Tensor) -> Tensor:
     return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
 
-def olora(lambda_1: float, lambda_2: float, **options: Any) -> OLoRA:
+def olora(suite: Suite, **options: Any) -> OLoRA:
     """O-LoRA with the weights of a file."""
+    lambda_1, lambda_2 = _weights(suite)
     return OLoRA(**{"orthogonality": lambda_1, "shrinkage": lambda_2} | options)
 
 
-def nlora(lambda_1: float, lambda_2: float, **options: Any) -> NLoRA:
-    """The same of N-LoRA, which has the first of them only."""
+def nlora(suite: Suite, **options: Any) -> NLoRA:
+    """N-LoRA with the weight of a file, whose second weight is not used."""
+    lambda_1, _ = _weights(suite)
     return NLoRA(**{"sparsity": lambda_1} | options)
+
+
+def _weights(suite: Suite) -> list[float]:
+    return [float(suite.fixture[f"cfg/lambda_{number}"]) for number in (1, 2)]
+
+
+def clora(suite: Suite, **options: Any) -> CLoRA:
+    """CLoRA with the weight of a file and the dimension of a suite."""
+    settings = {"control": float(suite.fixture["cfg/lambda"]), "subspace": suite.number("k"), "boundary": "stack"}
+    return CLoRA(**settings | options)
 
 
 _KEYS = rf"[^/]+/t\d+/({'|'.join(CASES)})/scaling$"
 OLORA = Kind(_KEYS, _INPUTS, partial(checks, make=olora))
+CLORA = Kind(_KEYS, _INPUTS, partial(checks, make=clora))
 NLORA = Kind(rf"{_KEYS}|[^/]+/t\d+/paper64/penalty$", _INPUTS, partial(checks, make=nlora))

@@ -42,6 +42,7 @@ KINDS = {
     "inflora": inflora.KIND,
     "olora": penalised.OLORA,
     "nlora": penalised.NLORA,
+    "clora": penalised.CLORA,
     "prolora": prolora.KIND,
     "raclora": raclora.KIND,
     "coda": coda.KIND,

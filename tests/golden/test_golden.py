@@ -17,6 +17,7 @@ from cl_bench.contract.alignment import Alignment
 from cl_bench.contract.phase import Phase, StepBatch
 from cl_bench.contract.task import Task
 from cl_bench.methods.coda import CODAModel
+from cl_bench.methods.controlled_lora import CLoRA
 from cl_bench.methods.dualprompt import DualPromptModel
 from cl_bench.methods.l2p import L2PModel
 from cl_bench.methods.nlora import absolute_sum
@@ -94,6 +95,12 @@ def test_every_key_is_used_and_every_check_is_a_test(kind: str) -> None:
 def with_the_last(bank: LoRABank) -> Tensor:
     """O-LoRA's overlap with the last of the earlier directions alone."""
     return (bank.A[-2] @ bank.A[-1].transpose(2, 3)).abs().sum() if len(bank) > 1 else torch.zeros(())
+
+
+def scaled(method: CLoRA, task: Task) -> dict[str, Tensor]:
+    """CLoRA's products with the factors that the model uses."""
+    (A, B), (P_in, P_out) = task.model.bank.factors(-1), method.subspaces(task)
+    return {"input": A @ P_in, "output": B.transpose(2, 3) @ P_out}
 
 
 def backwards(bank: PRoLoRABank, k: int) -> tuple[Tensor, Tensor]:
@@ -225,6 +232,7 @@ _CLLORA, _OF_CLLORA = CLLoRA.phases, "tests.helpers.kinds.cllora.CLLoRA"
 _GELUS = "tests.golden.recipe.GELUS"
 _OLORA, _NLORA = "cl_bench.methods.olora", "cl_bench.methods.nlora"
 _SCALED = "cl_bench.models.lora.LoRABank.factors"
+_INSIDE = "cl_bench.methods.controlled_lora.CLoRA.inside"
 _SHARED = "cl_bench.methods.prolora.PRoLoRABank.shared"
 _QUERY = "cl_bench.models.prompts.PromptModel.query"
 _CODA_PREFIXES = "cl_bench.methods.coda.CODAModel.prefixes"
@@ -256,6 +264,7 @@ PARTS: Mapping[str, Callable[..., Iterator[Check]]] = {
     "inflora": lambda **options: inflora.trained(inflora.Suite(fixture("inflora"), "d64"), **options),
     "olora": lambda **options: penalised.OLORA.checks(fixture("olora"), **options),
     "nlora": lambda **options: penalised.NLORA.checks(fixture("nlora"), **options),
+    "clora": lambda **options: penalised.CLORA.checks(fixture("clora"), **options),
     "prolora": lambda **options: prolora.checks(fixture("prolora"), **options),
     "raclora": lambda **options: raclora.checks(fixture("raclora"), **options),
     "coda": lambda **options: coda.checks(fixture("coda"), **options),
@@ -315,6 +324,14 @@ WRONG = {
     ),
     "nlora, no penalty": Wrong("nlora", {"d32/t0/mid/loss": 0.1, "d48/t1/mid/grad_B": 0.1}, {"sparsity": 0.0}),
     "nlora, decayed": Wrong("nlora", {"d32/t0/mid/after3/B": 5e-2}, {"weight_decay": 1.0}),
+    "clora, inputs only": Wrong("clora", {"d32/t0/mid/loss": 1e-2, "d32/t0/mid/grad_B": 1e-2}, {"sides": "input"}),
+    "clora, without the factor of a half": Wrong(
+        "clora", {"d32/t0/mid/loss": 0.1, "d48/t1/init/grad_A": 0.1}, {"control": 2.0}
+    ),
+    "clora, the penalty scaled": Wrong(
+        "clora", {"d32/t0/scaled/reg_B": 1.0, "d48/t1/scaled/loss": 0.1}, patch={_INSIDE: scaled}
+    ),
+    "clora, own classes only": Wrong("clora", {"d32/t2/mid/loss": 0.1}, {"loss": "masked"}),
     "prolora, not rotated": Wrong(
         "prolora",
         {"d64-uneven/expanded/A": 0.5, "d64-even/deltaW": 0.5, "d64-even/features": 1e-2},

@@ -24,7 +24,7 @@ def part(name: str, pattern: str) -> Arrays:
     """The arrays of a golden file whose keys match, and what their recipe needs."""
     data = golden.Fixture.load(golden.FOLDER / f"{name}.npz").data
     suites = "|".join(suite for suite in ("d64", "d32", "d48", "gpm") if suite in pattern)
-    about = rf"cfg/((prefix|lambda_[12]|lr)$|({suites})/)|({suites})/checksum/|" if suites or not pattern else ""
+    about = rf"cfg/((prefix|lambda(_[12])?|lr)$|({suites})/)|({suites})/checksum/|" if suites or not pattern else ""
     wanted = re.compile(rf"{about}meta\.|{pattern}")
     found = {key: value for key, value in data.items() if wanted.match(key)}
     if not any(".perm." in key for key in found):
@@ -45,6 +45,7 @@ def run(path: Path, data: Arrays) -> int:
         ("inflora", "d64/t0/|gpm/|sched/", 60),
         ("olora", "d32/", 100),
         ("nlora", "d48/", 50),
+        ("clora", "d48/", 40),
         ("prolora", "", 40),
         ("raclora", "", 90),
         ("coda", "", 70),
@@ -95,6 +96,7 @@ WRONG = [
     ("inflora", "sched/", "sched/K20", "sched/K20"),
     ("olora", "d48/t1/scaled/", "d48/t1/scaled/grad_A/blocks.0.q", "d48/t1/scaled/grad_A"),
     ("nlora", "d48/", "d48/t1/paper64/penalty", "d48/t1/paper64/penalty"),
+    ("clora", "d48/", "d48/t1/init/reg_A/blocks.0.v", "d48/t1/init/reg_A"),
     ("prolora", "", "d64-even/after/BuT/blocks.0.v", "d64-even/after/BuT"),
     ("prolora", "", "d64-uneven/trainable_adapter", "d64-uneven/trainable_adapter"),
     ("raclora", "", "mlp/both/chain1/l2/trained", "mlp/both/chain1/l2/trained"),
@@ -161,6 +163,7 @@ def test_indices_must_be_equal(tmp_path: Path, capsys: pytest.CaptureFixture[str
         ("coda", r"t2\.(labels|prompt_V\.\d|mu0\.1\.total_loss|perm\.feature)$"),
         ("olora", r"d48/t1/(scaled/(labels|scaling|after3/B/blocks\.0\.v)|images_checksum)"),
         ("nlora", r"d32/t\d/paper64/|d32/t0/mid/(labels|scaling|features)"),
+        ("clora", r"d48/t1/(P_|mid/(labels|scaling|reg_B))"),
         ("coda", r"t1\.logits$"),
         ("dualprompt", r"t3\.(labels|grad\.head\.bias|train\.e_prompt_K\.4)$|test\.slot"),
         ("dualprompt", r"sharedkey\.tanh\.test"),
@@ -207,6 +210,7 @@ def test_sizes_come_from_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[
         ("inflora", "gpm/", "gpm/unheard_of", "gpm/step3/layer2/projector"),
         ("inflora", "sched/", "sched/unheard_of", "sched/K20"),
         ("olora", "d48/", "d48/t1/clipped/grad_A/blocks.0.k", "d48/t1/clipped/losses_steps"),
+        ("clora", "d48/", "d48/t1/clipped/loss", "d48/t1/scaled/reg_A/blocks.0.v"),
         ("nlora", "d48/", "d48/t1/released/loss", "d48/t1/paper64/grad_B/blocks.0.v"),
         ("coda", "t", "t0.gap", "t1.perm.ce"),
         ("dualprompt", "test", "test.unheard_of.3", "test.similarity.4"),

@@ -19,6 +19,7 @@ from tests.helpers.tiny import CLASSES, tiny_vit
 NAMES = registry.names()
 # Options that change how a method works, as a user writes them. A row is a name of a method or one of these.
 VARIANTS = [
+    "controlled-lora[redraw=once,boundary=stack]",
     "dualprompt[keys=per-block]",
     "finetune[loss=masked]",
     "inclora[boundary=merge]",
@@ -42,6 +43,7 @@ VARIANTS = [
 ROWS = NAMES + VARIANTS
 # Hyper-parameters that fit a ViT of two blocks; all others keep their defaults.
 SMALL: dict[str, dict[str, Any]] = {
+    "controlled-lora": {"rank": 3},
     "coda": {"blocks": 2, "components": 12, "length": 4},
     "dualprompt": {"g_blocks": [0], "e_blocks": [1], "g_length": 2, "e_length": 2},
     "hide": {"blocks": 2, "length": 2, "inference_epochs": 1, "align_epochs": 1, "align_samples": 16},
