@@ -37,13 +37,13 @@ class LearnedUpdates(Part):
             return {}
         before = task.scratch.get(_BEFORE, torch.zeros_like(update))
         change = update - before
-        # By block and projection; differences of nearly equal updates cancel in fp32.
+        # By block and projection.
         measured = {
-            "rank": effective_rank(update.double()),
-            "change_rank": effective_rank(change.double()),
-            "cosine": cosine(change.double(), before.double()),
-            "input_overlap": input_overlap(change.double(), before.double()),
-            "output_overlap": output_overlap(change.double(), before.double()),
+            "rank": effective_rank(update),
+            "change_rank": effective_rank(change),
+            "cosine": cosine(change, before),
+            "input_overlap": input_overlap(change, before),
+            "output_overlap": output_overlap(change, before),
         }
         norms = {"norm": energy(update).sum(0).sqrt(), "change": energy(change).sum(0).sqrt()}
         columns = norms | {name: values.mean(0) for name, values in measured.items()}

@@ -15,17 +15,23 @@ def energy(update: Tensor) -> Tensor:
     return update.square().sum(dim=(-2, -1))
 
 
+def _unit(update: Tensor) -> Tensor:
+    """The matrix with a Frobenius norm of 1, so that powers of small entries do not vanish in fp32."""
+    return update / energy(update).sqrt()[..., None, None]
+
+
 def effective_rank(update: Tensor) -> Tensor:
     """Participation ratio of the squared singular values, (sum s^2)^2 / sum s^4, [...]; not a number for a matrix of 0.
 
     r equal singular values give r, one that dominates gives 1; never more than the rank.
     """
-    return energy(update).square() / energy(update.mT @ update)
+    unit = _unit(update)
+    return 1 / energy(unit.mT @ unit)
 
 
 def cosine(update: Tensor, other: Tensor) -> Tensor:
     """Cosine of the angle between two matrices as vectors, [...], -1 to 1; not a number if one of them is 0."""
-    return (update * other).sum(dim=(-2, -1)) / (energy(update) * energy(other)).sqrt()
+    return (_unit(update) * _unit(other)).sum(dim=(-2, -1))
 
 
 def input_overlap(update: Tensor, other: Tensor) -> Tensor:
@@ -33,6 +39,7 @@ def input_overlap(update: Tensor, other: Tensor) -> Tensor:
 
     0 for orthogonal row spaces. Not a number if one of the matrices is 0.
     """
+    update, other = _unit(update), _unit(other)
     return cosine(update.mT @ update, other.mT @ other)
 
 

@@ -49,6 +49,13 @@ def test_overlaps_tell_inputs_from_outputs() -> None:
     assert [float(f(one, -2 * one)) for f in (cosine, input_overlap, output_overlap)] == pytest.approx([-1, 1, 1])
 
 
+def test_tiny_updates_keep_their_measures_in_fp32() -> None:
+    one, other = (1e-12 * low_rank(seed, 3) for seed in (5, 7))
+    for measure in (cosine, input_overlap, output_overlap):
+        assert float(measure(one.float(), other.float())) == pytest.approx(float(measure(one, other)), rel=1e-3)
+    assert float(effective_rank(one.float())) == pytest.approx(float(effective_rank(one)), rel=1e-4)
+
+
 def test_an_update_of_nothing_has_no_rank_and_no_overlap() -> None:
     zero, update = torch.zeros(2, 4, 4), random(3, 2, 4, 4)
     for value in (effective_rank(zero), cosine(zero, update), input_overlap(update, zero)):
