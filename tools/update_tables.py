@@ -9,7 +9,10 @@ Pairs of HTML comments mark the generated blocks:
 - `<!-- table: SUITE, N tasks, rows A;B;C -->` to `<!-- /table -->`: only these rows; a note below says how many there
   are in all;
 - `<!-- compare: SUITE, N tasks, against ROW -->` to `<!-- /compare -->`: the differences between all rows and ROW,
-  paired over seeds, with a margin of one point;
+  paired over seeds, with a margin of one point; with `, of METRIC` behind ROW another metric than final accuracy;
+- `<!-- traces: SUITE, N tasks, against ROW, of TRACE -->` to `<!-- /traces -->`: what runs traced, paired with ROW;
+  with `, rows A;B` only these rows;
+- SUITE may be `SUITE on BENCHMARK`, where a suite has streams of N tasks on several;
 - `<!-- parity -->` to `<!-- /parity -->`: the report of `tools.parity.report`;
 - `<!-- options -->` to `<!-- /options -->`: the fields of a suite and the options of `cl-bench run`.
 """
@@ -22,7 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cl_bench.options import ExecutionOptions, RunOptions, options_of
-from cl_bench.reporting import comparison, report, result_table, text_tables
+from cl_bench.reporting import comparison, report, result_table, text_tables, traces
 from cl_bench.reporting.precision import by_precision
 from cl_bench.reporting.runs import Section, sections
 from cl_bench.running import suites
@@ -41,8 +44,9 @@ MARGIN = 1.0
 _PARITY = re.compile(r"(?P<head><!-- parity -->\n).*?(?P<tail><!-- /parity -->)", re.DOTALL)
 _OPTIONS = re.compile(r"(?P<head><!-- options -->\n).*?(?P<tail><!-- /options -->)", re.DOTALL)
 _BLOCK = re.compile(
-    r"(?P<head><!-- (?P<kind>table|compare): (?P<suite>\S+), (?P<tasks>\d+) tasks"
-    r"(?:, against (?P<against>\S+))?(?:, rows (?P<rows>\S+))? -->\n).*?(?P<tail><!-- /(?P=kind) -->)",
+    r"(?P<head><!-- (?P<kind>table|compare|traces): (?P<suite>\S+?)(?: on (?P<benchmark>\S+))?, (?P<tasks>\d+) tasks"
+    r"(?:, against (?P<against>\S+?))?(?:, of (?P<of>\S+?))?(?:, rows (?P<rows>\S+))? -->\n)"
+    r".*?(?P<tail><!-- /(?P=kind) -->)",
     re.DOTALL,
 )
 
@@ -59,13 +63,23 @@ def load(reference: Path) -> list[Section]:
     return sections(runs)
 
 
-def section(protocols: list[Section], suite: str, tasks: int) -> tuple[Section, list[str]]:
+def section(
+    protocols: list[Section], suite: str, tasks: int, benchmark: str | None = None
+) -> tuple[Section, list[str]]:
     """The section of a suite's stream of `tasks` tasks, reduced to the suite's rows, and the rows without stored runs.
+
+    Args:
+        benchmark: needed where the suite has such streams on several.
 
     Raises:
         ValueError: the suite has no such stream, or no run of it is stored.
     """
-    cells = [cell for options in suites.find(suite).runs for cell in options.cells() if cell.tasks == (tasks,)]
+    cells = [
+        cell
+        for options in suites.find(suite).runs
+        for cell in options.cells()
+        if cell.tasks == (tasks,) and benchmark in (None, *cell.benchmark)
+    ]
     if len({(cell.benchmark, cell.backbone) for cell in cells}) != 1:
         raise ValueError(f"suite '{suite}' has no stream in {tasks} tasks, or several")
     named = [str(spec) for cell in cells for spec in cell.methods]
@@ -128,13 +142,15 @@ def filled(text: str, protocols: list[Section]) -> str:
     """A text with the blocks between its markers generated again."""
 
     def block(match: re.Match[str]) -> str:
-        found, missing = section(protocols, match["suite"], int(match["tasks"]))
+        found, missing = section(protocols, match["suite"], int(match["tasks"]), match["benchmark"])
         if match["kind"] == "table":
-            table = _table(found, missing, match["rows"])
+            return match["head"] + text_tables.markdown(_table(found, missing, match["rows"])) + match["tail"]
+        rows = match["rows"].split(";") if match["rows"] else ()
+        if match["kind"] == "traces":
+            table = traces.text_table(found, match["against"], rows, wanted=traces.Wanted.parse(match["of"]))
         else:
-            compared = comparison.text_table(found, match["against"], margin=MARGIN)
-            assert compared is not None, match["head"]
-            table = compared
+            table = comparison.text_table(found, match["against"], rows, match["of"] or "acc", MARGIN)
+        assert table is not None, match["head"]
         return match["head"] + text_tables.markdown(table) + match["tail"]
 
     text = _PARITY.sub(lambda match: match["head"] + parity.text(*PARITY) + match["tail"], text)

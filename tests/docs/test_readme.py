@@ -43,6 +43,20 @@ def test_a_marker_selects_rows_and_the_table_says_of_how_many(sections: list[Sec
         update_tables.filled(marker.format("sdlora2"), sections)
 
 
+def test_a_marker_names_metric_trace_and_benchmark(sections: list[Section]) -> None:
+    where = "reference-icons-100 on icons-100, 10 tasks, against sdlora"
+    rows = "rows sdlora[magnitudes=current];coda"
+    text = update_tables.filled(f"<!-- traces: {where}, of magnitudes, {rows} -->\n<!-- /traces -->", sections)
+    assert "| sdlora\\[magnitudes=current\\] | value | 5 |" in text and "- Without such a trace: coda." in text
+    text = update_tables.filled(f"<!-- compare: {where}, of forgetting, {rows} -->\n<!-- /compare -->", sections)
+    lines = [line for line in text.splitlines() if line.startswith(("| coda", "| sdlora"))]
+    assert len(lines) == 2 and "forgetting minus that of sdlora" in text
+    with pytest.raises(ValueError, match="suite 'which-lora' has no stream in 10 tasks, or several"):
+        update_tables.section(sections, "which-lora", 10)
+    with pytest.raises(ValueError, match="'reference-icons-100' has no stream in 10 tasks"):
+        update_tables.section(sections, "reference-icons-100", 10, "cifar100")
+
+
 @pytest.mark.parametrize(
     ("suite", "tasks", "count"),
     [
