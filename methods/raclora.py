@@ -112,6 +112,11 @@ class RACLoRA(IncLoRA):
                 f"a chain of {self.links} links does not fit into {self.epochs} epochs: each link needs one; choose "
                 f"links of at most {self.epochs}, or more epochs"
             )
+        if self.draw_std is not None and self.draw == "uniform":
+            raise UserError(
+                f"draw_std = {self.draw_std} is the standard deviation of normal draws, but draws are uniform: choose "
+                "draw=normal, or leave it out"
+            )
 
     @property
     def chain(self) -> list[int]:

@@ -5,11 +5,11 @@ trained on the task's loss from the model that the earlier ones have made, and m
 
     W_k = W_{k-1} + c B_k A_k,    A_k drawn as in LoRA, B_k = 0 at the start, both trained
 
-with c = `shrinkage`, 1 throughout in the paper (times alpha / r if `alpha` is set). The loss may have the paper's
-penalty on the size of the current booster, `norm_penalty` (||A_k||_F^2 + ||B_k||_F^2); its weight is not to be found.
+with c = `shrinkage`, 1 in the paper (times alpha / r if `alpha` is set). The loss may have the paper's penalty on the
+size of the current booster, `norm_penalty` (||A_k||_F^2 + ||B_k||_F^2), whose weight is not to be found.
 
-There is no program of the authors: the paper's text is all that this follows. For a language model of 32 blocks, the
-paper finds L_s = 11 best, hence a third of the blocks here. The number of boosters, their even shares of the epochs,
+There is no program of the authors. This follows the paper's abstract and public reviews, by which 11 of 32 blocks of a
+language model are best, hence a third of the blocks here. The number of boosters, their even shares of the epochs,
 learning rate and weight decay are our choice. In public reimplementations, the optimiser goes on from one booster to
 the next (`moments=keep`). A booster trains few numbers, but the boosters of all tasks together store many.
 """
@@ -56,6 +56,14 @@ class XGBLoRA(RACLoRA):
     select: Literal["uniform", "balanced", "all"] = "uniform"
     shrinkage: NonNegativeFloat = 1.0
     norm_penalty: NonNegativeFloat = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.select == "all" and self.blocks is not None:
+            raise UserError(
+                f"boosters that change all blocks (select=all) cannot be limited to {self.blocks}: leave out one of "
+                "select and blocks"
+            )
 
     def bank(self, *shape: Any) -> SketchBank:
         bank = super().bank(*shape)

@@ -353,6 +353,8 @@ def test_traces_tell_of_every_link(method: Any, blocks: int, boundary: Any) -> N
         ("xgblora[links=6,epochs=5]", ["chain of 6 links", "5 epochs", "at most 5"]),
         ("raclora[boundary=continue]", ["raclora.boundary", "'stack' or 'merge'"]),
         ("xgblora[blocks=13]", ["13 blocks", "backbone with 12", "at most 12"]),
+        ("xgblora[blocks=4,select=all]", ["select=all", "limited to 4", "leave out"]),
+        ("raclora[draw_std=0.5]", ["draw_std = 0.5", "uniform", "draw=normal"]),
         ("raclora[draw_std=0]", ["raclora.draw_std", "greater than 0"]),
     ],
 )
