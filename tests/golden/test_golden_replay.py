@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from tests import golden
-from tests.golden.replay import main
+from tests.golden.replay import KINDS, kind_of, main
 from tests.helpers import SOAK
 
 Arrays = dict[str, np.ndarray]
@@ -79,6 +79,14 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     out, err = capsys.readouterr()
     assert (done.value.code, err) == (0, "")
     assert out.endswith(" quantities, 0 failed\n")
+
+
+def test_the_name_of_a_collection_is_no_part_of_the_kind() -> None:
+    data = golden.Fixture.load(golden.FOLDER / "prolora.npz")
+    for name in ("prolora.npz", "zoo-a-prolora.npz", "zoo-a-prolora.seed7.npz"):
+        assert kind_of(Path(name), data, None) is KINDS["prolora"]
+    with pytest.raises(golden.Unusable, match="says 'zoo-z-prolora'"):
+        kind_of(Path("zoo-z-prolora.npz"), data, None)
 
 
 def corrupted(name: str, pattern: str, key: str, value: float) -> Arrays:
