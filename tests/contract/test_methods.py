@@ -420,7 +420,10 @@ def test_unknown_hyper_parameters_are_refused_with_a_guess(name: str) -> None:
         ("sdlroa", "sdlora", ["sdlora-kd"]),
         # The paper's name is nearer than any name of a method.
         ("hide-prompt", "hide", []),
-        ("O-LoRA", "olora", ["nlora"]),
+        ("O-LoRA", "olora", []),
+        # CLoRA is not CL-LoRA, which is one hyphen away.
+        ("clora", "controlled-lora", []),
+        ("cl-lora", "controlled-lora", []),
     ],
 )
 def test_unknown_methods_are_refused_with_guesses_and_their_papers(wanted: str, meant: str, others: list[str]) -> None:
