@@ -18,7 +18,16 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from cl_bench.experiment import Precision
-from cl_bench.models.vit_pass import BackbonePass, Output, Parallel, compiled_pass, map_tensors, padded, run_pass
+from cl_bench.models.vit_pass import (
+    BackbonePass,
+    Branch,
+    Output,
+    Parallel,
+    compiled_pass,
+    map_tensors,
+    padded,
+    run_pass,
+)
 from cl_bench.models.vit_pass import Prefix as Prefix
 
 
@@ -98,6 +107,7 @@ class ViT:
         weights: Mapping[str, Tensor] | None = None,
         prefixes: Mapping[int, Prefix] | None = None,
         parallel: Mapping[int, Parallel] | None = None,
+        qkv: Mapping[int, Branch] | None = None,
         blocks: range | None = None,
     ) -> Tensor:
         """CLS (or pooled) features of the backbone; see `tokens` for changed weights, prefixes and parallel branches.
@@ -108,17 +118,18 @@ class ViT:
             weights: see `tokens`.
             prefixes: see `tokens`.
             parallel: see `tokens`.
+            qkv: see `tokens`.
             blocks: consecutive blocks of the pass, followed by the final norm: an early exit, or the rest of a pass
                 that began with `residual_stream`. None: all blocks.
 
         Returns:
             fp32 [B, d].
         """
-        return self._pass("features", images, weights, prefixes, None, parallel, blocks)
+        return self._pass("features", images, weights, prefixes, None, parallel, qkv, blocks)
 
     def residual_stream(self, images: Tensor, blocks: range, *, weights: Mapping[str, Tensor] | None = None) -> Tensor:
         """Output of the last of the `blocks` without the final norm, fp32 [B, tokens, d]; see `features`."""
-        return self._pass("residual stream", images, weights, None, None, None, blocks)
+        return self._pass("residual stream", images, weights, blocks=blocks)
 
     def tokens(
         self,
@@ -128,6 +139,7 @@ class ViT:
         prefixes: Mapping[int, Prefix] | None = None,
         prompts: Tensor | None = None,
         parallel: Mapping[int, Parallel] | None = None,
+        qkv: Mapping[int, Branch] | None = None,
     ) -> Tensor:
         """All output tokens of the backbone, with changed weights, prefixes, prompts or parallel branches.
 
@@ -142,36 +154,54 @@ class ViT:
             parallel: per block number, a branch parallel to the block's MLP. Its input is the MLP's before its norm:
                 the weights of a bottleneck adapter (AdaptFormer; Chen et al. 2022; `apply_bottleneck_adapter`), or a
                 function, best a module, from and to fp32 [B, tokens, d], that treats each image alone.
+            qkv: per block number, a branch parallel to the block's qkv layer: (function, shared, rows), where the
+                function, best one of a module and no closure, maps the attention's input x, fp32 [B, tokens, d], and
+                the tensors in `shared` and `rows` to what it adds to q, k and v, each [B, tokens, d] or None, and a
+                reading [B, ...] or None (see `features_and_readings`). It treats each image alone; tensors in `rows`
+                are [B, ...]. Gradients flow into all of them.
 
         Returns:
             fp32 [B, n + tokens, d], after the final norm.
         """
-        return self._pass("tokens", images, weights, prefixes, prompts, parallel)
+        return self._pass("tokens", images, weights, prefixes, prompts, parallel, qkv)
 
-    def attention_inputs(self, images: Tensor, *, weights: Mapping[str, Tensor] | None = None) -> list[Tensor]:
+    def attention_inputs(
+        self,
+        images: Tensor,
+        *,
+        weights: Mapping[str, Tensor] | None = None,
+        qkv: Mapping[int, Branch] | None = None,
+    ) -> list[Tensor]:
         """Inputs of the attention of all L blocks, the outputs of their first norms: L times fp32 [B, tokens, d]."""
-        return self._pass("attention inputs", images, weights, None, None, None)
+        return self._pass("attention inputs", images, weights, qkv=qkv)
 
     def features_and_inputs(
         self, images: Tensor, *, parallel: Mapping[int, Parallel], weights: Mapping[str, Tensor] | None = None
     ) -> tuple[Tensor, dict[int, Tensor]]:
         """Features [B, d], and the input of each parallel branch by block number, fp32 [B, tokens, d]; see `tokens`."""
-        return self._pass("features and parallel inputs", images, weights, None, None, parallel)
+        return self._pass("features and parallel inputs", images, weights, parallel=parallel)
+
+    def features_and_readings(
+        self, images: Tensor, *, qkv: Mapping[int, Branch], weights: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """Features [B, d], and the reading of each qkv branch by block number, fp32 [B, ...]; see `tokens`."""
+        return self._pass("features and readings", images, weights, qkv=qkv)
 
     def _pass(
         self,
         output: Output,
         images: Tensor,
         weights: Mapping[str, Tensor] | None,
-        prefixes: Mapping[int, Prefix] | None,
-        prompts: Tensor | None,
-        parallel: Mapping[int, Parallel] | None,
+        prefixes: Mapping[int, Prefix] | None = None,
+        prompts: Tensor | None = None,
+        parallel: Mapping[int, Parallel] | None = None,
+        qkv: Mapping[int, Branch] | None = None,
         blocks: range | None = None,
     ) -> Any:
         state, execution = self._state, self._state.execution
         given = state.weights(self.backbone, weights or {})
         size, training = len(images), torch.is_grad_enabled()
-        into: tuple[Any, ...] = (prefixes or {}, prompts, parallel or {})
+        into: tuple[Any, ...] = (prefixes or {}, prompts, parallel or {}, qkv or {})
         if not training:
             # Views of parameters would still require gradients.
             into = map_tensors(into, Tensor.detach)
@@ -179,8 +209,12 @@ class ViT:
             # Whole training batches share one memory layout already; evaluation batches may not.
             images = images if training else images.contiguous()
             more = state.batch(size, training) - size
-            images = padded(images, more)
-            into = (*map_tensors(into[:2], lambda rows: padded(rows, more)), into[2])
+
+            def pad(nested: Any) -> Any:
+                return map_tensors(nested, lambda rows: padded(rows, more))
+
+            branches = {number: (function, shared, pad(rows)) for number, (function, shared, rows) in into[3].items()}
+            images, into = pad(images), (*pad(into[:2]), into[2], branches)
         run = compiled_pass() if execution.compiled else run_pass
         network = BackbonePass(self.backbone, output, blocks, execution.whole)
         result = run(network, given, execution.dtype, images, *into)

@@ -18,7 +18,13 @@ BottleneckWeights = tuple[Tensor, Tensor, Tensor, Tensor]
 """Weights of a bottleneck adapter: W_down [w, d], b_down [w], W_up [d, w], b_up [d]."""
 Parallel = BottleneckWeights | Callable[[Tensor], Tensor]
 """A branch parallel to a block's MLP; see `ViT.tokens`."""
-Output = Literal["features", "tokens", "residual stream", "attention inputs", "features and parallel inputs"]
+Additions = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+"""What a branch adds to q, k and v, each [B, tokens, d] (None: nothing), and a reading [B, ...] for the caller."""
+Branch = tuple[Callable[..., Additions], tuple[Tensor, ...], tuple[Tensor, ...]]
+"""A branch parallel to a block's qkv layer: a function, tensors for all images, and rows [B, ...]; see `ViT.tokens`."""
+Output = Literal[
+    "features", "tokens", "residual stream", "attention inputs", "features and parallel inputs", "features and readings"
+]
 
 
 def apply_bottleneck_adapter(
@@ -95,14 +101,15 @@ class BackbonePass(nn.Module):
         prefixes: Mapping[int, Prefix],
         prompts: Tensor | None,
         parallel: Mapping[int, Parallel],
+        branches: Mapping[int, Branch],
     ) -> Any:
         backbone = self.backbone
         rounded = images.dtype == torch.bfloat16
         # Features come from one token, so the last block needs the keys and values of the others only.
         # Checkpointing of activations is left to timm's own pass.
         needed = rounded or not (self.whole or backbone.grad_checkpointing)
-        reduced = needed and self.output == "features" and _reads_one_token(backbone)
-        plain = not prefixes and prompts is None and not parallel and self.all
+        reduced = needed and self.output in ("features", "features and readings") and _reads_one_token(backbone)
+        plain = not prefixes and prompts is None and not parallel and not branches and self.all
         if plain and not rounded and not reduced and self.output == "features":
             # The fp32 reference is timm's own pass.
             return backbone(images)
@@ -112,10 +119,12 @@ class BackbonePass(nn.Module):
             x = backbone.norm_pre(backbone.patch_drop(x))
         if prompts is not None:
             x = torch.cat([prompts.to(x.dtype), x], dim=1)
-        inputs, branch_inputs = [], {}
+        inputs, branch_inputs, readings = [], {}, {}
         for number in range(self.first, self.end):
             block = backbone.blocks[number]
-            entered = self.output == "attention inputs" or number in prefixes or number in parallel
+            entered = self.output == "attention inputs" or any(
+                number in into for into in (prefixes, parallel, branches)
+            )
             # A function that is given all tokens needs the whole block.
             last = reduced and number == self.end - 1 and not callable(parallel.get(number))
             if not entered and not ((rounded or last) and _is_standard(block)):
@@ -125,7 +134,14 @@ class BackbonePass(nn.Module):
             inputs.append(seen)
             module = parallel.get(number)
             rows = 1 if last else None
-            x = x[:, :rows] + block.drop_path1(block.ls1(_attend(block.attn, seen, prefixes.get(number), rows)))
+            added: Additions | None = None
+            if number in branches:
+                function, shared, given = branches[number]
+                added = function(seen.float() if rounded else seen, *shared, *given)
+                if added[3] is not None:
+                    readings[number] = added[3]
+            attended = _attend(block.attn, seen, prefixes.get(number), rows, added)
+            x = x[:, :rows] + block.drop_path1(block.ls1(attended))
             branch: Tensor | int = 0
             if module is not None:
                 branch_inputs[number] = x
@@ -139,7 +155,9 @@ class BackbonePass(nn.Module):
         if self.output == "tokens":
             return x
         features = backbone.forward_head(x, pre_logits=True)
-        return features if self.output == "features" else (features, branch_inputs)
+        if self.output == "features":
+            return features
+        return features, readings if self.output == "features and readings" else branch_inputs
 
 
 def _reads_one_token(backbone: VisionTransformer) -> bool:
@@ -177,9 +195,12 @@ def _patches(embed: Any, images: Tensor) -> Tensor:
     return embed.norm(x)
 
 
-def _attend(attention: Attention, x: Tensor, prefix: Prefix | None, rows: int | None) -> Tensor:
-    """timm's `Attention` with extra key and value rows; its output for all tokens, or for the first `rows` only."""
-    if prefix is None and rows is None and x.dtype != torch.bfloat16:
+def _attend(
+    attention: Attention, x: Tensor, prefix: Prefix | None, rows: int | None, added: Additions | None
+) -> Tensor:
+    """timm's `Attention` with additions to q, k and v, and extra key and value rows; for the first `rows` tokens only,
+    or for all."""
+    if prefix is None and rows is None and added is None and x.dtype != torch.bfloat16:
         return attention(x)
     linear, layer, width = nn.functional.linear, attention.qkv, attention.num_heads * attention.head_dim
     if rows is None:
@@ -188,6 +209,9 @@ def _attend(attention: Attention, x: Tensor, prefix: Prefix | None, rows: int | 
         biases = (None, None) if layer.bias is None else (layer.bias[:width], layer.bias[width:])
         q = linear(x[:, :rows], layer.weight[:width], biases[0])
         k, v = linear(x, layer.weight[width:], biases[1]).chunk(2, dim=2)
+    if added is not None:
+        more = (added[0] if added[0] is None else added[0][:, :rows], added[1], added[2])
+        q, k, v = (one if plus is None else one + plus.to(x.dtype) for one, plus in zip((q, k, v), more, strict=True))
 
     def heads(rows: Tensor) -> Tensor:
         return rows.to(x.dtype).unflatten(2, (attention.num_heads, attention.head_dim)).transpose(1, 2)

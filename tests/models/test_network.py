@@ -27,7 +27,7 @@ from cl_bench.methods.sdlora import SDLoRA
 from cl_bench.models.heads import Classifier
 from cl_bench.models.legacy import attention_inputs, cls_features, tokens
 from cl_bench.models.vit import Execution, ViT
-from cl_bench.models.vit_pass import compiled_pass, map_tensors
+from cl_bench.models.vit_pass import Additions, compiled_pass, map_tensors
 from cl_bench.running.runner import flops_of
 from cl_bench.streams.scenarios import build
 from cl_bench.studies.audit.numbers import hidden_numbers
@@ -76,6 +76,13 @@ class Mixed(nn.Module):
         return x.mean(dim=1, keepdim=True).tanh() * (x @ self.weight)
 
 
+def low_rank(x: Tensor, down: Tensor, up: Tensor, gate: Tensor) -> Additions:
+    """A gated low-rank branch to q and v, with the gated class token as its reading."""
+    assert x.dtype == down.dtype
+    inner = x @ down.T * gate[:, None]
+    return inner @ up[0], None, inner @ up[1], gate * (x[:, 0] @ down.T)
+
+
 def put_in() -> dict[str, dict[str, Any]]:
     """Everything that can be added to a pass."""
     random = torch.Generator().manual_seed(2)
@@ -88,13 +95,19 @@ def put_in() -> dict[str, dict[str, Any]]:
         "weights": {"weights": {"blocks.2.attn.qkv.weight": draw(144, 48), "blocks.0.mlp.fc1.weight": draw(192, 48)}},
         "prefixes": {"prefixes": {number: (draw(4, 2, 48), draw(4, 2, 48)) for number in (0, 2)}},
         "bottlenecks": {"parallel": {number: (draw(8, 48), draw(8), draw(48, 8), draw(48)) for number in (1, 2)}},
+        "branches": {
+            "qkv": {
+                n: (low_rank, (draw(2, 48), draw(2, 2, 48)), ((1 + draw(4, 2)).detach().requires_grad_(),))
+                for n in (0, 2)
+            }
+        },
         "functions": {"parallel": {1: Mixed(draw(48, 48).detach()), 2: Mixed(draw(48, 48).detach())}},
     }
 
 
 def leaves_of(into: dict[str, Any]) -> list[Tensor]:
     """Tensors that receive gradients."""
-    found = torch.utils._pytree.tree_leaves(into)
+    found = [one for one in torch.utils._pytree.tree_leaves(into) if isinstance(one, Tensor | nn.Module)]
     return [leaf for one in found for leaf in (one.parameters() if isinstance(one, nn.Module) else [one])]
 
 
@@ -125,14 +138,14 @@ def test_without_anything_put_in_fp32_is_timms_own_pass(name: str) -> None:
     assert torch.equal(ViT(backbone).features(images()), backbone(images()))
 
 
-@pytest.mark.parametrize("kind", ["nothing", "bottlenecks", "functions"])
+@pytest.mark.parametrize("kind", ["nothing", "bottlenecks", "branches", "functions"])
 def test_the_last_block_of_one_token_gives_what_all_tokens_give(kind: str) -> None:
     network, into = ViT(vit(), BF16), put_in()[kind]
     assert alike(network.features(images(), **into), network.tokens(images(), **into)[:, 0]) > 0.9999
 
 
 @pytest.mark.parametrize("name", [*ARCHITECTURES, "distilled"])
-@pytest.mark.parametrize("kind", ["nothing", "weights", "prefixes", "bottlenecks"])
+@pytest.mark.parametrize("kind", ["nothing", "weights", "prefixes", "bottlenecks", "branches"])
 def test_the_reduced_last_block_is_exact(name: str, kind: str) -> None:
     """In fp64, features and gradients are those of the whole pass to rounding, with fewer operations.
 
@@ -155,6 +168,29 @@ def test_the_reduced_last_block_is_exact(name: str, kind: str) -> None:
         torch.testing.assert_close(other, one, rtol=1e-11, atol=1e-11)
     of_one = name != "distilled" and ARCHITECTURES[name].get("global_pool", "token") == "token"
     assert (operations[1] < operations[0]) == of_one
+
+
+@pytest.mark.parametrize("execution", [Execution(), Execution(whole=False), BF16], ids=["whole", "one token", "bf16"])
+def test_a_branch_that_is_a_product_is_a_change_of_weights(execution: Execution) -> None:
+    """In the last block too, of which one token's queries are computed; every image has a gate of its own."""
+    backbone, number = vit().requires_grad_(False), 2
+    _, (down, up), _ = put_in()["branches"]["qkv"][number]
+    down, up = down.detach(), up.detach()
+    change = torch.cat([(down.T @ up[0]).T, torch.zeros(48, 48), (down.T @ up[1]).T])
+    network = ViT(backbone, execution)
+    seen = network.attention_inputs(images())[number][:, 0]
+    for factor in (1.0, -2.0):
+        weights = {f"blocks.{number}.attn.qkv.weight": backbone.blocks[number].attn.qkv.weight + factor * change}
+        expected = network.features(images(), weights=weights)
+        qkv = {number: (low_rank, (down, up), (torch.full((4, 2), factor),))}
+        found, readings = network.features_and_readings(images(), qkv=qkv)
+        assert torch.equal(found, network.features(images(), qkv=qkv))
+        assert alike(found, expected) > (0.999 if execution == BF16 else 0.999999)
+        torch.testing.assert_close(readings[number], factor * seen @ down.T, rtol=1e-2, atol=2e-2)
+    gates = torch.tensor([[0.0, 0.0]] * 2 + [[1.0, 1.0]] * 2)
+    plain, gated = (network.features(images(), qkv=q) for q in ({}, {number: (low_rank, (down, up), (gates,))}))
+    assert alike(plain[:2], gated[:2]) > 0.999
+    assert not torch.allclose(plain[2:], gated[2:], rtol=0.05, atol=0.05)
 
 
 def test_dropout_and_checkpointing_of_activations_are_left_to_timm() -> None:
@@ -414,6 +450,25 @@ def test_compiled_passes_give_what_parallel_modules_see(kind: str, graphs: Calla
             with torch.set_grad_enabled(training):
                 expected, found = (each.features_and_inputs(images(size), **into) for each in (eager, compiled))
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+            made.append(graphs())
+        assert made[0] < made[1] == made[2]
+
+
+def test_compiled_branches_get_rows_for_padding(graphs: Callable[[], int]) -> None:
+    """A smaller batch takes the graph of the larger one, in training and in evaluation."""
+    backbone, into = vit().requires_grad_(False), put_in()["branches"]["qkv"]
+    eager, compiled = ViT(backbone), ViT(backbone, Execution(compiled=True))
+    for training in (True, False):
+        made = [graphs()]
+        for size in (4, 3):
+            qkv = {n: (function, shared, (rows[0][:size],)) for n, (function, shared, rows) in into.items()}
+            with torch.set_grad_enabled(training):
+                expected, found = (each.features_and_readings(images(size), qkv=qkv) for each in (eager, compiled))
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+            if training:
+                leaves = leaves_of(into)
+                gradients = [torch.autograd.grad(each[0].square().sum(), leaves) for each in (expected, found)]
+                torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
             made.append(graphs())
         assert made[0] < made[1] == made[2]
 
