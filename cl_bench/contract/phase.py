@@ -52,10 +52,10 @@ class Optimization:
 class Phase(Optimization):
     """One optimisation inside a task, with a fresh optimiser.
 
-    A step computes the outputs of `forward`, the `loss`, and the gradient of the loss's mean, clips the gradient, takes
-    the optimiser's step and calls `after_step`. A phase with a `step` function of its own replaces everything but
-    `after_step`. On a GPU, forward pass, loss and gradients may be replayed from a CUDA graph: from step to step only
-    the values of tensors may change in them, and these in place.
+    A step calls `before_step`, computes the outputs of `forward`, the `loss`, and the gradient of the loss's mean,
+    clips the gradient, takes the optimiser's step and calls `after_step`. A phase with a `step` function of its own
+    replaces everything but `after_step`. On a GPU, forward pass, loss and gradients may be replayed from a CUDA graph:
+    from step to step only the values of tensors may change in them, and these in place.
 
     Attributes:
         epochs: passes over the task's samples, or over `batches`.
@@ -67,8 +67,11 @@ class Phase(Optimization):
             batch, so the pass must treat each sample alone.
         batches: maps an epoch to its batches (inputs, labels, number of leading samples that count); every epoch has
             equally many. None: the task's samples.
+        before_step: called without gradients before every step with (images [B, C, H, W] of real samples, number of the
+            step in this phase from 1, steps of the whole phase): masks for the step, statistics of its images. It may
+            change buffers, tensors of the scratch and the parameters that the phase trains, all in place.
         after_step: called without gradients after every step with (steps done in this phase, steps of the whole phase).
-            It may change buffers and the parameters that the phase trains.
+            It may change what `before_step` may.
         step: replaces `forward` and `loss`: maps a `StepBatch` to the step's mean loss, or to (mean loss, logits) if
             Avalanche metrics need predictions. It calls `StepBatch.update` as often as it needs.
         others: further optimisers by name, for `step`.
@@ -76,8 +79,8 @@ class Phase(Optimization):
             while the memory is empty (see `cl_bench.contract.rehearsal`).
 
     Raises:
-        UserError: not exactly one of `loss` and `step` is given, `forward`, `others` or `exemplars` do not fit the
-            rest, or one of the `others` has an empty name.
+        UserError: not exactly one of `loss` and `step` is given, `forward`, `before_step`, `others` or `exemplars` do
+            not fit the rest, or one of the `others` has an empty name.
     """
 
     epochs: int
@@ -85,6 +88,7 @@ class Phase(Optimization):
     loss: Loss | None = None
     forward: Callable[[Tensor], Any] | None = None
     batches: Callable[[int], Iterable[Batch]] | None = None
+    before_step: Callable[[Tensor, int, int], None] | None = None
     after_step: Callable[[int, int], None] | None = None
     step: Callable[[StepBatch], Tensor | tuple[Tensor, Tensor]] | None = None
     others: Mapping[str, Optimization] = field(default_factory=dict)
@@ -96,6 +100,8 @@ class Phase(Optimization):
             raise UserError("a phase takes its steps by `loss`, or by a `step` of its own: give one of them")
         if self.step is not None and self.forward is not None:
             raise UserError("a phase with a `step` of its own has no `forward`: make the passes in the step")
+        if self.step is not None and self.before_step is not None:
+            raise UserError("a phase with a `step` of its own has no `before_step`: do the work in the step")
         if self.others and self.step is None:
             raise UserError(f"a phase uses other optimisers ({', '.join(self.others)}) only in a `step` of its own")
         if self.exemplars and self.batches is not None:

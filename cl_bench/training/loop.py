@@ -247,6 +247,7 @@ class PhaseLoop(SupervisedTemplate):  # type: ignore[misc]
         if run.phase.step is None:
             # What keeps the last step's autograd graph alive would tie a captured step to the stream of the last.
             self._outputs, self.mb_output = (), None
+            run.begin_step(self.mb_x[: self.valid])
             self._computed = run.replay(self.mb_x, self.mb_y[: self.valid])
             if self._computed is not None:
                 return self._computed.outputs[0]

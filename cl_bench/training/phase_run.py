@@ -71,7 +71,7 @@ class PhaseRun:
         self._rates = {label: [g["lr"] for g in made.param_groups] for label, (_, made) in self.optimizers.items()}
         self.steps = self.done = self._updates = 0
         frozen = {label: p for label, p in model.named_parameters() if id(p) not in listed}
-        self._frozen = Untouched(frozen) if phase.step or phase.after_step else None
+        self._frozen = Untouched(frozen) if phase.step or phase.before_step or phase.after_step else None
 
     def _scratch_parameters(self) -> list[nn.Parameter]:
         return [tensor for tensor in self.scratch.values() if isinstance(tensor, nn.Parameter)]
@@ -111,6 +111,13 @@ class PhaseRun:
             for label, (_, optimizer) in self.optimizers.items()
             for index, group in enumerate(optimizer.param_groups)
         }
+
+    def begin_step(self, inputs: Tensor) -> None:
+        """Call the phase's `before_step` on the inputs of real samples."""
+        if self.phase.before_step is not None:
+            with torch.no_grad(), naming(self.name):
+                self.phase.before_step(inputs, self.done + 1, self.steps * self.phase.epochs)
+            self._check_frozen("before_step")
 
     def outputs(self, inputs: Tensor) -> tuple[Tensor, ...]:
         """Outputs of the training pass: logits [B, num_classes], then anything else that the loss needs."""
@@ -208,6 +215,7 @@ class PhaseRun:
             self.own_step(inputs, labels, key)
         else:
             self.optimizers[""][1].zero_grad()
+            self.begin_step(inputs)
             if self.replay(inputs, labels) is None:
                 self.backward(self.loss(self.outputs(inputs), labels)[0])
             self.step()
@@ -228,7 +236,8 @@ class PhaseRun:
         if self.done and not self._updates:
             raise UserError(f"{self.name} trains nothing: its step never calls `update` of the batch it is given")
         if self._frozen is not None and (changed := self._frozen.replaced(self.model) or self._frozen.by_bits()):
-            self._refuse("step or after_step", changed)
+            hooks = [name for name in ("before_step", "step", "after_step") if getattr(self.phase, name) is not None]
+            self._refuse(" or ".join(hooks), changed)
 
     def _check_frozen(self, function: str) -> None:
         if self._frozen is not None and (changed := self._frozen.by_version()):

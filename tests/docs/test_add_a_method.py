@@ -53,7 +53,17 @@ def test_attributes_are_described_under_their_names() -> None:
     cells = " ".join(first_cells("Phases"))
     described = set(re.findall(r"`(\w+)", cells))
     assert described <= {field.name for field in dataclasses.fields(Phase)}
-    assert {"loss", "forward", "step", "after_step", "others", "batches", "epochs", "batch_size"} <= described
+    assert {
+        "loss",
+        "forward",
+        "step",
+        "before_step",
+        "after_step",
+        "others",
+        "batches",
+        "epochs",
+        "batch_size",
+    } <= described
     for name in ("inputs", "labels", "step", "steps", "generator", "update"):
         assert hasattr(StepBatch, name) or name in {field.name for field in dataclasses.fields(StepBatch)}
         assert f"`{name}" in section("Phases")

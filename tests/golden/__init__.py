@@ -70,6 +70,9 @@ def train(
         listed = list(batches(epoch))
         for inputs, labels in listed:
             optimizer.zero_grad()
+            if phase.before_step is not None:
+                with torch.no_grad():
+                    phase.before_step(inputs, len(losses) + 1, len(listed) * phase.epochs)
             loss = phase.loss(forward(inputs), labels).mean()
             losses.append(loss.detach())
             loss.backward()

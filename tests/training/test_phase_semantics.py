@@ -71,18 +71,22 @@ def test_forward_loss_backward_clip_step_hook() -> None:
             seen.append(("loss", outputs.item()))
             return outputs.square() / 2
 
-        def hook(step: int, steps: int) -> None:
-            seen.append(("hook", model.x.item()))
+        def before(images: Tensor, step: int, steps: int) -> None:
+            seen.append(("before", model.x.item()))
+
+        def after(step: int, steps: int) -> None:
+            seen.append(("after", model.x.item()))
             model.x -= 4
 
-        return [self.phase([{"params": [model.x]}], loss, forward, after_step=hook, batches=always(ONE))]
+        hooks = {"before_step": before, "after_step": after}
+        return [self.phase([{"params": [model.x]}], loss, forward, **hooks, batches=always(ONE))]
 
     strategy = learn(method(phases=phases)(epochs=3, lr=0.5, momentum=0.5, clip_norm=2.0))
     # Gradients 4, -1, -5, clipped to 2, -1, -2; momentum 2, 0, -2, which the hook's -4 is no part of.
     expected = [
-        *(("forward", 4), ("loss", 4), ("hook", 3)),
-        *(("forward", -1), ("loss", -1), ("hook", -1)),
-        *(("forward", -5), ("loss", -5), ("hook", -4)),
+        *(("before", 4), ("forward", 4), ("loss", 4), ("after", 3)),
+        *(("before", -1), ("forward", -1), ("loss", -1), ("after", -1)),
+        *(("before", -5), ("forward", -5), ("loss", -5), ("after", -4)),
     ]
     assert [name for name, _ in seen] == [name for name, _ in expected]
     assert [value for _, value in seen] == pytest.approx([value for _, value in expected], abs=1e-5)
@@ -119,6 +123,7 @@ def test_steps_are_counted_from_1_over_the_phase(
 ) -> None:
     counted: list[tuple[int, int, int]] = []
     begun: list[tuple[int, int]] = []
+    seen = [0, 0]
 
     def phases(self: OnNumbers, task: Task) -> list[Phase]:
         def step(batch: StepBatch) -> Tensor:
@@ -132,7 +137,16 @@ def test_steps_are_counted_from_1_over_the_phase(
                 assert not torch.is_grad_enabled()
                 counted.append((number, step, steps))
 
-            more = {"step": step} if own else {"loss": lambda o, labels: task.model.x.expand(len(labels))}
+            def before(images: Tensor, step: int, steps: int) -> None:
+                assert not torch.is_grad_enabled()
+                counted.append((number, step, steps))
+                seen[0] += len(images)
+
+            def loss(outputs: Tensor, labels: Tensor) -> Tensor:
+                seen[1] += len(labels)
+                return task.model.x.expand(len(labels))
+
+            more = {"step": step} if own else {"loss": loss, "before_step": before}
             return self.phase(
                 [{"params": [task.model.x]}],
                 **more,
@@ -144,7 +158,12 @@ def test_steps_are_counted_from_1_over_the_phase(
         return [phase(0), phase(1)]
 
     learn(method(phases=phases)(batch_size=batch_size, epochs=epochs))
-    assert counted == [(number, step, steps) for number in range(2) for step in range(1, steps + 1)]
+    times = 1 if own else 2
+    assert counted == [
+        (number, step, steps) for number in range(2) for step in range(1, steps + 1) for _ in range(times)
+    ]
+    # Padding reaches neither the hook nor the loss.
+    assert seen[0] == seen[1] and (seen[0] > 0) != own
     assert begun == own * [(step, steps) for step in range(1, steps + 1)] * 2
 
 
