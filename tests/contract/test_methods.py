@@ -178,6 +178,24 @@ PINNED: dict[str, tuple[int, dict[str, Any]]] = {
         },
     ),
     "linear": (1, COMMON),
+    "lora-dropout": (
+        1,
+        COMMON
+        | {
+            "optimizer": "adamw",
+            "lr": 0.001,
+            "rank": 8,
+            "targets": ["q", "v"],
+            "alpha": None,
+            "boundary": "continue",
+            "rate": 0.5,
+            "instances": 1,
+            "ensemble": 0,
+            "ensemble_on": "probabilities",
+            "rescale": "auto",
+            "share_masks": False,
+        },
+    ),
     "nlora": (
         1,
         COMMON
@@ -228,6 +246,29 @@ PINNED: dict[str, tuple[int, dict[str, Any]]] = {
             "control": 1.0,
             "sides": "both",
             "redraw": "task",
+        },
+    ),
+    "prilora": (
+        1,
+        COMMON
+        | {
+            "optimizer": "adamw",
+            "lr": 0.001,
+            "rank": 8,
+            "targets": ["q", "v"],
+            "alpha": None,
+            "boundary": "continue",
+            "rank_first": None,
+            "rounding": "nearest",
+            "scale_by": "layer",
+            "prune_every": 40,
+            "prune_share": 0.5,
+            "prune_group": "row",
+            "prune_end": 1.0,
+            "importance": "magnitude*norm",
+            "norm_decay": 0.9,
+            "norm_when": "prune",
+            "regrow": True,
         },
     ),
     "prolora": (
@@ -509,7 +550,7 @@ def test_forward_passes_are_counted_right(name: str) -> None:
     with torch.no_grad():
         logits = strategy.model(images_of(cut().test[0])[0])
     hook.remove()
-    assert len(passes) == strategy.method.forward_passes
+    assert len(passes) == strategy.method.passes(strategy.tasks_learned)
     assert logits.shape == (len(cut().test[0].dataset), CLASSES)
     assert logits.dtype == torch.float32 and bool(logits.isfinite().all())
 
@@ -563,6 +604,11 @@ STORED: dict[str, Callable[[int, dict[str, Any]], int]] = {
     "olora": lambda t, traces: HEAD + t * direction(),
     # The pre-trained weights, and a change of them for each task.
     "optima": lambda t, traces: WHOLE + (1 + t) * (WHOLE - HEAD),
+    "lora-dropout": lambda t, traces: HEAD + direction(),
+    # Masks of the columns of A and of the rows of B for three members, and which classes have been seen.
+    "lora-dropout[ensemble=3]": lambda t, traces: HEAD + direction() + 3 * PLACES * 2 * DIM + CLASSES,
+    # Ranks 2 and 4.
+    "prilora": lambda t, traces: HEAD + direction(),
     # Three shared ranks in chunks of 11 columns and of 16 rows, and one of LoRA.
     "prolora": lambda t, traces: HEAD + direction(1) + PLACES * 3 * (11 + 16),
     # A link per epoch.
@@ -614,7 +660,10 @@ def test_stored_and_trainable_numbers(name: str) -> None:
         assert strategy.task is not None
         assert (strategy.trainable > 0) == bool(plugin.phases(strategy.task))
         if name in STORED:
-            assert stored[-1] == STORED[name](stage, plugin.traces(strategy.task))
+            rows = {
+                table: [row for row in rows if row["stage"] == stage - 1] for table, rows in strategy.traces.items()
+            }
+            assert stored[-1] == STORED[name](stage, rows)
     if name != "inflora":  # its dual memory of old inputs may turn into a smaller one of the complement
         assert stored == sorted(stored)
 
@@ -685,8 +734,7 @@ def test_names_in_a_state_dict_are_checked(name: str) -> None:
 @pytest.mark.parametrize("name", ROWS)
 def test_traces_are_tables_of_plain_values(name: str) -> None:
     strategy = trained(name)
-    assert strategy.task is not None
-    tables = strategy.method.traces(strategy.task)
+    tables = strategy.traces
     assert json.loads(json.dumps(tables, allow_nan=False)) == tables
     assert all(isinstance(row, dict) for rows in tables.values() for row in rows)
 

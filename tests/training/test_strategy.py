@@ -100,9 +100,9 @@ def test_lora_needs_the_projections_of_every_block(name: str) -> None:
     for part, targets in (("qkv", "q+v"), ("qkv", "k"), ("proj", "proj")):
         vit = tiny_vit()
         setattr(vit.blocks[-1].attn, part, nn.Identity())
-        if name.startswith("inflora") and targets == "proj":
-            # Its directions are designed for the inputs of q, k and v.
-            with pytest.raises(UserError, match=r"inflora\.targets = .* is not valid"):
+        if name.startswith(("inflora", "prilora")) and targets == "proj":
+            # They need the inputs of the projections, and know those of q, k and v.
+            with pytest.raises(UserError, match=r"inflora\.targets = .* is not valid|PRILoRA knows the inputs of q, k"):
                 small(name, targets=targets)
             continue
         with pytest.raises(UserError, match=rf"LoRA target '\w+' does not exist.*\(Block has no attn\.{part}"):
@@ -122,8 +122,8 @@ def test_without_adapters_any_kind_of_block_will_do(name: str) -> None:
 @pytest.mark.parametrize("name", LORA)
 def test_lora_takes_any_rank_up_to_the_width(name: str) -> None:
     with pytest.raises(UserError, match="LoRA rank 33 is more than the backbone's width 32; choose at most 32"):
-        strategy_of(small(name, rank=33))
-    model = train(strategy_of(small(name, rank=32, epochs=1)), cut(), stages=1).model
+        strategy_of(small(name, rank=33, rank_first=33))
+    model = train(strategy_of(small(name, rank=32, rank_first=32, epochs=1)), cut(), stages=1).model
     assert [tuple(factor.shape[2:]) for factor in model.bank.factors(0)] == [(32, 32), (32, 32)]
     assert bool(model.bank.B[0].any()) and bool(model.bank.B[0].isfinite().all())
 
