@@ -132,8 +132,8 @@ def forgetting(correct: Counts, total: Totals) -> float:
 def forgetting_curve(correct: Counts, total: Totals) -> NDArray[np.float64]:
     """`forgetting` after each stage k = 0..T-1 (NaN at the first), over the tasks learned before k. Shape [stages]."""
     accuracy = accuracy_matrix(correct, total)
-    stages = range(1, len(accuracy) + 1)
-    return np.array([_mean(_best(accuracy[:k, : k - 1]) - accuracy[k - 1, : k - 1]) for k in stages])
+    drop = np.fmax.accumulate(accuracy, axis=0) - accuracy
+    return np.array([_mean(drop[k, :k]) for k in range(len(accuracy))])
 
 
 def forgetting_rwalk(correct: Counts, total: Totals) -> float:

@@ -225,34 +225,36 @@ def to_csv(chart: Chart) -> str:
     heat map, `label` is the name of the row and `x` the name of the column.
     """
     lines = (
-        (number, panel.title, *values)
+        ([number, panel.title, *first], numbers)
         for number, panel in enumerate(chart.panels, start=1)
-        for values in _values(panel)
+        for first, numbers in _values(panel)
     )
     # A data frame of all these values would take several times as long.
     return spreadsheets.lines_to_csv(_COLUMNS, lines, "%.10g")
 
 
-def _values(panel: Panel) -> Iterator[tuple[object, ...]]:
-    """The values of a panel, each as the last columns of its line, from `kind` on."""
+def _values(panel: Panel) -> Iterator[tuple[list[str], Sequence[float | None]]]:
+    """The values of a panel, each as the last columns of its line: texts, of which `kind` is the first, and numbers."""
     if isinstance(panel, Lines):
         for line in panel.lines:
+            texts = ["line", line.label]
             for x, y in zip(line.x, line.y, strict=True):
-                yield "line", line.label, x, None, None, y.mean, y.low, y.high, y.n
+                yield texts, (x, None, None, y.mean, y.low, y.high, y.n)
         for label, y in panel.levels:
-            yield "level", label, None, None, None, y.mean, y.low, y.high, y.n
+            yield ["level", label], (None, None, None, y.mean, y.low, y.high, y.n)
     elif isinstance(panel, Heat):
         for name, row in zip(panel.rows, panel.values, strict=True):
             for column, value in zip(panel.columns, row, strict=True):
-                yield "cell", name, column, None, None, value, None, None, None
+                yield ["cell", name, column], (None, None, value, None, None, None)
     elif isinstance(panel, Scatter):
         for point in panel.points:
             across, up = point.x, point.y
-            yield "point", point.label, across.mean, across.low, across.high, up.mean, up.low, up.high, up.n
+            numbers = (across.mean, across.low, across.high, up.mean, up.low, up.high, up.n)
+            yield ["point", point.label], numbers
     elif isinstance(panel, Dots):
         for label, shown in panel.values:
-            numbers = (shown.mean, shown.low, shown.high, shown.n) if shown else (None,) * 4
-            yield "dot", label, None, None, None, *numbers
+            of_dot = (shown.mean, shown.low, shown.high, shown.n) if shown else (None,) * 4
+            yield ["dot", label], (None, None, None, *of_dot)
     else:
         for label, rank in panel.ranks:
-            yield "rank", label, None, None, None, rank, None, None, None
+            yield ["rank", label], (None, None, None, rank, None, None, None)

@@ -120,9 +120,8 @@ def _retention(rows: RunsByRow, chosen: Emphasis) -> Chart | None:
 
     def curve(run: Run) -> NDArray[np.float64]:
         accuracy = _matrix_of(run)
-        tasks = len(accuracy)
-        since = [[accuracy[j + k, j] - accuracy[j, j] for j in range(tasks - k)] for k in range(tasks)]
-        return 100 * np.array([np.mean(changes) for changes in since])
+        learned, tasks = np.diag(accuracy), len(accuracy)
+        return 100 * np.array([np.mean(np.diag(accuracy, -k) - learned[: tasks - k]) for k in range(tasks)])
 
     lines = []
     for label, runs in rows.items():

@@ -198,6 +198,10 @@ def label_runs(records: Iterable[tuple[RunRecord, str]]) -> list[Run]:
 
 def _with_printable_texts(record: RunRecord, origin: str, protocol: Protocol, label: str, unmarked: str) -> Run:
     """The run with control characters replaced in all texts that reports show (see `printable`)."""
+    shown = record.model_dump_json(include=set(_TEXTS))
+    if shown.isprintable() and "\\" not in shown:
+        # No text has such a character: JSON would escape some of them.
+        return Run(record, printable(origin), protocol, label, unmarked)
     texts = {name: getattr(record, name) for name in _TEXTS}
     safe = _printable(texts)
     if safe != texts:

@@ -30,37 +30,35 @@ def to_csv(frame: pd.DataFrame, float_format: str | None = None) -> str:
     return shown.to_csv(index=False, lineterminator="\n", float_format=float_format)
 
 
-def lines_to_csv(head: Sequence[str], lines: Iterable[Sequence[object]], float_format: str) -> str:
+def lines_to_csv(
+    head: Sequence[str], lines: Iterable[tuple[Sequence[object], Sequence[float | None]]], float_format: str
+) -> str:
     """CSV of some lines, as `to_csv` makes it of a frame with these columns; None and NaN are empty cells.
 
     Args:
-        float_format: format of floats, e.g. `%.10g`.
+        lines: each line as texts or whole numbers, which recur from line to line, and other numbers.
+        float_format: format of numbers, e.g. `%.10g`.
     """
+    made = [",".join(map(_cell, head))]
+    for first, numbers in lines:
+        # NaN is the number that differs from itself.
+        shown = ["" if one is None or one != one else float_format % one for one in numbers]
+        made.append(",".join([*map(_cell, first), *shown]))
+    return "\n".join([*made, ""])
 
+
+@lru_cache(maxsize=4096)
+def _cell(value: object) -> str:
+    """Text of a cell among others; labels of rows and tasks recur in every line of a chart."""
     buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(map(_inert, head))
-    writer.writerows(
-        [
-            (float_format % value if value == value else None)
-            if isinstance(value, float)
-            else _inert_text(value)
-            if isinstance(value, str)
-            else value
-            for value in line
-        ]
-        for line in lines
-    )
-    return buffer.getvalue()
+    # Alone in its line, an empty text would be quoted.
+    csv.writer(buffer, lineterminator="").writerow([_inert(value), None])
+    return buffer.getvalue()[:-1]
 
 
 def _inert(value: Any) -> Any:
     """Put an apostrophe before a text that looks like a formula; texts that are numbers stay as they are."""
-    return _inert_text(value) if isinstance(value, str) else value
-
-
-@lru_cache(maxsize=4096)
-def _inert_text(value: str) -> str:
-    """`_inert` of a text; labels of rows and tasks recur in every line of a chart."""
+    if not isinstance(value, str):
+        return value
     text = printable(value)
     return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text

@@ -11,6 +11,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from tokenize import TokenError
 from typing import IO, Any
 
@@ -123,13 +124,20 @@ def _agree(
     return bool(whole.all() and (np.where(tested > 0, hits, -1) == expected).all())
 
 
+@lru_cache(maxsize=256)
+def _header(content: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, order and dtype that a header of version 1.0 declares; runs of one protocol have the same headers."""
+    return np.lib.format.read_array_header_1_0(io.BytesIO(content), max_header_size=_HEADER)
+
+
 def _array(member: Any, name: str, shape: tuple[int, ...], room: int) -> NDArray[Any]:
     """Read one array of an npz; its header must declare this shape and at most `room` bytes."""
     try:
         version = np.lib.format.read_magic(member)
         if version != (1, 0):
             raise ValueError(f"format {version}")
-        declared, fortran, dtype = np.lib.format.read_array_header_1_0(member, max_header_size=_HEADER)
+        length = member.read(2)
+        declared, fortran, dtype = _header(length + member.read(int.from_bytes(length, "little")))
     except (ValueError, TypeError, SyntaxError, TokenError, RecursionError, MemoryError) as error:
         raise ValueError(f"'{name}' has no plain header") from error
     if dtype.kind not in "iu" or dtype.hasobject or dtype.subdtype is not None:
