@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Mapping, Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -76,7 +77,8 @@ def show_thing(name: str, benchmark: str, backbone: str | None, method_files: Se
 
     from cl_bench import backbones, streams
     from cl_bench.contract import registry
-    from cl_bench.errors import unknown_name
+    from cl_bench.contract.near_names import unknown_method
+    from cl_bench.contract.sources import ENTRY_POINTS
     from cl_bench.running import plan
 
     own = {found.name: found for found in map(registry.load_file, method_files)}
@@ -129,4 +131,5 @@ def show_thing(name: str, benchmark: str, backbone: str | None, method_files: Se
             )
     else:
         everything = [*registry.names(), *streams.names(), *backbones.names()]
-        raise unknown_name("method, benchmark, backbone or run", name, everything)
+        points = entry_points(group=ENTRY_POINTS)
+        raise unknown_method(name, everything, points, "method, benchmark, backbone or run", hint="")

@@ -16,14 +16,19 @@ from cl_bench.errors import UserError
 _CLOSE, _AS_CLOSE = 0.4, 0.7
 """Similarity of the first suggestion at least, and of the others."""
 _MOST = 3
+_HINT = "'cl-bench ls methods' describes them."
 
 
-def unknown_method(name: str, known: Iterable[str], points: EntryPoints) -> UserError:
+def unknown_method(
+    name: str, known: Iterable[str], points: EntryPoints, kind: str = "method", hint: str = _HINT
+) -> UserError:
     """A `UserError` for a method that does not exist; it suggests those with a similar name or paper.
 
     Args:
-        known: names of the installed methods.
+        known: names of the installed methods, and of other things that could be meant.
         points: entry points of the group `sources.ENTRY_POINTS`.
+        kind: what could be meant.
+        hint: last sentence of the message, e.g. the command that lists the names.
     """
     papers = {one: _paper(one, points) for one in sorted(known)}
     scores = {one: max(_similarity(name, key) for key in (one, _title(paper))) for one, paper in papers.items()}
@@ -31,9 +36,7 @@ def unknown_method(name: str, known: Iterable[str], points: EntryPoints) -> User
     close = [one for place, one in enumerate(ranked) if scores[one] >= (_AS_CLOSE if place else _CLOSE)]
     stated = "; ".join(f"'{one}' is {papers[one]}" for one in close if papers[one])
     guess = f" Did you mean '{close[0]}'?{f' {stated}.' if stated else ''}" if close else ""
-    return UserError(
-        f"unknown method '{name}'; known: {', '.join(papers)}.{guess} 'cl-bench ls methods' describes them."
-    )
+    return UserError(f"unknown {kind} '{name}'; known: {', '.join(papers)}.{guess}{f' {hint}' if hint else ''}")
 
 
 def _paper(name: str, points: EntryPoints) -> str:

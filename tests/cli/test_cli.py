@@ -229,6 +229,10 @@ BAD = {
     "report on an empty folder": (["report", "--results", "empty"], ["'empty'", "cl-bench run"]),
     "report on no folder": (["report", "--results", "nowhere"], ["'nowhere'", "cl-bench run"]),
     "show nothing known": (["show", "sdlroa"], ["'sdlroa'", "Did you mean 'sdlora'?"]),
+    "show a paper's name": (
+        ["show", "clora"],
+        ["Did you mean 'controlled-lora'? 'controlled-lora' is CLoRA (ACL 2025"],
+    ),
     "show an unknown key": (["show", "0123456789abcdef"], ["'0123456789abcdef'", "method, benchmark, backbone or run"]),
     "show on an unknown benchmark": (
         ["show", "sdlora", "--benchmark", "icons-10"],
