@@ -82,6 +82,17 @@ class Method(SupervisedPlugin):  # type: ignore[misc]
             UserError: the hyper-parameters do not fit a stream of this length.
         """
 
+    def check_backbone(self, backbone: VisionTransformer, num_tasks: int) -> None:
+        """Check the hyper-parameters against backbone and length of the stream together; called before a run starts.
+
+        Args:
+            backbone: the ViT that the model will be built on, perhaps without weights.
+            num_tasks: number of tasks of the stream.
+
+        Raises:
+            UserError: the hyper-parameters do not fit both.
+        """
+
     def build(self, backbone: VisionTransformer, num_classes: int) -> FeatureModel:
         """Build the model: the backbone with the method's modules and a head.
 

@@ -262,7 +262,9 @@ def _method(spec: RunSpec, setup: _SharedSetup, tuned: Sequence[Tuned]) -> tuple
     method.check(number_of(setup.tasks))
     # Its result is stored with the run; calling it now shows an author's error before the training, not after it.
     method.passes(number_of(setup.tasks))
-    model = build_model(method, backbones.skeleton(setup.backbone), setup.benchmark.num_classes)
+    skeleton = backbones.skeleton(setup.backbone)
+    method.check_backbone(skeleton, number_of(setup.tasks))
+    model = build_model(method, skeleton, setup.benchmark.num_classes)
     PROBES[spec.probe].check(model, name)
     domains, classes = setup.scenario == "domain-incremental", setup.benchmark.num_classes
     sizes = (classes,) * number_of(setup.tasks) if domains else sizes_of(setup.tasks, classes)

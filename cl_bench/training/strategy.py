@@ -93,6 +93,8 @@ class ContinualStrategy(PhaseLoop):
                 f"backbone {type(vit).__name__} is no timm VisionTransformer; create one with timm.create_model, "
                 "e.g. vit_base_patch16_224, and num_classes=0"
             )
+        if num_tasks is not None:
+            self.method.check_backbone(vit, num_tasks)
         with seeded((seed, "build")):
             model = build_model(self.method, vit, num_classes)
         model.set_execution(execution or Execution())

@@ -232,6 +232,30 @@ PINNED: dict[str, tuple[int, dict[str, Any]]] = {
             "shrinkage": 0.0,
         },
     ),
+    "duallora": (
+        1,
+        COMMON
+        | {
+            "optimizer": "adamw",
+            "lr": 0.001,
+            "rank": 10,
+            "targets": ["q", "v"],
+            "alpha": None,
+            "boundary": "stack",
+            "rank_residual": 10,
+            "basis_from": "cls",
+            "basis_samples": 256,
+            "threshold": 0.95,
+            "basis_max": 8,
+            "design_with": "current",
+            "gate": "norm-share",
+            "gate_feature": "own",
+            "train_gate": "one",
+            "calibration": "scale",
+            "beta": 1.0,
+            "temperature": 0.1,
+        },
+    ),
     "controlled-lora": (
         1,
         COMMON
@@ -574,6 +598,8 @@ def inflora(t: int, traces: dict[str, list[dict[str, Any]]]) -> int:
 STORED: dict[str, Callable[[int, dict[str, Any]], int]] = {
     # 12 / 3 components per task: P [blocks, 4, length 4, d], K and A [blocks, 4, d].
     "coda": lambda t, traces: HEAD + t * DEPTH * 4 * DIM * (4 + 1 + 1),
+    # Both directions, a basis of up to 3 columns, and the task of each class.
+    "duallora": lambda t, traces: HEAD + t * (direction(2 + 3) + DEPTH * 3 * DIM) + CLASSES,
     "controlled-lora": lambda t, traces: HEAD + direction(),
     "controlled-lora[redraw=once,boundary=stack]": lambda t, traces: HEAD + t * direction(),
     # General prompts, an expert and a key per task.

@@ -47,6 +47,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "controlled-lora": {"rank": 3},
     "coda": {"blocks": 2, "components": 12, "length": 4},
     "dualprompt": {"g_blocks": [0], "e_blocks": [1], "g_length": 2, "e_length": 2},
+    "duallora": {"rank": 2, "rank_residual": 3, "basis_max": 3},
     "hide": {"blocks": 2, "length": 2, "inference_epochs": 1, "align_epochs": 1, "align_samples": 16},
     "inclora": {"rank": 3},
     "inflora": {"rank": 3},
@@ -106,11 +107,18 @@ def links(method: Method) -> int:
 
 
 GRADIENT = [row for row in ROWS if isinstance(small(row), GradientMethod)]
-LORA = [row for row in ROWS if isinstance(fresh(row), LoRAModel)]
+# Rows that change weights alone, so that their directions can be merged.
+LORA = [row for row in ROWS if isinstance(fresh(row), LoRAModel) and type(fresh(row)).merged is LoRAModel.merged]
 GROWING = [row for row in ROWS if banks(fresh(row))]
 FROZEN_BACKBONE = [row for row in ROWS if not any(p.requires_grad for p in fresh(row).backbone.parameters())]
 # The kind of factor that a row designs or draws and then freezes, as its position in `banks`.
-DESIGNED = {"inflora": 0, "inflora[memory=plain]": 0, "raclora": 0, "raclora[sketch=left,moments=keep]": 1}
+DESIGNED = {
+    "duallora": 4,
+    "inflora": 0,
+    "inflora[memory=plain]": 0,
+    "raclora": 0,
+    "raclora[sketch=left,moments=keep]": 1,
+}
 # Rows whose tasks share one direction, or drop all directions but the first, or fold them.
 ONE_DIRECTION = [
     *(row for row in LORA if getattr(small(row), "boundary", "stack") != "stack"),
