@@ -118,6 +118,31 @@ class Phase(Optimization):
         return [parameter for each in self.optimizations().values() for parameter in each.trainable()]
 
 
+class ReachableOptimizer:
+    """Makes a phase's optimiser and keeps hold of it, so that `after_step` can reach its moments and learning rates.
+
+    Args:
+        make: makes the optimiser, see `Optimization`.
+
+    Attributes:
+        optimizer: the optimiser of the phase, once it has been made.
+    """
+
+    optimizer: torch.optim.Optimizer
+
+    def __init__(self, make: Callable[[Sequence[ParameterGroup]], torch.optim.Optimizer]) -> None:
+        self.make = make
+
+    def __call__(self, groups: Sequence[ParameterGroup]) -> torch.optim.Optimizer:
+        self.optimizer = self.make(groups)
+        return self.optimizer
+
+    def moments(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        """Moments of a parameter by their names in torch, in its shape; none before the first step, or without any."""
+        state = self.optimizer.state.get(parameter, {})
+        return {name: t for name, t in state.items() if isinstance(t, Tensor) and t.shape == parameter.shape}
+
+
 @dataclass(frozen=True, kw_only=True)
 class StepBatch:
     """The samples of one step, for phases with a `step` function of their own.

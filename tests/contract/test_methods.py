@@ -67,6 +67,26 @@ SDLORA: dict[str, Any] = COMMON | {
 # (revision, defaults) of every method. Results of equal revisions are compared with each other: whoever changes a
 # default raises `revision` in the method's file and then replaces the row here (the failing test prints it).
 PINNED: dict[str, tuple[int, dict[str, Any]]] = {
+    "beamlora": (
+        1,
+        COMMON
+        | {
+            "optimizer": "adamw",
+            "lr": 0.001,
+            "rank": 8,
+            "targets": ["q", "v"],
+            "alpha": None,
+            "boundary": "continue",
+            "temperature": 0.05,
+            "share": 0.95,
+            "operations": 12,
+            "pruning_end": 2 / 3,
+            "scope": "all",
+            "moments": "keep",
+            "history": "half",
+            "gate_lr": None,
+        },
+    ),
     "coda": (
         1,
         COMMON
@@ -381,6 +401,27 @@ PINNED: dict[str, tuple[int, dict[str, Any]]] = {
             "align": True,
         },
     ),
+    "sora": (
+        1,
+        COMMON
+        | {
+            "optimizer": "adamw",
+            "lr": 0.001,
+            "rank": 8,
+            "targets": ["q", "v"],
+            "alpha": None,
+            "boundary": "continue",
+            "gate_penalty": 10.0,
+            "penalty_mean": True,
+            "threshold": 0.0003,
+            "threshold_rule": "released",
+            "threshold_unit": "step",
+            "gate_start": "normal",
+            "gate_lr": None,
+            "sparsify": None,
+            "sparsify_epochs": 15,
+        },
+    ),
     "xgblora": (
         1,
         COMMON
@@ -596,6 +637,8 @@ def inflora(t: int, traces: dict[str, list[dict[str, Any]]]) -> int:
 
 # Numbers stored in addition to the frozen backbone after t tasks.
 STORED: dict[str, Callable[[int, dict[str, Any]], int]] = {
+    # Rank 4, and a gate per rank.
+    "beamlora": lambda t, traces: HEAD + direction(4) + PLACES * 4,
     # 12 / 3 components per task: P [blocks, 4, length 4, d], K and A [blocks, 4, d].
     "coda": lambda t, traces: HEAD + t * DEPTH * 4 * DIM * (4 + 1 + 1),
     # Both directions, a basis of up to 3 columns, and the task of each class.
@@ -668,6 +711,7 @@ STORED: dict[str, Callable[[int, dict[str, Any]], int]] = {
     "simplecil": lambda t, traces: CLASSES * (DIM + 1),
     "xgblora": lambda t, traces: HEAD + t * direction(1),
     "slca": lambda t, traces: WHOLE + HEAD + 4 * t * (DIM**2 + DIM + 3),
+    "sora": lambda t, traces: HEAD + direction() + PLACES * 3,
 }
 
 

@@ -20,6 +20,7 @@ from tests.golden import (
     Fixture,
     Kind,
     Unusable,
+    beamlora,
     cllora,
     coda,
     dualprompt,
@@ -34,6 +35,7 @@ from tests.golden import (
     raclora,
     sdlora,
     sema,
+    sora,
     worst,
 )
 
@@ -45,6 +47,8 @@ KINDS = {
     "clora": penalised.CLORA,
     "prolora": prolora.KIND,
     "raclora": raclora.KIND,
+    "sora": sora.KIND,
+    "beamlora": beamlora.KIND,
     "coda": coda.KIND,
     "dualprompt": dualprompt.KIND,
     "l2p": l2p.KIND,

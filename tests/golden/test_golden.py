@@ -33,6 +33,7 @@ from tests import golden
 from tests.golden import (
     Check,
     Fixture,
+    beamlora,
     cllora,
     coda,
     dualprompt,
@@ -47,6 +48,7 @@ from tests.golden import (
     recipe,
     sdlora,
     sema,
+    sora,
 )
 from tests.golden.replay import KINDS
 from tests.helpers import SOAK
@@ -267,6 +269,8 @@ PARTS: Mapping[str, Callable[..., Iterator[Check]]] = {
     "clora": lambda **options: penalised.CLORA.checks(fixture("clora"), **options),
     "prolora": lambda **options: prolora.checks(fixture("prolora"), **options),
     "raclora": lambda **options: raclora.checks(fixture("raclora"), **options),
+    "sora": lambda **options: sora.checks(fixture("sora"), **options),
+    "beamlora": lambda **options: beamlora.checks(fixture("beamlora"), **options),
     "coda": lambda **options: coda.checks(fixture("coda"), **options),
     "dualprompt": lambda **options: dualprompt.checks(fixture("dualprompt"), **options),
     "l2p": lambda **options: l2p.checks(fixture("l2p"), **options),
@@ -357,6 +361,35 @@ WRONG = {
         "raclora", {"mlp/train_first/trainable": 1.0, "mlp/train_second/chain0/l2/merged": 5e-3}, {"train": "both"}
     ),
     "raclora, decayed": Wrong("raclora", {"mlp/train_first/chain2/l1/merged": 5e-3}, {"weight_decay": 1.0}),
+    "sora, a soft threshold": Wrong(
+        "sora",
+        {"prox/out": 0.3, "d64/code/gates_steps": 3e-3, "d64/code/zeros_steps": 1.0},
+        {"threshold_rule": "soft"},
+    ),
+    "sora, the penalty summed": Wrong(
+        "sora", {"d64/code/loss": 10.0, "d64/lr/grad/gate": 10.0}, {"penalty_mean": False}
+    ),
+    "sora, gates at a rate of their own": Wrong("sora", {"d64/lr/gates_steps": 1e-2}, {"gate_lr": 0.01}),
+    "sora, the gradient not clipped": Wrong(
+        "sora", {"d64/code/after/A": 0.1, "d64/lr/after/B": 0.1}, {"clip_norm": 100.0}
+    ),
+    "beamlora, scores at another temperature": Wrong(
+        "beamlora", {"d64/run/score": 0.1, "d64/run/features": 1e-2}, {"temperature": 0.1}
+    ),
+    "beamlora, pruned within each projection": Wrong(
+        "beamlora", {"d64/run/pruned_counts": 1.0, "d64/run/reset/A": 0.5}, {"scope": "module"}
+    ),
+    "beamlora, present states of partners": Wrong(
+        "beamlora", {"d64/run/reset/A": 1e-2, "d64/run/after/gate": 1e-2}, {"history": "current"}
+    ),
+    "beamlora, moments inherited": Wrong(
+        "beamlora", {"d64/run/reset/moment1/A": 0.5, "d64/run/after/B": 1e-2}, {"moments": "inherit"}
+    ),
+    "beamlora, partners best first": Wrong(
+        "beamlora",
+        {"d64/run/reset/gate": 0.1},
+        patch={"tests.golden.beamlora.Reversed.order": lambda self, task, step, block, p, count: torch.arange(count)},
+    ),
     "coda, keys and values swapped": Wrong(
         "coda",
         {"t0.prompt_K": 1.0, "t2.prompt_V": 1.0, "t1.logits": 4e-2, "t2.mu0.1.grad.K": 1.0},

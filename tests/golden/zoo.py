@@ -94,18 +94,19 @@ class Case:
 
     def parts(self) -> dict[str, Tensor]:
         """Copies of the direction's parameters by their names in the file, [L, P, ...] in its layout."""
-        return self._laid_out(self.model.bank.direction(-1))
+        return self.laid_out(self.model.bank.direction(-1))
 
     def gradients(self) -> dict[str, Tensor]:
         """Gradients of the direction's parameters, likewise."""
         parameters = self.model.bank.direction(-1)
-        return self._laid_out([torch.zeros_like(p) if p.grad is None else p.grad for p in parameters])
+        return self.laid_out([torch.zeros_like(p) if p.grad is None else p.grad for p in parameters])
 
     def head(self) -> dict[str, Tensor]:
         """Copies of the head's parameters by their names in the file."""
         return {f"head_{name}": p.detach().double().clone() for name, p in self.model.head.named_parameters()}
 
-    def _laid_out(self, values: Sequence[Tensor]) -> dict[str, Tensor]:
+    def laid_out(self, values: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Values of the shapes of the direction's parameters, by their names in the file."""
         pairs = zip(self.layout.items(), values, strict=True)
         return {name: view(value.detach().double()).clone() for (name, view), value in pairs}
 
@@ -121,7 +122,12 @@ class Case:
         yield from self.fixture.compare(f"{self.key}/{name}", value, tolerance, **options)
 
     def compare_all(
-        self, place: str, values: Mapping[str, Tensor], tolerance: float, start: Mapping[str, Tensor] | None = None
+        self,
+        place: str,
+        values: Mapping[str, Tensor],
+        tolerance: float,
+        start: Mapping[str, Tensor] | None = None,
+        variant: str = "",
     ) -> Iterator[Check]:
         """Compare arrays of all projections, stored as PLACE/NAME/PROJECTION (without PLACE if it is empty).
 
@@ -130,13 +136,14 @@ class Case:
             values: [L, P, ...] by name.
             tolerance: of the scaled maximum error.
             start: compare the changes from these values instead.
+            variant: added to the quantities' names.
         """
         folder = f"{self.key}/{place}".rstrip("/")
         for name, value in values.items():
             for block, p, projection in self.suite.projections():
                 base = None if start is None else start[name][block, p]
                 key = f"{folder}/{name}/{projection}"
-                yield from self.fixture.compare(key, value[block, p], tolerance, start=base)
+                yield from self.fixture.compare(key, value[block, p], tolerance, variant, start=base)
 
     def start(self) -> Iterator[Check]:
         """Features, logits, losses, the weight update, and gradients, which are left in the parameters."""

@@ -45,6 +45,7 @@ ROWS = NAMES + VARIANTS
 # Hyper-parameters that fit a ViT of two blocks; all others keep their defaults.
 SMALL: dict[str, dict[str, Any]] = {
     "controlled-lora": {"rank": 3},
+    "beamlora": {"rank": 4, "operations": 3},
     "coda": {"blocks": 2, "components": 12, "length": 4},
     "dualprompt": {"g_blocks": [0], "e_blocks": [1], "g_length": 2, "e_length": 2},
     "duallora": {"rank": 2, "rank_residual": 3, "basis_max": 3},
@@ -69,6 +70,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "seqlora": {"rank": 3},
     # So that the boosters of a task change all blocks.
     "xgblora": {"select": "balanced"},
+    "sora": {"rank": 3, "gate_penalty": 0.1, "threshold": 0.01},
     "slca": {"align_epochs": 1, "align_samples": 16, "milestones": [1]},
 }
 QUICK = {"epochs": 2, "batch_size": 16}
