@@ -66,7 +66,8 @@ def test_rows_of_which_lora_train_equally_many_numbers() -> None:
     assert set(UNEQUAL) <= set(rows)
     for row, spec in rows.items():
         method = registry.find(spec.name).configure(spec.options)
-        numbers = method.storage(backbone, 100, [10])["directions"]
+        stored = method.storage(backbone, 100, [10])
+        numbers = sum(stored.get(kind, 0) for kind in ("directions", "orthogonal", "residual"))
         assert numbers == pytest.approx(UNEQUAL.get(row, 8 * 2 * 192 * 2 * 12), rel=0.01), row
 
 
