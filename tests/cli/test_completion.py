@@ -45,7 +45,7 @@ def tab(cl_bench: Cli, monkeypatch: pytest.MonkeyPatch) -> Tab:
         (["--vers"], ["--version"]),
         (["run", "--method-f"], ["--method-file"]),
         (["run", "--methods", "sdlora"], ["sdlora", "sdlora-kd", "sdlora-rr"]),
-        (["run", "--methods", "sdlora,co"], ["sdlora,coda"]),
+        (["run", "--methods", "sdlora,cod"], ["sdlora,coda"]),
         (["run", "--methods", "sdlora[rank=4|8],hi"], ["sdlora[rank=4|8],hide"]),
         (["run", "--methods", "sdlora[ra"], []),
         (["run", "--methods", "sdlora[rank=4,hi"], []),
@@ -118,7 +118,7 @@ def test_bash_completes_by_the_script_that_it_is_given(tmp_path: Path) -> None:
     script = """
 source <(_CL_BENCH_COMPLETE=source_bash cl-bench)
 complete -p cl-bench
-COMP_WORDS=(cl-bench run --methods sdlora,co)
+COMP_WORDS=(cl-bench run --methods sdlora,cod)
 COMP_CWORD=3
 _cl_bench_completion cl-bench
 echo "${COMPREPLY[@]}"

@@ -536,7 +536,7 @@ def test_unknown_methods_are_refused_with_guesses_and_their_papers(wanted: str, 
     with pytest.raises(UserError) as refused:
         registry.find(wanted)
     said = str(refused.value)
-    assert said.startswith(f"unknown method '{wanted}'; known: coda, ")
+    assert said.startswith(f"unknown method '{wanted}'; known: beamlora, coda, ")
     assert f"Did you mean '{meant}'? '{meant}' is {registry.find(meant).cls.paper}" in said
     for other in others:
         assert f"'{other}' is {registry.find(other).cls.paper}" in said

@@ -123,7 +123,7 @@ DESIGNED = {
 }
 # Rows whose tasks share one direction, or drop all directions but the first, or fold them.
 ONE_DIRECTION = [
-    *(row for row in LORA if getattr(small(row), "boundary", "stack") != "stack"),
+    *(row for row in ROWS if getattr(small(row), "boundary", "stack") != "stack"),
     "joint[train=lora]",
     "sdlora-kd[residual=relative,tau=2]",
     "sdlora[directions=first]",
