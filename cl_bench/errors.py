@@ -93,7 +93,9 @@ def named(names: Sequence[str], shown: int = 5) -> str:
     return ", ".join(f"'{printable(name)}'" for name in names[:shown]) + more
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str], hint: str = "") -> UserError:
+def unknown_name(
+    kind: str, name: str, known: Iterable[str], hint: str = "", close: Sequence[str] | None = None
+) -> UserError:
     """A `UserError` for a name that does not exist, with the closest existing one suggested.
 
     Args:
@@ -101,16 +103,19 @@ def unknown_name(kind: str, name: str, known: Iterable[str], hint: str = "") -> 
         name: the name that the user wrote.
         known: existing names.
         hint: last sentence of the message, e.g. the command that lists the names.
+        close: the closest names, of which the first is suggested; None: those of the closest spelling.
     """
     names = sorted(known)
     known_names = ", ".join(names) or "none"
-    return UserError(
-        f"unknown {kind} '{name}'; known: {known_names}.{suggestion(name, names)}{' ' + hint if hint else ''}"
-    )
+    guess = suggestion(name, names) if close is None else _guess(close[:1])
+    return UserError(f"unknown {kind} '{name}'; known: {known_names}.{guess}{' ' + hint if hint else ''}")
 
 
 def suggestion(name: str, known: Sequence[str], at_most: int = 1) -> str:
     """The existing names closest to one that does not exist, as sentences after a space; empty if none is close."""
-    close = difflib.get_close_matches(name, known, n=at_most, cutoff=0.4)
+    return _guess(difflib.get_close_matches(name, known, n=at_most, cutoff=0.4))
+
+
+def _guess(close: Sequence[str]) -> str:
     others = f" Other close names: {', '.join(close[1:])}." if close[1:] else ""
     return f" Did you mean '{close[0]}'?{others}" if close else ""

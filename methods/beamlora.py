@@ -34,7 +34,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from cl_bench.contract.method import Traces
-from cl_bench.contract.phase import ParameterGroup, Phase, ReachableOptimizer
+from cl_bench.contract.phase import Phase, ReachableOptimizer
 from cl_bench.contract.search import Choice, LogUniform, Range
 from cl_bench.contract.task import Task
 from cl_bench.models.gated import GatedBank
@@ -118,12 +118,11 @@ class BeamLoRA(SeqLoRA):
         return BeamLoRABank(*shape, temperature=self.temperature)
 
     def direction_numbers(self, backbone: VisionTransformer) -> int:
-        return super().direction_numbers(backbone) + len(backbone.blocks) * len(self.targets) * self.rank
+        return GatedBank.numbers(backbone, self.targets, self.rank)
 
     def phases(self, task: Task) -> list[Phase]:
-        A, B, gate = task.model.bank.direction(-1)
-        spared = {"params": [gate], "lr": self.lr if self.gate_lr is None else self.gate_lr, "weight_decay": 0.0}
-        groups: list[ParameterGroup] = [{"params": [A, B, *task.model.head.parameters()]}, spared]
+        bank, gate_lr = task.model.bank, self.lr if self.gate_lr is None else self.gate_lr
+        groups = bank.groups(task.model.head.parameters(), gate_lr)
         made = ReachableOptimizer(self.optimization(groups).optimizer)
 
         def beam(step: int, steps: int) -> None:

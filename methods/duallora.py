@@ -37,7 +37,6 @@ from cl_bench.contract.search import Choice, LogUniform, Range
 from cl_bench.contract.task import Task
 from cl_bench.data.samples import TaskSamples
 from cl_bench.errors import UserError
-from cl_bench.models.base import FeatureModel
 from cl_bench.models.lora import LoRABank, LoRAModel
 
 from .inclora import IncLoRA
@@ -264,7 +263,7 @@ class DualLoRA(IncLoRA):
     def passes(self, tasks: int) -> int:
         return 2 if self.gate_feature == "frozen" else 1
 
-    def build(self, backbone: VisionTransformer, num_classes: int) -> FeatureModel:
+    def model(self, backbone: VisionTransformer, num_classes: int) -> LoRAModel:
         return DualLoRAModel(self, backbone, num_classes)
 
     def storage(self, backbone: VisionTransformer, num_classes: int, classes: Sequence[int]) -> dict[str, int]:

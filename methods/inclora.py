@@ -67,8 +67,12 @@ class IncLoRA(LoRAMethod):
         """Make an empty bank from (backbone, targets, rank, alpha)."""
         return LoRABank(*shape)
 
+    def model(self, backbone: VisionTransformer, num_classes: int) -> LoRAModel:
+        """Make the model with an empty bank."""
+        return LoRAModel(backbone, num_classes, self.targets, self.rank, self.alpha, self.bank)
+
     def build(self, backbone: VisionTransformer, num_classes: int) -> FeatureModel:
-        model = LoRAModel(backbone, num_classes, self.targets, self.rank, self.alpha, self.bank)
+        model = self.model(backbone, num_classes)
         if self.boundary == "merge":
             model.bank.keep_base()
         return model
@@ -91,8 +95,16 @@ class IncLoRA(LoRAMethod):
         if self.boundary == "merge":
             task.model.merge()
         if self.boundary != "continue" or task.index == 0:
-            task.model.grow(self.rank, task.generator("direction"))
+            self.start(task)
+
+    def start(self, task: Task) -> None:
+        """Start what a task adds to the bank: one direction."""
+        task.model.grow(self.rank, task.generator("direction"))
+
+    def direction_phase(self, task: Task, **more: Any) -> Phase:
+        """Make the phase that trains the last direction and the head; `more` are further attributes of `Phase`."""
+        trained = [*task.model.bank.direction(-1), *task.model.head.parameters()]
+        return self.phase([{"params": trained}], self.objective(task), **more)
 
     def phases(self, task: Task) -> list[Phase]:
-        trained = [*task.model.bank.direction(-1), *task.model.head.parameters()]
-        return [self.phase([{"params": trained}], self.objective(task))]
+        return [self.direction_phase(task)]

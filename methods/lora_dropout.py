@@ -38,7 +38,6 @@ from cl_bench.contract.task import Task
 from cl_bench.data.samples import TaskSamples
 from cl_bench.errors import UserError
 from cl_bench.experiment import Scalar
-from cl_bench.models.base import FeatureModel
 from cl_bench.models.lora import LoRABank, LoRAModel
 from cl_bench.models.update_measures import energy
 
@@ -225,9 +224,9 @@ class LoRADropout(SeqLoRA):
     def bank(self, *shape: Any) -> DropoutBank:
         return DropoutBank(*shape)
 
-    def build(self, backbone: VisionTransformer, num_classes: int) -> FeatureModel:
+    def model(self, backbone: VisionTransformer, num_classes: int) -> LoRAModel:
         mean = (1 - self.rate) ** 2
-        model = LoRADropoutModel(
+        return LoRADropoutModel(
             *(backbone, num_classes, self.targets, self.rank, self.alpha, self.bank),
             members=self.ensemble,
             of_probabilities=self.ensemble_on == "probabilities",
@@ -235,9 +234,6 @@ class LoRADropout(SeqLoRA):
             last=mean if self.rescaled == "test" else 1.0,
             earlier=1.0 if self.rescaled == "train" else mean,
         )
-        if self.boundary == "merge":
-            model.bank.keep_base()
-        return model
 
     def storage(self, backbone: VisionTransformer, num_classes: int, classes: Sequence[int]) -> dict[str, int]:
         numbers = super().storage(backbone, num_classes, classes)
@@ -276,8 +272,7 @@ class LoRADropout(SeqLoRA):
             draws = zip(scratch[_COLUMNS], scratch[_ROWS], strict=True)
             return tuple(model.classify(model.masked_features(images, masks)) for masks in draws)
 
-        trained = [*model.bank.direction(-1), *model.head.parameters()]
-        return [self.phase([{"params": trained}], self.objective(task), forward, before_step=before_step)]
+        return [self.direction_phase(task, forward=forward, before_step=before_step)]
 
     def objective(self, task: Task) -> Loss:
         """Per-sample cross-entropy, averaged over the draws of masks."""

@@ -196,9 +196,7 @@ class PRILoRA(SeqLoRA):
             if not self.regrow:
                 model.bank.A[-1].masked_fill_(scratch[_PRUNED], 0.0)
 
-        trained = [*model.bank.direction(-1), *model.head.parameters()]
-        groups = [{"params": trained}]
-        return [self.phase(groups, self.objective(task), before_step=before_step, after_step=after_step)]
+        return [self.direction_phase(task, before_step=before_step, after_step=after_step)]
 
     def prune(self, task: Task) -> None:
         """Set the least important entries of the last direction's A to 0, by the norms in the task's scratch."""

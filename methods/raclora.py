@@ -34,7 +34,6 @@ from cl_bench.contract.method import Traces
 from cl_bench.contract.phase import Phase
 from cl_bench.contract.search import Choice, LogUniform, Range
 from cl_bench.contract.task import Task
-from cl_bench.data.samples import TaskSamples
 from cl_bench.errors import UserError
 from cl_bench.experiment import Scalar
 from cl_bench.models.lora import LoRABank
@@ -131,10 +130,8 @@ class RACLoRA(IncLoRA):
         """Number of parameters of all links of a task."""
         return len(self.chain) * super().direction_numbers(backbone)
 
-    def before_task(self, task: Task, images: TaskSamples) -> None:
+    def start(self, task: Task) -> None:
         """Start all links: one that has not been trained changes nothing."""
-        if self.boundary == "merge":
-            task.model.merge()
         for link in range(len(self.chain)):
             task.model.grow(self.rank, task.generator(f"direction-{link}" if link else "direction"))
             self.begin(task, link)

@@ -32,7 +32,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from cl_bench.contract.method import Traces
-from cl_bench.contract.phase import ParameterGroup, Phase, ReachableOptimizer
+from cl_bench.contract.phase import Phase, ReachableOptimizer
 from cl_bench.contract.search import Choice, LogUniform, Range
 from cl_bench.contract.task import Task
 from cl_bench.errors import UserError
@@ -119,7 +119,7 @@ class SoRA(SeqLoRA):
         return SoRABank(*shape, normal=self.gate_start == "normal")
 
     def direction_numbers(self, backbone: VisionTransformer) -> int:
-        return super().direction_numbers(backbone) + len(backbone.blocks) * len(self.targets) * self.rank
+        return GatedBank.numbers(backbone, self.targets, self.rank)
 
     def penalty(self, task: Task) -> Tensor | None:
         sizes = task.model.bank.gate[-1].abs()
@@ -136,10 +136,9 @@ class SoRA(SeqLoRA):
         Raises (in the first step):
             UserError: the threshold closes every new gate.
         """
-        A, B, gate = task.model.bank.direction(-1)
-        spared = {"params": [gate], "lr": self.lr if self.gate_lr is None else self.gate_lr, "weight_decay": 0.0}
-        groups: list[ParameterGroup] = [{"params": [A, B, *task.model.head.parameters()]}, spared]
-        made = ReachableOptimizer(self.optimization(groups).optimizer)
+        bank, gate_lr = task.model.bank, self.lr if self.gate_lr is None else self.gate_lr
+        groups = bank.groups(task.model.head.parameters(), gate_lr)
+        gate, made = bank.gate[-1], ReachableOptimizer(self.optimization(groups).optimizer)
 
         def threshold(step: int, steps: int) -> None:
             unit = made.optimizer.param_groups[1]["lr"] if self.threshold_unit == "lr" else 1.0

@@ -9,7 +9,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
-from cl_bench.contract.phase import ParameterGroup, Phase
+from cl_bench.contract.phase import ParameterGroup, Phase, ReachableOptimizer
 from cl_bench.contract.task import Scratch
 
 _MOMENTS = "moments."
@@ -51,8 +51,6 @@ def with_one_optimizer(phases: Sequence[Phase], scratch: Scratch) -> list[Phase]
 
 
 def _going_on(phase: Phase, scratch: Scratch, number: int) -> Phase:
-    made: list[torch.optim.Optimizer] = []
-
     def optimizer(groups: Sequence[ParameterGroup]) -> torch.optim.Optimizer:
         new = phase.optimizer(groups)
         states: dict[int, dict[str, Tensor]] = {}
@@ -62,14 +60,15 @@ def _going_on(phase: Phase, scratch: Scratch, number: int) -> Phase:
                 # Adam counts its steps on the host.
                 states.setdefault(int(index), {})[rest] = tensor if tensor.ndim else tensor.cpu()
         new.load_state_dict({**new.state_dict(), "state": states})
-        made[:] = [new]
         return new
+
+    made = ReachableOptimizer(optimizer)
 
     def keep(step: int, steps: int) -> None:
         if step == steps:
-            for index, values in made[0].state_dict()["state"].items():
+            for index, values in made.optimizer.state_dict()["state"].items():
                 scratch.update(
                     {f"{_MOMENTS}{index}.{name}": value for name, value in values.items() if isinstance(value, Tensor)}
                 )
 
-    return replace(phase, optimizer=optimizer, after_step=keep)
+    return replace(phase, optimizer=made, after_step=keep)

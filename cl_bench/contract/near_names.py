@@ -11,7 +11,7 @@ from difflib import SequenceMatcher
 from importlib.metadata import EntryPoints
 
 from cl_bench.contract import reading
-from cl_bench.errors import UserError
+from cl_bench.errors import UserError, unknown_name
 
 _CLOSE, _AS_CLOSE = 0.4, 0.7
 """Similarity of the first suggestion at least, and of the others."""
@@ -35,8 +35,8 @@ def unknown_method(
     ranked = sorted(papers, key=lambda one: (-scores[one], one))[:_MOST]
     close = [one for place, one in enumerate(ranked) if scores[one] >= (_AS_CLOSE if place else _CLOSE)]
     stated = "; ".join(f"'{one}' is {papers[one]}" for one in close if papers[one])
-    guess = f" Did you mean '{close[0]}'?{f' {stated}.' if stated else ''}" if close else ""
-    return UserError(f"unknown {kind} '{name}'; known: {', '.join(papers)}.{guess}{f' {hint}' if hint else ''}")
+    sentences = " ".join(sentence for sentence in (stated and f"{stated}.", hint) if sentence)
+    return unknown_name(kind, name, papers, sentences, close)
 
 
 def _paper(name: str, points: EntryPoints) -> str:

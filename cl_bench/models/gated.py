@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from cl_bench.models.lora import LoRABank
+from cl_bench.models.lora import LoRABank, Target
 
 
 class GatedBank(LoRABank):
@@ -19,6 +21,19 @@ class GatedBank(LoRABank):
 
     parts = ("A", "B", "gate")
     gate: nn.ParameterList
+
+    @staticmethod
+    def numbers(backbone: VisionTransformer, targets: Sequence[Target], rank: int) -> int:
+        """Number of parameters of one direction: those of LoRA, and r gates per block and projection."""
+        return LoRABank.numbers(backbone, targets, rank) + len(backbone.blocks) * len(targets) * rank
+
+    def groups(self, others: Iterable[nn.Parameter], gate_lr: float) -> list[dict[str, Any]]:
+        """Optimiser groups of the last direction: its factors with other parameters, then its gates.
+
+        Gates have a learning rate of their own and no weight decay, which would close them.
+        """
+        *factors, gate = self.direction(-1)
+        return [{"params": [*factors, *others]}, {"params": [gate], "lr": gate_lr, "weight_decay": 0.0}]
 
     def start(self, A: Tensor, B: Tensor, generator: torch.Generator) -> Sequence[Tensor]:
         return A, B, self.start_gates(A.shape[:3], generator)

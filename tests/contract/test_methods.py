@@ -52,6 +52,15 @@ COMMON: dict[str, Any] = {
     "align_restore": True,
 }
 
+# Those of the variants of LoRA.
+VARIANT: dict[str, Any] = COMMON | {
+    "optimizer": "adamw",
+    "lr": 0.001,
+    "rank": 8,
+    "targets": ["q", "v"],
+    "alpha": None,
+    "boundary": "continue",
+}
 SDLORA: dict[str, Any] = COMMON | {
     "rank": 10,
     "targets": ["q", "v"],
@@ -69,14 +78,8 @@ SDLORA: dict[str, Any] = COMMON | {
 PINNED: dict[str, tuple[int, dict[str, Any]]] = {
     "beamlora": (
         1,
-        COMMON
+        VARIANT
         | {
-            "optimizer": "adamw",
-            "lr": 0.001,
-            "rank": 8,
-            "targets": ["q", "v"],
-            "alpha": None,
-            "boundary": "continue",
             "temperature": 0.05,
             "share": 0.95,
             "operations": 12,
@@ -200,14 +203,8 @@ PINNED: dict[str, tuple[int, dict[str, Any]]] = {
     "linear": (1, COMMON),
     "lora-dropout": (
         1,
-        COMMON
+        VARIANT
         | {
-            "optimizer": "adamw",
-            "lr": 0.001,
-            "rank": 8,
-            "targets": ["q", "v"],
-            "alpha": None,
-            "boundary": "continue",
             "rate": 0.5,
             "instances": 1,
             "ensemble": 0,
@@ -218,13 +215,8 @@ PINNED: dict[str, tuple[int, dict[str, Any]]] = {
     ),
     "nlora": (
         1,
-        COMMON
+        VARIANT
         | {
-            "optimizer": "adamw",
-            "lr": 0.001,
-            "rank": 8,
-            "targets": ["q", "v"],
-            "alpha": None,
             "boundary": "stack",
             "sparsity": 0.4,
             "product": "AB",
@@ -240,13 +232,8 @@ PINNED: dict[str, tuple[int, dict[str, Any]]] = {
     ),
     "olora": (
         1,
-        COMMON
+        VARIANT
         | {
-            "optimizer": "adamw",
-            "lr": 0.001,
-            "rank": 8,
-            "targets": ["q", "v"],
-            "alpha": None,
             "boundary": "stack",
             "orthogonality": 0.5,
             "shrinkage": 0.0,
@@ -254,13 +241,9 @@ PINNED: dict[str, tuple[int, dict[str, Any]]] = {
     ),
     "duallora": (
         1,
-        COMMON
+        VARIANT
         | {
-            "optimizer": "adamw",
-            "lr": 0.001,
             "rank": 10,
-            "targets": ["q", "v"],
-            "alpha": None,
             "boundary": "stack",
             "rank_residual": 10,
             "basis_from": "cls",
@@ -278,14 +261,8 @@ PINNED: dict[str, tuple[int, dict[str, Any]]] = {
     ),
     "controlled-lora": (
         1,
-        COMMON
+        VARIANT
         | {
-            "optimizer": "adamw",
-            "lr": 0.001,
-            "rank": 8,
-            "targets": ["q", "v"],
-            "alpha": None,
-            "boundary": "continue",
             "subspace": None,
             "control": 1.0,
             "sides": "both",
@@ -294,14 +271,8 @@ PINNED: dict[str, tuple[int, dict[str, Any]]] = {
     ),
     "prilora": (
         1,
-        COMMON
+        VARIANT
         | {
-            "optimizer": "adamw",
-            "lr": 0.001,
-            "rank": 8,
-            "targets": ["q", "v"],
-            "alpha": None,
-            "boundary": "continue",
             "rank_first": None,
             "rounding": "nearest",
             "scale_by": "layer",
@@ -317,14 +288,8 @@ PINNED: dict[str, tuple[int, dict[str, Any]]] = {
     ),
     "prolora": (
         1,
-        COMMON
+        VARIANT
         | {
-            "optimizer": "adamw",
-            "lr": 0.001,
-            "rank": 8,
-            "targets": ["q", "v"],
-            "alpha": None,
-            "boundary": "continue",
             "unshared": 1,
             "share_a": 7,
             "share_b": 7,
@@ -335,13 +300,9 @@ PINNED: dict[str, tuple[int, dict[str, Any]]] = {
     ),
     "raclora": (
         1,
-        COMMON
+        VARIANT
         | {
-            "optimizer": "adamw",
-            "lr": 0.001,
             "rank": 2,
-            "targets": ["q", "v"],
-            "alpha": None,
             "boundary": "stack",
             "links": None,
             "sketch": "right",
@@ -403,14 +364,8 @@ PINNED: dict[str, tuple[int, dict[str, Any]]] = {
     ),
     "sora": (
         1,
-        COMMON
+        VARIANT
         | {
-            "optimizer": "adamw",
-            "lr": 0.001,
-            "rank": 8,
-            "targets": ["q", "v"],
-            "alpha": None,
-            "boundary": "continue",
             "gate_penalty": 10.0,
             "penalty_mean": True,
             "threshold": 0.0003,
@@ -424,13 +379,9 @@ PINNED: dict[str, tuple[int, dict[str, Any]]] = {
     ),
     "xgblora": (
         1,
-        COMMON
+        VARIANT
         | {
-            "optimizer": "adamw",
-            "lr": 0.001,
             "rank": 1,
-            "targets": ["q", "v"],
-            "alpha": None,
             "boundary": "stack",
             "links": None,
             "sketch": "right",
